@@ -1,0 +1,92 @@
+"""bfloat16 as a Zarr v3 data type, so that such checkpoints are stored without loss.
+
+zarr-python has no bfloat16 of its own but a registry for others' data types: importing this module registers one
+that reads as `ml_dtypes.bfloat16`. (Its entry-point group ``zarr.data_type`` is collected but never loaded in zarr
+3.1, so plain ``zarr.open`` of a bfloat16 array needs this import first.) The name and the encoding are those of the
+zarr-extensions registry, which TensorStore reads natively.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import ml_dtypes
+import numpy as np
+from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
+from zarr.core.dtype.wrapper import ZDType
+from zarr.dtype import data_type_registry
+
+__all__ = ["BFloat16"]
+
+_NATIVE = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
+    """The Zarr v3 data type ``bfloat16``; little-endian only, as every machine we run on."""
+
+    _zarr_v3_name: ClassVar[Literal["bfloat16"]] = "bfloat16"
+    dtype_cls = type(_NATIVE)
+
+    @classmethod
+    def from_native_dtype(cls, dtype: Any) -> Self:
+        """The Zarr data type of NumPy's; only `ml_dtypes.bfloat16` is taken."""
+        if dtype != _NATIVE:
+            raise DataTypeValidationError(f"not a bfloat16 data type: {dtype}")
+        return cls()
+
+    def to_native_dtype(self) -> Any:
+        """NumPy's name for it."""
+        return _NATIVE
+
+    @classmethod
+    def _from_json_v2(cls, data: Any) -> Self:
+        raise DataTypeValidationError("bfloat16 is a data type of Zarr v3 only")
+
+    @classmethod
+    def _from_json_v3(cls, data: Any) -> Self:
+        if data != cls._zarr_v3_name:
+            raise DataTypeValidationError(f"not a bfloat16 data type: {data}")
+        return cls()
+
+    def to_json(self, zarr_format: Literal[2, 3]) -> Any:
+        """Its name in ``zarr.json``."""
+        if zarr_format == 2:
+            raise DataTypeValidationError("bfloat16 is a data type of Zarr v3 only")
+        return self._zarr_v3_name
+
+    def _check_scalar(self, data: object) -> bool:
+        return isinstance(data, (int, float, np.floating, np.integer, ml_dtypes.bfloat16))
+
+    def cast_scalar(self, data: object) -> Any:
+        """A bfloat16 scalar of a number."""
+        if not self._check_scalar(data):
+            raise TypeError(f"cannot make a bfloat16 of {data!r}")
+        return _NATIVE.type(data)
+
+    def default_scalar(self) -> Any:
+        """Zero."""
+        return _NATIVE.type(0)
+
+    def from_json_scalar(self, data: Any, *, zarr_format: Literal[2, 3]) -> Any:
+        """A fill value: a number, or NaN and the infinities by name."""
+        return _NATIVE.type(float(data))
+
+    def to_json_scalar(self, data: Any, *, zarr_format: Literal[2, 3]) -> Any:
+        """A fill value as JSON: a number, or NaN and the infinities by name."""
+        value = float(data)
+        if math.isnan(value):
+            return "NaN"
+        if math.isinf(value):
+            return "Infinity" if value > 0 else "-Infinity"
+        return value
+
+    @property
+    def item_size(self) -> int:
+        """Bytes per element."""
+        return 2
+
+
+data_type_registry.register(BFloat16._zarr_v3_name, BFloat16)
