@@ -1,3 +1,72 @@
-"""pythia-dynamics: how the weights of language models move while they train."""
+"""pythia-dynamics: how the weights of language models move while they train.
+
+    import pythia_dynamics as pyd
+
+    history = pyd.fetch("70m")          # W_U at 143 steps, by byte range, into cache/
+    pyd.msd(history)                    # an xarray.Dataset over `step`
+
+Names are imported when they are first used: importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from pythia_dynamics.density import density
+    from pythia_dynamics.diffusion import msd, two_time
+    from pythia_dynamics.errors import PythiaDynError
+    from pythia_dynamics.fetch import fetch
+    from pythia_dynamics.history import History, open_history
+    from pythia_dynamics.order import order_parameter
+    from pythia_dynamics.perplexity.runner import perplexity
+    from pythia_dynamics.rank import covariance_rank
+    from pythia_dynamics.spectrum import spectrum
+    from pythia_dynamics.suites import resolve
+    from pythia_dynamics.train import train_suite
+
+_HOME = {
+    "History": "history",
+    "PythiaDynError": "errors",
+    "covariance_rank": "rank",
+    "density": "density",
+    "fetch": "fetch",
+    "msd": "diffusion",
+    "open_history": "history",
+    "order_parameter": "order",
+    "perplexity": "perplexity.runner",
+    "resolve": "suites",
+    "spectrum": "spectrum",
+    "train_suite": "train",
+    "two_time": "diffusion",
+}
+
+__all__ = [
+    "History",
+    "PythiaDynError",
+    "__version__",
+    "covariance_rank",
+    "density",
+    "fetch",
+    "msd",
+    "open_history",
+    "order_parameter",
+    "perplexity",
+    "resolve",
+    "spectrum",
+    "train_suite",
+    "two_time",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

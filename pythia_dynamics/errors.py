@@ -19,6 +19,7 @@ __all__ = [
     "PythiaDynError",
     "StoreError",
     "UnknownNameError",
+    "nearest",
 ]
 
 

@@ -19,7 +19,16 @@ from pythia_dynamics import suites
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.store import CHECKSUM_BYTES, Store
 
-__all__ = ["History", "Weights", "as_history", "cache_directory", "cached", "open_history"]
+__all__ = [
+    "History",
+    "Weights",
+    "as_history",
+    "cache_directory",
+    "cached",
+    "find_model",
+    "open_history",
+    "store_path",
+]
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -241,6 +250,19 @@ def cached(cache: Path | str | None = None) -> tuple[str, ...]:
     return tuple(sorted(path.name.removesuffix(".zarr") for path in cache_directory(cache).glob("[!.]*.zarr")))
 
 
+def find_model(model: str | Path, cache: Path | str | None = None) -> suites.Model:
+    """The model a name stands for: that of a store in the cache, else as `pythia_dynamics.suites.resolve`."""
+    here = cached(cache)
+    if str(model) in here:
+        return suites.resolve(Store.open(store_path(str(model), cache)).source)
+    return suites.resolve(model, known=here)
+
+
+def store_path(name: str, cache: Path | str | None = None) -> Path:
+    """Where the store of a model of that name is, or would be."""
+    return cache_directory(cache) / f"{name}.zarr"
+
+
 def open_history(
     model: str | Path, tensor: str | None = None, *, cache: Path | str | None = None, steps: str | None = None
 ) -> History:
@@ -250,12 +272,11 @@ def open_history(
     """
     path = Path(model)
     if path.suffix != ".zarr":
-        directory, here = cache_directory(cache), cached(cache)
-        name = str(model) if str(model) in here else suites.resolve(model, known=here).name
-        path = directory / f"{name}.zarr"
+        here = cached(cache)
+        path = store_path(str(model) if str(model) in here else suites.resolve(model, known=here).name, cache)
         if not path.exists():
             stores = f"; there: {', '.join(here)}" if here else ""
-            raise StoreError(f"{model} is not in {directory}{stores}; run pythia-dyn fetch --model {model}")
+            raise StoreError(f"{model} is not in {path.parent}{stores}; run pythia-dyn fetch --model {model}")
     history = History.from_store(Store.open(path), tensor)
     chosen = suites.parse_steps(steps) if steps is not None else None
     return history if chosen is None else history.select(chosen)

@@ -109,7 +109,7 @@ class Store:
         self.source = source
         self.name = path.name.removesuffix(".zarr")
         self._partial = path.with_name(f".{path.name}.partial")
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
         self._places: dict[int, int] = {}  # step → index and tensor → spec never change once given
         self._known: dict[str, TensorSpec] = {}
 

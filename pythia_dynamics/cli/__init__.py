@@ -1,0 +1,11 @@
+"""The command line ``pythia-dyn``: it composes the library and prints; nothing else prints.
+
+Heavy imports are made inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+from pythia_dynamics.cli import analyses, demo, perplexity, weights
+from pythia_dynamics.cli.app import main
+
+__all__ = ["analyses", "demo", "main", "perplexity", "weights"]

@@ -1,0 +1,130 @@
+"""Commands that answer a question about weights: density, msd, order, rank, spectrum."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pythia_dynamics.cli.app import (
+    Command,
+    Failure,
+    bar,
+    main,
+    model_names,
+    print_facts,
+    say,
+    say_outcome,
+    with_cache,
+    with_json,
+    with_models,
+    with_results,
+    with_steps,
+)
+
+__all__ = ["density", "msd", "order", "rank", "spectrum"]
+
+
+def _common(command: Command) -> Command:
+    """The options of every analysis, as `_answer` takes them."""
+    for option in (
+        with_json,
+        with_results,
+        with_cache,
+        click.option("--drop-padding", type=click.IntRange(1), help="Use only so many rows of the vocabulary."),
+        with_steps(None),
+        click.option("--tensor", default=None, help="Which tensor of the store.  [default: W_U]"),
+        with_models(required=False),
+    ):
+        command = option(command)
+    return command
+
+
+def _answer(
+    kind: str,
+    *,
+    models: tuple[str, ...],
+    tensor: str | None,
+    steps: str | None,
+    drop_padding: int | None,
+    cache: Path,
+    results: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run one analysis on every model, with `options` of its own, and print what came of it."""
+    from pythia_dynamics.history import open_history
+    from pythia_dynamics.pipeline import measure
+    from pythia_dynamics.results import Results
+    from pythia_dynamics.sweep import NonFiniteWarning
+
+    facts, spoilt = [], []
+    for name in model_names(models, cache):
+        history = open_history(name, tensor, cache=cache, steps=steps)
+        say(f"{history.name} ({history.provenance['source']}): {history.tensor}, {len(history.steps)} steps", as_json)
+        with bar(f"{history.name} {kind}") as progress, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            (outcome,) = measure(
+                history,
+                [kind],
+                Results(history.name, results),
+                options={kind: options},
+                drop_padding=drop_padding,
+                progress=progress,
+            )
+        spoilt += [str(item.message) for item in caught if item.category is NonFiniteWarning]
+        for item in caught:
+            say(f"  note: {item.message}", as_json or item.category is NonFiniteWarning)
+        say_outcome(outcome, as_json)
+        facts.append({"model": history.name, "files": outcome.files, "missing": dict(history.missing), **outcome.facts})
+    print_facts({kind: facts}, as_json)
+    if spoilt:
+        raise Failure("; ".join(spoilt) + " (all other steps are in the results)")
+
+
+@main.command()
+@click.option("--bins", type=click.IntRange(1), default=512, show_default=True, help="Bins of the density.")
+@_common
+def density(**options: Any) -> None:
+    """Weight density over training: exact counts, moments, Fig 2."""
+    _answer("density", **options)
+
+
+@main.command()
+@_common
+def msd(**options: Any) -> None:
+    """Mean squared displacement by both demeanings, each beside its null, Fig 3."""
+    _answer("msd", **options)
+
+
+@main.command()
+@click.option(
+    "--loss",
+    type=click.Path(exists=True, dir_okay=False),
+    default=None,
+    help="CSV with the columns step and loss (or nll_mean), such as perplexity-forward.csv.",
+)
+@_common
+def order(loss: str | None, **options: Any) -> None:
+    """Order parameter b = ‖W‖_F / d_model, and the loss against it where one is known."""
+    from pythia_dynamics.results import read_losses
+
+    _answer("order", loss=None if loss is None else read_losses(loss), **options)
+
+
+@main.command()
+@click.option("--draws", type=click.IntRange(1), default=8, show_default=True, help="Random batches per size.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the batches.")
+@_common
+def rank(**options: Any) -> None:
+    """Covariance rank of random projections, for batch sizes and tolerances, Fig 7."""
+    _answer("rank", **options)
+
+
+@main.command()
+@_common
+def spectrum(**options: Any) -> None:
+    """Singular values: entropy, effective and stable rank, condition number, power law."""
+    _answer("spectrum", **options)

@@ -1,0 +1,70 @@
+"""The command ``demo``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pythia_dynamics.cli.app import bar, main, print_facts, say, say_outcome, size, with_cache, with_json, with_results
+
+if TYPE_CHECKING:
+    from pythia_dynamics.progress import Progress
+
+__all__ = ["demo"]
+
+
+@main.command()
+@click.option(
+    "--corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text to train on instead."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@with_cache
+@with_results
+@with_json
+def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bool) -> None:
+    """Train a small suite on the spot and put it through everything; no network, three minutes."""
+    import time
+
+    began = time.monotonic()
+    say("loading torch and transformers …", as_json)
+    from pythia_dynamics import demo as the_demo
+    from pythia_dynamics import train
+
+    @contextmanager
+    def stage(label: str, unit: str) -> Iterator[Progress]:
+        start = time.monotonic()
+        with bar(label, unit) as progress:
+            yield progress
+        say(f"{label:22}{time.monotonic() - start:7.1f} s", as_json)
+
+    report = the_demo.run(
+        stage=stage,
+        text=train.read_text(corpus) if corpus else None,
+        plan=train.TrainingPlan(seed=seed),
+        cache=cache,
+        results=results,
+    )
+    losses = report.suite.losses
+    fetched = report.fetched
+    say(
+        f"\ntraining loss {losses[0][1]:.2f} → {losses[-1][1]:.2f} nats per token; {len(fetched.steps)} checkpoints in "
+        f"{report.suite.path}, their W_U in {fetched.path} ({size(fetched.bytes)} read)",
+        as_json,
+    )
+    facts: dict[str, Any] = {
+        "suite": report.suite.path,
+        "store": fetched.path,
+        "steps": len(fetched.steps),
+        "loss": {"first": losses[0][1], "last": losses[-1][1]},
+        "seconds": time.monotonic() - began,
+    }
+    for outcome in report.outcomes:
+        say(f"\n{outcome.kind}", as_json)
+        say_outcome(outcome, as_json)
+        facts[outcome.kind] = {"files": outcome.files, **outcome.facts}
+    say(f"\n{len(report.files)} files in {results / the_demo.NAME}, {time.monotonic() - began:.0f} s in all", as_json)
+    print_facts(facts, as_json)

@@ -1,0 +1,360 @@
+"""The density of the weights over training (Garden of Forking Paths, Fig 2), from exact counts of every value.
+
+A 16-bit float has 65,536 codes. Counting them once, exactly, gives every binning, quantile and moment afterwards
+without reading the weights again. float32 and float64 weights are counted after rounding to float16; their moments,
+least and greatest value come from the values themselves, in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_dynamics import kernels
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.history import History, as_history
+from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.sweep import Frames, sweep, warn_missing
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["MODES_METHOD", "QUANTILES", "Counts", "Moments", "count_modes", "density", "from_counts"]
+
+CODES = 1 << 16
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+MODES_METHOD = (
+    "local maxima of the Gaussian kernel density estimate with Silverman's bandwidth 0.9 min(σ, IQR/1.34) n^(-1/5) "
+    "(Silverman 1986, eq. 3.31) that stand out by at least 5 % of the highest (topographic prominence)"
+)
+_PROMINENCE = 0.05
+_CELLS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of T' frames of `size` weights each: arrays of shape (T',), NaN where any weight is not finite.
+
+    `std` is the population's, `kurtosis` the excess over a Gaussian's; `nonfinite` counts weights.
+    """
+
+    size: int
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    skewness: NDArray[np.float64]
+    kurtosis: NDArray[np.float64]
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+    nonfinite: NDArray[np.float64]
+
+    @property
+    def bimodality(self) -> NDArray[np.float64]:
+        """Sarle's coefficient (g₁² + 1) / (g₂ + 3(n−1)²/((n−2)(n−3))): 1/3 for a Gaussian, 5/9 for a uniform density,
+        1 for two points; NaN for fewer than four weights."""
+        n = self.size
+        if n < 4:
+            return np.full_like(self.mean, np.nan)
+        return (self.skewness**2 + 1) / (self.kurtosis + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3)))
+
+    @property
+    def square_sum(self) -> NDArray[np.float64]:
+        """Σ_k w², the squared Frobenius norm."""
+        return self.size * (self.std**2 + self.mean**2)
+
+
+@dataclass
+class Counts:
+    """Accumulator of how often each 16-bit code occurs at each step; exact.
+
+    `table` is uint32 of shape (T', 65536); the codes are those of bfloat16 for such weights, of float16 for all
+    others. For float32 and float64 weights (`direct`), also power sums in float64 about `shift`, one set per slab.
+    """
+
+    couples: ClassVar[bool] = False
+
+    size: int = 0
+    dtype: np.dtype[Any] = field(default=np.dtype(np.float16))
+    direct: bool = False
+    indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    shift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    table: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, CODES), np.uint32))
+    sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+
+    def begin(self, frames: Frames) -> Self:
+        """An empty table for these frames."""
+        if frames.size >= 1 << 32:
+            raise PythiaDynError(f"a frame of {frames.size} weights is too large to count in 32 bits")
+        direct = frames.like.dtype.kind == "f"
+        return type(self)(
+            size=frames.size,
+            dtype=frames.history.dtype,
+            direct=direct,
+            indices=frames.indices,
+            shift=frames.rough_means() if direct else np.zeros(len(frames)),
+            table=np.zeros((len(frames), CODES), np.uint32),
+        )
+
+    def fork(self) -> Self:
+        """An empty copy."""
+        return replace(self, table=np.zeros_like(self.table), sums={})
+
+    def update(self, frames: Frames, start: int, stop: int) -> None:
+        """Count the weights `start` to `stop` of every frame."""
+        if not self.direct:
+            offset, size = np.uint64(2 * start), stop - start
+            for row, address in zip(self.table, frames.addresses, strict=True):
+                kernels.count_codes(address + offset, size, row)
+            return
+        codes = np.empty(stop - start, np.uint16)
+        partial = np.empty((len(frames), 7))
+        for t, row in enumerate(self.table):
+            values = frames.arrays[t][start:stop]
+            partial[t] = kernels.power_sums(values, self.shift[t])
+            if values.dtype == np.float32:
+                kernels.narrow(values, codes)
+            else:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    codes[:] = values.astype(np.float16).view(np.uint16)
+            kernels.count_codes(np.uint64(codes.ctypes.data), len(codes), row)
+        self.sums[start] = partial
+
+    def merge(self, other: Self) -> None:
+        """Add another's counts."""
+        self.table += other.table
+        self.sums |= other.sums
+
+    def suspects(self) -> NDArray[np.bool_]:
+        """Which frames hold weights that are not finite: all of them are counted, so this is certain."""
+        return self._nonfinite() > 0
+
+    @property
+    def code_values(self) -> NDArray[np.float64]:
+        """The number behind each of the 65,536 codes."""
+        return _code_values(bfloat=self.dtype == ml_dtypes.bfloat16)
+
+    def _nonfinite(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64]
+        if self.direct:
+            found = np.sum([partial[:, 6] for partial in self.sums.values()], axis=0).astype(np.int64)
+        else:
+            found = self.table[:, ~np.isfinite(self.code_values)].sum(axis=1, dtype=np.int64)
+        return found
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Moments in float64, exact up to the rounding of the last few additions. Final: ask when all is counted."""
+        return self._moments_of_values() if self.direct else self._moments_of_codes()
+
+    def occurring(self) -> NDArray[np.intp]:
+        """The codes of finite values that occur at any step, in the order of the values."""
+        seen = np.flatnonzero(self.table.any(axis=0))
+        seen = seen[np.isfinite(self.code_values[seen])]
+        return seen[np.argsort(self.code_values[seen], kind="stable")]
+
+    def _moments_of_codes(self) -> Moments:
+        values = np.where(np.isfinite(self.code_values), self.code_values, 0)
+        rows = np.empty((len(self.table), 6))
+        for row, counts in zip(rows, self.table, strict=True):
+            row[:] = kernels.counted_moments(values, counts)
+        return _moments(self.size, rows, self._nonfinite())
+
+    def _moments_of_values(self) -> Moments:
+        n = self.size
+        partials = np.array([self.sums[start] for start in sorted(self.sums)])
+        s1, s2, s3, s4 = np.moveaxis(partials[..., :4].sum(axis=0), -1, 0) / n
+        with np.errstate(all="ignore"):
+            m2 = np.maximum(s2 - s1**2, 0)
+            m3 = s3 - 3 * s1 * s2 + 2 * s1**3
+            m4 = s4 - 4 * s1 * s3 + 6 * s1**2 * s2 - 3 * s1**4
+        rows = (self.shift + s1, m2, m3, m4, partials[..., 4].min(axis=0), partials[..., 5].max(axis=0))
+        return _moments(n, np.stack(rows, axis=1), self._nonfinite())
+
+
+@functools.cache
+def _code_values(*, bfloat: bool) -> NDArray[np.float64]:
+    codes = np.arange(CODES, dtype=np.uint16).view(ml_dtypes.bfloat16 if bfloat else np.float16)
+    with np.errstate(invalid="ignore"):  # a signalling NaN says so when it is widened
+        values: NDArray[np.float64] = codes.astype(np.float64)
+    values.flags.writeable = False
+    return values
+
+
+def _moments(n: int, rows: NDArray[np.float64], nonfinite: NDArray[np.int64]) -> Moments:
+    rows = np.where((nonfinite > 0)[:, None], np.nan, rows)
+    mean, m2, m3, m4, least, greatest = rows.T
+    with np.errstate(all="ignore"):
+        skewness, kurtosis = m3 / m2**1.5, m4 / m2**2 - 3
+    return Moments(
+        n,
+        mean=mean,
+        std=np.sqrt(m2),
+        skewness=skewness,
+        kurtosis=kurtosis,
+        min=least,
+        max=greatest,
+        nonfinite=nonfinite.astype(np.float64),
+    )
+
+
+def density(
+    history: Any,
+    *,
+    bins: int | Sequence[float] | NDArray[Any] = 512,
+    quantiles: Sequence[float] = QUANTILES,
+    drop_padding: int | None = None,
+    threads: int | None = None,
+    executor: Executor | None = None,
+    progress: Progress = silent,
+) -> xr.Dataset:
+    """Density, quantiles, moments and number of modes of the weights at every step.
+
+    `bins` is a number of equal bins from the least to the greatest finite weight of the history, or their edges, which
+    count as in `numpy.histogram`: half open, the last one closed, what lies outside is not counted. `drop_padding` is
+    the number of rows (vocabulary entries) to keep.
+
+    Returns a dataset over `step`:
+
+    * `histogram` (step, weight), exact counts as float64, and `density`, the same over N times the bin width; `weight`
+      is the middle of a bin, `weight_low` and `weight_high` its edges;
+    * `counts` (step, value): exact counts of every 16-bit value that occurs (zero rows where a step is missing);
+    * `weight_quantile` (step, quantile): the least value whose cumulated count reaches the quantile (NumPy's
+      ``inverted_cdf``);
+    * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
+      (number of weights) and `modes` (see `MODES_METHOD`).
+
+    Missing steps are NaN. At a step with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
+    """
+    history = as_history(history)
+    warn_missing(history)
+    (counts,) = sweep(
+        history, [Counts()], drop_padding=drop_padding, threads=threads, executor=executor, progress=progress
+    )
+    return from_counts(history, counts, bins=bins, quantiles=quantiles)
+
+
+def from_counts(
+    history: History,
+    counts: Counts,
+    *,
+    bins: int | Sequence[float] | NDArray[Any] = 512,
+    quantiles: Sequence[float] = QUANTILES,
+) -> xr.Dataset:
+    """The dataset of `density` from counts already made."""
+    import xarray as xr
+
+    levels = np.asarray(quantiles, dtype=np.float64)
+    if np.any((levels < 0) | (levels > 1)):
+        raise PythiaDynError(f"quantiles lie between 0 and 1; got {list(quantiles)}")
+    steps = len(history.steps)
+    codes = counts.occurring()
+    values, table = counts.code_values[codes], counts.table[:, codes]
+    edges = _edges(values, bins)
+    # values are sorted, so a bin is a difference of cumulated counts; the last bin is closed
+    borders = np.searchsorted(values, edges)
+    borders[-1] = np.searchsorted(values, edges[-1], side="right")
+    histogram = np.full((steps, len(edges) - 1), np.nan)
+    full = np.zeros((steps, len(values)), np.uint32)
+    full[counts.indices] = table
+    levels_of = np.full((steps, len(levels)), np.nan)
+    modes = np.full(steps, np.nan)
+    moments = counts.moments
+    for t, row, bad, spread in zip(counts.indices, table, moments.nonfinite, moments.std, strict=True):
+        cumulated = np.append(0, np.cumsum(row, dtype=np.int64))
+        histogram[t] = np.diff(cumulated[borders])
+        if not bad:
+            levels_of[t] = _quantiles(values, cumulated, levels)
+            modes[t] = _modes(values, cumulated, spread)
+    columns = {
+        "mean": ("mean weight", moments.mean),
+        "std": ("standard deviation of the weights", moments.std),
+        "skewness": ("skewness", moments.skewness),
+        "kurtosis": ("excess kurtosis", moments.kurtosis),
+        "bimodality": ("Sarle's bimodality coefficient", moments.bimodality),
+        "min": ("least weight", moments.min),
+        "max": ("greatest weight", moments.max),
+        "nonfinite": ("number of weights that are not finite", moments.nonfinite),
+    }
+    data: dict[str, Any] = {
+        "histogram": (("step", "weight"), histogram, {"long_name": "number of weights in the bin", "units": "1"}),
+        "density": (
+            ("step", "weight"),
+            histogram / (counts.size * np.diff(edges)),
+            {"long_name": "density of the weights", "units": "1"},
+        ),
+        "counts": (("step", "value"), full, {"long_name": "number of weights of this value", "units": "1"}),
+        "weight_quantile": (("step", "quantile"), levels_of, {"long_name": "quantile of the weights", "units": "1"}),
+        "modes": ("step", modes, {"long_name": "number of modes", "units": "1", "method": MODES_METHOD}),
+    }
+    for name, (label, column) in columns.items():
+        spread = np.full(steps, np.nan)
+        spread[counts.indices] = column
+        data[name] = ("step", spread, {"long_name": label, "units": "1"})
+    rounding = "float16" if counts.direct else "none"
+    return xr.Dataset(
+        data,
+        coords={
+            "step": history.steps,
+            "weight": (edges[1:] + edges[:-1]) / 2,
+            "weight_low": ("weight", edges[:-1]),
+            "weight_high": ("weight", edges[1:]),
+            "value": values,
+            "quantile": levels,
+        },
+        attrs={**history.provenance, "weights_per_step": counts.size, "rounding_before_counting": rounding},
+    )
+
+
+def count_modes(values: NDArray[np.float64], counts: NDArray[Any]) -> int:
+    """The number of modes of a density given as counts of sorted values, by `MODES_METHOD`. One value is one mode."""
+    weights = counts / counts.sum()
+    spread = np.sqrt(np.sum(weights * (values - np.sum(weights * values)) ** 2))
+    return _modes(values, np.append(0, np.cumsum(counts, dtype=np.int64)), float(spread))
+
+
+def _modes(values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: float) -> int:
+    """The same from cumulated counts and the standard deviation."""
+    from scipy.ndimage import gaussian_filter1d
+    from scipy.signal import find_peaks
+
+    low, q1, q3, high = _quantiles(values, cumulated, np.array([0.0005, 0.25, 0.75, 0.9995]))
+    narrow = min(spread, (q3 - q1) / 1.34) or spread
+    width = 0.9 * narrow * float(cumulated[-1]) ** -0.2
+    if width == 0:
+        return 1
+    low, high = low - 4 * width, high + 4 * width
+    cells = int(min(max(np.ceil((high - low) / (width / 4)), 16), _CELLS))
+    grid = np.diff(cumulated[np.searchsorted(values, np.linspace(low, high, cells + 1))]).astype(np.float64)
+    smooth = gaussian_filter1d(grid, width * cells / (high - low), mode="constant", truncate=6)
+    peaks, _ = find_peaks(smooth, prominence=_PROMINENCE * smooth.max())
+    return max(len(peaks), 1)
+
+
+def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
+    if isinstance(bins, (int, np.integer)):
+        if bins < 1:
+            raise PythiaDynError(f"the number of bins must be at least 1; got {bins}")
+        low, high = (values[0], values[-1]) if len(values) else (0.0, 1.0)
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        return np.linspace(low, high, int(bins) + 1)
+    edges = np.asarray(bins, dtype=np.float64)
+    if edges.ndim != 1 or len(edges) < 2 or np.any(np.diff(edges) <= 0):
+        raise PythiaDynError("bin edges must be at least two increasing numbers")
+    return edges
+
+
+def _quantiles(
+    values: NDArray[np.float64], cumulated: NDArray[np.int64], levels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The least value at which the cumulated count (from 0 on) reaches each level; for level 0 the least there is."""
+    least = np.searchsorted(cumulated[1:], 0, side="right")
+    places = np.searchsorted(cumulated[1:], levels * cumulated[-1])
+    chosen: NDArray[np.float64] = values[np.clip(places, least, len(values) - 1)]
+    return chosen

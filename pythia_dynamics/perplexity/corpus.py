@@ -1,0 +1,150 @@
+"""The text a perplexity is measured on: LAMBADA, or a file; and the tokenizer of a checkpoint.
+
+The paper takes the first 500 passages of the LAMBADA test set (Paperno et al. 2016); `EleutherAI/lambada_openai`
+is OpenAI's re-processed variant, which lm-evaluation-harness and the published Pythia results use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pythia_dynamics.errors import CheckpointError, CorpusError, UnknownNameError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["DATASETS", "Corpus", "load_corpus", "load_tokenizer"]
+
+DATASETS: Mapping[str, str] = {
+    "lambada": "EleutherAI/lambada_openai",
+    "EleutherAI/lambada_openai": "EleutherAI/lambada_openai",
+    "cimec/lambada": "cimec/lambada",
+}
+"""Names `load_corpus` knows, and the data set of the Hub each stands for (its ``test`` split is taken)."""
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_OFFLINE_HINT = "give a file instead: --corpus FILE (.jsonl with a `text` field, or plain text, a passage a line)"
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Passages in their order, where they came from, and what identifies them.
+
+    A passage may be empty: the engines count it as unscored, so that nothing disappears on the way.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    provenance: Mapping[str, str | int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise CorpusError(f"corpus {self.name} holds no passage; give a text with at least one")
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the passages and the boundaries between them."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            data = text.encode("utf-8", errors="surrogatepass")
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.hexdigest()
+
+
+def load_corpus(spec: str | Path | Corpus = "lambada", *, limit: int | None = 500) -> Corpus:
+    """The first `limit` passages of a corpus (None: all of them).
+
+    `spec` is ``"lambada"``, ``"cimec/lambada"``, or a file: ``.jsonl`` with a ``text`` field in every line, anything
+    else plain UTF-8 text with a passage a line, in which blank lines only separate. A `Corpus` passes through.
+
+    Raises `CorpusError` where the text cannot be had, `UnknownNameError` for a name that is neither.
+    """
+    if limit is not None and limit < 1:
+        raise CorpusError(f"limit must be at least 1 passage, not {limit}")
+    if isinstance(spec, Corpus):
+        return Corpus(spec.name, spec.texts[:limit], spec.provenance)
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return _from_file(path, limit)
+    name = str(spec)
+    if not isinstance(spec, Path) and name in DATASETS:
+        return _from_hub(DATASETS[name], limit)
+    if isinstance(spec, Path) or path.suffix or name.startswith((".", "/", "~")):
+        raise CorpusError(f"no corpus file {spec}; {_OFFLINE_HINT}")
+    raise UnknownNameError("corpus", name, DATASETS)
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, from its ``tokenizer.json``; `CheckpointError` where there is none.
+
+    Texts are encoded with ``add_special_tokens=False``: no token is scored that is not in the text.
+    """
+    from tokenizers import Tokenizer
+
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise CheckpointError(f"no tokenizer.json in {directory}; perplexity needs the tokenizer beside the weights")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for whatever it cannot parse
+        raise CheckpointError(f"cannot read {file}: {error}") from error
+    # Truncation and padding stored in the file are settings of somebody else's training run.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _from_file(path: Path, limit: int | None) -> Corpus:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorpusError(f"cannot read {path} as UTF-8 text: {error}") from error
+    passages = _json_texts(path, content) if path.suffix.lower() in _JSON_LINES else _plain_texts(content)
+    texts = tuple(text for _, text in zip(range(limit), passages, strict=False)) if limit else tuple(passages)
+    if not texts:
+        raise CorpusError(f"{path} holds no passage; {_OFFLINE_HINT}")
+    return Corpus(path.name, texts, {"corpus_file": path.name, "corpus_passages": len(texts)})
+
+
+def _plain_texts(content: str) -> Iterator[str]:
+    # Not splitlines(): that also breaks at form feeds and Unicode separators, which occur inside passages.
+    return (line.strip() for line in content.split("\n") if line.strip())
+
+
+def _json_texts(path: Path, content: str) -> Iterator[str]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CorpusError(f"{path}, line {number} is not JSON: {error.msg}") from error
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise CorpusError(f"{path}, line {number} has no string field `text`")
+        yield text
+
+
+def _from_hub(repository: str, limit: int | None) -> Corpus:
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        split = datasets.load_dataset(repository, split="test")
+        texts = tuple(split["text"][:limit])
+    except Exception as error:  # `datasets` lets every error of its own dependencies through
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CorpusError(f"cannot load {repository}: {reason}; {_OFFLINE_HINT}") from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    return Corpus(
+        repository, texts, {"corpus_dataset": repository, "corpus_split": "test", "corpus_passages": len(texts)}
+    )

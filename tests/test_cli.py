@@ -1,0 +1,221 @@
+"""The command line as a person meets it: exit status, one line on stderr, nothing half-written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from checkpoints import HEAD, checkpoint, state
+from click.testing import CliRunner, Result
+from hubserver import HubServer
+
+from pythia_dynamics.cli import main
+
+STEPS = (1000, 2000, 3000, 4000)
+Run = Callable[..., Result]
+
+
+def write(directory: Path, step: int, *, nan: bool = False, head: bool = True) -> None:
+    tensors = state(step, vocab=64, d_model=16)
+    if nan:
+        tensors[HEAD][3, 5] = float("nan")
+    if not head:
+        del tensors[HEAD]
+    folder = directory / f"step{step}"
+    folder.mkdir(parents=True)
+    for name, content in checkpoint(tensors).items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    for step in STEPS:
+        write(tmp_path / "walk", step)
+    return tmp_path / "walk"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    environment = {"PYTHIA_DYN_CACHE": str(tmp_path / "cache"), "PYTHIA_DYN_RESULTS": str(tmp_path / "results")}
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner(env=environment).invoke(main, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+def succeeds(result: Result) -> str:
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def fails(result: Result) -> str:
+    """The one line on stderr of a command that failed as it should."""
+    assert result.exit_code == 1, (result.stdout, result.stderr, result.exception)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("pythia-dyn: ")
+    return line
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+# -- the way it should go -------------------------------------------------------------------------------------
+
+
+def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> None:
+    assert "4 steps fetched" in succeeds(run("fetch", "--model", suite))
+    assert "0 steps fetched, 4 were there" in succeeds(run("fetch", "--model", suite))
+    assert "walk  embed_out.weight float16[64, 16]  4 steps" in succeeds(run("ls"))
+    assert "4 steps whole, 0 damaged" in succeeds(run("verify"))
+    out = tmp_path / "results" / "walk"
+    for kind, table in (("density", "moments"), ("msd", "msd"), ("order", "order"), ("rank", "rank")):
+        assert str(out / f"{table}.csv") in succeeds(run(kind, "--model", "walk"))
+        assert (out / f"{kind}.png").stat().st_size > 5000
+        assert (out / f"{kind}.svg").read_text().lstrip().startswith("<?xml")
+    succeeds(run("spectrum"))
+    assert (out / "msd.csv").read_text().splitlines()[0] == ("step,msd,msd_null,msd_time,msd_time_null,displacement")
+    assert [line.split(",")[0] for line in (out / "order.csv").read_text().splitlines()[1:]] == list(map(str, STEPS))
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["msd"]["source"] == str(suite.resolve())
+
+
+def test_facts_as_json(run: Run, suite: Path) -> None:
+    fetched = json.loads(succeeds(run("fetch", "--model", suite, "--json")))["fetch"][0]
+    assert fetched["fetched"] == list(STEPS)
+    (fact,) = json.loads(succeeds(run("order", "--model", "walk", "--json")))["order"]
+    weights = np.stack([state(step, vocab=64, d_model=16)[HEAD].numpy().astype(np.float64) for step in STEPS])
+    assert fact["first"] == pytest.approx(np.linalg.norm(weights[0]) / 16, rel=1e-6)
+    assert fact["last"] == pytest.approx(np.linalg.norm(weights[-1]) / 16, rel=1e-6)
+    (stored,) = json.loads(succeeds(run("ls", "--json")))["stores"]
+    assert stored["steps"] == list(STEPS)
+
+
+def test_order_takes_a_loss(run: Run, suite: Path, tmp_path: Path) -> None:
+    run("fetch", "--model", suite)
+    (tmp_path / "loss.csv").write_text("step,loss\n1000,3.0\n2000,2.5\n4000,2.0\n")
+    succeeds(run("order", "--model", "walk", "--loss", tmp_path / "loss.csv"))
+    rows = (tmp_path / "results" / "walk" / "order.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    assert [row.split(",")[header.index("loss")] for row in rows[1:]] == ["3.0", "2.5", "", "2.0"]
+
+
+def test_steps_may_be_chosen(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite, "--steps", "1000,3000"))
+    assert "2 steps" in succeeds(run("ls"))
+    succeeds(run("msd", "--steps", "1000"))
+    assert len((tmp_path / "results" / "walk" / "msd.csv").read_text().splitlines()) == 2
+
+
+def test_fetch_from_a_hub(run: Run, hub: HubServer) -> None:
+    hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in STEPS})
+    assert "4 steps fetched" in succeeds(run("fetch", "--model", "org/tiny", "--workers", "2"))
+    assert "from org/tiny" in succeeds(run("ls", "--model", "tiny"))
+
+
+def test_help_names_every_command(run: Run) -> None:
+    text = succeeds(run("--help"))
+    for name in ("fetch", "ls", "verify", "density", "msd", "order", "rank", "spectrum", "perplexity", "demo"):
+        assert f"  {name} " in text
+        assert "--json" in succeeds(run(name, "--help"))
+    assert succeeds(run("--version")).startswith("pythia-dyn, version ")
+
+
+# -- bad input ------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_list_the_nearest(run: Run, suite: Path, tmp_path: Path) -> None:
+    assert "no model '70n'; did you mean 70m" in fails(run("fetch", "--model", "70n"))
+    assert "no model '70n'; did you mean 70m" in fails(run("msd", "--model", "70n"))
+    line = fails(run("fetch", "--model", suite, "--tensor", "embed_uot.weight"))
+    assert "no tensor 'embed_uot.weight'" in line
+    assert "did you mean embed_out.weight" in line
+    assert not list((tmp_path / "cache").glob("*")) or "walk.zarr" not in {
+        p.name for p in (tmp_path / "cache").iterdir()
+    }
+    succeeds(run("fetch", "--model", suite))
+    assert "did you mean embed_out.weight" in fails(run("msd", "--tensor", "embed_out"))
+    assert run("fetch").exit_code == 2
+    assert run("nonsense").exit_code == 2
+
+
+def test_an_empty_cache_says_what_to_do(run: Run) -> None:
+    for command in ("msd", "ls", "verify", "perplexity"):
+        assert "run pythia-dyn fetch" in fails(run(command))
+    assert "run pythia-dyn fetch --model 70m" in fails(run("msd", "--model", "70m"))
+
+
+def test_directories_without_checkpoints(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "is empty; it should hold step1000/" in fails(run("fetch", "--model", tmp_path / "empty"))
+    assert "no directory" in fails(run("fetch", "--model", tmp_path / "absent"))
+    assert not list((tmp_path / "cache").glob("*.zarr"))
+
+
+def test_steps_that_are_not_there(run: Run, suite: Path, tmp_path: Path) -> None:
+    line = fails(run("fetch", "--model", suite, "--steps", "1500"))
+    assert "no step 1500" in line.replace("'", "")
+    assert "did you mean 1000 or 2000" in line
+    assert not list((tmp_path / "cache").glob("*.zarr"))
+    result = run("fetch", "--model", suite, "--steps", "1000,1500")
+    assert "some steps could not be fetched" in fails(result)
+    assert "missing 1500" in result.stdout
+    assert "no step 2000 in walk" in fails(run("msd", "--steps", "2000")).replace("'", "")
+
+
+def test_a_checkpoint_without_the_tensor_is_a_gap(run: Run, suite: Path, tmp_path: Path) -> None:
+    write(suite, 5000, head=False)
+    result = run("fetch", "--model", suite)
+    assert "some steps could not be fetched" in fails(result)
+    assert "4 steps fetched" in result.stdout
+    assert "missing 5000" in result.stdout
+    result = run("msd")
+    assert result.exit_code == 0
+    last = (tmp_path / "results" / "walk" / "msd.csv").read_text().splitlines()[-1]
+    assert last == "5000,,,,,"
+
+
+def test_foreign_and_damaged_stores(run: Run, suite: Path, tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "cache" / "walk.zarr")
+    before = files(tmp_path / "cache" / "walk.zarr")
+    for command in ("fetch", "msd"):
+        assert "not a weight store of pythia-dyn" in fails(run(command, "--model", suite))
+    assert files(tmp_path / "cache" / "walk.zarr") == before
+
+
+def test_a_damaged_chunk_is_named_and_fetched_again(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    store = tmp_path / "cache" / "walk.zarr"
+    whole = files(store)
+    chunk = store / HEAD / "c" / "1" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    assert "step 2000" in fails(run("msd"))
+    assert not (tmp_path / "results" / "walk" / "msd.csv").exists()
+    assert "1 chunks are damaged" in fails(run("verify"))
+    assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
+    assert files(store)[str(chunk)] == whole[str(chunk)]
+    flipped = bytearray(chunk.read_bytes())
+    flipped[7] ^= 1
+    chunk.write_bytes(flipped)
+    result = run("verify")
+    assert "1 chunks are damaged" in fails(result)
+    assert "step 2000" in result.stdout
+
+
+def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, suite: Path, tmp_path: Path) -> None:
+    write(suite, 2500, nan=True)
+    succeeds(run("fetch", "--model", suite))
+    for kind, table in (("density", "moments"), ("msd", "msd"), ("order", "order")):
+        line = fails(run(kind))
+        assert "not finite" in line
+        assert "2500" in line
+        rows = (tmp_path / "results" / "walk" / f"{table}.csv").read_text().splitlines()
+        assert len(rows) == 6
+        bad, good = rows[3].split(","), rows[4].split(",")
+        assert (bad[0], bad[1]) == ("2500", "")
+        assert good[0] == "3000"
+        assert np.isfinite(float(good[1]))
