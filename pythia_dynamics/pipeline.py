@@ -153,8 +153,8 @@ def _msd_facts(dataset: xr.Dataset) -> Facts:
         beyond = dataset[kind].attrs.get("peak_over_null_step")
         facts[kind] = {"peak_step": peak, "peak_over_null_step": beyond, "null_peak_step": _peak(dataset, kind)}
         sentences.append(
-            f"{label}, MSD peaks at {_step(peak)}, its null at {_step(_peak(dataset, kind))}, "
-            f"their ratio at {_step(beyond)}"
+            f"{label}, the MSD peaks {_where(peak)}, its null {_where(_peak(dataset, kind))}, "
+            f"their ratio {_where(beyond)}"
         )
     return "; ".join(sentences), facts
 
@@ -206,5 +206,5 @@ def _peak(dataset: xr.Dataset, kind: str) -> int | None:
     return interior_peak(dataset["step"].to_numpy(), dataset[f"{kind}_null"].to_numpy())
 
 
-def _step(step: int | None) -> str:
-    return "no interior step" if step is None else f"step {step}"
+def _where(step: int | None) -> str:
+    return "at no step between the ends" if step is None else f"at step {step}"

@@ -125,3 +125,14 @@ def test_a_device_of_torch_gives_the_same(dtype):
     sigma = np.linalg.svd(w[0].astype(np.float64), compute_uv=False)
     np.testing.assert_allclose(result["singular_values"][0], sigma, rtol=1e-9)
     assert np.isnan(result["singular_values"][1]).all()
+
+
+def test_the_numbers_are_those_of_weightwatcher():
+    # what WeightWatcher 0.7.7 says of this matrix (analyze with max_N raised)
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((4000, 128)) * np.linspace(1, 0.1, 128) * 0.05 + 0.02 * rng.standard_normal(128)
+    result = spectrum(w[None].astype(np.float32)).isel(step=0)
+    assert float(result["alpha"]) == pytest.approx(3.128377, abs=1e-6)
+    assert float(result["stable_rank"]) == pytest.approx(3.182883, abs=1e-6)
+    assert float(result["singular_values"][0]) == pytest.approx(14.716612, abs=1e-6)
+    assert float(result["singular_values"][-1]) == pytest.approx(0.328607, abs=1e-6)

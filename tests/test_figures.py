@@ -1,0 +1,91 @@
+"""Figures show what the result says, and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pythia_dynamics import figures
+from pythia_dynamics.analyse import analyse
+from pythia_dynamics.history import History
+
+STEPS = np.array([0, 1, 2, 4, 1000, 2000, 3000])
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, xr.Dataset]:
+    walk = np.cumsum(np.random.default_rng(0).normal(size=(7, 40, 12)), axis=0).astype(np.float16)
+    with pytest.warns(UserWarning, match="lacks step 1000"):
+        return analyse(
+            History.from_array(walk, STEPS, missing={1000: "lost"}), options={"order": {"loss": np.arange(7.0)[::-1]}}
+        )
+
+
+def test_msd_shows_the_curves_the_nulls_and_the_gap(results: dict[str, xr.Dataset]) -> None:
+    with figures.sheet() as (_, ax):
+        figures.msd(ax, results["msd"], name="walk")
+        curves = [line for line in ax.lines if len(line.get_xdata()) == 7]
+        assert len(curves) == 4
+        for line, name in zip(curves, ("msd", "msd_null", "msd_time", "msd_time_null"), strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), results["msd"][name])
+            assert np.isnan(line.get_ydata()[4])
+        assert [line.get_linestyle() for line in curves] == ["-", "--", "-", "--"]
+        assert ax.get_xlabel() == "training step"
+
+
+def test_a_peak_at_the_end_is_no_peak() -> None:
+    rising = xr.Dataset({name: ("step", np.arange(1.0, 8.0)) for name in ("msd", "msd_null", "msd_time_null")})
+    rising = rising.assign_coords(step=STEPS)
+    rising["msd_time"] = ("step", np.array([1.0, 2, 3, 9, 3, 2, 1]))
+    with figures.sheet() as (_, ax):
+        figures.msd(ax, rising)
+        verticals = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
+    assert verticals == [4]
+
+
+def test_density_cells_lie_where_the_steps_are(results: dict[str, xr.Dataset]) -> None:
+    with figures.sheet() as (_, ax):
+        figures.density(ax, results["density"])
+        (mesh,) = ax.collections
+        borders = mesh.get_coordinates()[0, :, 0]
+    np.testing.assert_array_equal(borders, [-0.5, 0.5, 1.5, 3, 502, 1500, 2500, 3500])
+    assert mesh.get_array().mask[:, 4].all()
+
+
+def test_order_rank_spectrum_and_perplexity(results: dict[str, xr.Dataset]) -> None:
+    with figures.sheet(columns=3, rows=2) as (_, axes):
+        figures.order(axes[0, 0], results["order"])
+        np.testing.assert_array_equal(axes[0, 0].lines[0].get_ydata(), results["order"]["order_parameter"])
+        figures.loss_against_order(axes[0, 1], results["order"])
+        points = axes[0, 1].collections[0].get_offsets()
+        kept = results["order"].dropna("step", subset=["order_parameter"])
+        np.testing.assert_allclose(
+            points[~points.mask.any(axis=1)], np.stack([kept["order_parameter"], kept["loss"]], 1)
+        )
+        figures.rank(axes[0, 2], results["rank"], tolerance=0.5)
+        assert len(axes[0, 2].lines) == 3
+        figures.rank_difference(axes[1, 0], results["rank"], tolerance=0.5)
+        figures.effective_rank(axes[1, 1], results["spectrum"])
+        ppl = xr.Dataset({"ppl_mean": ("step", STEPS + 2.0), "ppl_median": ("step", STEPS + 1.0)}, {"step": STEPS})
+        figures.perplexity(axes[1, 2], {"forward": ppl})
+        assert axes[1, 2].get_yscale() == "log"
+        np.testing.assert_array_equal(axes[1, 2].lines[0].get_ydata(), ppl["ppl_median"])
+
+
+def test_the_same_result_gives_the_same_files(tmp_path: Path, results: dict[str, xr.Dataset]) -> None:
+    for folder in ("a", "b"):
+        with figures.sheet() as (figure, ax):
+            figures.order(ax, results["order"], name="walk")
+            written = figures.save(figure, tmp_path / folder / "order")
+        assert [path.name for path in written] == ["order.png", "order.svg"]
+    for name in ("order.png", "order.svg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert b"order parameter b" in (tmp_path / "a" / "order.svg").read_bytes()
+
+
+def test_one_step_can_be_drawn() -> None:
+    with figures.sheet() as (_, ax):
+        result = analyse(np.random.default_rng(0).normal(size=(1, 9, 4)), ["density"])["density"]
+        figures.density(ax, result)
+        assert ax.collections
