@@ -92,9 +92,10 @@ def plain_last_word(model: GPTNeoXForCausalLM, targets: list[Target], device: to
     return out
 
 
-def plain_unmask(model: GPTNeoXForCausalLM, sentence: list[int], device: torch.device) -> list[list[int]]:
+def plain_unmask(model: GPTNeoXForCausalLM, sentence: list[int], device: torch.device, stride: int) -> list[list[int]]:
+    """Completions of every `stride`-th prefix."""
     rows = []
-    for k in range(1, len(sentence)):
+    for k in range(1, len(sentence), stride):
         ids = torch.tensor([sentence[:k]], device=device)
         row = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=len(sentence) - k,
@@ -112,6 +113,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens a sentence")
     parser.add_argument("--sentences", type=int, default=8, help="sentences of the batched measurements")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--stride", type=int, default=1, help="run `generate` for every n-th prefix only, and scale by tokens"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device, dtype = resolve_device(options.device), DTYPES[options.dtype]
@@ -128,7 +132,7 @@ def main() -> None:
     sentences = random.integers(0, 50277, (options.sentences, options.tokens)).tolist()
     targets = [Target(tuple(sentence), options.tokens - 2) for sentence in sentences]
     with matmul_precision(tf32=False):
-        results = measure(model, sentences, targets, device, clock, options.repeat)
+        results = measure(model, sentences, targets, device, clock, options.repeat, options.stride)
         rate = matmul_rate(device, dtype, clock)
     t = options.tokens
     for name, context in (("forward", t / 2), ("last_word", t / 2), ("unmask", 2 * t / 3), ("unmask_batch", 2 * t / 3)):
@@ -157,6 +161,7 @@ def measure(
     device: torch.device,
     clock: Clock,
     repeat: int,
+    stride: int,
 ) -> dict[str, dict[str, float]]:
     """Each engine and its plain loop, by turns; and how far their results are apart."""
     t = len(sentences[0])
@@ -176,13 +181,14 @@ def measure(
         "largest_relative_difference": float(np.abs(ours.nll / np.array(plain) - 1).max()),
     }  # fmt: skip
     first_time, one = clock(lambda: unmask(model, sentences[:1]), repeat)
-    plain_time, plain = clock(lambda: plain_unmask(model, sentences[0], device), 1)
+    timed_time, plain = clock(lambda: plain_unmask(model, sentences[0], device, stride), 1)
     again_time, one = clock(lambda: unmask(model, sentences[:1]), repeat)
-    generated = t * (t - 1) // 2
+    generated, timed = t * (t - 1) // 2, sum(t - k for k in range(1, t, stride))
+    plain_time = timed_time * generated / timed
     seconds = min(first_time, again_time)
     single = {
         "seconds": seconds, "generate_seconds": plain_time, "speed_up": plain_time / seconds, "tokens": generated,
-        "tokens_differing": int((one[0].tokens != np.array(plain)).sum()),
+        "generate_tokens_timed": timed, "tokens_differing": int((one[0].tokens[::stride] != np.array(plain)).sum()),
     }  # fmt: skip
     batch_time, _ = clock(lambda: unmask(model, sentences), max(1, repeat - 1))
     batch = {

@@ -28,6 +28,7 @@ from pythia_dynamics.errors import (
     UnknownNameError,
 )
 from pythia_dynamics.history import History, store_path
+from pythia_dynamics.local import LocalSource
 from pythia_dynamics.plan import Memory, Take
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.reader import RevisionReader
@@ -171,13 +172,14 @@ class _Job:
         self.all_steps = steps is None
         self.specs: tuple[TensorSpec, ...] = ()
         self.held: dict[str, set[int]] = {}
+        self.commits: Mapping[int, str | None] = {}
         self.missing: dict[int, str] = {}
         self.present: set[int] = set()
         self.fetched: set[int] = set()
 
     def is_done(self) -> bool:
-        """Whether all of it is in the store, which then needs no network to say so."""
-        if not self.path.is_dir() or self.all_steps:
+        """Whether all of it is in the store, which then needs no network to say so. A directory is looked at anew."""
+        if not self.path.is_dir() or self.all_steps or isinstance(self.source, LocalSource):
             return False
         known = Store.open(self.path).tensors
         if not all(pattern in known for pattern in self.patterns):
@@ -188,6 +190,7 @@ class _Job:
     def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
         revisions = self._choose(self.source.revisions())
         memory, tickets = Memory(), new_tickets()
+        self.commits = {step: revision.commit for step, revision in revisions.items()}
         self._prepare(revisions, memory, tickets)
         todo = [revisions[step] for step in self.steps if step in revisions and step not in self.present]
         self._require_space(len(todo))
@@ -196,7 +199,7 @@ class _Job:
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
         reasons: dict[str, dict[int, str]] = {spec.name: {} for spec in self.specs}
-        kind = "branch" if any(revision.commit for revision in revisions.values()) else "folder"
+        kind = "folder" if isinstance(self.source, LocalSource) else "branch"
         for step in set(self.steps) - set(revisions):
             self._miss(step, f"{self.source.location} has no {kind} step{step}", reasons)
         futures: set[Future[_Outcome]] = set()
@@ -272,9 +275,18 @@ class _Job:
     def _look_up(self, specs: tuple[TensorSpec, ...]) -> None:
         store = Store.open(self.path)
         self.specs = specs
-        self.held = {spec.name: held_steps(store, spec) for spec in specs}
+        self.held = {spec.name: self._current(store, spec) for spec in specs}
         complete = set.intersection(*self.held.values()) if self.held else set()
         self.present = complete & set(self.steps)
+
+    def _current(self, store: Store, spec: TensorSpec) -> set[int]:
+        """The steps whose weights are in the store and, where that is known, of the commit the source has now."""
+        records = store.records(spec.name)
+        return {
+            step
+            for step in held_steps(store, spec)
+            if step not in self.commits or records[step].get("commit") == self.commits[step]
+        }
 
     def _require_space(self, revisions: int) -> None:
         need = revisions * sum(spec.nbytes for spec in self.specs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pythia_dynamics.errors import CheckpointError, FormatError
@@ -24,7 +26,11 @@ _SINGLE = ("config.json", "model.safetensors", "pytorch_model.bin")
 
 
 class LocalSource:
-    """A `Source` that reads a directory of checkpoints. It has no commits, states no hashes and is never changed."""
+    """A `Source` that reads a directory of checkpoints. It states no hashes and is never changed.
+
+    In the place of a commit stands a digest of the names, sizes and times of a checkpoint's weight files, so that a
+    checkpoint that was written anew is taken for another one.
+    """
 
     def __init__(self, directory: str | Path, *, name: str | None = None, pattern: str | None = None) -> None:
         path = Path(directory).expanduser()
@@ -42,7 +48,7 @@ class LocalSource:
         folders = [name for name in entries if (self._path / name).is_dir()]
         found = by_step(((name, None) for name in folders), self._pattern, where=self.location, kind="folder")
         if found:
-            return found
+            return {step: replace(revision, commit=self._digest(revision)) for step, revision in found.items()}
         if not entries:
             raise CheckpointError(f"{self.location} is empty; it should hold step1000/, step2000/ …")
         if any((self._path / name).is_file() for name in _SINGLE):
@@ -99,6 +105,15 @@ class LocalSource:
 
     def cancel(self) -> None:
         """Nothing: reading a file does not wait."""
+
+    def _digest(self, revision: Revision) -> str:
+        stats = (
+            (entry.name, entry.stat())
+            for entry in sorted(os.scandir(self._path / revision.ref), key=lambda entry: entry.name)
+            if entry.name.endswith((".safetensors", ".bin", ".index.json")) and entry.is_file()
+        )
+        text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+        return f"local-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def _folder(self, revision: Revision) -> Path:
         folder = self._path / require_plain_path(revision.ref)

@@ -107,7 +107,7 @@ def test_local_directory_gives_the_same_store(hub: HubServer, tmp_path: Path) ->
     assert chunks(remote.path) == chunks(local.path) == chunks(named.path)
     assert local.steps == (0, 512, 1000)
     assert local.path.name == named.path.name == "tiny.zarr"
-    assert Store.open(local.path).records(HEAD)[0]["commit"] is None
+    assert Store.open(local.path).records(HEAD)[0]["commit"].startswith("local-")
 
 
 # -- layouts and dtypes ---------------------------------------------------------------------------------------
@@ -414,3 +414,29 @@ def test_no_repository_no_network(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(AccessError, match="no repository org/none"):
         download("org/none", cache=tmp_path)
     assert not list(tmp_path.glob("*.zarr"))
+
+
+def test_a_checkpoint_written_anew_is_fetched_anew(tmp_path: Path) -> None:
+    for step, seed in ((1, 1), (2, 2)):
+        _write_checkpoint(tmp_path / "suite" / f"step{step}", seed)
+    assert download(tmp_path / "suite", cache=tmp_path / "cache").fetched == (1, 2)
+    _write_checkpoint(tmp_path / "suite" / "step2", 22)
+    report = download(tmp_path / "suite", cache=tmp_path / "cache", steps=[1, 2])
+    assert (report.fetched, report.present) == ((2,), (1,))
+    assert bytes_at(report.histories()[HEAD], 2) == raw(state(22)[HEAD])
+    assert download(tmp_path / "suite", cache=tmp_path / "cache").fetched == ()
+
+
+def test_a_branch_that_moved_is_fetched_anew(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite([1000, 2000]))
+    download(REPO, cache=tmp_path)
+    hub.add(REPO, {**suite([3000]), "step2000": checkpoint(state(22))})
+    report = download(REPO, cache=tmp_path)
+    assert set(report.fetched) == {2000, 3000}
+    assert bytes_at(report.histories()[HEAD], 2000) == raw(state(22)[HEAD])
+
+
+def _write_checkpoint(folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in checkpoint(state(seed)).items():
+        (folder / name).write_bytes(content)

@@ -39,11 +39,17 @@ def run(tmp_path: Path) -> Path:
 
 def test_revisions_are_the_step_folders(run: Path) -> None:
     source: Source = LocalSource(run)
-    assert source.revisions() == {
-        0: Revision(0, "step0"),
-        20: Revision(20, "checkpoint-20"),
-        1000: Revision(1000, "step1000"),
+    revisions = source.revisions()
+    assert {step: revision.ref for step, revision in revisions.items()} == {
+        0: "step0",
+        20: "checkpoint-20",
+        1000: "step1000",
     }
+    assert list(revisions) == [0, 20, 1000]
+    before = revisions[20].commit
+    assert source.revisions()[20].commit == before
+    (run / "checkpoint-20" / "model.bin").write_bytes(b"trained anew")
+    assert source.revisions()[20].commit != before
     assert (source.name, source.location) == ("run", str(run.resolve()))
 
 
