@@ -95,10 +95,11 @@ def plain(slices: list[tuple[str, int, int]], target: Path, workers: int, *, dur
 
 MEASURE = """
 import json, resource, sys
-import pythia_dynamics.fetch as f, pythia_dynamics.hub, huggingface_hub.hf_api, httpx2
+import pythia_dynamics.hub, huggingface_hub.hf_api, httpx2
+from pythia_dynamics.fetch import download
 peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024
 before = peak()
-r = f.download(sys.argv[1], cache=sys.argv[2], workers=int(sys.argv[3]))
+r = download(sys.argv[1], cache=sys.argv[2], workers=int(sys.argv[3]))
 assert r.complete
 print(json.dumps(dict(seconds=r.seconds, bytes=r.bytes, requests=r.requests, api=r.api, peak=peak() - before)))
 """

@@ -62,7 +62,7 @@ def run(
     """Train a suite on `text` (default: the Python reference), put it through everything, write ``results/demo``.
 
     The suite stays in ``<cache>/demo`` and is used again by the next run of the same plan and text; an interrupted
-    run goes on with the first stage that is not finished. Raises what the stages raise.
+    run goes on with the first stage that is not finished (a training starts anew). Raises what the stages raise.
     """
     text, plan = text or train.python_reference(), plan or train.TrainingPlan()
     with stage("train", "step") as progress, _one_thread():

@@ -161,9 +161,9 @@ def rank_difference(ax: Axes, result: xr.Dataset, *, tolerance: float, conventio
     """Garden Fig 7, second panel: first difference of the rank over steps."""
     chosen = result.sel({"tolerance": tolerance, "convention": convention})  # `tolerance=` is an option of sel
     for size in chosen["batch_size"].to_numpy():
-        curve = chosen["rank"].sel(batch_size=size)
-        ax.plot(curve["step"][1:], np.diff(curve), linewidth=0.9, label=f"B = {size}")
-    ax.set_ylabel("change of rank per step shown")
+        curve = chosen["rank_difference"].sel(batch_size=size)
+        ax.plot(curve["step"], curve, linewidth=0.9, label=f"B = {size}")
+    ax.set_ylabel("change of rank since the step before")
     _step_axis(ax)
 
 

@@ -110,7 +110,12 @@ class History:
             dtype=self.dtype,
             missing={step: why for step, why in self.missing.items() if step in set(kept)},
             frames=tuple(self.frames[known[step]] for step in kept),
-            provenance=self.provenance,
+            provenance={
+                key: {step: what for step, what in value.items() if int(step) in set(kept)}
+                if key in ("commits", "missing")
+                else value
+                for key, value in self.provenance.items()
+            },
         )
 
     @classmethod

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BLOCK",
+    "COLUMN_BLOCK",
     "GRAM_BLOCK",
     "TILE",
+    "column_gram",
     "count_codes",
     "counted_moments",
     "gram",
@@ -391,7 +393,7 @@ def column_gram(address: Any, like: Any, start: int, stop: int, work: Any, out: 
                 for t in range(width):
                     work[group + t, j] = _widen(row[t])
             for t in range(group, group + width):
-                row_sum = work.dtype.type(0)
+                row_sum = 0.0
                 for j in range(n):
                     row_sum += work[t, j]
                 total[t] += row_sum

@@ -13,6 +13,7 @@ from pythia_dynamics import figures
 from pythia_dynamics.analyse import analyse
 from pythia_dynamics.diffusion import interior_peak
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.results import read_losses
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,14 +47,20 @@ def measure(
 ) -> list[Outcome]:
     """Run the analyses `kinds` on a history as `analyse` does, and write tables, figures and provenance of each.
 
-    Nothing is written before all of them are computed. `options` are passed on by kind.
+    Nothing is written before all of them are computed. `options` are passed on by kind; `order` takes the loss of the
+    model's forward perplexity where none is given and that has been computed.
     """
-    datasets = analyse(history, kinds, options=options, drop_padding=drop_padding, progress=progress)
+    given = {kind: dict((options or {}).get(kind, {})) for kind in kinds}
+    forward = results.path / "perplexity-forward.csv"
+    if "order" in given and given["order"].get("loss") is None and forward.exists():
+        given["order"]["loss"] = read_losses(forward)
+    datasets = analyse(history, kinds, options=given, drop_padding=drop_padding, progress=progress)
     outcomes = []
     for kind, dataset in datasets.items():
         files = _WRITERS[kind](results, dataset)
         summary, facts = _FACTS[kind](dataset)
-        results.record(kind, history.provenance)
+        named = {name: value for name, value in given[kind].items() if np.isscalar(value)}
+        results.record(kind, {**dataset.attrs, **named, "drop_padding": drop_padding, "steps": len(history.steps)})
         outcomes.append(Outcome(kind, tuple(files), summary, facts))
     return outcomes
 
@@ -207,4 +214,4 @@ def _peak(dataset: xr.Dataset, kind: str) -> int | None:
 
 
 def _where(step: int | None) -> str:
-    return "at no step between the ends" if step is None else f"at step {step}"
+    return "at an end" if step is None else f"at step {step}"

@@ -28,7 +28,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "msd": ("step", "msd", "msd_null", "msd_time", "msd_time_null", "displacement"),
     "moments": ("step", "mean", "std", "skewness", "kurtosis", "bimodality", "min", "max", "nonfinite"),
     "order": ("step", "frobenius_norm", "order_parameter", "rms", "loss", "dloss_db"),
-    "rank": ("step", "batch_size", "tolerance", "convention", "rank", "rank_se"),
+    "rank": ("step", "batch_size", "tolerance", "convention", "rank", "rank_se", "rank_difference"),
     "spectrum": (
         "step",
         "entropy",
@@ -60,7 +60,10 @@ def read_losses(path: Path | str) -> dict[int, float]:
         raise PythiaDynError(
             f"{path} must have the columns step and loss (or nll_mean); it has {', '.join(map(str, frame.columns))}"
         )
-    return dict(zip(frame["step"].astype(int), frame[column].astype(float), strict=True))
+    try:
+        return dict(zip(frame["step"].astype(int), frame[column].astype(float), strict=True))
+    except ValueError as error:
+        raise PythiaDynError(f"{path} must have a whole number and a number in every row: {error}") from None
 
 
 def results_directory(results: Path | str | None = None) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -199,6 +199,8 @@ def over_grams(
 
     None where the step is missing or its weights are not finite; the latter are named in a `NonFiniteWarning`.
     """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     if precision not in _RESOLUTION:
         raise UnknownNameError("precision", precision, _RESOLUTION)
     length = len(history.steps)
@@ -208,9 +210,12 @@ def over_grams(
     count = min(workers(threads), max(len(jobs), 1))
     spoilt = []
     progress(0, len(jobs))
-    with (
-        ThreadPoolExecutor(count, thread_name_prefix="spectrum") if executor is None else nullcontext(executor) as pool
-    ):
+    with ExitStack() as stack:
+        pool = executor
+        if pool is None:
+            # one thread of BLAS for each of ours: sharing the cores twice over, they wait for one another
+            stack.enter_context(threadpool_limits(1, user_api="blas"))
+            pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="spectrum"))
         for done, (index, outcome) in enumerate(run_jobs(pool, jobs, ahead=2 * count), 1):
             if outcome is None:
                 spoilt.append(int(history.steps[index]))

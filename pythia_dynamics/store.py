@@ -265,13 +265,20 @@ class Store:
             raise StoreError(f"{self.path} has no place for step {min(unknown)}")
         self._record(tensor, {"missing": {str(step): why for step, why in reasons.items()}})
 
+    def forget(self, tensor: str, step: int) -> None:
+        """Drop the record of a step, a damaged one say, so that the next fetch brings it again."""
+        self._record(tensor, {}, forget=("provenance", str(step)))
+
     # -- the parts --------------------------------------------------------------------------------------------
 
     def _has_array(self, tensor: str) -> bool:
         return (self.path / tensor / "zarr.json").is_file()
 
     def _attributes(self, tensor: str) -> dict[str, Any]:
-        return dict(_open(self.path / tensor, zarr.open_array).attrs)
+        attributes = dict(_open(self.path / tensor, zarr.open_array).attrs)
+        if not all(isinstance(attributes.get(key), Mapping) for key in ("provenance", "missing")):
+            raise StoreError(f"{self.path / tensor} has lost its records; move it away and fetch again")
+        return attributes
 
     def _spec(self, tensor: str) -> TensorSpec:
         if tensor not in self._known:

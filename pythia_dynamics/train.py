@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from pythia_dynamics import __version__
 from pythia_dynamics.errors import CorpusError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.suites import branch
+from pythia_dynamics.suites import branch, step_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,6 +53,8 @@ __all__ = [
 
 SUITE, LOSSES, HELD_OUT = "suite.json", "losses.csv", "heldout.jsonl"
 _END = "<|endoftext|>"
+_FORMAT = "pythia-dyn suite 1"
+_SHORTEST, _ENOUGH = 12, 12  # words of an evaluated passage; passages that make prose worth singling out
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,44 +154,47 @@ def read_text(path: Path | str) -> Text:
 def train_suite(out: Path | str, text: Text, plan: TrainingPlan, *, progress: Progress = silent) -> Suite:
     """Train a GPT-NeoX by AdamW on `text` and write the suite to `out`; `progress` counts training steps.
 
-    A finished suite of the same plan and text is left as it is. The same plan gives the same suite on the same
-    machine. Raises `CorpusError` when the text is too short to train on, `PythiaDynError` when `out` holds
-    something else.
+    A finished suite of the same plan and text is left as it is; another one is replaced when the new one is finished.
+    An interrupted training starts again. The same plan gives the same suite on the same machine.
+
+    Raises `CorpusError` when the text is too short to train on, `PythiaDynError` when `out` holds something else.
     """
     out = Path(out)
-    about = {"plan": asdict(plan), "text": text.name, "characters": text.characters, "version": __version__}
+    about = {"format": _FORMAT, "plan": asdict(plan), "text": text.name, "characters": text.characters}
     if _finished(out, about):
         return Suite(out, fresh=False)
     training, held_out = text.split(plan.held_out)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / SUITE, {**about, "finished": False})
-
-    tokenizer = _train_tokenizer(training, plan.vocab, plan.context)
+    tokenizer = _train_tokenizer(training, plan.vocab)
     tokens = np.array(tokenizer("\n\n".join(training.passages))["input_ids"], dtype=np.int64)
     if len(tokens) < 20 * plan.context:
         raise CorpusError(f"{text.name} has {len(tokens)} tokens; training needs at least {20 * plan.context}")
-    with atomic_file(out / HELD_OUT) as file:
-        file.writelines(
-            json.dumps({"text": passage}).encode() + b"\n"
-            for passage in _prose(held_out, tokenizer, 3 * plan.context // 4)
-        )
+    evaluated = list(_held_out_pieces(held_out, tokenizer, 3 * plan.context // 4))
+    if not evaluated:
+        raise CorpusError(f"{text.name} is too short to hold a part of it out; give a longer text")
 
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with atomic_file(partial / HELD_OUT) as file:
+        file.writelines(json.dumps({"text": passage}).encode() + b"\n" for passage in evaluated)
     transformers.set_seed(plan.seed)
     model = GPTNeoXForCausalLM(_config(plan, tokenizer))
     losses = _Losses()
     with _quiet():
         trainer = Trainer(
             model=model,
-            args=_arguments(out, plan),
+            args=_arguments(partial, plan),
             train_dataset=_Windows(tokens, plan),
-            callbacks=[_Suite(out, tokenizer, plan), losses, _Report(progress)],
+            callbacks=[_Suite(partial, tokenizer, plan), losses, _Report(progress)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    with atomic_file(out / LOSSES) as file:
+    with atomic_file(partial / LOSSES) as file:
         file.write(b"step,train_loss\n")
         file.writelines(f"{step},{loss:.6g}\n".encode() for step, loss in losses.rows)
-    _write_json(out / SUITE, {**about, "finished": True})
+    with atomic_file(partial / SUITE) as file:
+        file.write(json.dumps({**about, "version": __version__}, indent=1).encode() + b"\n")
+    _replace(out, partial)
     return Suite(out, fresh=True)
 
 
@@ -290,7 +294,7 @@ def _arguments(out: Path, plan: TrainingPlan) -> TrainingArguments:
     )
 
 
-def _train_tokenizer(text: Text, vocab: int, context: int) -> PreTrainedTokenizerFast:
+def _train_tokenizer(text: Text, vocab: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE, the kind Pythia's own tokenizer is, with as many entries as the text is worth."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -315,29 +319,49 @@ def _passages(content: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(block for block in blocks if block))
 
 
-def _prose(text: Text, tokenizer: PreTrainedTokenizerFast, longest: int, *, shortest: int = 12) -> Iterator[str]:
-    """The prose among the passages, each cut at a word so that it has at most `longest` tokens."""
-    for passage in text.passages:
-        words = passage.split(" ")
-        plain = sum(word.isalpha() or word[:-1].isalpha() for word in words)
-        if len(words) < shortest or plain < 0.7 * len(words):
-            continue
+def _held_out_pieces(text: Text, tokenizer: PreTrainedTokenizerFast, longest: int) -> Iterator[str]:
+    """The passages of some length, each cut at a word to at most `longest` tokens; only the prose, if there is some."""
+    passages = [passage for passage in text.passages if passage.count(" ") >= _SHORTEST - 1]
+    prose = [passage for passage in passages if _is_prose(passage)]
+    if len(prose) < _ENOUGH:  # verse, code, logs: their lines together
+        words = " ".join(text.passages).split(" ")
+        prose = passages or [" ".join(words[i : i + longest]) for i in range(0, len(words) - 1, longest)]
+    for passage in prose:
         spans = tokenizer(passage, return_offsets_mapping=True)["offset_mapping"]
-        yield passage if len(spans) <= longest else passage[: spans[longest][0]].rpartition(" ")[0]
+        piece = passage if len(spans) <= longest else passage[: spans[longest][0]].rpartition(" ")[0]
+        if " " in piece:
+            yield piece
+
+
+def _is_prose(passage: str) -> bool:
+    words = passage.split(" ")
+    return sum(word.isalpha() or word[:-1].isalpha() for word in words) >= 0.7 * len(words)
 
 
 def _finished(out: Path, about: dict[str, Any]) -> bool:
-    """Whether `out` holds this very suite; clears away an unfinished or different one, and nothing else."""
+    """Whether `out` holds this very suite. Raises `PythiaDynError` when it holds something that is not a suite."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
         found = json.loads((out / SUITE).read_text())
-    except (OSError, ValueError):
-        raise PythiaDynError(f"{out} exists and is not a suite made by pythia-dyn; name another directory") from None
-    if found == {**about, "finished": True}:
-        return True
-    shutil.rmtree(out)
-    return False
+        ours = found["format"] == _FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise PythiaDynError(f"{out} exists and is not a suite made by pythia-dyn; name another directory")
+    return {key: found.get(key) for key in about} == about
+
+
+def _replace(out: Path, partial: Path) -> None:
+    """Put a finished suite in the place of an older one; files that are no part of a suite stay."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / SUITE).unlink(missing_ok=True)  # first, so that a mixture is never taken for a suite
+    for entry in out.iterdir():
+        if entry.is_dir() and (step_of(entry.name) is not None or entry.name == "tokenizer"):
+            shutil.rmtree(entry)
+    for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == SUITE):
+        entry.replace(out / entry.name)
+    partial.rmdir()
 
 
 @contextmanager
@@ -354,8 +378,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + os.linesep.encode())

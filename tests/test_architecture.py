@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -144,7 +145,8 @@ def test_start_up_loads_nothing_heavy(code: str, absent: tuple[str, ...]) -> Non
 
 def test_every_public_name_is_there() -> None:
     for name in pythia_dynamics.__all__:
-        assert getattr(pythia_dynamics, name) is not None
+        assert not isinstance(getattr(pythia_dynamics, name), ModuleType)
+        assert getattr(pythia_dynamics, name) is getattr(pythia_dynamics, name)
     assert dir(pythia_dynamics) == sorted(pythia_dynamics.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = pythia_dynamics.nonsense

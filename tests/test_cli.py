@@ -1,5 +1,6 @@
 """The command line as a person meets it: exit status, one line on stderr, nothing half-written."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,9 @@ def test_a_damaged_chunk_is_named_and_fetched_again(run: Run, suite: Path, tmp_p
     result = run("verify")
     assert "1 chunks are damaged" in fails(result)
     assert "step 2000" in result.stdout
+    assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
+    assert files(store)[str(chunk)] == whole[str(chunk)]
+    assert "4 steps whole, 0 damaged" in succeeds(run("verify"))
 
 
 def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, suite: Path, tmp_path: Path) -> None:
@@ -219,3 +223,19 @@ def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, s
         assert (bad[0], bad[1]) == ("2500", "")
         assert good[0] == "3000"
         assert np.isfinite(float(good[1]))
+
+
+def test_results_that_cannot_be_written(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    (tmp_path / "file").write_text("not a directory")
+    line = fails(run("msd", "--results", tmp_path / "file" / "results"))
+    assert str(tmp_path / "file") in line
+    assert "Not a directory" in line
+
+
+def test_an_interrupt_says_how_to_go_on(run: Run, suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("pythia_dynamics.fetch"), "download", interrupt)
+    assert "run the same command again to go on" in fails(run("fetch", "--model", suite))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,6 @@ import torch
 from checkpoints import HEAD, LAYOUTS, checkpoint, raw, state, suite, torch_file
 from hubserver import HubServer
 
-import pythia_dynamics.fetch as fetching
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.fetch import download, fetch
 from pythia_dynamics.history import History
@@ -24,6 +24,8 @@ from pythia_dynamics.retry import Retry
 from pythia_dynamics.sources import AccessError
 from pythia_dynamics.store import Store
 from pythia_dynamics.suites import PAPER_STEPS
+
+fetching = importlib.import_module("pythia_dynamics.fetch")  # the package has the function under this name
 
 REPO = "org/tiny"
 QKV = "gpt_neox.layers.*.attention.query_key_value.weight"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -112,7 +113,7 @@ def test_torch_slices_are_checked_end_to_end(hub: HubServer, tmp_path: Path) -> 
 
 
 def test_damage_on_the_way_is_fetched_again(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pythia_dynamics.fetch as fetching
+    fetching = importlib.import_module("pythia_dynamics.fetch")
 
     hub.add(REPO, suite([1], "torch", **SHAPE))
     original, spoiled = fetching.crc32, []

@@ -106,6 +106,37 @@ def test_other_peoples_directories_are_left_alone(tmp_path: Path, text: Text) ->
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_what_lies_beside_a_suite_stays(tmp_path: Path, text: Text) -> None:
+    small = TrainingPlan(
+        d_model=8, layers=1, heads=1, context=8, vocab=270, batch=1, max_steps=2, checkpoints=2, warmup_steps=0
+    )
+    out = train_suite(tmp_path / "s", text, small).path
+    (out / "notes.txt").write_text("mine")
+    before = (out / "step2" / "model.safetensors").read_bytes()
+    with pytest.raises(CorpusError):
+        train_suite(out, Text("short", ("One passage here.",) * 5), small)
+    assert (out / "step2" / "model.safetensors").read_bytes() == before
+    train_suite(out, text, replace(small, max_steps=3, checkpoints=1))
+    assert (out / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in out.glob("step*")) == ["step3"]
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / SUITE).write_text('{"mine": 1}')
+    with pytest.raises(PythiaDynError, match="not a suite"):
+        train_suite(tmp_path / "t", text, small)
+
+
+def test_any_text_has_something_to_hold_out(tmp_path: Path) -> None:
+    verse = Text("verse", tuple(f"line {k} of numbers 12 34 {k}" for k in range(2000)))
+    out = train_suite(
+        tmp_path / "s",
+        verse,
+        TrainingPlan(
+            d_model=8, layers=1, heads=1, context=16, vocab=270, batch=1, max_steps=2, checkpoints=1, warmup_steps=0
+        ),
+    ).path
+    assert len((out / HELD_OUT).read_text().splitlines()) > 20
+
+
 def test_a_text_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="at least 320"):
         train_suite(tmp_path / "s", Text("short", ("One passage here.",) * 30), PLAN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pythia_dynamics.cli.app import (
     bar,
     main,
     model_names,
+    notes,
     print_facts,
     say,
     say_outcome,
@@ -64,8 +64,7 @@ def _answer(
     for name in model_names(models, cache):
         history = open_history(name, tensor, cache=cache, steps=steps)
         say(f"{history.name} ({history.provenance['source']}): {history.tensor}, {len(history.steps)} steps", as_json)
-        with bar(f"{history.name} {kind}") as progress, warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with notes(as_json) as caught, bar(f"{history.name} {kind}") as progress:
             (outcome,) = measure(
                 history,
                 [kind],
@@ -75,8 +74,6 @@ def _answer(
                 progress=progress,
             )
         spoilt += [str(item.message) for item in caught if item.category is NonFiniteWarning]
-        for item in caught:
-            say(f"  note: {item.message}", as_json or item.category is NonFiniteWarning)
         say_outcome(outcome, as_json)
         facts.append({"model": history.name, "files": outcome.files, "missing": dict(history.missing), **outcome.facts})
     print_facts({kind: facts}, as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "bar",
     "main",
     "model_names",
+    "notes",
     "open_store",
     "print_facts",
     "say",
@@ -50,11 +52,14 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except PythiaDynError as error:
             raise Failure(str(error)) from error
+        except OSError as error:  # a full disk, a directory that is not ours to write
+            where = f"{error.filename}: " if error.filename else ""
+            raise Failure(f"{where}{error.strerror or error}; what is finished is kept") from error
         except KeyboardInterrupt:
-            raise Failure("interrupted; what is finished is kept, run the same command again to go on") from None
+            raise Failure("interrupted; finished steps are kept, run the same command again to go on") from None
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="pythia-dyn")
 def main() -> None:
     """How the weights of language models move while they train."""
@@ -115,6 +120,16 @@ def bar(label: str, unit: str = "it") -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+@contextmanager
+def notes(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
+    """Print what the library warns of, a line each; the list holds the warnings afterwards."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield caught
+    for text in dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning)):
+        say(f"  note: {text}", as_json)
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:

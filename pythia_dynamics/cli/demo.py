@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import bar, main, print_facts, say, say_outcome, size, with_cache, with_json, with_results
+from pythia_dynamics.cli.app import (
+    bar,
+    main,
+    notes,
+    print_facts,
+    say,
+    say_outcome,
+    size,
+    with_cache,
+    with_json,
+    with_results,
+)
 
 if TYPE_CHECKING:
     from pythia_dynamics.progress import Progress
@@ -41,13 +52,14 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
             yield progress
         say(f"{label:22}{time.monotonic() - start:7.1f} s", as_json)
 
-    report = the_demo.run(
-        stage=stage,
-        text=train.read_text(corpus) if corpus else None,
-        plan=train.TrainingPlan(seed=seed),
-        cache=cache,
-        results=results,
-    )
+    with notes(as_json):
+        report = the_demo.run(
+            stage=stage,
+            text=train.read_text(corpus) if corpus else None,
+            plan=train.TrainingPlan(seed=seed),
+            cache=cache,
+            results=results,
+        )
     losses = report.suite.losses
     fetched = report.fetched
     say(

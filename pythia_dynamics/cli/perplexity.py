@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from pythia_dynamics.cli.app import (
+    Failure,
     bar,
     main,
     model_names,
+    notes,
     print_facts,
     say,
+    say_missing,
     say_outcome,
     with_cache,
     with_json,
@@ -81,6 +84,7 @@ def perplexity(
     from pythia_dynamics.suites import parse_steps
 
     facts: list[dict[str, Any]] = []
+    gaps = nonfinite = 0
     for name in model_names(models, cache):
         model = find_model(name, cache)
         say(f"{name} is {model.location}", as_json)
@@ -94,7 +98,7 @@ def perplexity(
             facts.append({"model": model.name, "completions": [asdict(line) for line in lines]})
             continue
         out = Results(model.name, results)
-        with bar(f"{model.name} perplexity", "step") as progress:
+        with notes(as_json), bar(f"{model.name} perplexity", "step") as progress:
             scores = runner.perplexity(
                 model,
                 mode=modes,
@@ -113,5 +117,12 @@ def perplexity(
             )
         for outcome in draw_perplexity(out, scores):
             say_outcome(outcome, as_json)
+            say_missing(outcome.facts["missing"], as_json)
+            gaps += len(outcome.facts["missing"])
+            nonfinite += outcome.facts["nonfinite"]
             facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
     print_facts({"perplexity": facts}, as_json)
+    if gaps:
+        raise Failure(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
+    if nonfinite:
+        raise Failure(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")

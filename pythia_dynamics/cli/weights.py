@@ -152,6 +152,7 @@ def verify(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
                         store.check(tensor, step)
                     except IntegrityError as error:
                         damaged[step] = str(error)
+                        store.forget(tensor, step)  # so that fetch brings it again
                     progress(done, len(steps))
             broken += len(damaged)
             say(f"{name}  {tensor}: {len(steps) - len(damaged)} steps whole, {len(damaged)} damaged", as_json)
