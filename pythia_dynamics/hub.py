@@ -167,11 +167,12 @@ class HubSource:
 
     def evict(self, revision: Revision) -> None:
         """Remove the revision from the Hugging Face cache, if `snapshot` had to download it."""
-        from huggingface_hub import scan_cache_dir
+        from huggingface_hub import constants, scan_cache_dir
 
         commit = _address(revision)
         if commit in self._brought:
-            scan_cache_dir().delete_revisions(commit).execute()
+            # Named, because the library's own default is fixed when it is imported.
+            scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(commit).execute()
             self._brought.discard(commit)
 
     def metered(self) -> HubSource:
