@@ -106,6 +106,7 @@ def analyse(
                     threads=threads,
                     executor=executor,
                     progress=_part(progress, 1000 - share, share),
+                    warn=not by_slab,
                 ),
                 strict=True,
             )

@@ -229,7 +229,8 @@ def density(
     * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
       (number of weights) and `modes` (see `MODES_METHOD`).
 
-    Missing steps are NaN. At a step with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
+    Finite float32 and float64 weights beyond ±65,504, the largest float16, are in no bin and no count. Missing steps
+    are NaN. At a step with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
     """
     history = as_history(history)
     warn_missing(history)
@@ -268,7 +269,7 @@ def from_counts(
     for t, row, bad, spread in zip(counts.indices, table, moments.nonfinite, moments.std, strict=True):
         cumulated = np.append(0, np.cumsum(row, dtype=np.int64))
         histogram[t] = np.diff(cumulated[borders])
-        if not bad:
+        if not bad and cumulated[-1]:
             levels_of[t] = _quantiles(values, cumulated, levels)
             modes[t] = _modes(values, cumulated, spread)
     columns = {

@@ -93,7 +93,7 @@ def msd(
     * `msd_time_null`: Σ_i c_i² s_i² / (N−1), c_i = max(n−i, 0) − (n/T)(T−i);
     * `displacement`: Σ_k (w_tk − w_0k)² / N from the first present step.
 
-    Units are weight² . Missing steps are NaN; a `MissingStepsWarning` names them. Steps with weights that are not
+    Units are weight². Missing steps are NaN; a `MissingStepsWarning` names them. Steps with weights that are not
     finite are treated as missing (`NonFiniteWarning`). Fewer than two weights: NaN throughout. The attributes of a
     curve give `peak_step`, where it peaks before its end and after its start, and `peak_over_null_step`, where its
     ratio to the null does; absent when there is no such peak. `drop_padding` is the number of rows to keep.

@@ -194,10 +194,12 @@ def over_grams(
     threads: int | None = None,
     executor: Executor | None = None,
     progress: Progress = silent,
+    warn: bool = True,
 ) -> list[list[Any]]:
     """Apply `functions` to the Gram matrix of each step; one list per function with one value per step.
 
-    None where the step is missing or its weights are not finite; the latter are named in a `NonFiniteWarning`.
+    None where the step is missing or its weights are not finite; the latter are named in a `NonFiniteWarning`, unless
+    `warn` is false because they have been already.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -223,8 +225,8 @@ def over_grams(
                 for row, value in zip(results, outcome, strict=True):
                     row[index] = value
             progress(done, len(jobs))
-    spoilt.sort()
-    warn_nonfinite(history, spoilt)
+    if warn:
+        warn_nonfinite(history, sorted(spoilt))
     return results
 
 

@@ -178,3 +178,13 @@ def xr_equal(a, b):
 def test_bad_options_are_refused(options, message):
     with pytest.raises(PythiaDynError, match=message):
         density(np.zeros((1, 4), np.float16), **options)
+
+
+def test_weights_beyond_float16_have_moments_but_no_counts():
+    w = np.array([[1e6, 1.0, 2.0, 3.0], [1e6, 2e6, 3e6, 4e6]], dtype=np.float32)
+    result = density(w)
+    assert result["max"].values.tolist() == [1e6, 4e6]
+    assert result["nonfinite"].values.tolist() == [0, 0]
+    assert result["counts"].sum("value").values.tolist() == [3, 0]
+    assert np.isnan(result["weight_quantile"][1]).all()
+    assert float(result["mean"][1]) == 2.5e6

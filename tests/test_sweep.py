@@ -166,7 +166,8 @@ def test_analyse_names_gaps_once():
     with pytest.warns(UserWarning, match="array") as caught:
         found = analyse(history)
     assert [item.category for item in caught].count(MissingStepsWarning) == 1
-    assert {item.category for item in caught} == {MissingStepsWarning, NonFiniteWarning}
+    assert [item.category for item in caught].count(NonFiniteWarning) == 1
+    assert len(caught) == 2
     for name in ("msd", "order_parameter", "effective_rank", "mean"):
         (values,) = [result[name] for result in found.values() if name in result]
         assert np.isnan(values.values).tolist() == [False, True, False, True, False], name
