@@ -61,6 +61,7 @@ NEAR = 8 * 1024
 GAPS = 16 * 1024
 _MEMORY_LIMIT = 64
 _LOCAL_HEADER = 30
+_WORKER_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +323,11 @@ class FetchPlan:
     def saved_bytes(self) -> int:
         """Bytes that need not be moved."""
         return max(0, self.full_bytes - self.bytes)
+
+    @staticmethod
+    def memory_bytes(workers: int = 8) -> int:
+        """Memory the fetch takes beside the interpreter: pieces in flight, headers and pickles of so many at once."""
+        return workers * _WORKER_BYTES
 
     def seconds(self, bandwidth: float, *, latency: float = 0.1, workers: int = 8) -> float:
         """Time it takes at `bandwidth` bytes/s, with `latency` seconds to each answer."""

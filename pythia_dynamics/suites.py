@@ -19,6 +19,7 @@ __all__ = [
     "SIZES",
     "TOKENIZER_ENTRIES",
     "UNEMBEDDING",
+    "V0_DOUBLE_BATCH",
     "Architecture",
     "Model",
     "aliases",
@@ -61,6 +62,11 @@ class Architecture:
         block = 12 * self.d_model**2 + 13 * self.d_model
         return 2 * self.unembedding_parameters + self.layers * block + 2 * self.d_model
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a published checkpoint: float16 weights, and a byte for each entry of every layer's causal mask."""
+        return 2 * self.parameters + self.layers * _CONTEXT**2
+
 
 SIZES: dict[str, Architecture] = {
     "14m": Architecture(layers=6, d_model=128, heads=4),
@@ -74,6 +80,10 @@ SIZES: dict[str, Architecture] = {
     "6.9b": Architecture(layers=32, d_model=4096, heads=32, vocab=50432),
     "12b": Architecture(layers=36, d_model=5120, heads=40, vocab=50688),
 }
+V0_DOUBLE_BATCH = ("160m", "410m", "1.4b")
+"""Sizes whose v0 models took 71,500 steps of 4M tokens: their branch ``step2000`` is what was step 1000 in training."""
+
+_CONTEXT = 2048
 _NEVER_DEDUPED_BY_DEFAULT = ("14m", "31m")
 _SEEDED = ("14m", "31m", "70m", "160m", "410m")
 _ALIAS = re.compile(
@@ -102,6 +112,13 @@ class Model:
     def is_pythia(self) -> bool:
         """Whether the published step grid applies."""
         return self.architecture is not None
+
+    @property
+    def published_steps(self) -> tuple[int, ...]:
+        """The steps that were published of a Pythia model; of others nothing is known."""
+        if not self.is_pythia:
+            return ()
+        return PAPER_STEPS if self.name.endswith("-v0") else ALL_STEPS
 
 
 def aliases() -> tuple[str, ...]:

@@ -13,10 +13,13 @@ from pythia_dynamics.plan import FetchPlan, Memory, estimate
 from pythia_dynamics.reader import RevisionReader
 from pythia_dynamics.sources import AccessError, Revision, Source, checkpoint_files, open_source
 from pythia_dynamics.store import CHECKSUM_BYTES, Store, TensorSpec
-from pythia_dynamics.suites import ALL_STEPS, PAPER_STEPS, UNEMBEDDING, Model, parse_steps, resolve
+from pythia_dynamics.suites import PAPER_STEPS, UNEMBEDDING, Model, parse_steps, resolve
 from pythia_dynamics.tensorfile import TensorSlice
 
-__all__ = ["Survey", "held_steps", "new_tickets", "preview", "summary", "survey", "wanted_steps"]
+__all__ = ["REGISTRY", "Survey", "held_steps", "new_tickets", "preview", "summary", "survey", "wanted_steps"]
+
+REGISTRY = "registry"
+"""A source for plans alone: what the registry says, no network."""
 
 _LISTINGS = 16
 """Revisions whose file list may be asked for (an API request each) when their layout is a new one."""
@@ -82,44 +85,72 @@ def preview(
 ) -> FetchPlan:
     """What `download` with the same arguments would cost, from the headers of one revision and two API requests.
 
-    Where the Hub cannot be reached, W_U of a Pythia model is estimated from the registry; `FetchPlan.note` says so.
-    Raises as `download`.
+    Where the Hub cannot be reached, or with `REGISTRY` as the source, W_U of a Pythia model is estimated from the
+    registry's shapes; `FetchPlan.note` says so. Raises as `download`.
     """
     found = model if isinstance(model, Model) else resolve(model)
     patterns = (tensors,) if isinstance(tensors, str) else tuple(tensors)
     wanted, _ = wanted_steps(found, steps)
-    try:
+    if source == REGISTRY:
+        sizes = _registered(found, wanted, patterns, "from the registry's shapes")
+    else:
         opened = open_source(found, source, pattern=pattern) if isinstance(source, str) else source
-        revisions = opened.revisions()
-        asked = wanted if wanted is not None else tuple(revisions)
-        there = [revisions[step] for step in asked if step in revisions]
-        memory = Memory()
-        surveyed = survey(opened, there, patterns, memory=memory)
-        specs, layout = surveyed.specs, memory.layouts[0]
-        files = opened.files(surveyed.revision)
-        whole = sum(files[name] for name in checkpoint_files(files))
-        note = ""
-    except AccessError as error:
-        if found.architecture is None or patterns != (UNEMBEDDING,):
-            raise
-        asked = wanted if wanted is not None else ALL_STEPS
-        there = [Revision(step, "") for step in asked]
-        shape = (found.architecture.vocab, found.architecture.d_model)
-        specs, layout = (TensorSpec(UNEMBEDDING, "float16", shape),), "safetensors"
-        whole, note = 2 * found.architecture.parameters, f"from the registry's shapes: {error}"
+        try:
+            sizes = _stated(opened, wanted, patterns)
+        except AccessError as error:
+            if not _is_registered(found, patterns):
+                raise
+            sizes = _registered(found, wanted, patterns, f"from the registry's shapes: {error}")
     path = store_path(found.name, cache)
-    present = set(asked)
-    for spec in specs:
+    present = set(sizes.steps)
+    for spec in sizes.specs:
         present &= held_steps(Store.open(path), spec) if path.is_dir() else set()
     return estimate(
-        [spec.nbytes for spec in specs],
-        steps=len(asked),
+        [spec.nbytes for spec in sizes.specs],
+        steps=len(sizes.steps),
         present=len(present),
-        missing=len(asked) - len(there),
-        layout=layout,
-        checkpoint_bytes=whole,
-        note=note,
+        missing=sizes.missing,
+        layout=sizes.layout,
+        checkpoint_bytes=sizes.checkpoint_bytes,
+        note=sizes.note,
     )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a plan is made from: the steps asked for, those the source lacks, the tensors and files of one revision."""
+
+    steps: tuple[int, ...]
+    missing: int
+    specs: tuple[TensorSpec, ...]
+    layout: str
+    checkpoint_bytes: int
+    note: str = ""
+
+
+def _stated(source: Source, wanted: tuple[int, ...] | None, patterns: tuple[str, ...]) -> _Sizes:
+    """What the headers and the file list of the first readable revision say."""
+    revisions = source.revisions()
+    steps = tuple(revisions) if wanted is None else wanted
+    there = [revisions[step] for step in steps if step in revisions]
+    memory = Memory()
+    surveyed = survey(source, there, patterns, memory=memory)
+    files = source.files(surveyed.revision)
+    whole = sum(files[name] for name in checkpoint_files(files))
+    return _Sizes(steps, len(steps) - len(there), surveyed.specs, memory.layouts[0], whole)
+
+
+def _is_registered(model: Model, patterns: tuple[str, ...]) -> bool:
+    return model.is_pythia and patterns == (UNEMBEDDING,)
+
+
+def _registered(model: Model, wanted: tuple[int, ...] | None, patterns: tuple[str, ...], note: str) -> _Sizes:
+    """What the registry says of W_U of a Pythia model."""
+    shape = model.architecture
+    if shape is None or not _is_registered(model, patterns):
+        raise PythiaDynError(f"the registry knows {UNEMBEDDING} of Pythia models only, not {model.name}")
+    specs = (TensorSpec(UNEMBEDDING, "float16", (shape.vocab, shape.d_model)),)
+    return _Sizes(wanted or model.published_steps, 0, specs, "safetensors", shape.checkpoint_bytes, note)
 
 
 def wanted_steps(model: Model, steps: str | Iterable[int] | None) -> tuple[tuple[int, ...] | None, bool]:

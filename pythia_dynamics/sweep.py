@@ -49,8 +49,8 @@ _CARRIERS: dict[np.dtype[Any], type[np.generic]] = {
 }
 A = TypeVar("A", bound="Accumulator")
 _ALIGNMENT = 64  # weights; slabs begin on cache lines
-_LEAST, _MOST = 1 << 13, 1 << 19  # weights in a slab: enough to amortise a call, little enough to share out evenly
-_TARGET = 64  # slabs in a pass
+_LEAST, _MOST = 1 << 13, 1 << 20  # weights in a slab: enough to amortise a call, little enough to share out evenly
+_TARGET = 32  # slabs in a pass: a counting table leaves the cache between slabs, and comes back at a price
 
 
 class MissingStepsWarning(UserWarning):
@@ -282,7 +282,7 @@ def _finished(running: dict[Future[Any], int]) -> Iterator[tuple[int, Any]]:
 
 
 def slabs(size: int, slab: int | None = None) -> list[tuple[int, int]]:
-    """The ranges of weights of one pass over frames of `size` weights: about 64 of them, or of `slab` weights each."""
+    """The ranges of weights of one pass over frames of `size` weights: about 32 of them, or of `slab` weights each."""
     if slab is None:
         slab = min(max(-(-size // _TARGET), _LEAST), _MOST)
     if slab < 1:

@@ -40,6 +40,7 @@ ORDER = (
     "spectrum",
     "rank",
     "analyse",
+    "verify",
     "perplexity",
     "train",
     "results",

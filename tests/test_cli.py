@@ -72,7 +72,7 @@ def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> Non
     assert "4 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert "0 steps fetched, 4 were there" in succeeds(run("fetch", "--model", suite))
     assert "walk  embed_out.weight float16[64, 16]  4 steps" in succeeds(run("ls"))
-    assert "4 steps whole, 0 damaged" in succeeds(run("verify"))
+    assert "4 steps checked, no oddity" in succeeds(run("verify"))
     out = tmp_path / "results" / "walk"
     for kind, table in (("density", "moments"), ("msd", "msd"), ("order", "order"), ("rank", "rank")):
         assert str(out / f"{table}.csv") in succeeds(run(kind, "--model", "walk"))
@@ -118,9 +118,57 @@ def test_fetch_from_a_hub(run: Run, hub: HubServer) -> None:
     assert "from org/tiny" in succeeds(run("ls", "--model", "tiny"))
 
 
+def test_models_are_the_registry(run: Run) -> None:
+    text = succeeds(run("models"))
+    assert "14m         6     128     4  50304" in text
+    assert "12b        36    5120    40  50688" in text
+    facts = json.loads(succeeds(run("models", "--json")))
+    assert (len(facts["models"]), len(facts["steps"])) == (10, 154)
+    by_name = {fact["model"]: fact for fact in facts["models"]}
+    assert by_name["70m"]["aliases"]["70m"] == "EleutherAI/pythia-70m-deduped"
+    assert by_name["70m"]["aliases"]["70m-standard"] == "EleutherAI/pythia-70m"
+    assert by_name["410m"]["aliases"]["410m-seed9"] == "EleutherAI/pythia-410m-seed9"
+    assert {name for name, fact in by_name.items() if fact["v0_tokens_per_step"] > 2**21} == {"160m", "410m", "1.4b"}
+
+
+def test_plans_come_from_the_registry_without_a_network(run: Run) -> None:
+    text = succeeds(run("plan", "--source", "registry", "--bandwidth", "100"))
+    assert "pythia-70m-deduped             143      144    7.4 GB   16.4 GB" in text
+    plans = json.loads(succeeds(run("plan", "--source", "registry", "--json")))["plan"]
+    assert [plan["model"] for plan in plans][0::9] == ["pythia-14m", "pythia-12b-deduped"]
+    for plan, full in zip((plans[2], plans[5]), (23.7e9, 299e9), strict=True):
+        assert plan["full_bytes"] == pytest.approx(full, rel=0.005)
+    line = fails(run("plan", "--source", "registry", "--model", "org/other"))
+    assert "the registry knows embed_out.weight of Pythia models only" in line
+
+
+def test_plans_come_from_headers_where_the_hub_is(run: Run, hub: HubServer) -> None:
+    hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in STEPS})
+    (plan,) = json.loads(succeeds(run("plan", "--model", "org/tiny", "--json")))["plan"]
+    assert (plan["revisions"], plan["tensor_bytes"], plan["note"]) == (4, 4 * 96 * 16 * 2, "")
+    succeeds(run("fetch", "--model", "org/tiny", "--steps", "1000,2000"))
+    assert "2 of 5 steps are in the cache already" in (
+        text := succeeds(run("plan", "--model", "org/tiny", "--steps", "1000:5000:1000"))
+    )
+    assert "1 of 5 steps are not published" in text
+
+
 def test_help_names_every_command(run: Run) -> None:
     text = succeeds(run("--help"))
-    for name in ("fetch", "ls", "verify", "density", "msd", "order", "rank", "spectrum", "perplexity", "demo"):
+    for name in (
+        "models",
+        "plan",
+        "fetch",
+        "ls",
+        "verify",
+        "density",
+        "msd",
+        "order",
+        "rank",
+        "spectrum",
+        "perplexity",
+        "demo",
+    ):
         assert f"  {name} " in text
         assert "--json" in succeeds(run(name, "--help"))
     assert succeeds(run("--version")).startswith("pythia-dyn, version ")
@@ -196,18 +244,18 @@ def test_a_damaged_chunk_is_named_and_fetched_again(run: Run, suite: Path, tmp_p
     chunk.write_bytes(chunk.read_bytes()[:100])
     assert "step 2000" in fails(run("msd"))
     assert not (tmp_path / "results" / "walk" / "msd.csv").exists()
-    assert "1 chunks are damaged" in fails(run("verify"))
+    assert "1 oddity found" in fails(run("verify"))
     assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert files(store)[str(chunk)] == whole[str(chunk)]
     flipped = bytearray(chunk.read_bytes())
     flipped[7] ^= 1
     chunk.write_bytes(flipped)
     result = run("verify")
-    assert "1 chunks are damaged" in fails(result)
+    assert "1 oddity found" in fails(result)
     assert "step 2000" in result.stdout
     assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert files(store)[str(chunk)] == whole[str(chunk)]
-    assert "4 steps whole, 0 damaged" in succeeds(run("verify"))
+    assert "4 steps checked, no oddity" in succeeds(run("verify"))
 
 
 def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, suite: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "Command",
     "Failure",
     "bar",
+    "duration",
     "main",
     "model_names",
     "notes",
@@ -143,6 +144,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever a person would say."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def say(text: str, as_json: bool = False) -> None:

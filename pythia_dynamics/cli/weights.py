@@ -1,14 +1,18 @@
-"""Commands about weights: fetch, ls, verify."""
+"""Commands about weights: models, plan, fetch, ls, verify."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pythia_dynamics.cli.app import (
     Failure,
     bar,
+    duration,
     main,
     model_names,
     open_store,
@@ -19,16 +23,17 @@ from pythia_dynamics.cli.app import (
     with_cache,
     with_json,
     with_models,
+    with_results,
     with_steps,
 )
 
-__all__ = ["fetch", "list_stores", "verify"]
+if TYPE_CHECKING:
+    from pythia_dynamics.plan import FetchPlan
+    from pythia_dynamics.verify import Verification
 
+__all__ = ["fetch", "list_stores", "models", "plan", "verify"]
 
-@main.command()
-@with_models(required=True)
-@with_steps(None)
-@click.option(
+with_tensors = click.option(
     "--tensor",
     "tensors",
     multiple=True,
@@ -36,6 +41,12 @@ __all__ = ["fetch", "list_stores", "verify"]
     show_default=True,
     help="Name or glob of a tensor; repeatable.",
 )
+
+
+@main.command()
+@with_models(required=True)
+@with_steps(None)
+@with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
 @click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
 @click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
@@ -109,8 +120,13 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
     for name in model_names(models, cache):
         store = open_store(name, cache)
         for tensor, spec in store.tensors.items():
-            held = [step for step in sorted(store.records(tensor)) if store.has(tensor, step)]
-            absent = {step: "not fetched" for step in store.steps if step not in held} | store.missing(tensor)
+            recorded = store.records(tensor)
+            held = [step for step in sorted(recorded) if store.has(tensor, step)]
+            absent = {
+                step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
+                for step in sorted(store.steps)
+                if step not in held
+            } | store.missing(tensor)
             say(
                 f"{store.name}  {tensor} {spec.dtype}[{', '.join(map(str, spec.shape))}]  {len(held)} steps, "
                 f"{size(len(held) * spec.nbytes)}, from {store.source}",
@@ -134,31 +150,204 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
 
 @main.command()
 @with_models(required=False)
+@click.option("--remote", is_flag=True, help="Ask the Hub about every revision's files; nothing is downloaded.")
+@with_steps(None)
+@with_cache
+@with_results
+@with_json
+def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
+    """Find damaged chunks, equal content under different steps, swapped and mixed shards."""
+    facts, faults = [], 0
+    for name in model_names(models, cache):
+        looked = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
+        for found in looked:
+            faults += len(found.faults)
+            what = "no oddity" if not found.findings else f"{len(found.findings)} findings"
+            say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
+            for finding in found.findings:
+                say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
+        _note_findings(looked, results)
+        facts += [asdict(found) for found in looked]
+    print_facts({"verify": facts}, as_json)
+    if faults:
+        raise Failure(f"{faults} {'oddity' if faults == 1 else 'oddities'} found; fetch replaces damaged chunks")
+
+
+def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
+    from pythia_dynamics.verify import verify_store
+
+    if steps is not None:
+        raise click.UsageError("--steps is for --remote; the cache is checked whole")
+    store = open_store(name, cache)
+    found = []
+    for tensor in store.tensors:
+        with bar(f"{name} {tensor}") as progress:
+            found.append(verify_store(store, tensor, progress=progress))
+    return found
+
+
+def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verification]:
+    from pythia_dynamics.errors import PythiaDynError
+    from pythia_dynamics.history import find_model
+    from pythia_dynamics.hub import HubSource
+    from pythia_dynamics.suites import parse_steps
+    from pythia_dynamics.verify import verify_remote
+
+    model = find_model(name, cache)
+    if model.is_local:
+        raise PythiaDynError(f"{model.location} is a directory; --remote asks the Hub, so name a repository")
+    with bar(model.name, "revision") as progress:
+        chosen = parse_steps(steps) if steps is not None else None
+        return [verify_remote(HubSource(model.location, name=model.name), chosen, progress=progress)]
+
+
+def _note_findings(looked: list[Verification], results: Path) -> None:
+    """Keep what was found in ``results/<name>/verify.json``, in place of what was found about the same before."""
+    from pythia_dynamics.files import atomic_file
+    from pythia_dynamics.results import Results
+
+    for found in looked:
+        path = Results(found.model, results).path / "verify.json"
+        try:
+            kept = [item for item in json.loads(path.read_text())["verify"] if item["subject"] != found.subject]
+        except (OSError, ValueError, KeyError, TypeError):
+            kept = []
+        with atomic_file(path) as file:
+            file.write(json.dumps({"verify": [*kept, asdict(found)]}, indent=1).encode() + b"\n")
+
+
+@main.command()
+@with_json
+def models(as_json: bool) -> None:
+    """The registry: shapes (Table 1 of the paper, corrected), aliases, seeds, steps."""
+    from pythia_dynamics.suites import (
+        ALL_STEPS,
+        PAPER_STEPS,
+        SIZES,
+        TOKENIZER_ENTRIES,
+        V0_DOUBLE_BATCH,
+        aliases,
+        resolve,
+    )
+
+    facts = []
+    say(
+        f"{'model':6} {'layers':>6} {'d_model':>7} {'heads':>5} {'vocab':>6} {'parameters':>14} {'W_U':>11} "
+        f"{'of 143 steps':>12}  repository",
+        as_json,
+    )
+    for size_name, shape in SIZES.items():
+        names = [alias for alias in aliases() if alias.partition("-")[0] == size_name]
+        weights = shape.unembedding_parameters
+        say(
+            f"{size_name:6} {shape.layers:6} {shape.d_model:7} {shape.heads:5} {shape.vocab:6} "
+            f"{shape.parameters:14,} {weights:11,} {size(2 * weights * len(PAPER_STEPS)):>12}  "
+            f"{resolve(size_name).location}",
+            as_json,
+        )
+        facts.append(
+            {
+                "model": size_name,
+                **asdict(shape),
+                "parameters": shape.parameters,
+                "unembedding_parameters": weights,
+                "aliases": {alias: resolve(alias).location for alias in names},
+                "v0_tokens_per_step": 4_194_304 if size_name in V0_DOUBLE_BATCH else 2_097_152,
+            }
+        )
+    seeded = [size_name for size_name in SIZES if f"{size_name}-seed1" in aliases()]
+    deduped = [size_name for size_name in SIZES if f"{size_name}-standard" in aliases()]
+    for line in (
+        "",
+        f"deduplicated data by default: {', '.join(deduped)}; the others: <size>-standard",
+        f"seeds 1 to 9: {', '.join(seeded)}: <size>-seed3",
+        f"v0: {', '.join(deduped)}: <size>-v0, <size>-deduped-v0; steps 1000 … 143000 only. "
+        f"{', '.join(V0_DOUBLE_BATCH)} took",
+        "    half as many steps of twice the tokens there, and their branches were relabelled: step2000 is step 1000",
+        f"steps: {len(ALL_STEPS)} (0, 1, 2, 4 … 512, 1000, 2000 … 143000); the papers use the {len(PAPER_STEPS)} "
+        "from 1000 on",
+        f"the tokenizer has {TOKENIZER_ENTRIES} entries, the other rows of W_U are padding "
+        f"(--drop-padding {TOKENIZER_ENTRIES})",
+        "Table 1 of the paper gives 14M eight heads; the published model has four",
+    ):
+        say(line, as_json)
+    print_facts({"models": facts, "steps": ALL_STEPS, "tokenizer_entries": TOKENIZER_ENTRIES}, as_json)
+
+
+@main.command()
+@with_models(required=False)
+@with_steps(None)
+@with_tensors
+@click.option(
+    "--source", default="hub", show_default=True, help="hub, a directory of checkpoints, or registry (no network)."
+)
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
+@click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    default=25.0,
+    show_default=True,
+    help="MB/s, for the time.",
+)
+@click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
 @with_cache
 @with_json
-def verify(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
-    """Compare every stored chunk with its checksum."""
-    from pythia_dynamics.errors import IntegrityError
+def plan(
+    models: tuple[str, ...],
+    steps: str | None,
+    tensors: tuple[str, ...],
+    source: str,
+    workers: int,
+    bandwidth: float,
+    revision_pattern: str | None,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """What a fetch would cost: requests, bytes, disk, memory, time. Without --model: every size there is."""
+    from pythia_dynamics.history import find_model
+    from pythia_dynamics.suites import SIZES
+    from pythia_dynamics.survey import REGISTRY, preview
 
-    facts, broken = [], 0
-    for name in model_names(models, cache):
-        store = open_store(name, cache)
-        for tensor in store.tensors:
-            damaged: dict[int, str] = {}
-            steps = sorted(store.records(tensor))
-            with bar(f"{name} {tensor}", "step") as progress:
-                for done, step in enumerate(steps, 1):
-                    try:
-                        store.check(tensor, step)
-                    except IntegrityError as error:
-                        damaged[step] = str(error)
-                        store.forget(tensor, step)  # so that fetch brings it again
-                    progress(done, len(steps))
-            broken += len(damaged)
-            say(f"{name}  {tensor}: {len(steps) - len(damaged)} steps whole, {len(damaged)} damaged", as_json)
-            for reason in damaged.values():
-                say(f"  {reason}", as_json)
-            facts.append({"model": name, "tensor": tensor, "checked": steps, "damaged": damaged})
-    print_facts({"verify": facts}, as_json)
-    if broken:
-        raise Failure(f"{broken} chunks are damaged; pythia-dyn fetch replaces them")
+    facts, total = [], 0
+    say(
+        f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} {'memory':>9} "
+        f"{'time':>8}  at {bandwidth:g} MB/s",
+        as_json,
+    )
+    for name in models or tuple(SIZES):
+        model = find_model(name, cache)
+        found = preview(model, source=source, steps=steps, tensors=tensors, cache=cache, pattern=revision_pattern)
+        seconds = found.seconds(bandwidth * 1e6, workers=workers)
+        memory = found.memory_bytes(workers)
+        total += found.bytes
+        say(
+            f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} {size(found.bytes):>9} "
+            f"{size(found.saved_bytes):>9} {size(found.disk_bytes):>9} {size(memory):>9} {duration(seconds):>8}",
+            as_json,
+        )
+        for note in _plan_notes(found):
+            say(f"  {note}", as_json)
+        facts.append(
+            {
+                "model": model.name,
+                "location": model.location,
+                **asdict(found),
+                "saved_bytes": found.saved_bytes,
+                "memory_bytes": memory,
+                "seconds": seconds,
+            }
+        )
+        if found.note and source == "hub":  # it will not be reached for the next model either
+            source = REGISTRY if not models else source
+    if len(facts) > 1:
+        say(f"{'all':24} {'':9} {'':8} {size(total):>9}", as_json)
+    print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
+
+
+def _plan_notes(found: FetchPlan) -> list[str]:
+    notes = [found.note] if found.note else []
+    if found.present:
+        notes.append(f"{found.present} of {found.steps} steps are in the cache already")
+    if found.missing:
+        notes.append(f"{found.missing} of {found.steps} steps are not published")
+    return notes
