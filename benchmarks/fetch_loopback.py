@@ -1,7 +1,7 @@
 """Fetch against a plain parallel ranged GET of the same bytes, from one loopback Hub in another process.
 
     python benchmarks/fetch_loopback.py [--revisions 48] [--vocab 50304] [--d-model 512] [--workers 8]
-                                        [--latency 0.03] [--bandwidth 4e7] [--layout safetensors]
+                                        [--latency 0.03] [--bandwidth 4e7] [--layout safetensors] [--out FILE]
 
 The plain GET knows every offset beforehand, asks huggingface_hub's own HTTP client for the tensors' bytes with as
 many threads and writes them to files: no header, no check, no checksum, no store. Rounds alternate; the best of each
@@ -24,7 +24,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from machine import describe_machine  # noqa: E402
+
 REPO = "local/model"
 HEAD = "embed_out.weight"
 DISTINCT = 6
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.0)
     parser.add_argument("--bandwidth", type=float, default=None)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="fetch-benchmark-"))
     try:
@@ -151,6 +155,18 @@ def main() -> None:
             )
         print(f"moved {best['bytes']:,} bytes for {total:,} of tensors ({best['bytes'] / total:.5f}x)")
         print(f"{best['requests']} file requests, {best['api']} API requests; peak memory +{best['peak'] / 1e6:.0f} MB")
+        if options.out:
+            found = {
+                "machine": describe_machine(),
+                "options": {key: value for key, value in vars(options).items() if key != "out"},
+                "tensor_bytes": total,
+                "plain_seconds": plains,
+                "plain_with_fsync_seconds": durables,
+                "fetches": fetches,
+                "share_of_plain": min(plains) / best["seconds"],
+                "share_of_plain_with_fsync": min(durables) / best["seconds"],
+            }
+            options.out.write_text(json.dumps(found, indent=1) + "\n")
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -61,7 +61,7 @@ NEAR = 8 * 1024
 GAPS = 16 * 1024
 _MEMORY_LIMIT = 64
 _LOCAL_HEADER = 30
-_WORKER_BYTES = 8 * 2**20
+_WORKER_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

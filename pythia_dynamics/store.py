@@ -109,7 +109,7 @@ class Store:
         self.source = source
         self.name = path.name.removesuffix(".zarr")
         self._partial = path.with_name(f".{path.name}.partial")
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.004)  # a record takes 4 ms
         self._places: dict[int, int] = {}  # step → index and tensor → spec never change once given
         self._known: dict[str, TensorSpec] = {}
 

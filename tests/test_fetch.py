@@ -267,7 +267,7 @@ def test_unknown_steps(hub: HubServer, tmp_path: Path) -> None:
 
 def test_a_tied_head_is_explained(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, {"step1": checkpoint({k: v for k, v in state(1).items() if k != HEAD})})
-    with pytest.raises(CheckpointError, match=r"tied to the input embedding, ask for gpt_neox\.embed_in\.weight"):
+    with pytest.raises(CheckpointError, match=r"tied to the input embedding, that is gpt_neox\.embed_in\.weight"):
         download(REPO, cache=tmp_path)
 
 

@@ -49,7 +49,7 @@ def test_unknown_names_say_where_and_what_is_near():
     "embedding", ["gpt_neox.embed_in.weight", "model.embed_tokens.weight", "transformer.wte.weight"]
 )
 def test_a_tied_head_is_explained(head, embedding):
-    with pytest.raises(CheckpointError, match=f"tied to the input embedding, ask for {embedding}"):
+    with pytest.raises(CheckpointError, match=f"tied to the input embedding, that is {embedding}"):
         select([embedding, "x"], [head], where="m")
 
 
