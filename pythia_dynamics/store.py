@@ -40,6 +40,8 @@ CHECKSUM_BYTES = 4
 _FORMAT = 1
 _KEY = "pythia_dynamics"
 _VOCABULARY = ("embed_out.weight", "embed_in.weight", "lm_head.weight", "wte.weight", "embed_tokens.weight")
+_UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", "step/c/*.partial")
+"""What zarr calls the metadata it is writing."""
 _SAFE_NAME = re.compile(r"\w[\w.-]*")
 _TAKEN = ("step", "zarr.json", "c")
 _BFLOAT16 = BFloat16().to_native_dtype()
@@ -139,6 +141,9 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with store._lock:
+                for pattern in _UNFINISHED:  # nobody else writes metadata now: a killed process left these
+                    for unfinished in path.glob(pattern):
+                        unfinished.unlink(missing_ok=True)
                 if path.exists() and any(path.iterdir()):
                     found = cls.open(path)
                     if found.source != source:

@@ -58,6 +58,20 @@ def test_everyone_reads_what_was_written(tmp_path: Path, dtype: str) -> None:
     assert by_zarr.chunks == (1, 7, 3)
 
 
+def test_what_a_killed_process_left_of_metadata_is_swept_away(tmp_path: Path) -> None:
+    path = tmp_path / "killed.zarr"
+    path.mkdir()
+    (path / "zarr.0a1b.partial").write_bytes(b"{")  # killed at the very first file
+    store = Store.create(path, source="somewhere")
+    store.ensure([TensorSpec("w", "float16", (2, 2))], [1, 2])
+    left = [path / "w" / "zarr.77.partial", path / "step" / "zarr.77.partial", path / "step" / "c" / "0.77.partial"]
+    for file in left:
+        file.write_bytes(b"{")
+    Store.create(path, source="somewhere")
+    assert not list(path.rglob("*.partial"))
+    assert sorted(Store.open(path).steps) == [1, 2]
+
+
 def test_a_chunk_file_is_the_tensor_and_its_checksum(store: Store) -> None:
     content = store.chunk_path(W_U.name, 1000).read_bytes()
     assert content[:-CHECKSUM_BYTES] == frame(1000).tobytes()
