@@ -151,7 +151,7 @@ def _explain_missing_head(name: str, known: Iterable[str], where: str) -> None:
     tied = [embedding for embedding in EMBEDDINGS if embedding in here]
     if tied:
         raise CheckpointError(
-            f"{where} has no {name}: where the output head is tied to the input embedding, that is {tied[0]}; ask for it"
+            f"{where} has no {name}: where the output head is tied to the input embedding, that is {tied[0]}"
         )
 
 
