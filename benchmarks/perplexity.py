@@ -24,7 +24,7 @@ import transformers
 from machine import describe_machine
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from pythia_dynamics.perplexity.device import DTYPES, matmul_precision, resolve_device
+from pythia_dynamics.device import DTYPES, matmul_precision, resolve_device
 from pythia_dynamics.perplexity.forward import forward_scores
 from pythia_dynamics.perplexity.lastword import Target, last_word_scores
 from pythia_dynamics.perplexity.unmask import unmask

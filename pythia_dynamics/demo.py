@@ -62,10 +62,10 @@ def run(
     """Train a suite on `text` (default: the Python reference), put it through everything, write ``results/demo``.
 
     The suite stays in ``<cache>/demo`` and is used again by the next run of the same plan and text; an interrupted
-    run goes on with the first stage that is not finished (a training starts anew). Raises what the stages raise.
+    run goes on where it was. Raises what the stages raise.
     """
     text, plan = text or train.python_reference(), plan or train.TrainingPlan()
-    with stage("train", "step") as progress, _one_thread():
+    with stage("train", "step") as progress:
         suite = train.train_suite(cache_directory(cache) / NAME, text, plan, progress=progress)
     if suite.fresh:
         shutil.rmtree(store_path(NAME, cache), ignore_errors=True)
@@ -88,7 +88,7 @@ def run(
     with stage("measure", "block") as progress:
         history = open_history(NAME, cache=cache)
         options = {"order": {"loss": scores["forward"]["nll_mean"]}}
-        outcomes = measure(history, ANALYSES, out, options=options, progress=progress)
+        outcomes = measure(history, (*ANALYSES, "two_time"), out, options=options, progress=progress)
     with stage("draw", "figure") as progress:
         outcomes = [*outcomes, *draw_perplexity(out, scores, progress=progress)]
     return Report(suite, fetched, tuple(outcomes))

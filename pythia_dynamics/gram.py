@@ -40,7 +40,12 @@ class Gram:
 
     def begin(self, frames: Frames) -> Self:
         """Empty sums for these frames."""
-        return type(self)(device=self.device, size=frames.size, indices=frames.indices)
+        device = self.device
+        if device != "cpu":
+            from pythia_dynamics.device import resolve_exact_device
+
+            device = resolve_exact_device(device)
+        return type(self)(device=device, size=frames.size, indices=frames.indices)
 
     def fork(self) -> Self:
         """An empty copy."""

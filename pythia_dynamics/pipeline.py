@@ -43,6 +43,7 @@ def measure(
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     drop_padding: int | None = None,
+    device: str = "cpu",
     progress: Progress = silent,
 ) -> list[Outcome]:
     """Run the analyses `kinds` on a history as `analyse` does, and write tables, figures and provenance of each.
@@ -54,7 +55,7 @@ def measure(
     forward = results.path / "perplexity-forward.csv"
     if "order" in given and given["order"].get("loss") is None and forward.exists():
         given["order"]["loss"] = read_losses(forward)
-    datasets = analyse(history, kinds, options=given, drop_padding=drop_padding, progress=progress)
+    datasets = analyse(history, kinds, options=given, drop_padding=drop_padding, device=device, progress=progress)
     outcomes = []
     for kind, dataset in datasets.items():
         files = _WRITERS[kind](results, dataset)
@@ -108,22 +109,21 @@ def _write_msd(results: Results, dataset: xr.Dataset) -> list[Path]:
 
 def _write_order(results: Results, dataset: xr.Dataset) -> list[Path]:
     files = [results.write_table("order", dataset)]
-    with_loss = "loss" in dataset
-    with figures.sheet(columns=1 + with_loss) as (figure, axes):
-        first, *rest = np.atleast_1d(axes)
-        figures.order(first, dataset)
-        for ax in rest:
-            figures.loss_against_order(ax, dataset)
+    with_loss = [figures.loss_against_order, figures.loss_slope] if "loss" in dataset else []
+    with figures.sheet(columns=1 + len(with_loss)) as (figure, axes):
+        for draw, ax in zip([figures.order, *with_loss], np.atleast_1d(axes), strict=True):
+            draw(ax, dataset)
         return files + figures.save(figure, results.path / "order")
 
 
 def _write_rank(results: Results, dataset: xr.Dataset) -> list[Path]:
-    files = [results.write_table("rank", dataset)]
-    with figures.sheet(columns=2, rows=2) as (figure, axes):
+    files = [results.write_table("rank", dataset), results.write_zarr("rank", dataset)]
+    with figures.sheet(columns=2, rows=3) as (figure, axes):
         for column, (convention, wanted) in zip(axes.T, _RANK_TOLERANCE.items(), strict=True):
             tolerance = float(dataset["tolerance"].sel({"tolerance": wanted}, method="nearest"))
             figures.rank(column[0], dataset, tolerance=tolerance, convention=convention)
             figures.rank_difference(column[1], dataset, tolerance=tolerance, convention=convention)
+            figures.rank_infinite(column[2], dataset, convention=convention)
         return files + figures.save(figure, results.path / "rank")
 
 
@@ -134,12 +134,23 @@ def _write_spectrum(results: Results, dataset: xr.Dataset) -> list[Path]:
         return files + figures.save(figure, results.path / "spectrum")
 
 
+def _write_two_time(results: Results, dataset: xr.Dataset) -> list[Path]:
+    files = [results.write_zarr("two_time", dataset)]
+    with figures.sheet(columns=2, rows=2) as (figure, axes):
+        figures.ageing(axes[0, 0], dataset)
+        figures.displacement_by_lag(axes[0, 1], dataset)
+        figures.cosine(axes[1, 0], dataset)
+        figures.trajectory(axes[1, 1], dataset)
+        return files + figures.save(figure, results.path / "two_time")
+
+
 _WRITERS: dict[str, Callable[[Results, xr.Dataset], list[Path]]] = {
     "density": _write_density,
     "msd": _write_msd,
     "order": _write_order,
     "rank": _write_rank,
     "spectrum": _write_spectrum,
+    "two_time": _write_two_time,
 }
 
 # -- facts ----------------------------------------------------------------------------------------------------
@@ -158,10 +169,12 @@ def _msd_facts(dataset: xr.Dataset) -> Facts:
     for kind, label in (("msd", "demeaned over weights"), ("msd_time", "demeaned over time")):
         peak = dataset[kind].attrs.get("peak_step")
         beyond = dataset[kind].attrs.get("peak_over_null_step")
-        facts[kind] = {"peak_step": peak, "peak_over_null_step": beyond, "null_peak_step": _peak(dataset, kind)}
+        curve, null = dataset[kind], dataset[f"{kind}_null"]
+        null_peak = interior_peak(dataset["step"].to_numpy(), null.to_numpy())
+        facts[kind] = {"peak_step": peak, "peak_over_null_step": beyond, "null_peak_step": null_peak}
         sentences.append(
-            f"{label}, the MSD peaks {_where(peak)}, its null {_where(_peak(dataset, kind))}, "
-            f"their ratio {_where(beyond)}"
+            f"{label}, the MSD is greatest {_where(peak, curve)}, its null {_where(null_peak, null)}, "
+            f"their ratio {_where(beyond, curve / null.where(null > 0))}"
         )
     return "; ".join(sentences), facts
 
@@ -194,12 +207,28 @@ def _spectrum_facts(dataset: xr.Dataset) -> Facts:
     return summary, {"effective_rank": effective, "stable_rank": stable}
 
 
+def _two_time_facts(dataset: xr.Dataset) -> Facts:
+    found = {name: float(value) for name, value in dataset["displacement_by_lag"].attrs.items() if "exponent" in name}
+    shares, nulls = (dataset[name].to_numpy()[:1].tolist() for name in ("explained", "explained_null"))
+    last = float(dataset["cosine"].dropna("step", how="all").dropna("other_step", how="all")[0, -1])
+    sentence = f"cosine of the last weights with the first {last:.4g}"
+    if "exponent" in found:
+        sentence = f"displacement ∝ lag^{found['exponent']:.3g}, " + sentence
+    if "exponent_low" in found:
+        interval = f" (95 %: {found['exponent_low']:.3g} to {found['exponent_high']:.3g})"
+        sentence = sentence.replace(",", f"{interval},", 1)
+    if shares:
+        sentence += f"; first principal component {shares[0]:.1%} of the variance, of a random walk's {nulls[0]:.1%}"
+    return sentence, {**found, "cosine_of_ends": last, "explained": shares, "explained_null": nulls}
+
+
 _FACTS: dict[str, Callable[[xr.Dataset], Facts]] = {
     "density": _density_facts,
     "msd": _msd_facts,
     "order": _order_facts,
     "rank": _rank_facts,
     "spectrum": _spectrum_facts,
+    "two_time": _two_time_facts,
 }
 
 
@@ -209,9 +238,11 @@ def _ends(curve: xr.DataArray) -> tuple[float, float]:
     return (float(known[0]), float(known[-1])) if len(known) else (np.nan, np.nan)
 
 
-def _peak(dataset: xr.Dataset, kind: str) -> int | None:
-    return interior_peak(dataset["step"].to_numpy(), dataset[f"{kind}_null"].to_numpy())
-
-
-def _where(step: int | None) -> str:
-    return "at an end" if step is None else f"at step {step}"
+def _where(peak: int | None, curve: xr.DataArray) -> str:
+    """Where a curve is greatest: at its interior `peak`, or at which end."""
+    known = curve.dropna("step")
+    if peak is not None:
+        return f"at step {peak}"
+    if not known.size or float(known[0]) == float(known[-1]) == float(known.max()):
+        return "nowhere"
+    return "at its start" if float(known[0]) > float(known[-1]) else "at its end"

@@ -205,6 +205,10 @@ def over_grams(
 
     if precision not in _RESOLUTION:
         raise UnknownNameError("precision", precision, _RESOLUTION)
+    if device != "cpu":
+        from pythia_dynamics.device import resolve_exact_device
+
+        device = resolve_exact_device(device)
     length = len(history.steps)
     results: list[list[Any]] = [[None] * length for _ in functions]
     present = np.flatnonzero(history.present).tolist()

@@ -17,6 +17,7 @@ ORDER = (
     "",
     "errors",
     "progress",
+    "device",
     "files",
     "suites",
     "tensorfile",
@@ -45,6 +46,7 @@ ORDER = (
     "train",
     "results",
     "figures",
+    "claims",
     "pipeline",
     "demo",
     "cli",
@@ -101,7 +103,7 @@ def test_each_library_has_its_room() -> None:
     assert users("datasets") == {"perplexity.corpus"}
     assert {room(name) for name in users("click")} == {"cli"}
     assert {room(name) for name in users("tqdm")} == {"cli"}
-    assert all(room(name) in {"demo", "gram", "perplexity", "train", "spectrum"} for name in users("torch"))
+    assert all(room(name) in {"demo", "device", "gram", "perplexity", "train", "spectrum"} for name in users("torch"))
 
 
 def test_only_the_command_line_prints() -> None:

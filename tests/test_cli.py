@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from checkpoints import HEAD, checkpoint, state
 from click.testing import CliRunner, Result
@@ -83,6 +84,29 @@ def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> Non
     assert [line.split(",")[0] for line in (out / "order.csv").read_text().splitlines()[1:]] == list(map(str, STEPS))
     provenance = json.loads((out / "provenance.json").read_text())
     assert provenance["msd"]["source"] == str(suite.resolve())
+
+
+def test_msd_compares_every_two_steps(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    out = tmp_path / "results" / "walk"
+    assert "two_time" not in succeeds(run("msd", "--no-two-time"))
+    assert not (out / "two_time.zarr").exists()
+    assert str(out / "two_time.zarr") in succeeds(run("msd", "--device", "cpu"))
+    (fact,) = json.loads(succeeds(run("msd", "--json")))["msd"]
+    pairs = xr.open_zarr(out / "two_time.zarr", consolidated=False)
+    weights = np.stack([state(step, vocab=64, d_model=16)[HEAD].numpy().astype(np.float64) for step in STEPS])
+    flat = weights.reshape(4, -1)
+    np.testing.assert_allclose(pairs["gram"], flat @ flat.T, rtol=1e-5, atol=1e-3)
+    cosine = flat[0] @ flat[3] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[3])
+    assert fact["two_time"]["cosine_of_ends"] == pytest.approx(cosine, abs=1e-5)
+    assert (out / "two_time.png").stat().st_size > 5000
+
+
+def test_a_device_that_is_not_there(run: Run, suite: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    for command in ("msd", "rank", "spectrum"):
+        assert "no device 'gpu'" in fails(run(command, "--device", "gpu"))
+        assert "no device cuda:99 on this machine" in fails(run(command, "--device", "cuda:99"))
 
 
 def test_facts_as_json(run: Run, suite: Path) -> None:

@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[demo.Report, Path, l
     whole = python_reference()
     report = demo.run(
         stage=stage,
-        text=Text(whole.name, whole.passages[:600]),
+        text=Text.of(whole.name, whole.passages[:600]),
         plan=PLAN,
         cache=directory / "cache",
         results=directory / "results",
@@ -60,7 +60,7 @@ def test_the_store_holds_what_was_trained(made: tuple[demo.Report, Path, list[st
     report, directory, _ = made
     assert report.fetched.fetched == tuple(STEPS)
     assert report.suite.path == directory / "cache" / "demo"
-    assert report.suite.losses[0][1] > report.suite.losses[-1][1]
+    assert report.suite.losses[0].train > report.suite.losses[-1].train
 
 
 def test_the_results_hang_together(made: tuple[demo.Report, Path, list[str]]) -> None:
@@ -84,7 +84,7 @@ def test_a_second_run_starts_from_what_is_there(made: tuple[demo.Report, Path, l
 
     again = demo.run(
         stage=stage,
-        text=Text(whole.name, whole.passages[:600]),
+        text=Text.of(whole.name, whole.passages[:600]),
         plan=PLAN,
         cache=directory / "cache",
         results=directory / "results",

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from pythia_dynamics import figures
-from pythia_dynamics.analyse import analyse
+from pythia_dynamics.analyse import ANALYSES, analyse
 from pythia_dynamics.history import History
 
 STEPS = np.array([0, 1, 2, 4, 1000, 2000, 3000])
@@ -18,7 +18,9 @@ def results() -> dict[str, xr.Dataset]:
     walk = np.cumsum(np.random.default_rng(0).normal(size=(7, 40, 12)), axis=0).astype(np.float16)
     with pytest.warns(UserWarning, match="lacks step 1000"):
         return analyse(
-            History.from_array(walk, STEPS, missing={1000: "lost"}), options={"order": {"loss": np.arange(7.0)[::-1]}}
+            History.from_array(walk, STEPS, missing={1000: "lost"}),
+            (*ANALYSES, "two_time"),
+            options={"order": {"loss": np.arange(7.0)[::-1]}},
         )
 
 
@@ -89,3 +91,59 @@ def test_one_step_can_be_drawn() -> None:
         result = analyse(np.random.default_rng(0).normal(size=(1, 9, 4)), ["density"])["density"]
         figures.density(ax, result)
         assert ax.collections
+
+
+def test_every_two_steps(results: dict[str, xr.Dataset]) -> None:
+    pairs = results["two_time"]
+    with figures.sheet(columns=2, rows=2) as (_, axes):
+        figures.ageing(axes[0, 0], pairs)
+        table = pairs["ageing"].to_numpy()
+        for line in axes[0, 0].lines:
+            row = list(STEPS).index(int(line.get_label().removeprefix("from step ")))
+            good = np.isfinite(table[row]) & (table[row] > 0)
+            np.testing.assert_array_equal(line.get_ydata(), table[row][good])
+            np.testing.assert_array_equal(line.get_xdata(), pairs["lag"].to_numpy()[good])
+        assert "from step 1000" not in [line.get_label() for line in axes[0, 0].lines]
+        figures.displacement_by_lag(axes[0, 1], pairs)
+        mean, walk, ballistic = axes[0, 1].lines
+        assert "exponent" in mean.get_label()
+        lags = walk.get_xdata()
+        np.testing.assert_allclose(np.log(walk.get_ydata()[1:] / walk.get_ydata()[0]), np.log(lags[1:] / lags[0]))
+        np.testing.assert_allclose(
+            np.log(ballistic.get_ydata()[1:] / ballistic.get_ydata()[0]), 2 * np.log(lags[1:] / lags[0])
+        )
+        figures.cosine(axes[1, 0], pairs)
+        (mesh,) = axes[1, 0].collections
+        assert mesh.get_array().mask[4].all()
+        np.testing.assert_array_equal(mesh.get_coordinates()[:, 0, 1], [-0.5, 0.5, 1.5, 3, 502, 1500, 2500, 3500])
+        figures.trajectory(axes[1, 1], pairs)
+        assert len(axes[1, 1].lines) == 6
+        assert "of variance (walk" in axes[1, 1].lines[0].get_label()
+        for measured, null in zip(axes[1, 1].lines[::2], axes[1, 1].lines[1::2], strict=True):
+            assert np.nansum(measured.get_ydata() * null.get_ydata()) >= 0
+
+
+def test_the_slope_of_the_loss_and_the_infinite_batch(results: dict[str, xr.Dataset]) -> None:
+    with figures.sheet(columns=2) as (_, axes):
+        figures.loss_slope(axes[0], results["order"])
+        points = axes[0].collections[0].get_offsets()
+        kept = results["order"].dropna("step", subset=["order_parameter", "dloss_db"])
+        np.testing.assert_allclose(
+            points[~points.mask.any(axis=1)], np.stack([kept["order_parameter"], kept["dloss_db"]], 1)
+        )
+        figures.rank_infinite(axes[1], results["rank"], convention="relative")
+        for line in axes[1].lines:
+            tolerance = float(line.get_label().removeprefix("tolerance "))
+            wanted = results["rank"]["rank_infinite"].sel({"tolerance": tolerance, "convention": "relative"})
+            np.testing.assert_array_equal(line.get_ydata(), wanted)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_few_steps_can_be_drawn(steps: int) -> None:
+    pairs = analyse(np.random.default_rng(0).normal(size=(steps, 9, 4)), ["two_time"])["two_time"]
+    with figures.sheet(columns=2, rows=2) as (_, axes):
+        figures.ageing(axes[0, 0], pairs)
+        figures.displacement_by_lag(axes[0, 1], pairs)
+        figures.cosine(axes[1, 0], pairs)
+        figures.trajectory(axes[1, 1], pairs)
+        assert axes[1, 0].collections

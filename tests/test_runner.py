@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hubserver import HubServer
 from safetensors.torch import load_file, save_file
 from tiny_models import TEXTS, encode, model, tokenizer, write_checkpoint
 
+from pythia_dynamics.cli import main
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.local import LocalSource
 from pythia_dynamics.perplexity import runner
@@ -504,3 +506,16 @@ def test_an_interrupted_run_keeps_its_rows(suite: Path, tmp_path: Path, evaluate
     evaluated.clear()
     perplexity(suite, **options)
     assert evaluated == [("step10", "forward")]
+
+
+def test_a_rounded_head_has_results_of_its_own(suite: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS))
+    run = ["perplexity", "--model", str(suite), "--corpus", str(texts), "--results", str(tmp_path / "results")]
+    for options in ([], ["--head", "ternary"]):
+        done = CliRunner().invoke(main, [*run, "--device", "cpu", *options])
+        assert done.exit_code == 0, done.stderr
+    plain, rounded = (tmp_path / "results" / "tiny" / part / "perplexity-forward.csv" for part in ("", "ternary"))
+    assert plain.read_text() != rounded.read_text()
+    settings = json.loads(rounded.with_suffix(".json").read_text())["settings"]
+    assert settings["head"] == "ternary"

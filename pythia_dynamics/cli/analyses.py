@@ -42,9 +42,14 @@ def _common(command: Command) -> Command:
     return command
 
 
+def _device(command: Command) -> Command:
+    return click.option("--device", default="auto", show_default=True, help="Of the Gram matrices: auto, cuda or cpu.")(
+        command
+    )
+
+
 def _answer(
-    kind: str,
-    *,
+    *kinds: str,
     models: tuple[str, ...],
     tensor: str | None,
     steps: str | None,
@@ -52,9 +57,10 @@ def _answer(
     cache: Path,
     results: Path,
     as_json: bool,
+    device: str = "cpu",
     **options: Any,
 ) -> None:
-    """Run one analysis on every model, with `options` of its own, and print what came of it."""
+    """Run the analyses on every model, the first with `options` of its own, and print what came of them."""
     from pythia_dynamics.history import open_history
     from pythia_dynamics.pipeline import measure
     from pythia_dynamics.results import Results
@@ -64,19 +70,30 @@ def _answer(
     for name in model_names(models, cache):
         history = open_history(name, tensor, cache=cache, steps=steps)
         say(f"{history.name} ({history.provenance['source']}): {history.tensor}, {len(history.steps)} steps", as_json)
-        with notes(as_json) as caught, bar(f"{history.name} {kind}") as progress:
-            (outcome,) = measure(
+        with notes(as_json) as caught, bar(f"{history.name} {kinds[0]}") as progress:
+            outcomes = measure(
                 history,
-                [kind],
+                kinds,
                 Results(history.name, results),
-                options={kind: options},
+                options={kinds[0]: options},
                 drop_padding=drop_padding,
+                device=device,
                 progress=progress,
             )
         spoilt += [str(item.message) for item in caught if item.category is NonFiniteWarning]
-        say_outcome(outcome, as_json)
-        facts.append({"model": history.name, "files": outcome.files, "missing": dict(history.missing), **outcome.facts})
-    print_facts({kind: facts}, as_json)
+        for outcome in outcomes:
+            say_outcome(outcome, as_json)
+        first, *others = outcomes
+        facts.append(
+            {
+                "model": history.name,
+                "files": [path for outcome in outcomes for path in outcome.files],
+                "missing": dict(history.missing),
+                **first.facts,
+                **{outcome.kind: outcome.facts for outcome in others},
+            }
+        )
+    print_facts({kinds[0]: facts}, as_json)
     if spoilt:
         raise Failure("; ".join(spoilt) + " (all other steps are in the results)")
 
@@ -90,10 +107,14 @@ def density(**options: Any) -> None:
 
 
 @main.command()
+@click.option(
+    "--two-time/--no-two-time", default=True, show_default=True, help="Also compare every two steps (two_time.zarr)."
+)
+@_device
 @_common
-def msd(**options: Any) -> None:
-    """Mean squared displacement by both demeanings, each beside its null, Fig 3."""
-    _answer("msd", **options)
+def msd(two_time: bool, **options: Any) -> None:
+    """Mean squared displacement by both demeanings, each beside its null, Fig 3; ageing, cosines, trajectory."""
+    _answer("msd", *(["two_time"] if two_time else []), **options)
 
 
 @main.command()
@@ -114,6 +135,7 @@ def order(loss: str | None, **options: Any) -> None:
 @main.command()
 @click.option("--draws", type=click.IntRange(1), default=8, show_default=True, help="Random batches per size.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the batches.")
+@_device
 @_common
 def rank(**options: Any) -> None:
     """Covariance rank of random projections, for batch sizes and tolerances, Fig 7."""
@@ -121,6 +143,7 @@ def rank(**options: Any) -> None:
 
 
 @main.command()
+@_device
 @_common
 def spectrum(**options: Any) -> None:
     """Singular values: entropy, effective and stable rank, condition number, power law."""

@@ -63,15 +63,16 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
     losses = report.suite.losses
     fetched = report.fetched
     say(
-        f"\ntraining loss {losses[0][1]:.2f} → {losses[-1][1]:.2f} nats per token; {len(fetched.steps)} checkpoints in "
-        f"{report.suite.path}, their W_U in {fetched.path} ({size(fetched.bytes)} read)",
+        f"\ntraining loss {losses[0].train:.2f} → {losses[-1].train:.2f} nats per token; "
+        f"{len(fetched.steps)} checkpoints in {report.suite.path}, their W_U in {fetched.path} "
+        f"({size(fetched.bytes)} read)",
         as_json,
     )
     facts: dict[str, Any] = {
         "suite": report.suite.path,
         "store": fetched.path,
         "steps": len(fetched.steps),
-        "loss": {"first": losses[0][1], "last": losses[-1][1]},
+        "loss": {"first": losses[0].train, "last": losses[-1].train},
         "seconds": time.monotonic() - began,
     }
     for outcome in report.outcomes:

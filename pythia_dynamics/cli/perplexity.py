@@ -47,7 +47,13 @@ __all__ = ["perplexity"]
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 matrix products on CUDA.")
-@click.option("--head", type=click.Choice(["as-is", "ternary"]), default="as-is", show_default=True, help="W_U used.")
+@click.option(
+    "--head",
+    type=click.Choice(["as-is", "ternary"]),
+    default="as-is",
+    show_default=True,
+    help="W_U used; ternary: rounded to {−1, 0, +1}·scale, results in a folder of that name.",
+)
 @click.option("--batch-tokens", type=click.IntRange(1), default=None, help="Tokens held at once.  [default: by device]")
 @click.option(
     "--disk-budget", type=click.FloatRange(0), default=None, help="GB of downloads kept.  [default: one ahead]"
@@ -98,6 +104,8 @@ def perplexity(
             facts.append({"model": model.name, "completions": [asdict(line) for line in lines]})
             continue
         out = Results(model.name, results)
+        if head != "as-is":  # beside the results of the head as it is, not in their place
+            out = Results(head, out.path)
         with notes(as_json), bar(f"{model.name} perplexity", "step") as progress:
             scores = runner.perplexity(
                 model,

@@ -6,28 +6,62 @@ is dashed in the colour of the quantity.
 
 from __future__ import annotations
 
+from pythia_dynamics.figures.explore import cosine_at, density_at
+from pythia_dynamics.figures.first_last import first_last
+from pythia_dynamics.figures.garden import (
+    displacements,
+    last_words,
+    perplexities,
+    published_points,
+    rank_differences,
+    ranks,
+    unmasking,
+)
+from pythia_dynamics.figures.inline import Drawing, Panel, inline
 from pythia_dynamics.figures.scores import perplexity
 from pythia_dynamics.figures.style import COLOURS, save, sheet
+from pythia_dynamics.figures.two_time import ageing, cosine, displacement_by_lag, trajectory
 from pythia_dynamics.figures.weights import (
     density,
     effective_rank,
     loss_against_order,
+    loss_slope,
     msd,
     order,
     rank,
     rank_difference,
+    rank_infinite,
 )
 
 __all__ = [
     "COLOURS",
+    "Drawing",
+    "Panel",
+    "ageing",
+    "cosine",
+    "cosine_at",
     "density",
+    "density_at",
+    "displacement_by_lag",
+    "displacements",
     "effective_rank",
+    "first_last",
+    "inline",
+    "last_words",
     "loss_against_order",
+    "loss_slope",
     "msd",
     "order",
+    "perplexities",
     "perplexity",
+    "published_points",
     "rank",
     "rank_difference",
+    "rank_differences",
+    "rank_infinite",
+    "ranks",
     "save",
     "sheet",
+    "trajectory",
+    "unmasking",
 ]

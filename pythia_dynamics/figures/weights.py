@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
-__all__ = ["density", "effective_rank", "loss_against_order", "msd", "order", "rank", "rank_difference"]
+__all__ = [
+    "density",
+    "effective_rank",
+    "loss_against_order",
+    "loss_slope",
+    "msd",
+    "order",
+    "rank",
+    "rank_difference",
+    "rank_infinite",
+]
 
 _LABELS = {"msd": "demeaned over weights (Eq. 4)", "msd_time": "demeaned over time"}
 
@@ -76,6 +86,16 @@ def loss_against_order(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     ax.set_title(name)
 
 
+def loss_slope(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
+    """The blog's Fig 5: dL/db against the order parameter, coloured by step."""
+    points = ax.scatter(result["order_parameter"], result["dloss_db"], c=result["step"], s=8, cmap="viridis")
+    ax.figure.colorbar(points, ax=ax, label="training step", format=EngFormatter(sep=""))
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    ax.set_xlabel("order parameter b")
+    ax.set_ylabel("dL/db (nats per token)")
+    ax.set_title(name)
+
+
 def rank(ax: Axes, result: xr.Dataset, *, tolerance: float, convention: str = "absolute") -> None:
     """Garden Fig 7: rank of the batch covariance for every batch size at one tolerance, ± its standard error."""
     chosen = result.sel({"tolerance": tolerance, "convention": convention})  # `tolerance=` is an option of sel
@@ -97,6 +117,18 @@ def rank_difference(ax: Axes, result: xr.Dataset, *, tolerance: float, conventio
         curve = chosen["rank_difference"].sel(batch_size=size)
         ax.plot(curve["step"], curve, linewidth=0.9, label=f"B = {size}")
     ax.set_ylabel("change of rank since the step before")
+    step_axis(ax)
+
+
+def rank_infinite(ax: Axes, result: xr.Dataset, *, convention: str = "absolute") -> None:
+    """The exact rank in the limit of an infinite batch, W_U W_Uᵀ's own, at several tolerances."""
+    tolerances = result["tolerance"].to_numpy()
+    for tolerance in tolerances[:: max(1, len(tolerances) // 4)]:
+        curve = result["rank_infinite"].sel({"tolerance": tolerance, "convention": convention})
+        ax.plot(curve["step"], curve, label=f"tolerance {tolerance:g}")
+    ax.set_ylabel("rank, B → ∞")
+    ax.set_title(f"{convention} tolerance, infinite batch")
+    ax.legend()
     step_axis(ax)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
+from pythia_dynamics.device import resolve_dtype
 from pythia_dynamics.errors import CheckpointError
 from pythia_dynamics.perplexity.corpus import Corpus, load_tokenizer
-from pythia_dynamics.perplexity.device import resolve_dtype
 from pythia_dynamics.perplexity.forward import forward_row, forward_scores
 from pythia_dynamics.perplexity.lastword import encode_targets, last_word_row, last_word_scores
 from pythia_dynamics.perplexity.records import Row

@@ -7,7 +7,6 @@ be loaded leaves an empty row and its reason, not an end of the run.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -16,14 +15,14 @@ import torch
 import transformers
 
 from pythia_dynamics import __version__
+from pythia_dynamics.device import DTYPES, describe_device, matmul_precision, resolve_device
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.perplexity.corpus import Corpus, load_corpus
-from pythia_dynamics.perplexity.device import DTYPES, describe_device, matmul_precision, resolve_device
 from pythia_dynamics.perplexity.evaluator import HEADS, Evaluator, Options, encode, load, prepare
 from pythia_dynamics.perplexity.records import MODES, Records
 from pythia_dynamics.perplexity.snapshots import snapshots
 from pythia_dynamics.perplexity.unmask import Completion, illustrate
-from pythia_dynamics.perplexity.weights import context_length, weight_files
+from pythia_dynamics.perplexity.weights import context_length
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.sources import Revision, Source, open_source
 from pythia_dynamics.suites import Model, parse_steps, resolve
@@ -128,7 +127,7 @@ def perplexity(
     settings = _settings(origin, texts, options, tf32)
     directory = None if out is None else Path(out)
     records = {name: Records(name, directory, settings) for name in modes}
-    todo = _todo(origin, available, wanted, records)
+    todo = _todo(available, wanted, records)
     done = len(wanted) - len(todo)
     progress(done, len(wanted))
     evaluator: Evaluator | None = None
@@ -236,31 +235,19 @@ def _settings(source: Source, corpus: Corpus, options: Options, tf32: bool) -> d
 
 
 def _todo(
-    source: Source, available: Mapping[int, Revision], wanted: Sequence[int], records: Mapping[str, Records]
+    available: Mapping[int, Revision], wanted: Sequence[int], records: Mapping[str, Records]
 ) -> dict[int, tuple[list[str], str | None]]:
-    """The steps to evaluate: for each, the modes that lack it, and the identity of its checkpoint."""
+    """The steps to evaluate: for each, the modes that lack it, and its commit, which tells it from another."""
     todo: dict[int, tuple[list[str], str | None]] = {}
     for step in wanted:
         if step not in available:
             for record in records.values():
                 record.add_missing(step, "there is no such revision")
             continue
-        identity = _identity(source, available[step])
+        identity = available[step].commit
         if lacking := [name for name, record in records.items() if not record.has(step, identity)]:
             todo[step] = (lacking, identity)
     return todo
-
-
-def _identity(source: Source, revision: Revision) -> str | None:
-    """What tells a checkpoint from another of the same step: its commit, or its files' sizes and times."""
-    if revision.commit is not None:
-        return revision.commit
-    try:
-        stats = [(file.name, file.stat()) for file in weight_files(source.snapshot(revision))]
-    except (PythiaDynError, OSError):
-        return None  # the evaluation will say why
-    text = ";".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _one_line(error: Exception) -> str:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from pythia_dynamics.device import free_cached_memory, is_out_of_memory
 from pythia_dynamics.perplexity.batching import Batch, evaluate_in_batches
-from pythia_dynamics.perplexity.device import free_cached_memory, is_out_of_memory
 from pythia_dynamics.perplexity.products import linear
 
 __all__ = [

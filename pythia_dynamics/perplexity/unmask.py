@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from pythia_dynamics.perplexity.batching import Batch, evaluate_in_batches
-from pythia_dynamics.perplexity.device import (
+from pythia_dynamics.device import (
     cached_positions_budget,
     free_cached_memory,
     is_out_of_memory,
 )
+from pythia_dynamics.perplexity.batching import Batch, evaluate_in_batches
 from pythia_dynamics.perplexity.lockstep import LockstepCache
 from pythia_dynamics.perplexity.products import quick_linear_layers
 from pythia_dynamics.perplexity.scoring import head_of, head_statistics, right_pad, summarise, valid_sentences

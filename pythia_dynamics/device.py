@@ -18,6 +18,7 @@ __all__ = [
     "matmul_precision",
     "resolve_device",
     "resolve_dtype",
+    "resolve_exact_device",
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -43,6 +44,16 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if not available[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
         raise PythiaDynError(f"no device {name} on this machine; --device auto takes what there is")
     return torch.device(name)
+
+
+def resolve_exact_device(name: str) -> str:
+    """As `resolve_device`, but a device that computes in float64: MPS is passed over, or refused by name."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(name)
+    if device.type == "mps":
+        raise PythiaDynError("MPS has no float64, which Gram matrices need; use --device cpu")
+    return str(device)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
