@@ -46,16 +46,16 @@ def displacement_by_lag(ax: Axes, result: xr.Dataset) -> None:
     lags, mean = lags[good], mean[good]
     if len(lags):
         found = result["displacement_by_lag"].attrs
-        label = "mean over waiting steps"
+        label = "measured"
         if "exponent" in found:
-            label += f": exponent {found['exponent']:.2f}"
+            label += f", exponent {found['exponent']:.2f}"
         if "exponent_low" in found:
             label += f" ({found['exponent_low']:.2f} to {found['exponent_high']:.2f})"
         ax.plot(lags, mean, ".-", markersize=3, color=COLOURS[0], label=label)
         for slope, style, name in ((1, "--", "a random walk: 1"), (2, ":", "ballistic: 2")):
             ax.plot(lags, mean[0] * (lags / lags[0]) ** slope, style, color="0.5", linewidth=1, label=name)
         ax.set_ylim(mean.min() / 2, mean.max() * 5)
-        ax.legend()
+        ax.legend(loc="lower right")
     _displacement_axes(ax)
 
 
