@@ -162,7 +162,8 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
         looked = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
         for found in looked:
             faults += len(found.faults)
-            what = "no oddity" if not found.findings else f"{len(found.findings)} findings"
+            count = len(found.findings)
+            what = f"{count} {'finding' if count == 1 else 'findings'}" if count else "no oddity"
             say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
             for finding in found.findings:
                 say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
