@@ -35,6 +35,7 @@ MODES_METHOD = (
     "(Silverman 1986, eq. 3.31) that stand out by at least 5 % of the highest (topographic prominence)"
 )
 _PROMINENCE = 0.05
+_DIP_SAMPLE = 2000
 _CELLS = 1 << 14
 
 
@@ -227,7 +228,9 @@ def density(
     * `weight_quantile` (step, quantile): the least value whose cumulated count reaches the quantile (NumPy's
       ``inverted_cdf``);
     * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
-      (number of weights) and `modes` (see `MODES_METHOD`).
+      (number of weights) and `modes` (see `MODES_METHOD`);
+    * `dip` and `dip_p`, Hartigan's dip statistic of 2,000 weights drawn with a fixed seed, and its p-value: the density
+      of all of them has one mode, says the hypothesis (Hartigan & Hartigan 1985).
 
     Finite float32 and float64 weights beyond ±65,504, the largest float16, are in no bin and no count. Missing steps
     are NaN. At a step with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
@@ -264,7 +267,7 @@ def from_counts(
     full = np.zeros((steps, len(values)), np.uint32)
     full[counts.indices] = table
     levels_of = np.full((steps, len(levels)), np.nan)
-    modes = np.full(steps, np.nan)
+    modes, dip, dip_p = np.full((3, steps), np.nan)
     moments = counts.moments
     for t, row, bad, spread in zip(counts.indices, table, moments.nonfinite, moments.std, strict=True):
         cumulated = np.append(0, np.cumsum(row, dtype=np.int64))
@@ -272,6 +275,7 @@ def from_counts(
         if not bad and cumulated[-1]:
             levels_of[t] = _quantiles(values, cumulated, levels)
             modes[t] = _modes(values, cumulated, spread)
+            dip[t], dip_p[t] = _dip(values, cumulated)
     columns = {
         "mean": ("mean weight", moments.mean),
         "std": ("standard deviation of the weights", moments.std),
@@ -292,6 +296,8 @@ def from_counts(
         "counts": (("step", "value"), full, {"long_name": "number of weights of this value", "units": "1"}),
         "weight_quantile": (("step", "quantile"), levels_of, {"long_name": "quantile of the weights", "units": "1"}),
         "modes": ("step", modes, {"long_name": "number of modes", "units": "1", "method": MODES_METHOD}),
+        "dip": ("step", dip, {"long_name": "Hartigan's dip statistic of a subsample", "units": "1"}),
+        "dip_p": ("step", dip_p, {"long_name": "p-value of the dip: the density has one mode", "units": "1"}),
     }
     for name, (label, column) in columns.items():
         spread = np.full(steps, np.nan)
@@ -335,6 +341,23 @@ def _modes(values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: fl
     smooth = gaussian_filter1d(grid, width * cells / (high - low), mode="constant", truncate=6)
     peaks, _ = find_peaks(smooth, prominence=_PROMINENCE * smooth.max())
     return max(len(peaks), 1)
+
+
+def _dip(values: NDArray[np.float64], cumulated: NDArray[np.int64]) -> tuple[float, float]:
+    """Dip statistic and p-value of weights drawn from cumulated counts, each moved at random within its rounding.
+
+    Without that, equal values count as modes of their own.
+    """
+    from diptest import diptest
+
+    rng = np.random.default_rng(0)
+    places = np.searchsorted(cumulated[1:], rng.integers(cumulated[-1], size=_DIP_SAMPLE), side="right")
+    borders = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2, values[-1:]])
+    drawn = rng.uniform(borders[places], borders[places + 1])
+    if drawn.min() == drawn.max():
+        return 0.0, 1.0
+    statistic, p = diptest(drawn)
+    return float(statistic), float(p)
 
 
 def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:

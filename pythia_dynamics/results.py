@@ -26,7 +26,10 @@ __all__ = ["TABLES", "Results", "read_losses", "results_directory"]
 
 TABLES: dict[str, tuple[str, ...]] = {
     "msd": ("step", "msd", "msd_null", "msd_time", "msd_time_null", "displacement"),
-    "moments": ("step", "mean", "std", "skewness", "kurtosis", "bimodality", "min", "max", "nonfinite"),
+    "moments": (
+        *("step", "mean", "std", "skewness", "kurtosis", "bimodality", "min", "max", "nonfinite"),
+        *("modes", "dip", "dip_p"),
+    ),
     "order": ("step", "frobenius_norm", "order_parameter", "rms", "loss", "dloss_db"),
     "rank": ("step", "batch_size", "tolerance", "convention", "rank", "rank_se", "rank_difference"),
     "spectrum": (

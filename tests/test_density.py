@@ -188,3 +188,23 @@ def test_weights_beyond_float16_have_moments_but_no_counts():
     assert result["counts"].sum("value").values.tolist() == [3, 0]
     assert np.isnan(result["weight_quantile"][1]).all()
     assert float(result["mean"][1]) == 2.5e6
+
+
+def test_the_dip_tells_two_modes_from_one():
+    rng = np.random.default_rng(1)
+    one = rng.normal(0, 0.05, (400, 50))
+    two = one + np.where(rng.random(one.shape) < 0.5, 0.12, -0.12)
+    constant = np.full((400, 50), 0.25)
+    frames = np.stack([one, two, constant, np.full((400, 50), np.nan)]).astype(np.float16)
+    with pytest.warns(NonFiniteWarning):
+        result = density(frames)
+    assert result["dip_p"][0] > 0.2
+    assert result["dip_p"][1] < 1e-3
+    assert result["dip_p"][2] > 0.5
+    assert np.isnan(result["dip_p"][3])
+    assert density(constant[None].astype(np.float32))["dip_p"].item() == 1
+
+
+def test_rounding_is_no_mode():
+    weights = np.random.default_rng(2).normal(0, 0.05, (40, 300, 20)).astype(ml_dtypes.bfloat16)
+    assert np.mean(density(weights)["dip_p"] < 0.05) < 0.15
