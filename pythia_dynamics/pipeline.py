@@ -117,7 +117,8 @@ def _write_order(results: Results, dataset: xr.Dataset) -> list[Path]:
 
 
 def _write_rank(results: Results, dataset: xr.Dataset) -> list[Path]:
-    files = [results.write_table("rank", dataset), results.write_zarr("rank", dataset)]
+    infinite = dataset[["rank_infinite"]].rename(rank_infinite="rank")
+    files = [results.write_table("rank", dataset), results.write_table("rank-infinite", infinite)]
     with figures.sheet(columns=2, rows=3) as (figure, axes):
         for column, (convention, wanted) in zip(axes.T, _RANK_TOLERANCE.items(), strict=True):
             tolerance = float(dataset["tolerance"].sel({"tolerance": wanted}, method="nearest"))

@@ -32,6 +32,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     "order": ("step", "frobenius_norm", "order_parameter", "rms", "loss", "dloss_db"),
     "rank": ("step", "batch_size", "tolerance", "convention", "rank", "rank_se", "rank_difference"),
+    "rank-infinite": ("step", "tolerance", "convention", "rank"),
     "spectrum": (
         "step",
         "entropy",

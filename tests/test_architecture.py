@@ -44,11 +44,19 @@ ORDER = (
     "verify",
     "perplexity",
     "train",
+    "stationarity",
+    "phases",
+    "monitor",
+    "callback",
     "results",
     "figures",
     "claims",
+    "gallery",
+    "report",
     "pipeline",
+    "timeline",
     "demo",
+    "blog",
     "cli",
 )
 """Each room imports only from rooms before it."""
@@ -99,11 +107,16 @@ def test_every_room_has_its_place() -> None:
 
 def test_each_library_has_its_room() -> None:
     assert {room(name) for name in users("matplotlib")} == {"figures"}
+    assert {room(name) for name in users("jinja2")} == {"report"}
     assert users("huggingface_hub") <= {"hub", "perplexity.corpus"}
-    assert users("datasets") == {"perplexity.corpus"}
+    assert users("datasets") == {"perplexity.corpus", "train.text"}
     assert {room(name) for name in users("click")} == {"cli"}
     assert {room(name) for name in users("tqdm")} == {"cli"}
-    assert all(room(name) in {"demo", "device", "gram", "perplexity", "train", "spectrum"} for name in users("torch"))
+    assert users("ruptures") == {"phases"}
+    assert all(
+        room(name) in {"demo", "device", "gram", "monitor", "perplexity", "train", "spectrum"}
+        for name in users("torch")
+    )
 
 
 def test_only_the_command_line_prints() -> None:

@@ -17,6 +17,7 @@ from pythia_dynamics.diffusion import two_time
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history import History
 from pythia_dynamics.pipeline import measure
+from pythia_dynamics.rank import covariance_rank
 from pythia_dynamics.results import Results
 
 LENGTH, ROWS, WIDTH = 60, 500, 12
@@ -135,6 +136,7 @@ def test_a_planted_bifurcation_is_found_where_it_is(tmp_path: Path) -> None:
     by_name = {verdict.claim: verdict for verdict in claims.judge(Results("suite", tmp_path))}
     for claim, number in (("msd-peak", "peak_step"), ("density-bimodal", "bimodal_since")):
         assert by_name[claim].numbers[number] == pytest.approx(STEPS[AT], abs=3000)
+    assert by_name["density-bimodal"].numbers["dip_p_last"] < 0.01
     assert by_name["perplexity-drops"].numbers["change"] == pytest.approx(np.exp(-0.5) - 1, abs=0.05)
 
 
@@ -248,7 +250,8 @@ def test_loss_against_b(tmp_path: Path) -> None:
 def test_a_rank_that_drops_with_the_peak(tmp_path: Path) -> None:
     history = History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS)
     results = Results("suite", tmp_path)
-    measure(history, ("msd", "order", "rank"), results)
+    measure(history, ("msd", "order"), results)
+    results.write_table("rank", covariance_rank(history, batch_sizes=(16, 32), draws=2))
     table = results.read_table("rank")
     for drop, expected in ((5.0, "supported"), (0.0, "not supported")):
         level = xr.DataArray(12.0 - drop * (STEPS[AT] <= STEPS), dims="step", coords={"step": STEPS})

@@ -47,11 +47,13 @@ def test_every_promised_file_is_there(made: tuple[demo.Report, Path, list[str]])
     for name in tables:
         rows = (out / f"{name}.csv").read_text().splitlines()
         assert sorted({int(row.split(",")[0]) for row in rows[1:]}) == STEPS
-    for name in ["density", *tables[1:]]:
+    for name in ["density", "two_time", *tables[1:]]:
         assert (out / f"{name}.png").is_file()
         assert (out / f"{name}.svg").is_file()
     assert (out / "density.zarr").is_dir()
-    assert set(json.loads((out / "provenance.json").read_text())) == {"density", *tables[1:]}
+    assert (out / "two_time.zarr").is_dir()
+    assert (out / "rank-infinite.csv").is_file()
+    assert set(json.loads((out / "provenance.json").read_text())) == {"density", "two_time", *tables[1:]}
     assert {path.suffix for path in report.files} == {".csv", ".zarr", ".png", ".svg"}
     assert all(path.exists() for path in report.files)
 

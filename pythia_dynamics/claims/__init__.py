@@ -53,7 +53,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
     Claim(
         "density-bimodal",
         _GARDEN,
-        "The density of the weights turns bimodal at that step.",
+        "The density of the weights turns bimodal at the step of that peak.",
         "Fig 2",
         "First step from which a kernel density estimate of the exact counts has two modes at every step to the end.",
         "second mode: 5 % of the highest, or 4 standard deviations of the estimate for v rows; lasting: a tenth of the "
@@ -63,7 +63,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
     Claim(
         "perplexity-drops",
         _GARDEN,
-        "The forward perplexity drops at that step.",
+        "The forward perplexity drops at the step of that peak.",
         "Fig 4",
         f"Logarithm of the corpus perplexity: {_DROP}.",
         "a drop by 10 %; " + _SAME,
@@ -72,7 +72,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
     Claim(
         "unmasking-drops",
         _GARDEN,
-        "The causal-unmasking perplexity drops at that step.",
+        "The causal-unmasking perplexity drops at the step of that peak.",
         "Fig 6",
         f"Logarithm of the corpus perplexity: {_DROP}.",
         "a drop by 10 %; " + _SAME,
@@ -90,7 +90,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
     Claim(
         "rank-shrinks",
         _GARDEN,
-        "The covariance rank of randomly projected weights shrinks at that step.",
+        "The covariance rank of randomly projected weights shrinks at the step of that peak.",
         "Fig 7",
         f"Mean rank over the paper's absolute tolerances (0.1 to 1), largest batch: {_DROP}.",
         "a drop by 10 % of the greatest rank, by 1, or by 3 standard errors, whichever is most; " + _SAME,
@@ -99,7 +99,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
     Claim(
         "stationary",
         _GARDEN,
-        "After that step the weights are stationary.",
+        "After the step of that peak the weights are stationary.",
         "Fig 3",
         "Log-log exponent of the time-averaged displacement between two steps, from 10 % of training after it on, "
         "over lags from 1/8 to 1/2 of what is left: 0 where stationary, 1 for a random walk.",

@@ -48,7 +48,7 @@ def _drops(saved: Saved, mode: str) -> Decision:
         return untestable(f"perplexity-{mode}.csv is needed", **_published(saved))
     at = bifurcation(saved)
     if at is None:
-        return no_step("for this model")
+        return no_step()
     known = Curve.of(table["ppl_corpus"].where(table["ppl_corpus"] >= 1))
     curve = Curve(known.steps, np.log(known.values))
     change = change_at(curve, at.step, within=NEAR * curve.span) if len(curve) else None

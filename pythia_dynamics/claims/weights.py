@@ -73,10 +73,11 @@ def bifurcation(saved: Saved) -> Bifurcation | None:
     return Bifurcation(step, "paper")
 
 
-def no_step(what: str) -> Decision:
+def no_step() -> Decision:
     """What follows where there is no bifurcation to look at."""
     return untestable(
-        f"there is no step to look at: the MSD has no interior peak beyond its null, and the paper names none {what}"
+        "there is no step to look at: the MSD has no interior peak beyond its null, and the paper names a step for "
+        "70M and 160M only"
     )
 
 
@@ -157,18 +158,20 @@ def density_bimodal(saved: Saved) -> Decision:
     values = result["value"].to_numpy()
     second = np.array([second_mode(values, row, shape.rows) for row in counts[there]])
     since = first_lasting(steps, second >= 1)
-    sarle = result["bimodality"].to_numpy()[there] if "bimodality" in result else np.full(len(steps), np.nan)
+    last = result.isel(step=int(np.flatnonzero(there)[-1]))
     numbers: dict[str, float | int | str | None] = {
         "bimodal_since": since,
         "second_mode_last": float(second[-1]),
-        "sarle_last": float(sarle[-1]),
+        "modes_of_all_weights_last": float(last["modes"]),
+        "sarle_last": float(last["bimodality"]),
+        "dip_p_last": float(last["dip_p"]),
         "steps_with_two_modes": int(np.count_nonzero(second >= 1)),
         "steps": len(steps),
     }
     if since is None:
         few = np.count_nonzero(second >= 1)
         return no(
-            "the density has one mode at the end"
+            f"the density has no second mode at the end that {shape.rows:,} independent rows could tell from noise"
             if second[-1] < 1
             else f"the density has two modes at {few} of {len(steps)} steps, but not lastingly",
             **numbers,
@@ -182,7 +185,10 @@ def density_bimodal(saved: Saved) -> Decision:
             **numbers,
         )
     numbers |= {"bifurcation_step": at.step, "bifurcation_from": at.origin}
-    found = f"the density is bimodal from step {since:,} on; held against {at.said}"
+    found = (
+        f"the density is bimodal from step {since:,} on (Hartigan's dip at the end: p = {float(last['dip_p']):.2g}); "
+    )
+    found += f"held against {at.said}"
     return (yes if abs(since - at.step) <= NEAR * (steps[-1] - steps[0]) else no)(found, **numbers)
 
 
@@ -208,7 +214,7 @@ def rank_shrinks(saved: Saved) -> Decision:
         return untestable(f"the rank is at its ceiling B − 1 = {size - 1} at every step and tolerance", **numbers)
     at = bifurcation(saved)
     if at is None:
-        return no_step("for this model")
+        return no_step()
     change = change_at(curve, at.step, within=NEAR * curve.span)
     if change is None:
         return untestable(f"too few steps around {at.said}", **numbers)
@@ -224,7 +230,7 @@ def stationary(saved: Saved) -> Decision:
     """A tenth of training after S, the displacement between two steps no longer grows with the lag, for long lags."""
     at = bifurcation(saved)
     if at is None:
-        return no_step("after which to look")
+        return no_step()
     pairs = saved.array("two_time")
     if pairs is None:
         return untestable("two_time.zarr is needed; run pythia-dyn two-time")

@@ -20,6 +20,7 @@ from pythia_dynamics.figures.garden import (
 from pythia_dynamics.figures.inline import Drawing, Panel, inline
 from pythia_dynamics.figures.scores import perplexity
 from pythia_dynamics.figures.style import COLOURS, save, sheet
+from pythia_dynamics.figures.training import losses, phases, runs_against_order, slope_against_order, stopping
 from pythia_dynamics.figures.two_time import ageing, cosine, displacement_by_lag, trajectory
 from pythia_dynamics.figures.weights import (
     density,
@@ -50,18 +51,23 @@ __all__ = [
     "last_words",
     "loss_against_order",
     "loss_slope",
+    "losses",
     "msd",
     "order",
     "perplexities",
     "perplexity",
+    "phases",
     "published_points",
     "rank",
     "rank_difference",
     "rank_differences",
     "rank_infinite",
     "ranks",
+    "runs_against_order",
     "save",
     "sheet",
+    "slope_against_order",
+    "stopping",
     "trajectory",
     "unmasking",
 ]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_dynamics.figures.style import COLOURS, edges, step_axis
+from pythia_dynamics.figures.style import COLOURS, step_axis
+from pythia_dynamics.figures.two_time import cosine
 from pythia_dynamics.figures.weights import density
 
 if TYPE_CHECKING:
@@ -39,21 +40,13 @@ def density_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
 def cosine_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
     """The cosine between the weights at every two steps, and its section: between one step and all others."""
     first, second = axes
+    cosine(first, result)
+    _marker(first, result, index, key)
     values = result["cosine"].transpose("step", "other_step").to_numpy()
     low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
-    borders = edges(result["step"].to_numpy().astype(float))
-    mesh = first.pcolormesh(
-        borders, borders, np.ma.masked_invalid(values), vmin=low, vmax=1, cmap="viridis", rasterized=True
-    )
-    first.figure.colorbar(mesh, ax=first, label="cosine")
-    first.grid(visible=False)
-    _marker(first, result, index, key)
-    step_axis(first)
-    first.yaxis.set_major_formatter(first.xaxis.get_major_formatter())
-    first.set_ylabel("other step")
     (line,) = second.plot(result["other_step"], values[index], color=COLOURS[0])
     line.set_gid(f"keep-{key}-curve")
-    second.set_xlim(borders[0], borders[-1])
+    second.set_xlim(first.get_xlim())
     second.set_ylim(low - 0.02 * (1 - low), 1 + 0.02 * (1 - low))
     second.set_ylabel("cosine with the chosen step")
     step_axis(second)

@@ -39,19 +39,21 @@ _SIZE = re.compile(r'(<svg[^>]*?) width="[\d.]+pt" height="[\d.]+pt"', re.DOTALL
 _STYLESHEET = re.compile(r"\s*<style[^>]*>.*?</style>", re.DOTALL)
 _FONT = re.compile(r"font-family: [^;\"]*sans-serif;? ?")
 _NUMBER = re.compile(r"(\d+\.\d{2})\d+")
-_DIGITS = 6
+_DIGITS = 5
 
 
 @dataclass(frozen=True)
 class Panel:
     """One `Axes` of a drawing: its box in units of the viewBox, its scales, and the curves in it.
 
-    `box` is (left, top, right, bottom); `series` has for each curve its label, colour, x and y.
+    `box` is (left, top, right, bottom); `series` has for each curve its label, its colour, `y`, and `x`, the number of
+    its abscissae in `places`, which curves share.
     """
 
     box: tuple[float, float, float, float]
     x: Mapping[str, Any]
     y: Mapping[str, Any]
+    places: tuple[list[float | None], ...]
     series: tuple[Mapping[str, Any], ...]
 
 
@@ -119,10 +121,16 @@ def _panel(ax: Axes, width: float, height: float) -> Panel:
         if isinstance(points, PathCollection):
             at: Any = np.ma.filled(np.ma.asarray(points.get_offsets(), dtype=float), np.nan)
             series.append(_series("", _INK, at[:, 0], at[:, 1]))
+    places: list[list[float | None]] = []
+    for one in series:
+        if one["x"] not in places:
+            places.append(one["x"])
+        one["x"] = places.index(one["x"])
     return Panel(
         box=tuple(round(float(edge), 2) for edge in box),  # type: ignore[arg-type]
         x={"scale": ax.get_xscale(), "limits": _rounded(ax.get_xlim()), "label": ax.get_xlabel()},
         y={"scale": ax.get_yscale(), "limits": _rounded(ax.get_ylim()), "label": ax.get_ylabel()},
+        places=tuple(places),
         series=tuple(series),
     )
 
@@ -135,8 +143,12 @@ def _series(label: str, colour: Any, x: Any, y: Any) -> dict[str, Any]:
 
 
 def _rounded(values: Any) -> list[float | None]:
+    """Five digits of each number, whole numbers in full."""
     numbers = np.asarray(values, dtype=np.float64)
-    return [float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in numbers]
+    return [
+        None if not np.isfinite(value) else int(value) if value.is_integer() else float(f"{value:.{_DIGITS}g}")
+        for value in numbers.tolist()
+    ]
 
 
 def _escaped(text: str) -> str:

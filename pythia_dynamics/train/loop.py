@@ -26,11 +26,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from pythia_dynamics.device import resolve_device
 from pythia_dynamics.errors import NonFiniteError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.suites import branch
 from pythia_dynamics.train.plan import TrainingPlan
+from pythia_dynamics.train.quiet import quiet
 from pythia_dynamics.train.suite import (
     SUITE,
     Loss,
@@ -70,9 +72,9 @@ def train_suite(
     `resume_seconds` ago. An interrupted training goes on from there when it is called again, and on a CPU ends with
     the very weights that an undisturbed one has. The same plan gives the same suite on the same machine.
 
-    `device` is ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``; `threads` are those of torch on a CPU (default:
-    one for a d_model up to 128, which gains nothing from a second one). `callbacks` are given to the Trainer as well,
-    which logs at the interval of the checkpoints.
+    `device` is ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``mps``; `threads` are those of torch on a CPU
+    (default: one for a d_model up to 128, which gains nothing from a second one). `callbacks` are given to the Trainer
+    as well, which logs at the interval of the checkpoints.
 
     Raises `CorpusError` when the text is too short to train on, `NonFiniteError` when the training diverges,
     `PythiaDynError` when `out` holds something else or another process is training it.
@@ -86,7 +88,7 @@ def train_suite(
             if not _holds(partial / SUITE, about):  # otherwise only its renaming was interrupted
                 if is_finished(out, about):
                     return Suite(out, fresh=False)
-                with _threads(threads or (1 if plan.d_model <= _ONE_THREAD else torch.get_num_threads())), _quiet():
+                with _threads(threads or (1 if plan.d_model <= _ONE_THREAD else torch.get_num_threads())), quiet():
                     _train(partial, about, prepare(text, plan), plan, device, resume_seconds, callbacks, progress)
             replace_suite(out, partial, plan.saved_steps)
     except Timeout:
@@ -162,13 +164,9 @@ def _train(
 
 
 def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
-    if device not in ("auto", "cpu", "cuda"):
-        raise PythiaDynError(f"the device is auto, cpu or cuda; got {device!r}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise PythiaDynError("there is no CUDA device; give --device cpu")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    kind = resolve_device(device).type
     steps = plan.saved_steps
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=plan.max_steps,
         per_device_train_batch_size=plan.batch,
@@ -187,9 +185,12 @@ def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
         seed=plan.seed,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
+        use_cpu=kind == "cpu",
+        dataloader_pin_memory=kind == "cuda",
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # else every GPU there is takes a batch of this size, and the plan is another one
+    return arguments
 
 
 class _Windows(Dataset[dict[str, torch.Tensor]]):
@@ -333,19 +334,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing its own bars and notes over ours."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ import torch
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from pythia_dynamics.suites import branch
+from pythia_dynamics.train.quiet import quiet
 from pythia_dynamics.train.suite import Suite
 
 __all__ = ["sample_text"]
@@ -17,14 +18,15 @@ def sample_text(suite: Suite, step: int, *, prompt: str = "\n", samples: int = 4
     Samples are separated by a line of dashes. On the CPU; the same seed gives the same text.
     """
     directory = suite.path / branch(step)
-    model = GPTNeoXForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with quiet():
+        model = GPTNeoXForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model.eval()  # type: ignore[no-untyped-call]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].expand(samples, -1)
     longest = model.config.max_position_embeddings
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        written = model.generate(
+        written = model.generate(  # type: ignore[misc]
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             do_sample=True,

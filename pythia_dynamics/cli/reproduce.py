@@ -1,0 +1,97 @@
+"""The commands ``reproduce``: one of the two works, whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pythia_dynamics.cli.app import bar, main, notes, print_facts, say, with_cache, with_json, with_results
+from pythia_dynamics.cli.training import training_text, with_corpus, with_plan
+
+if TYPE_CHECKING:
+    from pythia_dynamics.progress import Progress
+
+__all__ = ["order_parameter", "reproduce"]
+
+
+@main.group()
+def reproduce() -> None:
+    """Do one of the two works again, every figure, and say which of its claims hold."""
+
+
+@reproduce.command(name="order-parameter")
+@click.option("--quick", is_flag=True, help="The two small sizes, 3,000 small steps: about five minutes on two cores.")
+@click.option("--size", "sizes", multiple=True, help="10k, 0.1m, 1m or 10m; repeatable.  [default: all]")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each size.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of the suites, order-10k …  [default: the cache]",
+)
+@with_corpus
+@with_plan
+@with_cache
+@with_results
+@with_json
+def order_parameter(
+    quick: bool,
+    sizes: tuple[str, ...],
+    seeds: int,
+    out: Path | None,
+    corpus: Path | None,
+    device: str,
+    cache: Path,
+    results: Path,
+    as_json: bool,
+    **changes: Any,
+) -> None:
+    """The order-parameter blog: four models, loss against step and against b, dL/db, beside the blog's own numbers.
+
+    The heads begin as the blog's do (--init pytorch) unless told otherwise. Interrupted, it goes on where it was.
+    """
+    began = time.monotonic()
+    say("loading torch and transformers …", as_json)
+    from pythia_dynamics import blog
+
+    @contextmanager
+    def stage(label: str, unit: str) -> Iterator[Progress]:
+        start = time.monotonic()
+        with bar(label, unit) as progress:
+            yield progress
+        say(f"{label:28}{time.monotonic() - start:7.1f} s", as_json)
+
+    with notes(as_json):
+        report = blog.reproduce(
+            training_text(corpus),
+            stage=stage,
+            quick=quick,
+            sizes=sizes or None,
+            seeds=range(seeds),
+            out=out,
+            cache=cache,
+            results=results,
+            device=device,
+            **changes,
+        )
+    for size, fact in report.facts.items():
+        (b, last_b), (loss, last_loss), (_, held_out) = fact["b"], fact["train_loss"], fact["validation_loss"]
+        say(
+            f"{size:5} {fact['steps']} steps: b {b:.4g} → {last_b:.4g}, training loss {loss:.3f} → {last_loss:.3f}, "
+            f"validation {held_out:.3f}",
+            as_json,
+        )
+    for verdict in report.verdicts:
+        say(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
+    say(f"\n{len(report.files)} files in {results / report.name}, {time.monotonic() - began:.0f} s in all", as_json)
+    facts = {
+        "models": dict(report.facts),
+        "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in report.verdicts},
+        "files": report.files,
+        "seconds": time.monotonic() - began,
+    }
+    print_facts({"order-parameter": facts}, as_json)

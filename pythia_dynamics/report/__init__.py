@@ -1,0 +1,152 @@
+"""One HTML page from saved results: the scorecard of claims, the figures, tables, gaps, oddities, provenance.
+
+The page is whole in itself: nothing is loaded from anywhere, and its own policy forbids it. Figures are drawn by
+matplotlib as SVG in the page's colours; a small script reads values off them and moves the step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from pythia_dynamics import __version__, claims, figures, gallery
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.files import atomic_file
+from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.report import facts
+from pythia_dynamics.report.explorer import Explorer, explorers
+from pythia_dynamics.results import Results
+
+__all__ = ["report", "write_report"]
+
+_MARKS = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
+_NARROW = 420  # points: what is wider is scrolled on a small screen, not shrunk
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A drawn plate on its way into the template."""
+
+    key: str
+    title: str
+    caption: str
+    svg: Markup
+    panels: Markup
+    wide: bool
+
+
+def write_report(models: Sequence[Results], path: Path, *, progress: Progress = silent) -> Path:
+    """Write `report` to a file, whole or not at all."""
+    page = report(models, progress=progress)
+    with atomic_file(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def report(models: Sequence[Results], *, progress: Progress = silent) -> str:
+    """The page for these models. Raises `PythiaDynError` for a model without results. `progress` counts models."""
+    if not models:
+        raise PythiaDynError("no model to report on; name one with --model")
+    names = [results.name for results in models]
+    verdicts = [claims.judge(results) for results in models]
+    progress(0, len(models) + 1)
+    together = [_picture(plate, f"all-{plate.key}") for plate in gallery.of_models(models)] if len(models) > 1 else []
+    progress(1, len(models) + 1)
+    sections = []
+    for number, results in enumerate(models, 1):
+        key = f"m{number}"
+        looked = explorers(results, key)
+        shown = {explorer.key.removeprefix(f"{key}-") for explorer in looked}
+        sections.append(
+            {
+                "key": key,
+                "name": results.name,
+                "plates": [
+                    _picture(plate, f"{key}-{plate.key}")
+                    for plate in gallery.of_model(results)
+                    if plate.key not in shown
+                ],
+                "explorers": [_explorer(explorer) for explorer in looked],
+                "tables": facts.tables(results),
+                "gaps": facts.gaps(results),
+                "oddities": facts.oddities(results),
+                "provenance": facts.provenance(results),
+                "counts": _counts(verdicts[number - 1]),
+            }
+        )
+        progress(number + 1, len(models) + 1)
+    rows = [
+        {"claim": row[0], "verdicts": list(zip(names, row, strict=True)), "key": f"claim-{row[0].claim}"}
+        for row in zip(*verdicts, strict=True)
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = facts.number
+    return environment.from_string(_part("page.html.j2")).render(
+        title=f"Training dynamics of {', '.join(names)}",
+        names=names,
+        rows=rows,
+        marks=_MARKS,
+        together=together,
+        sections=sections,
+        command="pythia-dyn report " + " ".join(f"--model {name}" for name in names),
+        version=__version__,
+        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        style=Markup(_part("style.css")),
+        script=Markup(_part("script.js")),
+    )
+
+
+def _counts(verdicts: Sequence[claims.Verdict]) -> str:
+    counted = Counter(verdict.verdict for verdict in verdicts)
+    return ", ".join(f"{counted[word]} {word}" for word in claims.VERDICTS)
+
+
+def _picture(plate: gallery.Plate, key: str) -> _Picture:
+    with plate.on() as (figure, axes):
+        plate.paint(axes)
+        drawing = figures.inline(figure, key, label=f"{plate.title}. {plate.caption}")
+    return _Picture(
+        key=key,
+        title=plate.title,
+        caption=plate.caption,
+        svg=Markup(drawing.svg),
+        panels=_json([asdict(panel) for panel in drawing.panels]),
+        wide=plate.columns * plate.width * 72 > _NARROW,
+    )
+
+
+def _explorer(explorer: Explorer) -> dict[str, Any]:
+    content = {
+        **explorer.payload,
+        "key": explorer.key,
+        "steps": explorer.steps,
+        "panels": [asdict(panel) for panel in explorer.drawing.panels],
+    }
+    return {
+        "key": explorer.key,
+        "title": explorer.title,
+        "caption": explorer.caption,
+        "svg": Markup(explorer.drawing.svg),
+        "steps": explorer.steps,
+        "chosen": explorer.chosen,
+        "content": _json(content),
+    }
+
+
+def _json(content: Any) -> Markup:
+    """JSON that may stand in a script element: nothing in it can end the element."""
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _part(name: str) -> str:
+    return (resources.files("pythia_dynamics.report") / name).read_text(encoding="utf-8")
