@@ -22,7 +22,10 @@ from pythia_dynamics.results import Results
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Plate", "draw", "of_model", "of_models"]
+__all__ = ["TOGETHER", "Plate", "draw", "keep_portrait", "of_model", "of_models", "plate"]
+
+TOGETHER = "figures"
+"""Folder of the results for figures that hold several models."""
 
 _TOLERANCES = {"absolute": 0.5, "relative": 0.1}
 _MODES = {"forward": "Forward", "unmask": "Causal-unmasking", "last-word": "Last-word"}
@@ -62,12 +65,34 @@ def draw(plates: Sequence[Plate], directory: Path, *, progress: Progress = silen
     return files
 
 
+def keep_portrait(results: Results, taken: xr.Dataset) -> list[Path]:
+    """Save a portrait as ``first_last.zarr`` and draw the two figures that it allows."""
+    files = [results.write_zarr("first_last", taken)]
+    results.record("first_last", {name: value for name, value in taken.attrs.items() if name != "completions"})
+    return files + draw([_first_last(results), _unmasking(results)], results.path)
+
+
 # -- one model ------------------------------------------------------------------------------------------------
 
 
 def of_model(results: Results) -> list[Plate]:
     """The figures of one model, as far as its results go."""
-    makers: dict[str, Callable[[Results], Plate]] = {
+    plates = []
+    for key in _makers():
+        try:
+            plates.append(plate(results, key))
+        except PythiaDynError:  # it has not been computed
+            continue
+    return plates
+
+
+def plate(results: Results, key: str) -> Plate:
+    """The figure of one kind of result. Raises `PythiaDynError` where that has not been computed."""
+    return _makers()[key](results)
+
+
+def _makers() -> dict[str, Callable[[Results], Plate]]:
+    return {
         "first_last": _first_last,
         "unmasking": _unmasking,
         "density": _density,
@@ -78,17 +103,6 @@ def of_model(results: Results) -> list[Plate]:
         "spectrum": _spectrum,
         **{f"perplexity-{mode}": partial(_perplexity, mode=mode) for mode in _MODES},
     }
-    return _those_there(makers, results)
-
-
-def _those_there(makers: Mapping[str, Callable[[Results], Plate]], results: Results) -> list[Plate]:
-    plates = []
-    for make in makers.values():
-        try:
-            plates.append(make(results))
-        except PythiaDynError:  # it has not been computed
-            continue
-    return plates
 
 
 def _density(results: Results) -> Plate:
@@ -103,12 +117,14 @@ def _density(results: Results) -> Plate:
 
 def _msd(results: Results) -> Plate:
     table = results.read_table("msd")
-    excess = [float((table[kind] / table[f"{kind}_null"]).isel(step=slice(None, -1)).max()) for kind in _DEMEANED]
-    caption = (
-        "Mean squared displacement by both demeanings; dashed, a random walk with the same step sizes. At most it is "
-        f"{excess[0]:.2g} times the walk's (over weights, as printed in Eq 4) and {excess[1]:.2g} times (over time, "
-        "where the walk peaks mid-way as well)."
-    )
+    excess = [(table[kind] / table[f"{kind}_null"]).to_numpy()[:-1] for kind in _DEMEANED]
+    caption = "Mean squared displacement by both demeanings; dashed, a random walk with the same step sizes."
+    if all(np.isfinite(ratio).any() for ratio in excess):
+        over_weights, over_time = (float(np.nanmax(ratio)) for ratio in excess)
+        caption += (
+            f" At most it is {over_weights:.2g} times the walk's (over weights, as printed in Eq 4) and "
+            f"{over_time:.2g} times (over time, where the walk peaks mid-way as well)."
+        )
     return Plate("msd", "Displacement (Garden, Fig 3)", caption, lambda ax: figures.msd(ax, table, name=results.name))
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_dynamics import figures
+from pythia_dynamics import gallery
 from pythia_dynamics.analyse import analyse
 from pythia_dynamics.diffusion import interior_peak
+from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.results import read_losses
 
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 
     from pythia_dynamics.history import History
     from pythia_dynamics.results import Results
+    from pythia_dynamics.verify import Verification
 
-__all__ = ["Outcome", "draw_perplexity", "measure"]
+__all__ = ["Outcome", "draw_perplexity", "keep_findings", "measure"]
 
 _RANK_TOLERANCE = {"absolute": 0.5, "relative": 0.1}
 
@@ -58,12 +61,25 @@ def measure(
     datasets = analyse(history, kinds, options=given, drop_padding=drop_padding, device=device, progress=progress)
     outcomes = []
     for kind, dataset in datasets.items():
-        files = _WRITERS[kind](results, dataset)
+        files = _SAVERS[kind](results, dataset)
+        files += gallery.draw([gallery.plate(results, kind)], results.path)
         summary, facts = _FACTS[kind](dataset)
         named = {name: value for name, value in given[kind].items() if np.isscalar(value)}
         results.record(kind, {**dataset.attrs, **named, "drop_padding": drop_padding, "steps": len(history.steps)})
         outcomes.append(Outcome(kind, tuple(files), summary, facts))
     return outcomes
+
+
+def keep_findings(results: Results, found: Verification) -> Path:
+    """Keep what a verification found in ``verify.json``, in place of what was found of the same before."""
+    path = results.path / "verify.json"
+    try:
+        kept = [item for item in json.loads(path.read_text())["verify"] if item["subject"] != found.subject]
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = []
+    with atomic_file(path) as file:
+        file.write(json.dumps({"verify": [*kept, asdict(found)]}, indent=1).encode() + b"\n")
+    return path
 
 
 def draw_perplexity(
@@ -72,12 +88,9 @@ def draw_perplexity(
     """Draw the perplexities by mode, one figure each, linear beside logarithmic as in the paper (Fig 4 and 6)."""
     outcomes = []
     for done, (mode, dataset) in enumerate(scores.items(), 1):
-        table = results.path / f"perplexity-{mode}.csv"
-        with figures.sheet(columns=2) as (figure, axes):
-            figures.perplexity(axes[0], {mode: dataset}, log=False)
-            figures.perplexity(axes[1], {mode: dataset}, log=True)
-            files = [table, *figures.save(figure, results.path / f"perplexity-{mode}")]
-        results.record(f"perplexity-{mode}", dataset.attrs)
+        kind = f"perplexity-{mode}"
+        files = [results.path / f"{kind}.csv", *gallery.draw([gallery.plate(results, kind)], results.path)]
+        results.record(kind, dataset.attrs)
         variable = "ppl" if mode == "last-word" else "ppl_corpus"
         first, last = _ends(dataset[variable])
         nonfinite = int(np.nansum(dataset["nonfinite"].to_numpy()))
@@ -85,7 +98,7 @@ def draw_perplexity(
             f"; {nonfinite} sentences over all steps had none" if nonfinite else ""
         )
         facts = {"first": first, "last": last, "nonfinite": nonfinite, "missing": dataset.attrs["missing"]}
-        outcomes.append(Outcome(f"perplexity-{mode}", tuple(files), summary, facts))
+        outcomes.append(Outcome(kind, tuple(files), summary, facts))
         progress(done, len(scores))
     return outcomes
 
@@ -93,65 +106,25 @@ def draw_perplexity(
 # -- files ----------------------------------------------------------------------------------------------------
 
 
-def _write_density(results: Results, dataset: xr.Dataset) -> list[Path]:
-    files = [results.write_table("moments", dataset), results.write_zarr("density", dataset)]
-    with figures.sheet() as (figure, ax):
-        figures.density(ax, dataset)
-        return files + figures.save(figure, results.path / "density")
+def _save_density(results: Results, dataset: xr.Dataset) -> list[Path]:
+    return [results.write_table("moments", dataset), results.write_zarr("density", dataset)]
 
 
-def _write_msd(results: Results, dataset: xr.Dataset) -> list[Path]:
-    files = [results.write_table("msd", dataset)]
-    with figures.sheet() as (figure, ax):
-        figures.msd(ax, dataset, name=results.name)
-        return files + figures.save(figure, results.path / "msd")
-
-
-def _write_order(results: Results, dataset: xr.Dataset) -> list[Path]:
-    files = [results.write_table("order", dataset)]
-    with_loss = [figures.loss_against_order, figures.loss_slope] if "loss" in dataset else []
-    with figures.sheet(columns=1 + len(with_loss)) as (figure, axes):
-        for draw, ax in zip([figures.order, *with_loss], np.atleast_1d(axes), strict=True):
-            draw(ax, dataset)
-        return files + figures.save(figure, results.path / "order")
-
-
-def _write_rank(results: Results, dataset: xr.Dataset) -> list[Path]:
+def _save_rank(results: Results, dataset: xr.Dataset) -> list[Path]:
     infinite = dataset[["rank_infinite"]].rename(rank_infinite="rank")
-    files = [results.write_table("rank", dataset), results.write_table("rank-infinite", infinite)]
-    with figures.sheet(columns=2, rows=3) as (figure, axes):
-        for column, (convention, wanted) in zip(axes.T, _RANK_TOLERANCE.items(), strict=True):
-            tolerance = float(dataset["tolerance"].sel({"tolerance": wanted}, method="nearest"))
-            figures.rank(column[0], dataset, tolerance=tolerance, convention=convention)
-            figures.rank_difference(column[1], dataset, tolerance=tolerance, convention=convention)
-            figures.rank_infinite(column[2], dataset, convention=convention)
-        return files + figures.save(figure, results.path / "rank")
+    return [results.write_table("rank", dataset), results.write_table("rank-infinite", infinite)]
 
 
-def _write_spectrum(results: Results, dataset: xr.Dataset) -> list[Path]:
-    files = [results.write_table("spectrum", dataset), results.write_zarr("spectrum", dataset)]
-    with figures.sheet() as (figure, ax):
-        figures.effective_rank(ax, dataset)
-        return files + figures.save(figure, results.path / "spectrum")
-
-
-def _write_two_time(results: Results, dataset: xr.Dataset) -> list[Path]:
-    files = [results.write_zarr("two_time", dataset)]
-    with figures.sheet(columns=2, rows=2) as (figure, axes):
-        figures.ageing(axes[0, 0], dataset)
-        figures.displacement_by_lag(axes[0, 1], dataset)
-        figures.cosine(axes[1, 0], dataset)
-        figures.trajectory(axes[1, 1], dataset)
-        return files + figures.save(figure, results.path / "two_time")
-
-
-_WRITERS: dict[str, Callable[[Results, xr.Dataset], list[Path]]] = {
-    "density": _write_density,
-    "msd": _write_msd,
-    "order": _write_order,
-    "rank": _write_rank,
-    "spectrum": _write_spectrum,
-    "two_time": _write_two_time,
+_SAVERS: dict[str, Callable[[Results, xr.Dataset], list[Path]]] = {
+    "density": _save_density,
+    "msd": lambda results, dataset: [results.write_table("msd", dataset)],
+    "order": lambda results, dataset: [results.write_table("order", dataset)],
+    "rank": _save_rank,
+    "spectrum": lambda results, dataset: [
+        results.write_table("spectrum", dataset),
+        results.write_zarr("spectrum", dataset),
+    ],
+    "two_time": lambda results, dataset: [results.write_zarr("two_time", dataset)],
 }
 
 # -- facts ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,6 +156,9 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
 @with_json
 def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
     """Find damaged chunks, equal content under different steps, swapped and mixed shards."""
+    from pythia_dynamics.pipeline import keep_findings
+    from pythia_dynamics.results import Results
+
     facts, faults = [], 0
     for name in model_names(models, cache):
         looked = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
@@ -167,7 +169,7 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
             say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
             for finding in found.findings:
                 say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
-        _note_findings(looked, results)
+            keep_findings(Results(found.model, results), found)
         facts += [asdict(found) for found in looked]
     print_facts({"verify": facts}, as_json)
     if faults:
@@ -200,21 +202,6 @@ def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verificati
     with bar(model.name, "revision") as progress:
         chosen = parse_steps(steps) if steps is not None else None
         return [verify_remote(HubSource(model.location, name=model.name), chosen, progress=progress)]
-
-
-def _note_findings(looked: list[Verification], results: Path) -> None:
-    """Keep what was found in ``results/<name>/verify.json``, in place of what was found about the same before."""
-    from pythia_dynamics.files import atomic_file
-    from pythia_dynamics.results import Results
-
-    for found in looked:
-        path = Results(found.model, results).path / "verify.json"
-        try:
-            kept = [item for item in json.loads(path.read_text())["verify"] if item["subject"] != found.subject]
-        except (OSError, ValueError, KeyError, TypeError):
-            kept = []
-        with atomic_file(path) as file:
-            file.write(json.dumps({"verify": [*kept, asdict(found)]}, indent=1).encode() + b"\n")
 
 
 @main.command()
