@@ -4,6 +4,8 @@
 store, without reading the history again: only the two-time Gram row does that, as it must.
 """
 
+# mypy: disable-error-code="untyped-decorator"
+
 from __future__ import annotations
 
 import time
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 import torch
+from numba import njit
 from numpy.typing import NDArray
 
 from pythia_dynamics import kernels
@@ -91,14 +94,11 @@ class _Track:
             self.integral = np.zeros(self.size)
         integrated = moved = since_first = 0.0
         mean = row["mean"]
+        origin, before_it = (earlier[0], earlier[-1]) if earlier else (frame, frame)
         for i in range(0, self.size, _PIECE):
-            w = frame[i : i + _PIECE].astype(np.float64)
-            total = self.integral[i : i + _PIECE]
-            total += w - mean
-            integrated += float(total @ total)
-            if earlier:
-                moved += _squared(w, earlier[-1][i : i + _PIECE])
-                since_first += _squared(w, earlier[0][i : i + _PIECE])
+            pieces = [_wide(array[i : i + _PIECE]) for array in (frame, before_it, origin)]
+            sums = _advance(pieces[0], pieces[1], pieces[2], self.integral[i : i + _PIECE], mean)
+            integrated, moved, since_first = integrated + sums[0], moved + sums[1], since_first + sums[2]
         row["frobenius_norm"] = float(np.sqrt(products[-1]))
         row["order_parameter"] = row["frobenius_norm"] / self.width
         row["displacement"] = since_first / self.size
@@ -328,8 +328,7 @@ def _moments(frame: NDArray[Any]) -> Moments:
     least, greatest = np.inf, -np.inf
     for i in range(0, n, _PIECE):
         piece = frame[i : i + _PIECE]
-        wide = piece if piece.dtype == np.float64 else piece.astype(np.float32)
-        s1, s2, s3, s4, low, high, bad = kernels.power_sums(wide, shift)
+        s1, s2, s3, s4, low, high, bad = kernels.power_sums(_wide(piece), shift)
         sums += (s1, s2, s3, s4, bad)
         least, greatest = min(least, low), max(greatest, high)
     s1, s2, s3, s4 = sums[:4] / n
@@ -347,16 +346,30 @@ def _moments(frame: NDArray[Any]) -> Moments:
 def _dot(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Σ w v: float32 inside rows of 1,024 weights, float64 over them."""
     total = 0.0
-    kind: Any = np.float64 if first.dtype == np.float64 else np.float32
     for i in range(0, first.size, _PIECE):
-        a: NDArray[Any] = first[i : i + _PIECE].astype(kind, copy=False)
-        b: NDArray[Any] = second[i : i + _PIECE].astype(kind, copy=False)
+        a, b = _wide(first[i : i + _PIECE]), _wide(second[i : i + _PIECE])
         whole = a.size - a.size % _ROW
         rows = np.einsum("ij,ij->i", a[:whole].reshape(-1, _ROW), b[:whole].reshape(-1, _ROW))
         total += float(rows.sum(dtype=np.float64)) + float(a[whole:].astype(np.float64) @ b[whole:].astype(np.float64))
     return total
 
 
-def _squared(wide: NDArray[np.float64], other: NDArray[Any]) -> float:
-    difference = wide - other.astype(np.float64)
-    return float(difference @ difference)
+def _wide(values: NDArray[Any]) -> NDArray[Any]:
+    """Weights as the loops take them: float32, in which 16-bit ones are exact, or float64; no copy of those."""
+    kind: Any = np.float64 if values.dtype == np.float64 else np.float32
+    wide: NDArray[Any] = np.asarray(values).astype(kind, copy=False)
+    return wide
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "arcp"})
+def _advance(w: Any, before: Any, first: Any, integral: Any, mean: float) -> tuple[float, float, float]:
+    """Add w − mean to the integral; the sums of its squares and of those of w − before and w − first, in float64."""
+    squares = moved = since_first = 0.0
+    for i in range(w.size):
+        x = np.float64(w[i])
+        total = integral[i] + (x - mean)
+        integral[i] = total
+        squares += total * total
+        moved += (x - np.float64(before[i])) ** 2
+        since_first += (x - np.float64(first[i])) ** 2
+    return squares, moved, since_first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def first_last() -> xr.Dataset:
     generator = np.random.default_rng(0)
     attention = np.tril(np.ones((2, 2, 3, 3), np.float32))
     lines = [
-        {"prefix": 1, "given": "a", "generated": " dog\nran", "perplexity": 2.5, "entropy": 1.0},
+        {"prefix": 1, "given": "a", "generated": " dog\nran $x^\x1f", "perplexity": 2.5, "entropy": 1.0},
         {"prefix": 2, "given": "a cat", "generated": "!", "perplexity": 1.5, "entropy": 1.0},
     ]
     return xr.Dataset(
@@ -64,6 +65,9 @@ def save_results(directory: Path, name: str, seed: int = 0, steps: np.ndarray = 
         details = {"location": name, "corpus": "text.jsonl", "corpus_passages": 9, "dtype": "float32", "device": "cpu"}
         results.record(f"perplexity-{mode}", details)
     history = History.from_array(frames, steps, name=name, missing={GONE: "lost"})
+    commits = {str(step): f"c{step}" for step in steps if step != GONE}
+    told = {**history.provenance, "missing": {str(GONE): "lost"}, "commits": commits}
+    history = replace(history, provenance=told)
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         patch.setattr(figures, "save", lambda figure, path: [])  # drawing takes time

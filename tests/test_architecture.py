@@ -57,6 +57,7 @@ ORDER = (
     "timeline",
     "demo",
     "blog",
+    "garden",
     "cli",
 )
 """Each room imports only from rooms before it."""

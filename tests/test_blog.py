@@ -221,6 +221,7 @@ def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Report, Path]) ->
     saved = claims.read(Results("order-parameter-quick", directory / "results"))
     assert saved is not None
     assert [verdict.claim for verdict in saved] == list(blog.CLAIMS) == [verdict.claim for verdict in report.verdicts]
+    assert json.loads(json.dumps(report.facts))["10k"]["steps"] == 24
     by_claim = {verdict.claim: verdict.verdict for verdict in saved}
     assert by_claim["slope-changes"] == "not testable here"
 

@@ -146,7 +146,7 @@ def test_unmasking_tells_given_from_generated() -> None:
         figures.unmasking(ax, first_last().attrs["completions"])
         texts = {text.get_text(): text for text in ax.texts}
     assert texts["a cat"].get_fontweight() == "bold"
-    assert texts[" dog⏎ran"].get_color() == figures.COLOURS[1]
+    assert texts[" dog⏎ran $x^□"].get_color() == figures.COLOURS[1]
     assert {"1", "2", "2.5", "1.5"} <= set(texts)
 
 

@@ -187,7 +187,7 @@ def test_the_head_is_found_under_its_name_in_files() -> None:
         assert find_tensors(neox, [name])["embed_out.weight"] is head
     layers = find_tensors(neox, ["gpt_neox.layers.*.attention.dense.weight"])
     assert len(layers) == neox.config.num_hidden_layers
-    with pytest.raises(UnknownNameError, match="no tensor 'embed_uot.weight'"):
+    with pytest.raises(UnknownNameError, match=r"no tensor 'embed_uot\.weight'"):
         find_tensors(neox, ["embed_uot.weight"])
 
 

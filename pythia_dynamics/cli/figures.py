@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["claims", "figures", "portrait", "report"]
 
 _MARKS = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
-TOGETHER = "figures"
-"""Folder of the results for figures that hold several models."""
 
 with_measured: Callable[[Command], Command] = click.option(
     "--model",
@@ -72,7 +70,8 @@ def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) 
             facts[one.name] = gallery.draw(gallery.of_model(one), one.path, progress=progress)
     if len(chosen) > 1:
         with bar("side by side", "figure") as progress:
-            facts[TOGETHER] = gallery.draw(gallery.of_models(chosen), results / TOGETHER, progress=progress)
+            plates = gallery.of_models(chosen)
+            facts[gallery.TOGETHER] = gallery.draw(plates, results / gallery.TOGETHER, progress=progress)
     for files in facts.values():
         for path in files:
             say(f"  {path}", as_json)
@@ -154,11 +153,7 @@ def portrait(
         say(f"{name} is {model.location}", as_json)
         with bar(f"{model.name} portrait", "step") as progress:
             taken = take(model, steps=steps, device=device, source=source, progress=progress, **given)
-        out = Results(model.name, results)
-        path = out.write_zarr("first_last", taken)
-        out.record("first_last", {key: value for key, value in taken.attrs.items() if key != "completions"})
-        plates = [plate for plate in gallery.of_model(out) if plate.key in ("first_last", "unmasking")]
-        files = [path, *gallery.draw(plates, out.path)]
+        files = gallery.keep_portrait(Results(model.name, results), taken)
         for file in files:
             say(f"  {file}", as_json)
         facts.append({"model": model.name, "steps": taken["step"].to_numpy().tolist(), "files": files})

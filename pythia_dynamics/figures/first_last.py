@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 
-from pythia_dynamics.figures.style import COLOURS
+from pythia_dynamics.figures.style import COLOURS, printable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,10 +65,10 @@ def _attention(ax: Axes, result: xr.Dataset) -> None:
     )
     ax.figure.colorbar(image, ax=ax, label="attention")
     ax.grid(visible=False)
-    words = [str(word).strip() or "␣" for word in result.attrs.get("words", ())]
+    words = [printable(str(word).strip(" ") or "␣") for word in result.attrs.get("words", ())]
     if 0 < len(words) <= _LONGEST_LABELS:
-        ax.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
-        ax.set_yticks(range(len(words)), words, fontsize=6)
+        ax.set_xticks(range(len(words)), words, rotation=90, fontsize=6, parse_math=False)
+        ax.set_yticks(range(len(words)), words, fontsize=6, parse_math=False)
     ax.set_xlabel("attends to")
     ax.set_ylabel("token")
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from pythia_dynamics.diffusion import interior_peak
-from pythia_dynamics.figures.style import COLOURS, step_axis
+from pythia_dynamics.figures.style import COLOURS, printable, step_axis
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -121,10 +121,10 @@ def unmasking(ax: Axes, completions: Sequence[Mapping[str, Any]], *, name: str =
     `completions` have `given`, `generated`, `perplexity`, and `prefix`, the number of tokens given.
     """
     count = max(len(completions), 1)
-    small: dict[str, Any] = {"va": "center", "family": "monospace", "fontsize": 7}
+    small: dict[str, Any] = {"va": "center", "family": "monospace", "fontsize": 7, "parse_math": False}
     for row, line in enumerate(completions):
         y = 1 - (row + 0.5) / count
-        given, generated = _one_line(line["given"]), _one_line(line["generated"])
+        given, generated = (printable(line[part], monospace=True) for part in ("given", "generated"))
         room = max(_WRAP - len(given), 8)
         generated = generated if len(generated) <= room else f"{generated[: room - 1]}…"
         ax.text(-0.01, y, f"{line['prefix']}", transform=ax.transAxes, ha="right", color="0.45", **small)
@@ -181,7 +181,3 @@ def _legend(ax: Axes, *more: Line2D) -> None:
     handles, _ = ax.get_legend_handles_labels()
     if handles or more:
         ax.legend(handles=[*handles, *more])
-
-
-def _one_line(text: str) -> str:
-    return text.replace("\n", "⏎")

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import EngFormatter
 
 from pythia_dynamics.files import atomic_file
@@ -18,7 +19,7 @@ from pythia_dynamics.files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "edges", "save", "sheet", "step_axis"]
+__all__ = ["COLOURS", "edges", "printable", "save", "sheet", "step_axis"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, distinguishable with every common colour blindness."""
@@ -73,3 +74,12 @@ def edges(centres: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
     middle = (centres[1:] + centres[:-1]) / 2
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def printable(text: str, *, monospace: bool = False) -> str:
+    """Text of a model as a figure can show it: line breaks as ⏎, what the font lacks as □.
+
+    Draw it with ``parse_math=False``: a model writes dollar signs without meaning mathematics.
+    """
+    known = get_font(findfont(FontProperties(family="monospace" if monospace else "sans-serif"))).get_charmap()
+    return "".join("⏎" if letter == "\n" else letter if ord(letter) in known else "□" for letter in text)

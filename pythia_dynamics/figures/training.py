@@ -86,7 +86,8 @@ def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_a
     rate = curves["displacement_rate"]
     ax.plot(curves["step"], rate, color=COLOURS[0], linewidth=1, label="displacement rate")
     shown = curves["stationary"].to_numpy()
-    ax.plot(curves["step"][shown], rate[shown], "o", color=COLOURS[0], markersize=3, label="stationary")
+    if shown.any():
+        ax.plot(curves["step"][shown], rate[shown], "o", color=COLOURS[0], markersize=3, label="stationary")
     if threshold is not None:
         ax.axhline(threshold, color=COLOURS[1], linestyle="--", linewidth=1, label="threshold")
     if stopped_at is not None:

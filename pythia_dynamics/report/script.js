@@ -137,7 +137,8 @@
   class Explorer extends Reader {
     constructor(figure, content) {
       super(figure, content.panels);
-      Object.assign(this, content, { panels: this.panels });
+      const { steps, along, alongName, valueName, low, high, log } = content;
+      Object.assign(this, { steps, along, alongName, valueName, low, high, log });
       const bytes = Uint8Array.from(atob(content.codes), (letter) => letter.charCodeAt(0));
       this.codes = new DataView(bytes.buffer);
       this.slider = figure.querySelector("input");

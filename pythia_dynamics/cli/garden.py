@@ -1,0 +1,179 @@
+"""The command ``reproduce garden``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pythia_dynamics.cli.app import (
+    Failure,
+    bar,
+    duration,
+    notes,
+    print_facts,
+    say,
+    say_missing,
+    size,
+    with_cache,
+    with_json,
+    with_results,
+    with_steps,
+)
+from pythia_dynamics.cli.reproduce import reproduce
+
+if TYPE_CHECKING:
+    from pythia_dynamics.garden import ModelPlan
+    from pythia_dynamics.progress import Progress
+
+__all__ = ["garden"]
+
+
+@reproduce.command()
+@click.option(
+    "--models",
+    "listed",
+    default="14m,31m,70m,160m,410m,1b",
+    show_default=True,
+    help="Aliases, owner/name, or directories of checkpoints, separated by commas.",
+)
+@click.option("--skip-perplexity", is_flag=True, help="Leave out all that needs whole checkpoints.")
+@with_steps(None)
+@click.option(
+    "--corpus", default="lambada", show_default=True, help="lambada, cimec/lambada, or a .jsonl or text file."
+)
+@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Passages.")
+@click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
+@click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    default=25.0,
+    show_default=True,
+    help="MB/s, for the time in the plan.",
+)
+@click.option("--plan", "only_plan", is_flag=True, help="Print the plan and stop.")
+@click.option("--yes", is_flag=True, help="Do not ask before beginning.")
+@with_cache
+@with_results
+@with_json
+def garden(
+    listed: str,
+    skip_perplexity: bool,
+    steps: str | None,
+    corpus: str,
+    limit: int,
+    device: str,
+    workers: int,
+    bandwidth: float,
+    only_plan: bool,
+    yes: bool,
+    cache: Path,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """The Garden of Forking Paths: fetch, analyses, three perplexities, figures, claims, report, for its six models.
+
+    Interrupted, the same command goes on where it was.
+    """
+    from pythia_dynamics import garden as the_garden
+    from pythia_dynamics.claims import VERDICTS
+
+    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    if not names:
+        raise click.UsageError("--models names no model")
+    planned = the_garden.plan(
+        names, steps=steps, limit=limit, cache=cache, results=results, skip_perplexity=skip_perplexity
+    )
+    _say_plan(planned, device, bandwidth, as_json)
+    facts: dict[str, Any] = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
+    if only_plan:
+        print_facts({"garden": facts}, as_json)
+        return
+    if not yes:
+        click.confirm("Begin?", abort=True, err=True)
+    began = time.monotonic()
+
+    @contextmanager
+    def stage(label: str, unit: str) -> Iterator[Progress]:
+        start = time.monotonic()
+        with bar(label, unit) as progress:
+            yield progress
+        say(f"{label:44}{time.monotonic() - start:9.1f} s", as_json)
+
+    with notes(as_json):
+        done = the_garden.run(
+            names,
+            stage=stage,
+            steps=steps,
+            corpus=corpus,
+            limit=limit,
+            skip_perplexity=skip_perplexity,
+            workers=workers,
+            cache=cache,
+            results=results,
+            device=device,
+        )
+    for name, reasons in done.missing.items():
+        say(name, as_json)
+        say_missing(reasons, as_json)
+    for name, verdicts in done.verdicts.items():
+        words = [f"{sum(one.verdict == word for one in verdicts)} {word}" for word in VERDICTS]
+        say(f"{name}: claims: {', '.join(words)}", as_json)
+    say(f"\n{results / the_garden.PAGE}\n{len(done.files)} files, {duration(time.monotonic() - began)} in all", as_json)
+    facts |= {
+        "failed": dict(done.failed),
+        "missing": dict(done.missing),
+        "claims": {name: [asdict(verdict) for verdict in found] for name, found in done.verdicts.items()},
+        "files": done.files,
+        "seconds": time.monotonic() - began,
+    }
+    print_facts({"garden": facts}, as_json)
+    if done.failed:
+        raise Failure("; ".join(f"{name}: {why}" for name, why in done.failed.items()))
+
+
+def _say_plan(planned: list[ModelPlan], device: str, bandwidth: float, as_json: bool) -> None:
+    say(
+        f"{'model':24} {'W_U':>9} {'checkpoints':>11} {'to move':>9} {'disk':>9} {'time':>8}  at {bandwidth:g} MB/s "
+        f"and {_rate(device):.0e} operations/s",
+        as_json,
+    )
+    for cost in planned:
+        say(
+            f"{cost.model.name:24} {size(cost.fetch.bytes):>9} {cost.checkpoints:11} {size(cost.bytes):>9} "
+            f"{size(cost.disk_bytes):>9} {duration(cost.seconds(bandwidth * 1e6, _rate(device))):>8}",
+            as_json,
+        )
+        if cost.fetch.note:
+            say(f"  {cost.fetch.note}", as_json)
+    if len(planned) > 1:
+        seconds = sum(cost.seconds(bandwidth * 1e6, _rate(device)) for cost in planned)
+        held = sum(cost.fetch.disk_bytes for cost in planned)
+        held += max(cost.disk_bytes - cost.fetch.disk_bytes for cost in planned)
+        moved = size(sum(cost.bytes for cost in planned))
+        say(f"{'all':24} {'':9} {'':11} {moved:>9} {size(held):>9} {duration(seconds):>8}", as_json)
+
+
+def _rate(device: str) -> float:
+    from pythia_dynamics.device import resolve_device
+    from pythia_dynamics.garden import RATES
+
+    return RATES.get(resolve_device(device).type, RATES["cpu"])
+
+
+def _cost_facts(cost: ModelPlan, device: str, bandwidth: float) -> dict[str, Any]:
+    return {
+        "model": cost.model.name,
+        "location": cost.model.location,
+        "fetch": asdict(cost.fetch),
+        "checkpoints": cost.checkpoints,
+        "bytes": cost.bytes,
+        "disk_bytes": cost.disk_bytes,
+        "seconds": cost.seconds(bandwidth * 1e6, _rate(device)),
+    }
