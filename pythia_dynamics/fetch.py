@@ -282,11 +282,12 @@ class _Job:
 
     def _current(self, store: Store, spec: TensorSpec) -> set[int]:
         """The steps whose weights are in the store and, where that is known, of the commit the source has now."""
-        records = store.records(spec.name)
+        held = held_steps(store, spec)
+        records = store.records(spec.name)  # after: another process may be adding to them
         return {
             step
-            for step in held_steps(store, spec)
-            if step not in self.commits or records[step].get("commit") == self.commits[step]
+            for step in held
+            if step not in self.commits or records.get(step, {}).get("commit") == self.commits[step]
         }
 
     def _require_space(self, revisions: int) -> None:
