@@ -229,8 +229,9 @@ def density(
       ``inverted_cdf``);
     * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
       (number of weights) and `modes` (see `MODES_METHOD`);
-    * `dip` and `dip_p`, Hartigan's dip statistic of 2,000 weights drawn with a fixed seed, and its p-value: the density
-      of all of them has one mode, says the hypothesis (Hartigan & Hartigan 1985).
+    * `dip` and `dip_p`, Hartigan's dip statistic of 2,000 weights, drawn with the step as the seed so that every step
+      errs on its own, and its p-value: the density of all of them has one mode, says the hypothesis (Hartigan &
+      Hartigan 1985).
 
     Finite float32 and float64 weights beyond ±65,504, the largest float16, are in no bin and no count. Missing steps
     are NaN. At a step with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
@@ -269,13 +270,14 @@ def from_counts(
     levels_of = np.full((steps, len(levels)), np.nan)
     modes, dip, dip_p = np.full((3, steps), np.nan)
     moments = counts.moments
+    cells = _cells(values, counts.code_values)
     for t, row, bad, spread in zip(counts.indices, table, moments.nonfinite, moments.std, strict=True):
         cumulated = np.append(0, np.cumsum(row, dtype=np.int64))
         histogram[t] = np.diff(cumulated[borders])
         if not bad and cumulated[-1]:
             levels_of[t] = _quantiles(values, cumulated, levels)
             modes[t] = _modes(values, cumulated, spread)
-            dip[t], dip_p[t] = _dip(values, cumulated)
+            dip[t], dip_p[t] = _dip(cells, cumulated, seed=int(history.steps[t]))
     columns = {
         "mean": ("mean weight", moments.mean),
         "std": ("standard deviation of the weights", moments.std),
@@ -343,20 +345,27 @@ def _modes(values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: fl
     return max(len(peaks), 1)
 
 
-def _dip(values: NDArray[np.float64], cumulated: NDArray[np.int64]) -> tuple[float, float]:
+def _cells(values: NDArray[np.float64], code_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is rounded to each of the values that occur: from half-way to the code below to half-way to the one above,
+    (2, values)."""
+    codes = np.unique(code_values[np.isfinite(code_values)])
+    borders = np.concatenate([codes[:1], (codes[1:] + codes[:-1]) / 2, codes[-1:]])
+    places = np.searchsorted(codes, values)
+    return np.stack([borders[places], borders[places + 1]])
+
+
+def _dip(cells: NDArray[np.float64], cumulated: NDArray[np.int64], *, seed: int) -> tuple[float, float]:
     """Dip statistic and p-value of weights drawn from cumulated counts, each moved at random within its rounding.
 
-    Without that, equal values count as modes of their own.
+    Without that, equal values count as modes of their own. Where there is one value, the density has one mode.
     """
     from diptest import diptest
 
-    rng = np.random.default_rng(0)
-    places = np.searchsorted(cumulated[1:], rng.integers(cumulated[-1], size=_DIP_SAMPLE), side="right")
-    borders = np.concatenate([values[:1], (values[1:] + values[:-1]) / 2, values[-1:]])
-    drawn = rng.uniform(borders[places], borders[places + 1])
-    if drawn.min() == drawn.max():
+    if np.count_nonzero(np.diff(cumulated)) == 1:
         return 0.0, 1.0
-    statistic, p = diptest(drawn)
+    rng = np.random.default_rng(abs(seed))
+    places = np.searchsorted(cumulated[1:], rng.integers(cumulated[-1], size=_DIP_SAMPLE), side="right")
+    statistic, p = diptest(rng.uniform(*cells[:, places]))
     return float(statistic), float(p)
 
 

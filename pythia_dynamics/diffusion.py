@@ -219,6 +219,7 @@ def from_gram(
         cosine = products / norms / norms[:, None]
     lags, table = lag_table(steps, squared / gram.size)
     pairs = np.isfinite(table).sum(axis=0)
+    averaged = np.where(pairs > 0, np.nansum(table, axis=0) / np.maximum(pairs, 1), np.nan)
     exponent = fit_exponent(lags, table, longest=longest * float(steps[-1] - steps[0]), confidence=confidence)
     moved = np.cumsum(np.append(0.0, np.diag(increments)[1:]))
     components = min(components, len(at))
@@ -244,7 +245,7 @@ def from_gram(
         "ageing": (("step", "lag"), stepwise(table), "mean squared displacement after waiting", "weight^2"),
         "displacement_by_lag": (
             "lag",
-            np.nansum(table, axis=0) / np.maximum(pairs, 1),
+            averaged,
             "time-averaged mean squared displacement",
             "weight^2",
         ),

@@ -19,6 +19,7 @@ from pythia_dynamics.sweep import Frames
 __all__ = ["Exponent", "Gram", "classical_scaling", "displacements", "fit_exponent", "lag_table"]
 
 _BLOCKS = 10  # of waiting times, for the jackknife
+_ON_DEVICE = 1 << 24  # float64 numbers of one slab on a device at a time: every thread has its own
 
 
 @dataclass
@@ -90,17 +91,24 @@ def _on_device(frames: Frames, start: int, stop: int, device: str) -> tuple[NDAr
     """One slab on a CUDA device, in float64."""
     import torch
 
-    weights = torch.empty((len(frames), stop - start), dtype=torch.float64, device=device)
-    kinds = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-    for t, row in enumerate(weights):
-        values = frames.values(t, start, stop)
-        if values.dtype.name in kinds:
-            row.copy_(torch.from_numpy(values.view(np.int16).copy()).to(device).view(kinds[values.dtype.name]))
-        else:
-            row.copy_(torch.from_numpy(values.copy()).to(device))
-    sums = torch.stack([weights.sum(dim=1), (weights**2).sum(dim=1)], dim=1)
-    weights[1:] = weights[1:] - weights[:-1]
-    return (weights @ weights.T).cpu().numpy(), sums.cpu().numpy()
+    length, kinds = len(frames), {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    products = torch.zeros((length, length), dtype=torch.float64, device=device)
+    sums = torch.zeros((length, 2), dtype=torch.float64, device=device)
+    piece = max(_ON_DEVICE // length, 1)
+    for low in range(start, stop, piece):
+        high = min(low + piece, stop)
+        weights = torch.empty((length, high - low), dtype=torch.float64, device=device)
+        for t, row in enumerate(weights):
+            values = frames.values(t, low, high)
+            if values.dtype.name in kinds:
+                row.copy_(torch.from_numpy(values.view(np.int16).copy()).to(device).view(kinds[values.dtype.name]))
+            else:
+                row.copy_(torch.from_numpy(values.copy()).to(device))
+        sums[:, 0] += weights.sum(dim=1)
+        sums[:, 1] += torch.linalg.vecdot(weights, weights)
+        weights[1:] = weights[1:] - weights[:-1]
+        products += weights @ weights.T
+    return products.cpu().numpy(), sums.cpu().numpy()
 
 
 def displacements(increments: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -182,11 +190,13 @@ def _slope(lags: NDArray[np.int64], table: NDArray[np.float64]) -> float:
 
 def classical_scaling(squared: NDArray[np.float64], components: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Principal components of a trajectory from its squared distances: the share of variance of each (C,) and the
-    coordinates (T', C), each starting on the negative side.
+    coordinates (T', C), each starting on the negative side. NaN for distances that are not finite.
 
     The double-centred distances are the Gram matrix about the mean (Torgerson 1952).
     """
     length = len(squared)
+    if not np.isfinite(squared).all():
+        return np.full(components, np.nan), np.full((length, components), np.nan)
     centring = np.eye(length) - 1 / length
     values, vectors = np.linalg.eigh(-0.5 * centring @ squared @ centring)
     values, vectors = np.maximum(values[::-1], 0)[:components], vectors[:, ::-1][:, :components]

@@ -12,10 +12,12 @@ import numpy as np
 
 from pythia_dynamics import gallery
 from pythia_dynamics.analyse import analyse
+from pythia_dynamics.bifurcation import DENSITY, DISPLACEMENT, Bifurcation, bifurcation
 from pythia_dynamics.diffusion import interior_peak
+from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.results import read_losses
+from pythia_dynamics.results import known_loss, read_losses
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,23 +53,59 @@ def measure(
 ) -> list[Outcome]:
     """Run the analyses `kinds` on a history as `analyse` does, and write tables, figures and provenance of each.
 
-    Nothing is written before all of them are computed. `options` are passed on by kind; `order` takes the loss of the
-    model's forward perplexity where none is given and that has been computed.
+    Nothing is written before all of them are computed. `options` are passed on by kind; the loss of `order` may be a
+    file for `read_losses`, and is the one there is (see `known_loss`) where none is given. Once there are `density` and
+    `msd` of the same weights and steps, ``bifurcation.json`` says whether their detectors agree.
     """
     given = {kind: dict((options or {}).get(kind, {})) for kind in kinds}
-    forward = results.path / "perplexity-forward.csv"
-    if "order" in given and given["order"].get("loss") is None and forward.exists():
-        given["order"]["loss"] = read_losses(forward)
+    loss_from = _take_loss(given["order"], results, history) if "order" in given else None
     datasets = analyse(history, kinds, options=given, drop_padding=drop_padding, device=device, progress=progress)
     outcomes = []
     for kind, dataset in datasets.items():
         files = _SAVERS[kind](results, dataset)
         files += gallery.draw([gallery.plate(results, kind)], results.path)
         summary, facts = _FACTS[kind](dataset)
-        named = {name: value for name, value in given[kind].items() if np.isscalar(value)}
-        results.record(kind, {**dataset.attrs, **named, "drop_padding": drop_padding, "steps": len(history.steps)})
+        details: dict[str, Any] = {name: value for name, value in given[kind].items() if np.isscalar(value)}
+        if kind == "order" and loss_from:
+            summary, facts = f"{summary} (loss from {loss_from})", {**facts, "loss_from": loss_from}
+        facts = _plain(facts)
+        details |= {"drop_padding": drop_padding, "steps": len(history.steps), "facts": facts}
+        results.record(kind, {**dataset.attrs, **details})
         outcomes.append(Outcome(kind, tuple(files), summary, facts))
+    if {"density", "msd"} & set(datasets) and (found := _bifurcation(results)):
+        outcomes.append(found)
     return outcomes
+
+
+def _take_loss(options: dict[str, Any], results: Results, history: History) -> str | None:
+    """Put the loss in the options of `order`; the file it is from."""
+    loss = options.get("loss")
+    if isinstance(loss, (str, Path)):
+        options["loss"] = read_losses(loss)
+        return str(loss)
+    known = known_loss(results, str(history.provenance.get("source", ""))) if loss is None else None
+    if known is None:
+        return None
+    options["loss"], where = known
+    return where
+
+
+def _bifurcation(results: Results) -> Outcome | None:
+    """``bifurcation.json`` from the tables; None, and no file, where they are not of the same weights and steps."""
+    path = results.path / "bifurcation.json"
+    made = json.loads((results.path / "provenance.json").read_text())
+    of = [[made.get(kind, {}).get(key) for key in ("source", "tensor", "drop_padding")] for kind in ("density", "msd")]
+    try:
+        found = bifurcation(results.read_table("msd"), results.read_table("moments")) if of[0] == of[1] else None
+    except PythiaDynError:  # one has not been computed, or of other steps
+        found = None
+    if found is None:
+        path.unlink(missing_ok=True)
+        return None
+    summary, facts = _bifurcation_facts(found)
+    with atomic_file(path) as file:
+        file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n")
+    return Outcome("bifurcation", (path,), summary, facts)
 
 
 def keep_findings(results: Results, found: Verification) -> Path:
@@ -134,7 +172,7 @@ Facts = tuple[str, dict[str, Any]]
 
 def _density_facts(dataset: xr.Dataset) -> Facts:
     spread, modes = _ends(dataset["std"]), _ends(dataset["modes"])
-    summary = f"standard deviation {spread[0]:.4g} → {spread[1]:.4g}; modes {modes[0]:.0f} → {modes[1]:.0f}"
+    summary = f"standard deviation {_course(spread)}; modes {_course(modes)}"
     return summary, {"std": spread, "modes": modes, "nonfinite": float(np.nansum(dataset["nonfinite"]))}
 
 
@@ -156,11 +194,16 @@ def _msd_facts(dataset: xr.Dataset) -> Facts:
 def _order_facts(dataset: xr.Dataset) -> Facts:
     first, last = _ends(dataset["order_parameter"])
     facts: dict[str, Any] = {"first": first, "last": last}
-    summary = f"order parameter b {first:.6g} → {last:.6g}"
+    summary = f"order parameter b {_course((first, last), 6)}"
     if "loss" in dataset:
-        losses = _ends(dataset["loss"])
-        facts |= {"loss": losses, "fit": dict(dataset["loss"].attrs)}
-        summary += f", loss {losses[0]:.4g} → {losses[1]:.4g}"
+        losses, fit = _ends(dataset["loss"]), dataset["loss"].attrs
+        facts |= {"loss": losses, "fit": dict(fit)}
+        summary += f", loss {_course(losses)}"
+        if "break_b" in fit:
+            summary += (
+                f"; the best break of a line is at b = {fit['break_b']:.4g}, where dL/db goes from "
+                f"{fit['slope_before']:.3g} to {fit['slope_after']:.3g} (p = {fit['break_p']:.2g} for no break)"
+            )
     return summary, facts
 
 
@@ -171,29 +214,46 @@ def _rank_facts(dataset: xr.Dataset) -> Facts:
         curve = dataset["rank"].sel(convention=convention, batch_size=size)
         curve = curve.sel({"tolerance": wanted}, method="nearest")
         facts[convention] = _ends(curve)
-        sentences.append(f"{convention} tolerance {wanted:g}: rank {facts[convention][0]:g} → {facts[convention][1]:g}")
+        sentences.append(f"{convention} tolerance {wanted:g}: rank {_course(facts[convention], 6)}")
     return f"batch {size}, " + "; ".join(sentences), {"batch_size": size, **facts}
 
 
 def _spectrum_facts(dataset: xr.Dataset) -> Facts:
-    effective, stable = _ends(dataset["effective_rank"]), _ends(dataset["stable_rank"])
-    summary = f"effective rank {effective[0]:.4g} → {effective[1]:.4g}, stable rank {stable[0]:.4g} → {stable[1]:.4g}"
-    return summary, {"effective_rank": effective, "stable_rank": stable}
+    names = ("entropy", "effective_rank", "stable_rank", "mean_row_fraction")
+    facts: dict[str, Any] = {name: _ends(dataset[name]) for name in names}
+    return ", ".join(f"{name.replace('_', ' ')} {_course(ends)}" for name, ends in facts.items()), facts
 
 
 def _two_time_facts(dataset: xr.Dataset) -> Facts:
     found = {name: float(value) for name, value in dataset["displacement_by_lag"].attrs.items() if "exponent" in name}
     shares, nulls = (dataset[name].to_numpy()[:1].tolist() for name in ("explained", "explained_null"))
-    last = float(dataset["cosine"].dropna("step", how="all").dropna("other_step", how="all")[0, -1])
-    sentence = f"cosine of the last weights with the first {last:.4g}"
+    cosine = dataset["cosine"].dropna("step", how="all").dropna("other_step", how="all")
+    last = float(cosine[0, -1]) if cosine.size else np.nan
+    sentence = f"cosine of the last weights with the first {last:.4g}" if cosine.size else "no step is known"
     if "exponent" in found:
         sentence = f"displacement ∝ lag^{found['exponent']:.3g}, " + sentence
     if "exponent_low" in found:
         interval = f" (95 %: {found['exponent_low']:.3g} to {found['exponent_high']:.3g})"
         sentence = sentence.replace(",", f"{interval},", 1)
-    if shares:
+    if np.isfinite(shares).any():
         sentence += f"; first principal component {shares[0]:.1%} of the variance, of a random walk's {nulls[0]:.1%}"
     return sentence, {**found, "cosine_of_ends": last, "explained": shares, "explained_null": nulls}
+
+
+def _bifurcation_facts(found: Bifurcation) -> Facts:
+    facts = {"detectors": {**DISPLACEMENT, **DENSITY}, **asdict(found), "agreeing": found.agreeing}
+    peaks = [f"{name} at {at.step:,}" for name, at in found.displacement.items() if at.step is not None]
+    modes = [f"{name} from {at.step:,}" for name, at in found.density.items() if at.step is not None]
+    sentence = (
+        f"the displacement peaks by {', '.join(peaks) or 'no detector'}; the density turns bimodal by "
+        f"{', '.join(modes) or 'no detector'}"
+    )
+    if found.pairs:
+        sentence += (
+            f"; {found.agreeing} of {len(found.pairs)} pairs agree to {found.tolerance:,.0f} steps "
+            f"({found.by_chance:.1f} by chance)"
+        )
+    return sentence, facts
 
 
 _FACTS: dict[str, Callable[[xr.Dataset], Facts]] = {
@@ -210,6 +270,21 @@ def _ends(curve: xr.DataArray) -> tuple[float, float]:
     """First and last known value of a curve over steps, NaN where none is known."""
     known = curve.dropna("step").to_numpy()
     return (float(known[0]), float(known[-1])) if len(known) else (np.nan, np.nan)
+
+
+def _course(ends: tuple[float, float], digits: int = 4) -> str:
+    return f"{ends[0]:.{digits}g} → {ends[1]:.{digits}g}" if np.isfinite(ends).all() else "not known"
+
+
+def _plain(value: Any) -> Any:
+    """Facts as JSON has them: what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _where(peak: int | None, curve: xr.DataArray) -> str:

@@ -22,7 +22,7 @@ from pythia_dynamics.files import atomic_file
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["TABLES", "Results", "read_losses", "results_directory"]
+__all__ = ["TABLES", "Results", "known_loss", "read_losses", "results_directory"]
 
 TABLES: dict[str, tuple[str, ...]] = {
     "msd": ("step", "msd", "msd_null", "msd_time", "msd_time_null", "displacement"),
@@ -45,29 +45,61 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 """Columns of the tables that come from weights, in order; the first ones are the rows' coordinates."""
 
+_COMMANDS = {"moments": "density", "rank-infinite": "rank", "two_time": "msd", "first_last": "portrait"}
+_LOSSES = ("loss", "nll_mean", "train_loss", "eval_loss")
 _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "numba", "zarr", "xarray")
 
 
-def read_losses(path: Path | str) -> dict[int, float]:
-    """Loss by step from a CSV with the columns `step` and one of `loss`, `nll_mean`, `train_loss`.
+def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]:
+    """Loss by step, in nats per token, from a table with `step` and a `column`.
 
-    Raises `PythiaDynError`.
+    `path` is a CSV, a log of one JSON object a line (``.jsonl``), or the ``trainer_state.json`` that transformers'
+    `Trainer` leaves in a checkpoint. Taken is `column` where there is one, else the first of `loss`, `nll_mean` (of
+    ``perplexity-forward.csv``), `train_loss`, `eval_loss`. Rows without it say nothing; of several rows of a step the
+    last one counts. Raises `PythiaDynError`.
     """
     import pandas as pd
 
+    path = Path(path)
     try:
-        frame = pd.read_csv(path)
+        if path.suffix == ".json":
+            frame = pd.DataFrame(json.loads(path.read_text())["log_history"])
+        elif path.suffix == ".jsonl":
+            frame = pd.read_json(path, lines=True)
+        else:
+            frame = pd.read_csv(path)
+    except (KeyError, TypeError):
+        raise PythiaDynError(f"{path} is no trainer_state.json: it has no log_history") from None
     except (OSError, ValueError) as error:
         raise PythiaDynError(f"cannot read losses from {path}: {error}") from None
-    column = next((name for name in ("loss", "nll_mean", "train_loss") if name in frame.columns), None)
+    column = next((name for name in (column, *_LOSSES) if name in frame.columns), None)
     if column is None or "step" not in frame.columns:
         raise PythiaDynError(
             f"{path} must have the columns step and loss (or nll_mean); it has {', '.join(map(str, frame.columns))}"
         )
     try:
-        return dict(zip(frame["step"].astype(int), frame[column].astype(float), strict=True))
-    except ValueError as error:
+        told = frame[["step", column]].dropna()
+        steps, values = pd.to_numeric(told["step"]), pd.to_numeric(told[column]).astype(float)
+    except (ValueError, TypeError) as error:
         raise PythiaDynError(f"{path} must have a whole number and a number in every row: {error}") from None
+    if (steps % 1 != 0).any():
+        raise PythiaDynError(f"{path} must have a whole number in the column step of every row")
+    return dict(zip(steps.astype(int).tolist(), values.tolist(), strict=True))
+
+
+def known_loss(results: Results, source: str) -> tuple[dict[int, float], str] | None:
+    """The loss of a model by step, and the file it is from; None where nothing is known.
+
+    It is that of the forward perplexity, else the validation loss in ``losses.csv`` of the suite in the directory
+    `source`. Raises `PythiaDynError` for a file that is damaged.
+    """
+    for path, column in (
+        (results.path / "perplexity-forward.csv", "nll_mean"),
+        (Path(source) / "losses.csv", "validation_loss"),
+    ):
+        if path.is_file():
+            return read_losses(path, column), str(path)
+    return None
 
 
 def results_directory(results: Path | str | None = None) -> Path:
@@ -101,7 +133,7 @@ class Results:
         try:
             frame = pd.read_csv(path)
         except FileNotFoundError:
-            raise PythiaDynError(f"no {path}; run pythia-dyn {kind.partition('-')[0]} --model {self.name}") from None
+            raise PythiaDynError(f"no {path}; {self._remedy(kind)}") from None
         keys = [name for name in ("step", "batch_size", "tolerance", "convention") if name in frame.columns]
         dataset: xr.Dataset = frame.set_index(keys).to_xarray()
         return dataset
@@ -122,9 +154,14 @@ class Results:
 
         path = self.path / f"{kind}.zarr"
         if not path.is_dir():
-            raise PythiaDynError(f"no {path}; run pythia-dyn {kind.partition('_')[0]} --model {self.name}")
+            raise PythiaDynError(f"no {path}; {self._remedy(kind)}")
         dataset: xr.Dataset = xr.open_zarr(path, consolidated=False).load()
         return dataset
+
+    def _remedy(self, kind: str) -> str:
+        command, _, mode = kind.partition("-")
+        command = _COMMANDS.get(kind, f"{command} --mode {mode}" if command == "perplexity" else command)
+        return f"run pythia-dyn {command} --model {self.name}"
 
     def record(self, kind: str, details: Mapping[str, Any]) -> Path:
         """Write in ``provenance.json`` how the result `kind` was made: `details`, versions, machine and time."""

@@ -29,6 +29,7 @@ __all__ = ["FrameGram", "Measures", "frame_gram", "from_measures", "measure", "o
 _RESOLUTION = {"float32": 1e-7, "float64": 1e-13}
 _LEAST_FOR_POWER_LAW = 10
 _CUTS = 64  # cut-offs tried at once
+_ON_DEVICE = 1 << 24  # weights of a step on a device at a time: every thread has its own
 
 Precision = Literal["float32", "float64"]
 
@@ -212,8 +213,10 @@ def over_grams(
     length = len(history.steps)
     results: list[list[Any]] = [[None] * length for _ in functions]
     present = np.flatnonzero(history.present).tolist()
+    if not present:
+        raise PythiaDynError(f"no step of {history.name} has weights to analyse")
     jobs = [(i, (_one, history, i, tuple(functions), drop_padding, precision, device)) for i in present]
-    count = min(workers(threads), max(len(jobs), 1))
+    count = min(workers(threads), len(jobs))
     spoilt = []
     progress(0, len(jobs))
     with ExitStack() as stack:
@@ -287,17 +290,17 @@ def _on_device(matrix: NDArray[Any], device: str) -> tuple[NDArray[np.float64], 
     """The same on a CUDA device, in float64 throughout."""
     import torch
 
-    if matrix.dtype.itemsize == 2:
-        kind = torch.float16 if matrix.dtype == np.float16 else torch.bfloat16
-        bits = torch.from_numpy(np.ascontiguousarray(matrix).view(np.int16).copy())
-        weights = bits.to(device).view(kind)
-    else:
-        weights = torch.from_numpy(np.array(matrix)).to(device)
     width = matrix.shape[1]
     gram = torch.zeros((width, width), dtype=torch.float64, device=device)
     total = torch.zeros(width, dtype=torch.float64, device=device)
-    for start in range(0, len(weights), 1 << 16):
-        wide = weights[start : start + (1 << 16)].to(torch.float64)
+    piece = max(_ON_DEVICE // width, 1)
+    for start in range(0, len(matrix), piece):
+        rows = np.array(matrix[start : start + piece])
+        if rows.dtype.itemsize == 2:
+            kind = torch.float16 if rows.dtype == np.float16 else torch.bfloat16
+            wide = torch.from_numpy(rows.view(np.int16)).to(device).view(kind).to(torch.float64)
+        else:
+            wide = torch.from_numpy(rows).to(device).to(torch.float64)
         gram += wide.T @ wide
         total += wide.sum(dim=0)
     return gram.cpu().numpy(), total.cpu().numpy()

@@ -37,6 +37,7 @@ ORDER = (
     "gram",
     "density",
     "diffusion",
+    "bifurcation",
     "order",
     "spectrum",
     "rank",

@@ -6,6 +6,7 @@ GPT-NeoX models of the same sizes and the same training; their heads begin as th
 
 from __future__ import annotations
 
+from pythia_dynamics.blog.plates import plates, saved_runs
 from pythia_dynamics.blog.published import SOURCE, expected_b, published
 from pythia_dynamics.blog.reproduction import QUICK, QUICK_SIZES, Report, reproduce
 from pythia_dynamics.blog.verdicts import CLAIMS, SMALL, decide
@@ -19,6 +20,8 @@ __all__ = [
     "Report",
     "decide",
     "expected_b",
+    "plates",
     "published",
     "reproduce",
+    "saved_runs",
 ]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_dynamics import claims, figures, train
+from pythia_dynamics import claims, gallery, train
+from pythia_dynamics.blog.plates import plates
 from pythia_dynamics.blog.published import INITIALISATIONS, SOURCE, expected_b, published
 from pythia_dynamics.blog.verdicts import Initial, decide
 from pythia_dynamics.claims.verdict import Verdict
@@ -98,8 +99,7 @@ def reproduce(
         claims.save(common, verdicts),
     ]
     with stage("draw", "figure") as progress:
-        files += _draw(common, runs)
-        progress(3, 3)
+        files += gallery.draw(plates(common), common.path, progress=progress)
     facts = {
         size: {
             "steps": int(curves[0]["step"][-1]),
@@ -222,19 +222,3 @@ def _write_sample(results: Results, size: str, suite: train.Suite) -> Path:
     with atomic_file(path) as file:
         file.write(train.sample_text(suite, suite.losses[-1].step, samples=8).encode())
     return path
-
-
-def _draw(results: Results, runs: Runs) -> list[Path]:
-    theirs = {size: published(size) for size in runs}
-    written = []
-    with figures.sheet(width=5.2, height=3.8) as (figure, ax):
-        figures.losses(ax, runs, theirs)
-        written += figures.save(figure, results.path / "loss")
-    with figures.sheet(columns=2) as (figure, axes):
-        figures.runs_against_order(axes[0], runs, theirs)
-        figures.runs_against_order(axes[1], runs, theirs, part="validation_loss")
-        written += figures.save(figure, results.path / "loss_against_order")
-    with figures.sheet(width=5.2, height=3.8) as (figure, ax):
-        figures.slope_against_order(ax, runs, theirs)
-        written += figures.save(figure, results.path / "slope_against_order")
-    return written

@@ -122,14 +122,13 @@ def msd(two_time: bool, **options: Any) -> None:
     "--loss",
     type=click.Path(exists=True, dir_okay=False),
     default=None,
-    help="CSV with the columns step and loss (or nll_mean), such as perplexity-forward.csv.",
+    help="CSV or JSON lines with step and loss (nll_mean, train_loss), or a trainer_state.json.  [default: the forward "
+    "perplexity, else losses.csv of the suite]",
 )
 @_common
 def order(loss: str | None, **options: Any) -> None:
     """Order parameter b = ‖W‖_F / d_model, and the loss against it where one is known."""
-    from pythia_dynamics.results import read_losses
-
-    _answer("order", loss=None if loss is None else read_losses(loss), **options)
+    _answer("order", loss=loss, **options)
 
 
 @main.command()

@@ -81,5 +81,6 @@ def printable(text: str, *, monospace: bool = False) -> str:
 
     Draw it with ``parse_math=False``: a model writes dollar signs without meaning mathematics.
     """
-    known = get_font(findfont(FontProperties(family="monospace" if monospace else "sans-serif"))).get_charmap()
+    family = ["monospace" if monospace else "sans-serif"]  # as a string, a pattern of fontconfig's
+    known = get_font(findfont(FontProperties(family=family))).get_charmap()
     return "".join("⏎" if letter == "\n" else letter if ord(letter) in known else "□" for letter in text)
