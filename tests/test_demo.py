@@ -54,7 +54,7 @@ def test_every_promised_file_is_there(made: tuple[demo.Report, Path, list[str]])
     assert (out / "two_time.zarr").is_dir()
     assert (out / "rank-infinite.csv").is_file()
     assert set(json.loads((out / "provenance.json").read_text())) == {"density", "two_time", *tables[1:]}
-    assert {path.suffix for path in report.files} == {".csv", ".zarr", ".png", ".svg"}
+    assert {path.suffix for path in report.files} == {".csv", ".json", ".zarr", ".png", ".svg"}
     assert all(path.exists() for path in report.files)
 
 

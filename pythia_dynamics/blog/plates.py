@@ -37,7 +37,7 @@ def saved_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
 
 
 def plates(results: Results) -> list[Plate]:
-    """Losses against the step (Fig 3), against b (Fig 4), and the slope (Fig 5); markers are what the blog published."""
+    """Losses against the step (Fig 3) and against b (Fig 4), and the slope (Fig 5), beside what the blog published."""
     runs = saved_runs(results)
     theirs = {size: published(size) for size in runs}
     ends = ", ".join(
