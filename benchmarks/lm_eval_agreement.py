@@ -5,7 +5,7 @@ own tokenisation, batching and metrics. The model is a small GPT-NeoX with Pythi
 the first of the texts so that some last words are guessed. The harness is no dependency of the package; in an
 environment of its own:
 
-    python -m venv /tmp/agree && . /tmp/agree/bin/activate
+    python -m venv agree && . agree/bin/activate
     pip install torch==2.13.0 && pip install lm_eval==0.4.13 . && pip install accelerate
     python benchmarks/lm_eval_agreement.py --texts lambada_test.jsonl --tokenizer 20B_tokenizer.json
 """
