@@ -1,11 +1,10 @@
 """The spectrum of W against WeightWatcher 0.7.7, on the same matrices and in the same run.
 
-    pip install weightwatcher==0.7.7   # not a dependency
-    python benchmarks/weightwatcher_agreement.py [--vocab 50304] [--out FILE]
+    python -m venv --system-site-packages ww && ww/bin/pip install weightwatcher==0.7.7   # not a dependency
+    PYTHONPATH=. ww/bin/python benchmarks/weightwatcher_agreement.py [--vocab 50304] [--out FILE]
 
-WeightWatcher drops a matrix of more than 50,000 rows without a word: `max_N` is raised here. What is compared:
-its λ_max with σ₁², its stable rank, its α, and its entropy, which is of p = σ²/Σσ² over the logarithm of the rank where
-ours (Roy & Vetterli) is of p = σ/Σσ in nats; theirs is computed from our singular values as well.
+WeightWatcher drops a matrix of more than 50,000 rows without a word: `max_N` is raised here. What is compared, and
+where the definitions differ, is in `DEFINITIONS`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import argparse
 import json
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,17 @@ import torch
 from machine import describe_machine
 
 from pythia_dynamics.spectrum import spectrum
+
+PRECISIONS = ("float32", "float64")
+DEFINITIONS = {
+    "spectral_norm": "theirs is λ_max = σ₁² of WᵀW, not divided by its rows; ours is σ₁, squared here",
+    "stable_rank": "the same, Σσ²/σ₁²",
+    "alpha": "the same: maximum likelihood, every eigenvalue of WᵀW but the largest as cut-off, least "
+    "Kolmogorov-Smirnov distance",
+    "entropy": "theirs is −Σ p ln p / ln(rank) with p = σ²/Σσ² + ε, ε = {epsilon:g}; ours (Roy & Vetterli 2007) is "
+    "−Σ p ln p in nats with p = σ/Σσ; compared is theirs without ε, from our singular values, so that ε is what "
+    "is left between both",
+}
 
 
 def matrices(vocab: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -73,20 +84,31 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=50304)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    report: dict[str, Any] = {"machine": describe_machine(), "weightwatcher": "0.7.7", "matrices": {}}
+    from weightwatcher.RMT_Util import EPSILON
+
+    report: dict[str, Any] = {
+        "machine": describe_machine(),
+        "weightwatcher": version("weightwatcher"),
+        "definitions": {name: text.format(epsilon=EPSILON) for name, text in DEFINITIONS.items()},
+        "digits": {precision: dict.fromkeys(DEFINITIONS, 16) for precision in PRECISIONS},
+        "matrices": {},
+    }
     for name, weights in matrices(options.vocab).items():
         peer, peer_seconds = theirs(weights)
         entry: dict[str, Any] = {"shape": weights.shape, "weightwatcher": peer, "weightwatcher_seconds": peer_seconds}
         print(f"{name} {weights.shape}: WeightWatcher {peer_seconds:.1f} s")
-        for precision in ("float32", "float64"):
+        for precision in PRECISIONS:
             mine, seconds = ours(weights, precision)
             apart = {key: abs(mine[key] / peer[key] - 1) for key in peer}
             entry[precision] = {"values": mine, "seconds": seconds, "relative_difference": apart}
+            digits = report["digits"][precision]
+            digits |= {key: min(digits[key], int(-np.log10(max(value, 1e-16)))) for key, value in apart.items()}
             shown = ", ".join(f"{key} {value:.1e}" for key, value in apart.items())
             print(f"  {precision} {seconds:.2f} s, relative differences: {shown}", flush=True)
         report["matrices"][name] = entry
+    print("digits that agree on all of them:", json.dumps(report["digits"]))
     if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        options.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

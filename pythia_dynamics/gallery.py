@@ -193,12 +193,18 @@ def _two_time(results: Results) -> Plate:
 
 def _spectrum(results: Results) -> Plate:
     table = results.read_table("spectrum")
-    effective, stable = _ends(table["effective_rank"]), _ends(table["stable_rank"])
+    entropy, effective, stable = (_ends(table[name]) for name in ("entropy", "effective_rank", "stable_rank"))
     caption = (
-        f"The effective rank of W_U goes from {effective[0]:.3g} to {effective[1]:.3g}, its stable rank from "
-        f"{stable[0]:.3g} to {stable[1]:.3g}."
+        f"The entropy of the singular values of W_U goes from {entropy[0]:.4g} to {entropy[1]:.4g} nats, its effective "
+        f"rank from {effective[0]:.3g} to {effective[1]:.3g}, its stable rank from {stable[0]:.3g} to {stable[1]:.3g}."
     )
-    return Plate("spectrum", "Spectrum of W_U", caption, lambda ax: figures.effective_rank(ax, table))
+    draws = (figures.entropy, figures.effective_rank, figures.mean_row_fraction)
+
+    def paint(axes: Any) -> None:
+        for paint_one, ax in zip(draws, axes, strict=True):
+            paint_one(ax, table)
+
+    return Plate("spectrum", "Spectrum of W_U", caption, paint, columns=len(draws))
 
 
 def _perplexity(results: Results, *, mode: str) -> Plate:

@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history import History
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.suites import TOKENIZER_ENTRIES, resolve, step_of
 
 __all__ = [
     "Accumulator",
@@ -36,6 +38,7 @@ __all__ = [
     "run_jobs",
     "slabs",
     "sweep",
+    "tokenizer_entries",
     "warn_missing",
     "warn_nonfinite",
     "workers",
@@ -310,6 +313,48 @@ def rows_kept(history: History, drop_padding: int | None) -> int:
     if not 1 <= drop_padding <= rows:
         raise PythiaDynError(f"drop_padding is the number of rows to keep, 1 to {rows}; got {drop_padding}")
     return int(drop_padding)
+
+
+def tokenizer_entries(history: History) -> int:
+    """The number of entries of a model's tokenizer, for `drop_padding`: rows of W_U from there on are padding.
+
+    Known for Pythia, and for a directory of checkpoints that has a ``tokenizer.json`` in it or in one of its steps.
+    Raises `PythiaDynError` for others, and where there are fewer rows than entries, as in tensors without a vocabulary.
+    """
+    source = str(history.provenance.get("source", ""))
+    files = [Path(source) / "tokenizer.json"]
+    if Path(source).is_dir():
+        folders = (folder for folder in Path(source).iterdir() if step_of(folder.name) is not None)
+        files += [folder / "tokenizer.json" for folder in sorted(folders)]
+    file = next((file for file in files if file.is_file()), None)
+    if file is not None:
+        entries = _entries(file)
+    elif _is_pythia(source):
+        entries = TOKENIZER_ENTRIES
+    else:
+        raise PythiaDynError(f"the tokenizer of {history.name} is not known; give --drop-padding a number of rows")
+    if entries > history.frame_shape[0]:
+        raise PythiaDynError(
+            f"{history.tensor} of {history.name} has {history.frame_shape[0]} rows, its tokenizer {entries} entries: "
+            "there is no padding to drop"
+        )
+    return entries
+
+
+def _is_pythia(source: str) -> bool:
+    try:
+        return resolve(source).is_pythia
+    except PythiaDynError:  # an array, a store made by other means
+        return False
+
+
+def _entries(file: Path) -> int:
+    from tokenizers import Tokenizer
+
+    try:
+        return max(Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    except Exception as error:  # tokenizers raises nothing more special
+        raise PythiaDynError(f"cannot read {file}: {error}") from None
 
 
 def warn_missing(history: History) -> None:

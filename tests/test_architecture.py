@@ -53,11 +53,11 @@ ORDER = (
     "figures",
     "claims",
     "gallery",
-    "report",
     "pipeline",
     "timeline",
     "demo",
     "blog",
+    "report",
     "garden",
     "cli",
 )

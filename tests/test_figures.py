@@ -46,6 +46,15 @@ def test_a_peak_at_the_end_is_no_peak() -> None:
     assert verticals == [4]
 
 
+def test_what_does_not_move_can_be_drawn() -> None:
+    still = analyse(np.zeros((5, 9, 4)), ("msd", "two_time", "spectrum"))
+    with figures.sheet(columns=3) as (_, axes):
+        figures.msd(axes[0], still["msd"])
+        assert axes[0].get_yscale() == "linear"
+        figures.displacement_by_lag(axes[1], still["two_time"])
+        figures.effective_rank(axes[2], still["spectrum"])
+
+
 def test_density_cells_lie_where_the_steps_are(results: dict[str, xr.Dataset]) -> None:
     with figures.sheet() as (_, ax):
         figures.density(ax, results["density"])
@@ -69,6 +78,10 @@ def test_order_rank_spectrum_and_perplexity(results: dict[str, xr.Dataset]) -> N
         assert len(axes[0, 2].lines) == 3
         figures.rank_difference(axes[1, 0], results["rank"], tolerance=0.5)
         figures.effective_rank(axes[1, 1], results["spectrum"])
+        for draw, name in ((figures.entropy, "entropy"), (figures.mean_row_fraction, "mean_row_fraction")):
+            axes[1, 1].clear()
+            draw(axes[1, 1], results["spectrum"])
+            np.testing.assert_array_equal(axes[1, 1].lines[0].get_ydata(), results["spectrum"][name])
         ppl = xr.Dataset({"ppl_mean": ("step", STEPS + 2.0), "ppl_median": ("step", STEPS + 1.0)}, {"step": STEPS})
         figures.perplexity(axes[1, 2], {"forward": ppl})
         assert axes[1, 2].get_yscale() == "log"

@@ -27,13 +27,30 @@ from pythia_dynamics.cli.app import (
 __all__ = ["density", "msd", "order", "rank", "spectrum"]
 
 
+_TOKENIZER = "tokenizer"
+
+
+class _Rows(click.IntRange):
+    """A number of rows, or those that the tokenizer has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == _TOKENIZER else super().convert(value, param, ctx)
+
+
 def _common(command: Command) -> Command:
     """The options of every analysis, as `_answer` takes them."""
     for option in (
         with_json,
         with_results,
         with_cache,
-        click.option("--drop-padding", type=click.IntRange(1), help="Use only so many rows of the vocabulary."),
+        click.option(
+            "--drop-padding",
+            type=_Rows(1),
+            is_flag=False,
+            flag_value=_TOKENIZER,
+            metavar="[ROWS]",
+            help="Leave out the rows of the vocabulary beyond the entries of the tokenizer, or beyond so many ROWS.",
+        ),
         with_steps(None),
         click.option("--tensor", default=None, help="Which tensor of the store.  [default: W_U]"),
         with_models(required=False),
@@ -53,7 +70,7 @@ def _answer(
     models: tuple[str, ...],
     tensor: str | None,
     steps: str | None,
-    drop_padding: int | None,
+    drop_padding: int | str | None,
     cache: Path,
     results: Path,
     as_json: bool,
@@ -64,19 +81,22 @@ def _answer(
     from pythia_dynamics.history import open_history
     from pythia_dynamics.pipeline import measure
     from pythia_dynamics.results import Results
-    from pythia_dynamics.sweep import NonFiniteWarning
+    from pythia_dynamics.sweep import NonFiniteWarning, tokenizer_entries
 
     facts, spoilt = [], []
     for name in model_names(models, cache):
         history = open_history(name, tensor, cache=cache, steps=steps)
-        say(f"{history.name} ({history.provenance['source']}): {history.tensor}, {len(history.steps)} steps", as_json)
+        rows = tokenizer_entries(history) if isinstance(drop_padding, str) else drop_padding
+        kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
+        source, steps_there = history.provenance["source"], len(history.steps)
+        say(f"{history.name} ({source}): {history.tensor}, {steps_there} steps{kept}", as_json)
         with notes(as_json) as caught, bar(f"{history.name} {kinds[0]}") as progress:
             outcomes = measure(
                 history,
                 kinds,
                 Results(history.name, results),
                 options={kinds[0]: options},
-                drop_padding=drop_padding,
+                drop_padding=rows,
                 device=device,
                 progress=progress,
             )

@@ -62,16 +62,17 @@ def _measured(models: tuple[str, ...], cache: Path, results: Path) -> list[Resul
 def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
     """Draw every figure anew from saved results: of each model, and of all of them on the same axes."""
     from pythia_dynamics import gallery
+    from pythia_dynamics.report import plates
 
     chosen = _measured(models, cache, results)
     facts: dict[str, Any] = {}
     for one in chosen:
         with bar(one.name, "figure") as progress:
-            facts[one.name] = gallery.draw(gallery.of_model(one), one.path, progress=progress)
+            facts[one.name] = gallery.draw(plates(one), one.path, progress=progress)
     if len(chosen) > 1:
         with bar("side by side", "figure") as progress:
-            plates = gallery.of_models(chosen)
-            facts[gallery.TOGETHER] = gallery.draw(plates, results / gallery.TOGETHER, progress=progress)
+            together = gallery.of_models(chosen)
+            facts[gallery.TOGETHER] = gallery.draw(together, results / gallery.TOGETHER, progress=progress)
     for files in facts.values():
         for path in files:
             say(f"  {path}", as_json)
@@ -85,17 +86,18 @@ def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) 
 @with_json
 def claims(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
     """Put every claim of the two works to its test on saved results, and write claims.json."""
-    from pythia_dynamics import claims as the_claims
+    from pythia_dynamics.claims import save
+    from pythia_dynamics.report import verdicts
 
     facts = []
     for one in _measured(models, cache, results):
-        verdicts = the_claims.judge(one)
-        path = the_claims.save(one, verdicts)
+        found = verdicts(one)
+        path = save(one, found)
         say(f"{one.name}", as_json)
-        for verdict in verdicts:
+        for verdict in found:
             say(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
         say(f"  {path}", as_json)
-        facts.append({"model": one.name, "file": path, "claims": [asdict(verdict) for verdict in verdicts]})
+        facts.append({"model": one.name, "file": path, "claims": [asdict(verdict) for verdict in found]})
     print_facts({"claims": facts}, as_json)
 
 

@@ -41,6 +41,7 @@ def cosine_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
     """The cosine between the weights at every two steps, and its section: between one step and all others."""
     first, second = axes
     cosine(first, result)
+    first.set_aspect("auto")  # so that its steps stand above those of the section
     _marker(first, result, index, key)
     values = result["cosine"].transpose("step", "other_step").to_numpy()
     low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0

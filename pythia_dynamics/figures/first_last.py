@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["first_last"]
 
-_LONGEST_LABELS = 24
+_LONGEST_LABELS = 32
 _POINTS = 400
 
 

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 __all__ = [
     "density",
     "effective_rank",
+    "entropy",
     "loss_against_order",
     "loss_slope",
+    "mean_row_fraction",
     "msd",
     "order",
     "rank",
@@ -58,11 +60,11 @@ def msd(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
         peak = curve.dropna("step")["step"][1:-1]  # an end is no peak
         if peak.size and curve.max() == curve.sel(step=peak).max():
             ax.axvline(float(curve.idxmax()), color=colour, linestyle=":", linewidth=1)
-    ax.set_yscale("log")
     # Demeaned over time, the last value is zero by construction: rounding would set the scale.
     shown = np.concatenate([result[kind].to_numpy()[:-1] for kind in ("msd", "msd_null", "msd_time", "msd_time_null")])
     shown = shown[np.isfinite(shown) & (shown > 0)]
     if shown.size:
+        ax.set_yscale("log")
         ax.set_ylim(bottom=shown.min() / 2)
     ax.set_ylabel("MSD(τ)")
     ax.set_title(name)
@@ -139,4 +141,19 @@ def effective_rank(ax: Axes, result: xr.Dataset) -> None:
     ax.set_ylabel("rank of W_U")
     ax.set_yscale("log")
     ax.legend()
+    step_axis(ax)
+
+
+def entropy(ax: Axes, result: xr.Dataset) -> None:
+    """Entropy of the singular values of W_U: a head that saturates late in training loses it (Godey et al. 2024)."""
+    ax.plot(result["step"], result["entropy"])
+    ax.set_ylabel("entropy of the singular values (nats)")
+    step_axis(ax)
+
+
+def mean_row_fraction(ax: Axes, result: xr.Dataset) -> None:
+    """The share of W_U that all rows have in common, its anisotropy (Godey et al. 2024)."""
+    ax.plot(result["step"], result["mean_row_fraction"])
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("share of the weight in the mean row")
     step_axis(ax)

@@ -26,7 +26,7 @@ from pythia_dynamics.report import facts
 from pythia_dynamics.report.explorer import Explorer, explorers
 from pythia_dynamics.results import Results
 
-__all__ = ["report", "write_report"]
+__all__ = ["plates", "report", "verdicts", "write_report"]
 
 _MARKS = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
 _NARROW = 420  # points: what is wider is scrolled on a small screen, not shrunk
@@ -44,6 +44,25 @@ class _Picture:
     wide: bool
 
 
+def verdicts(results: Results) -> tuple[claims.Verdict, ...]:
+    """The verdict on every claim that is asked of these results; of the blog's models together, those with them."""
+    return (claims.read(results) or ()) if _is_reproduction(results) else claims.judge(results)
+
+
+def plates(results: Results) -> list[gallery.Plate]:
+    """Every figure of these results."""
+    if not _is_reproduction(results):
+        return gallery.of_model(results)
+    from pythia_dynamics import blog  # which loads torch
+
+    return blog.plates(results)
+
+
+def _is_reproduction(results: Results) -> bool:
+    """Whether these are the blog's models together, which come with claims and figures of their own."""
+    return (results.path / "runs.csv").is_file()
+
+
 def write_report(models: Sequence[Results], path: Path, *, progress: Progress = silent) -> Path:
     """Write `report` to a file, whole or not at all."""
     page = report(models, progress=progress)
@@ -57,7 +76,7 @@ def report(models: Sequence[Results], *, progress: Progress = silent) -> str:
     if not models:
         raise PythiaDynError("no model to report on; name one with --model")
     names = [results.name for results in models]
-    verdicts = [claims.judge(results) for results in models]
+    decided = [verdicts(results) for results in models]
     progress(0, len(models) + 1)
     together = [_picture(plate, f"all-{plate.key}") for plate in gallery.of_models(models)] if len(models) > 1 else []
     progress(1, len(models) + 1)
@@ -71,29 +90,28 @@ def report(models: Sequence[Results], *, progress: Progress = silent) -> str:
                 "key": key,
                 "name": results.name,
                 "plates": [
-                    _picture(plate, f"{key}-{plate.key}")
-                    for plate in gallery.of_model(results)
-                    if plate.key not in shown
+                    _picture(plate, f"{key}-{plate.key}") for plate in plates(results) if plate.key not in shown
                 ],
                 "explorers": [_explorer(explorer) for explorer in looked],
                 "tables": facts.tables(results),
                 "gaps": facts.gaps(results),
                 "oddities": facts.oddities(results),
                 "provenance": facts.provenance(results),
-                "counts": _counts(verdicts[number - 1]),
+                "counts": _counts(decided[number - 1]),
             }
         )
         progress(number + 1, len(models) + 1)
-    rows = [
-        {"claim": row[0], "verdicts": list(zip(names, row, strict=True)), "key": f"claim-{row[0].claim}"}
-        for row in zip(*verdicts, strict=True)
-    ]
+    rows: dict[str, dict[str, Any]] = {}
+    for name, found in zip(names, decided, strict=True):
+        for verdict in found:
+            row = rows.setdefault(verdict.claim, {"claim": verdict, "key": f"claim-{verdict.claim}", "of": {}})
+            row["of"][name] = verdict
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = facts.number
     return environment.from_string(_part("page.html.j2")).render(
         title=f"Training dynamics of {', '.join(names)}",
         names=names,
-        rows=rows,
+        rows=list(rows.values()),
         marks=_MARKS,
         together=together,
         sections=sections,
@@ -105,8 +123,8 @@ def report(models: Sequence[Results], *, progress: Progress = silent) -> str:
     )
 
 
-def _counts(verdicts: Sequence[claims.Verdict]) -> str:
-    counted = Counter(verdict.verdict for verdict in verdicts)
+def _counts(found: Sequence[claims.Verdict]) -> str:
+    counted = Counter(verdict.verdict for verdict in found)
     return ", ".join(f"{counted[word]} {word}" for word in claims.VERDICTS)
 
 

@@ -57,14 +57,14 @@ def _density(results: Results, prefix: str) -> Explorer:
     values = result["density"].to_numpy()
     chosen, key = _last_known(values), f"{prefix}-density"
     title = f"Density of the weights of {results.name}, step by step"
-    with figures.sheet(columns=2) as (figure, axes):
+    with figures.sheet(rows=2, width=5.2, height=2.9) as (figure, axes):
         figures.density_at(axes, result, chosen, key=key)
         drawing = figures.inline(figure, key, label=f"{title}: map over all steps, and its section at the chosen step")
     weights = result["weight"].to_numpy()
     return Explorer(
         key=key,
         title="Density at a step",
-        caption=f"Left: density of the weights over training. Right: its section at the step of the slider. "
+        caption=f"Above: density of the weights over training. Below: its section at the step of the slider. "
         f"{len(weights)} bins.{_thinned(result, results)}",
         drawing=drawing,
         steps=tuple(int(step) for step in result["step"]),
@@ -85,13 +85,13 @@ def _cosine(results: Results, prefix: str) -> Explorer:
     values = result["cosine"].transpose("step", "other_step").to_numpy()
     chosen, key = _last_known(values), f"{prefix}-cosine"
     title = f"Cosine between the weights of {results.name} at every two steps"
-    with figures.sheet(columns=2) as (figure, axes):
+    with figures.sheet(rows=2, width=5.2, height=2.9) as (figure, axes):
         figures.cosine_at(axes, result, chosen, key=key)
         drawing = figures.inline(figure, key, label=f"{title}, and its section at the chosen step")
     return Explorer(
         key=key,
         title="Cosine between steps",
-        caption="Left: cosine between the weights at every two steps. Right: between the step of the slider and all "
+        caption="Above: cosine between the weights at every two steps. Below: between the step of the slider and all "
         f"others.{_thinned(result, results)}",
         drawing=drawing,
         steps=tuple(int(step) for step in result["step"]),

@@ -160,8 +160,6 @@ def _commands(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> Iterable[str
     made: dict[str, None] = {}
     for kind, details in kinds.items():
         mode = kind.removeprefix("perplexity-")
-        if kind == "claims":
-            continue
         if mode != kind:
             corpus = details.get("corpus_dataset") or details.get("corpus")
             line = f"pythia-dyn perplexity --model {shlex.quote(str(details.get('location', name)))} --mode {mode}"
@@ -171,6 +169,8 @@ def _commands(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> Iterable[str
         elif kind == "first_last":
             line = f"pythia-dyn portrait --model {shlex.quote(str(details.get('location', name)))}"
             line += f" --phrase {shlex.quote(str(details.get('phrase')))}"
+        elif kind == "order-parameter":
+            line = "pythia-dyn reproduce order-parameter"
         else:
             line = f"pythia-dyn {_COMMAND.get(kind, kind)} --model {shlex.quote(name)}"
             rows = details.get("drop_padding")
