@@ -213,6 +213,8 @@ def from_gram(
     steps = history.steps[at]
     increments = gram.increments()
     squared = displacements(increments)
+    if not np.isfinite(increments).all():  # no step was finite: there was nothing to leave out
+        increments, squared = np.full((2, len(at), len(at)), np.nan)
     products = np.cumsum(np.cumsum(increments, axis=0), axis=1)
     norms = np.sqrt(np.diag(products))
     with np.errstate(divide="ignore", invalid="ignore"):

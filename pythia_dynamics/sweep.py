@@ -183,7 +183,8 @@ def sweep(
     for each of `threads`; it may be of processes or machines. `progress` counts slabs.
 
     Steps whose weights are not all finite are named in a `NonFiniteWarning`, and the accumulators that couple steps
-    read the history once more without them, as if they were missing.
+    read the history once more without them, as if they were missing. Finite weights whose squares are not raise
+    `PythiaDynError`.
     """
     frames = Frames(history, drop_padding)
     filled = _pass(frames, accumulators, slab, threads, executor, progress)
@@ -191,6 +192,11 @@ def sweep(
     for item in filled:
         suspected |= item.suspects()
     spoilt = [i for i in np.flatnonzero(suspected) if not _finite(frames, int(i))]
+    large = frames.steps[sorted({*np.flatnonzero(suspected)} - {*spoilt})].tolist()
+    if large:
+        raise PythiaDynError(
+            f"the weights of {history.name} at {_listed(large)} are too large for their squares; scale them"
+        )
     if spoilt:
         warn_nonfinite(history, frames.steps[spoilt].tolist())
         coupled = [i for i, item in enumerate(filled) if item.couples]

@@ -13,7 +13,10 @@ from checkpoints import HEAD, checkpoint, state
 from click.testing import CliRunner, Result
 from hubserver import HubServer
 
+from pythia_dynamics import figures
 from pythia_dynamics.cli import main
+from pythia_dynamics.results import Results
+from pythia_dynamics.store import Store, TensorSpec
 
 STEPS = (1000, 2000, 3000, 4000)
 Run = Callable[..., Result]
@@ -109,6 +112,67 @@ def test_a_device_that_is_not_there(run: Run, suite: Path) -> None:
         assert "no device cuda:99 on this machine" in fails(run(command, "--device", "cuda:99"))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures: drawing takes time."""
+    monkeypatch.setattr(figures, "save", lambda figure, path: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_analysis_names_gaps_and_goes_on(run: Run, tmp_path: Path) -> None:
+    """A store made by hand: uneven steps, one missing, one not finite, rows that are padding."""
+    steps = [0, 1, 2, 4, 8, 1000, 2000, 3000, 4000, 5000, 6000]
+    store = Store.create(tmp_path / "cache" / "hand.zarr", source="by hand")
+    store.ensure([TensorSpec(HEAD, "float16", (40, 8))], steps)
+    weights = np.random.default_rng(0).standard_normal((40, 8))
+    for step in steps:
+        frame = (weights * (1 + step / 1e5)).astype(np.float16)
+        frame[30:] = 99  # padding
+        if step == 4:
+            continue
+        if step == 3000:
+            frame[2, 3] = np.nan
+        store.write(HEAD, step, frame, {"step": step})
+    tables = {
+        **{"density": ("moments", "std"), "msd": ("msd", "displacement"), "order": ("order", "rms")},
+        **{"rank": ("rank", "rank"), "spectrum": ("spectrum", "entropy")},
+    }
+    for command, (table, column) in tables.items():
+        result = run(command, "--model", "hand", "--drop-padding", 30)
+        assert "hand has weights that are not finite at step 3000" in fails(result)
+        assert "note: hand lacks step 4: NaN there" in result.stdout
+        assert "11 steps, 30 of 40 rows" in result.stdout
+        saved = Results("hand", tmp_path / "results").read_table(table)
+        assert saved["step"].values.tolist() == steps
+        known = np.isfinite(saved[column].values.reshape(len(steps), -1)).all(axis=1)
+        assert known.tolist() == [step not in (4, 3000) for step in steps]
+        clean = run(command, "--model", "hand", "--drop-padding", 30, "--steps", "0,1,2,8,1000,6000", "--json")
+        (fact,) = json.loads(succeeds(clean))[command]
+        assert fact["missing"] == {}
+        assert "tokenizer of hand is not known" in fails(run(command, "--model", "hand", "--drop-padding"))
+        assert "1 to 40; got 41" in fails(run(command, "--model", "hand", "--drop-padding", 41))
+        assert run(command, "--model", "hand", "--drop-padding", 0).exit_code == 2
+        assert run(command, "--model", "hand", "--drop-padding", "many").exit_code == 2
+        assert "no step of hand has weights" in fails(run(command, "--model", "hand", "--steps", "4"))
+    kept = weights[:30].astype(np.float16).astype(np.float64)
+    order = Results("hand", tmp_path / "results").read_table("order")
+    assert float(order["order_parameter"][0]) == pytest.approx(np.linalg.norm(kept) / 8, rel=1e-9)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_padding_is_what_the_tokenizer_does_not_have(run: Run, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "cache" / "pythia-70m-deduped.zarr", source="EleutherAI/pythia-70m-deduped")
+    store.ensure([TensorSpec(HEAD, "float16", (50_304, 2))], [1000])
+    frame = np.ones((50_304, 2), np.float16)
+    frame[50_277:] = 9
+    store.write(HEAD, 1000, frame, {"step": 1000})
+    for arguments in (["--drop-padding"], ["--drop-padding", "--json"], ["--drop-padding", 50_277]):
+        out = succeeds(run("order", "--model", "70m", *arguments))
+        assert "--json" in arguments or "50277 of 50304 rows" in out
+        rows = (tmp_path / "results" / "pythia-70m-deduped" / "order.csv").read_text().splitlines()
+        assert rows[1].split(",")[-1] == "1.0"
+
+
 def test_facts_as_json(run: Run, suite: Path) -> None:
     fetched = json.loads(succeeds(run("fetch", "--model", suite, "--json")))["fetch"][0]
     assert fetched["fetched"] == list(STEPS)
@@ -127,6 +191,20 @@ def test_order_takes_a_loss(run: Run, suite: Path, tmp_path: Path) -> None:
     rows = (tmp_path / "results" / "walk" / "order.csv").read_text().splitlines()
     header = rows[0].split(",")
     assert [row.split(",")[header.index("loss")] for row in rows[1:]] == ["3.0", "2.5", "", "2.0"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_order_takes_the_loss_of_the_suite(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    assert "loss" not in succeeds(run("order")).splitlines()[1]
+    (suite / "losses.csv").write_text("step,train_loss,validation_loss\n1000,3,3.5\n2000,2,2.5\n4000,1,1.5\n")
+    assert "loss 3.5 → 1.5 (loss from" in succeeds(run("order"))
+    log = [{"step": step, "loss": 1.0} for step in STEPS]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    assert "loss 1 → 1" in succeeds(run("order", "--loss", tmp_path / "trainer_state.json"))
+    (tmp_path / "bad.csv").write_text("step,weather\n1,2\n")
+    assert "must have the columns step and loss" in fails(run("order", "--loss", tmp_path / "bad.csv"))
+    assert run("order", "--loss", tmp_path / "absent.csv").exit_code == 2
 
 
 def test_steps_may_be_chosen(run: Run, suite: Path, tmp_path: Path) -> None:

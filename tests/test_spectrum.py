@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import ml_dtypes
 import numpy as np
 import oracles
@@ -125,6 +127,19 @@ def test_a_device_of_torch_gives_the_same(dtype):
     sigma = np.linalg.svd(w[0].astype(np.float64), compute_uv=False)
     np.testing.assert_allclose(result["singular_values"][0], sigma, rtol=1e-9)
     assert np.isnan(result["singular_values"][1]).all()
+
+
+def test_pieces_on_a_device_add_up(monkeypatch):
+    w = walk(2, 40, 5, np.float16)
+    whole = spectrum(w, device="cpu:0")
+    monkeypatch.setattr(importlib.import_module("pythia_dynamics.spectrum"), "_ON_DEVICE", 35)  # seven rows
+    np.testing.assert_allclose(spectrum(w, device="cpu:0")["singular_values"], whole["singular_values"], rtol=1e-12)
+
+
+def test_a_history_without_any_weights_is_refused():
+    history = History.from_array(np.zeros((1, 3, 2)), missing={0: "lost"})
+    with pytest.warns(MissingStepsWarning), pytest.raises(PythiaDynError, match="no step of array has weights"):
+        spectrum(history)
 
 
 def test_the_numbers_are_those_of_weightwatcher():

@@ -15,13 +15,22 @@ from test_density import DTYPES, walk
 
 from pythia_dynamics.analyse import ANALYSES, analyse
 from pythia_dynamics.density import Counts, density
-from pythia_dynamics.diffusion import Integral, from_integral, msd
+from pythia_dynamics.diffusion import Integral, from_integral, msd, two_time
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.gram import Gram
 from pythia_dynamics.history import History
 from pythia_dynamics.order import order_parameter
 from pythia_dynamics.rank import covariance_rank
 from pythia_dynamics.spectrum import spectrum
-from pythia_dynamics.sweep import Frames, MissingStepsWarning, NonFiniteWarning, slabs, sweep, workers
+from pythia_dynamics.sweep import (
+    Frames,
+    MissingStepsWarning,
+    NonFiniteWarning,
+    slabs,
+    sweep,
+    tokenizer_entries,
+    workers,
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -35,13 +44,18 @@ from pythia_dynamics.sweep import Frames, MissingStepsWarning, NonFiniteWarning,
 )
 def test_any_slab_size_thread_count_and_dtype_give_the_same(rows, columns, dtype, slab, threads, pool):
     history = History.from_array(walk(5, rows, columns, dtype))
-    whole = sweep(history, [Counts(), Integral()], slab=rows * columns, threads=1)
+    kinds = [Counts(), Integral(), Gram(), Gram(device="cpu:0")]
+    whole = sweep(history, kinds, slab=rows * columns, threads=1)
     with ThreadPoolExecutor(threads) as executor:
-        parts = sweep(history, [Counts(), Integral()], slab=slab, threads=threads, executor=executor if pool else None)
+        parts = sweep(history, kinds, slab=slab, threads=threads, executor=executor if pool else None)
     np.testing.assert_array_equal(parts[0].table, whole[0].table)
     np.testing.assert_allclose(parts[0].moments.std, whole[0].moments.std, rtol=1e-12, atol=1e-15)
     total, expected = parts[1].total(), whole[1].total()
     np.testing.assert_allclose(total, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+    for found, wanted, rtol in zip(parts[2:], whole[2:], (1e-6, 1e-12), strict=True):
+        products = wanted.increments()
+        np.testing.assert_allclose(found.increments(), products, rtol=rtol, atol=rtol * np.abs(products).max())
+        np.testing.assert_allclose(found.totals(), wanted.totals(), rtol=rtol, atol=rtol * wanted.totals()[:, 1].max())
 
 
 def test_the_last_bit_does_not_depend_on_the_number_of_threads():
@@ -51,6 +65,7 @@ def test_the_last_bit_does_not_depend_on_the_number_of_threads():
     )
     assert one.identical(three)
     assert density(w, threads=1).identical(density(w, threads=3))
+    assert two_time(w, threads=1).identical(two_time(w, threads=3))
 
 
 def test_processes_take_the_slabs_as_pickles():
@@ -99,6 +114,14 @@ def test_slabs_cover_everything_once(size, slab):
         slabs(size, 0)
 
 
+def test_weights_whose_squares_overflow_are_refused():
+    w = walk(3, 40, 5, np.float64)
+    w[1] *= 1e200
+    for analysis in (msd, two_time):
+        with pytest.raises(PythiaDynError, match="of array at step 1 are too large for their squares"):
+            analysis(w)
+
+
 def test_progress_is_told_from_the_calling_thread():
     seen = []
     sweep(History.from_array(walk(2, 1000, 40, np.float16)), [Counts()], progress=lambda *now: seen.append(now))
@@ -114,6 +137,27 @@ def test_a_failure_in_a_slab_reaches_the_caller():
 
     with pytest.raises(ValueError, match="broken slab"):
         sweep(History.from_array(walk(2, 1000, 40, np.float16)), [Failing()])
+
+
+def test_the_entries_of_the_tokenizer_are_the_rows_to_keep(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    def of(source, rows=50_304):
+        return History.from_array(np.zeros((1, rows, 1), np.float16), name=str(source))
+
+    assert tokenizer_entries(of("EleutherAI/pythia-70m-deduped")) == 50_277
+    with pytest.raises(PythiaDynError, match="there is no padding to drop"):
+        tokenizer_entries(of("EleutherAI/pythia-70m-deduped", 1536))
+    for unknown in ("by hand", "someone/else", tmp_path):
+        with pytest.raises(PythiaDynError, match="is not known; give --drop-padding a number"):
+            tokenizer_entries(of(unknown))
+    (tmp_path / "step1000").mkdir()
+    file = tmp_path / "step1000" / "tokenizer.json"
+    Tokenizer(models.WordLevel({"a": 0, "b": 6}, unk_token="a")).save(str(file))
+    assert tokenizer_entries(of(tmp_path)) == 7  # up to the entry of the highest number
+    file.write_text("{")
+    with pytest.raises(PythiaDynError, match="cannot read"):
+        tokenizer_entries(of(tmp_path))
 
 
 def test_the_number_of_threads():
