@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.diffusion import interior_peak
+from pythia_dynamics.dip import dip_test
 from pythia_dynamics.errors import PythiaDynError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ DENSITY: Mapping[str, str] = {
     "sarle": "Sarle's bimodality coefficient above 5/9, that of a uniform density",
     "dip": "Hartigan's dip test of a subsample: p < 0.05 for one mode",
 }
-"""Detectors of a second mode, from the variables `modes`, `bimodality` and `dip_p` of `density`."""
+"""Detectors of a second mode, from the variables `modes`, `bimodality` and `dip_p`."""
 
 _PROMINENCE = 0.1
 _BIMODAL: Mapping[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]] = {
@@ -84,6 +85,8 @@ class Bifurcation:
 def bifurcation(msd: xr.Dataset, density: xr.Dataset, *, tolerance: float = 0.1) -> Bifurcation:
     """Put every detector to the datasets of `pythia_dynamics.msd` and `pythia_dynamics.density` of one history.
 
+    The dip test is made where `density` does not have its result (see `dip_test`).
+
     A peak lies before the last known step and after the first, and stands out by 10 % over both. A second mode is
     there from the first step from which it stays until the last (see `first_lasting`); where that is the first known
     step, nothing has bifurcated. Missing steps are passed over. Two steps are the same when they are apart by at most
@@ -96,6 +99,8 @@ def bifurcation(msd: xr.Dataset, density: xr.Dataset, *, tolerance: float = 0.1)
     steps = msd["step"].to_numpy().astype(np.int64)
     if not np.array_equal(steps, density["step"].to_numpy()):
         raise PythiaDynError("msd and density are not of the same steps; compute both again")
+    if "dip_p" not in density:
+        density = density.assign(dip_test(density))
     with np.errstate(divide="ignore", invalid="ignore"):
         curves = {
             name: np.where(null > 0, curve / null, np.nan)

@@ -26,7 +26,7 @@ from pythia_dynamics.sweep import Frames, sweep, warn_missing
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["MODES_METHOD", "QUANTILES", "Counts", "Moments", "count_modes", "density", "from_counts"]
+__all__ = ["MODES_METHOD", "QUANTILES", "Counts", "Moments", "code_values", "count_modes", "density", "from_counts"]
 
 CODES = 1 << 16
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
@@ -35,7 +35,6 @@ MODES_METHOD = (
     "(Silverman 1986, eq. 3.31) that stand out by at least 5 % of the highest (topographic prominence)"
 )
 _PROMINENCE = 0.05
-_DIP_SAMPLE = 2000
 _CELLS = 1 << 14
 
 
@@ -136,9 +135,14 @@ class Counts:
         return self._nonfinite() > 0
 
     @property
+    def counted_as(self) -> str:
+        """The dtype that the codes are those of."""
+        return "bfloat16" if self.dtype == ml_dtypes.bfloat16 else "float16"
+
+    @property
     def code_values(self) -> NDArray[np.float64]:
         """The number behind each of the 65,536 codes."""
-        return _code_values(bfloat=self.dtype == ml_dtypes.bfloat16)
+        return code_values(self.counted_as)
 
     def _nonfinite(self) -> NDArray[np.int64]:
         found: NDArray[np.int64]
@@ -153,18 +157,25 @@ class Counts:
         """Moments in float64, exact up to the rounding of the last few additions. Final: ask when all is counted."""
         return self._moments_of_values() if self.direct else self._moments_of_codes()
 
-    def occurring(self) -> NDArray[np.intp]:
-        """The codes of finite values that occur at any step, in the order of the values."""
+    @functools.cached_property
+    def occurring(self) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
+        """The finite values that occur at any step, in order, and how often, (T', values). Final, as the moments are.
+
+        +0 and −0 are two values.
+        """
         seen = np.flatnonzero(self.table.any(axis=0))
         seen = seen[np.isfinite(self.code_values[seen])]
-        return seen[np.argsort(self.code_values[seen], kind="stable")]
+        seen = seen[np.argsort(self.code_values[seen], kind="stable")]
+        return self.code_values[seen], np.take(self.table, seen, axis=1)
 
     def _moments_of_codes(self) -> Moments:
-        values = np.where(np.isfinite(self.code_values), self.code_values, 0)
-        rows = np.empty((len(self.table), 6))
-        for row, counts in zip(rows, self.table, strict=True):
-            row[:] = kernels.counted_moments(values, counts)
-        return _moments(self.size, rows, self._nonfinite())
+        values, table = self.occurring
+        rows, nonfinite = np.full((len(table), 6), np.nan), self._nonfinite()
+        for row, counts, bad in zip(rows, table, nonfinite, strict=True):
+            if not bad:  # of its own values alone: the last bit depends on no other step
+                own = np.flatnonzero(counts)
+                row[:] = kernels.counted_moments(values[own], counts[own])
+        return _moments(self.size, rows, nonfinite)
 
     def _moments_of_values(self) -> Moments:
         n = self.size
@@ -179,8 +190,9 @@ class Counts:
 
 
 @functools.cache
-def _code_values(*, bfloat: bool) -> NDArray[np.float64]:
-    codes = np.arange(CODES, dtype=np.uint16).view(ml_dtypes.bfloat16 if bfloat else np.float16)
+def code_values(dtype: str) -> NDArray[np.float64]:
+    """The number behind each of the 65,536 codes of ``"float16"`` or ``"bfloat16"``."""
+    codes = np.arange(CODES, dtype=np.uint16).view(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)
     with np.errstate(invalid="ignore"):  # a signalling NaN says so when it is widened
         values: NDArray[np.float64] = codes.astype(np.float64)
     values.flags.writeable = False
@@ -228,10 +240,7 @@ def density(
     * `weight_quantile` (step, quantile): the least value whose cumulated count reaches the quantile (NumPy's
       ``inverted_cdf``);
     * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
-      (number of weights) and `modes` (see `MODES_METHOD`);
-    * `dip` and `dip_p`, Hartigan's dip statistic of 2,000 weights, drawn with the step as the seed so that every step
-      errs on its own, and its p-value: the density of all of them has one mode, says the hypothesis (Hartigan &
-      Hartigan 1985).
+      (number of weights) and `modes` (see `MODES_METHOD`).
 
     Finite float32 and float64 weights beyond ±65,504, the largest float16, are in no bin and no count. Missing steps
     are NaN. At a step with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
@@ -258,26 +267,27 @@ def from_counts(
     if np.any((levels < 0) | (levels > 1)):
         raise PythiaDynError(f"quantiles lie between 0 and 1; got {list(quantiles)}")
     steps = len(history.steps)
-    codes = counts.occurring()
-    values, table = counts.code_values[codes], counts.table[:, codes]
+    values, table = counts.occurring
     edges = _edges(values, bins)
     # values are sorted, so a bin is a difference of cumulated counts; the last bin is closed
     borders = np.searchsorted(values, edges)
     borders[-1] = np.searchsorted(values, edges[-1], side="right")
+    cumulated = np.empty((len(table), len(values) + 1), np.int64)
+    for row, sums in zip(table, cumulated, strict=True):
+        kernels.cumulate(row, sums)
     histogram = np.full((steps, len(edges) - 1), np.nan)
-    full = np.zeros((steps, len(values)), np.uint32)
-    full[counts.indices] = table
+    histogram[counts.indices] = np.diff(cumulated[:, borders])
+    full = table
+    if len(table) < steps:
+        full = np.zeros((steps, len(values)), np.uint32)
+        full[counts.indices] = table
     levels_of = np.full((steps, len(levels)), np.nan)
-    modes, dip, dip_p = np.full((3, steps), np.nan)
+    modes = np.full(steps, np.nan)
     moments = counts.moments
-    cells = _cells(values, counts.code_values)
-    for t, row, bad, spread in zip(counts.indices, table, moments.nonfinite, moments.std, strict=True):
-        cumulated = np.append(0, np.cumsum(row, dtype=np.int64))
-        histogram[t] = np.diff(cumulated[borders])
-        if not bad and cumulated[-1]:
-            levels_of[t] = _quantiles(values, cumulated, levels)
-            modes[t] = _modes(values, cumulated, spread)
-            dip[t], dip_p[t] = _dip(cells, cumulated, seed=int(history.steps[t]))
+    for t, row, bad, spread in zip(counts.indices, cumulated, moments.nonfinite, moments.std, strict=True):
+        if not bad and row[-1]:
+            levels_of[t] = _quantiles(values, row, levels)
+            modes[t] = _modes(values, row, spread)
     columns = {
         "mean": ("mean weight", moments.mean),
         "std": ("standard deviation of the weights", moments.std),
@@ -298,8 +308,6 @@ def from_counts(
         "counts": (("step", "value"), full, {"long_name": "number of weights of this value", "units": "1"}),
         "weight_quantile": (("step", "quantile"), levels_of, {"long_name": "quantile of the weights", "units": "1"}),
         "modes": ("step", modes, {"long_name": "number of modes", "units": "1", "method": MODES_METHOD}),
-        "dip": ("step", dip, {"long_name": "Hartigan's dip statistic of a subsample", "units": "1"}),
-        "dip_p": ("step", dip_p, {"long_name": "p-value of the dip: the density has one mode", "units": "1"}),
     }
     for name, (label, column) in columns.items():
         spread = np.full(steps, np.nan)
@@ -316,7 +324,12 @@ def from_counts(
             "value": values,
             "quantile": levels,
         },
-        attrs={**history.provenance, "weights_per_step": counts.size, "rounding_before_counting": rounding},
+        attrs={
+            **history.provenance,
+            "weights_per_step": counts.size,
+            "counted_as": counts.counted_as,
+            "rounding_before_counting": rounding,
+        },
     )
 
 
@@ -345,30 +358,6 @@ def _modes(values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: fl
     return max(len(peaks), 1)
 
 
-def _cells(values: NDArray[np.float64], code_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is rounded to each of the values that occur: from half-way to the code below to half-way to the one above,
-    (2, values)."""
-    codes = np.unique(code_values[np.isfinite(code_values)])
-    borders = np.concatenate([codes[:1], (codes[1:] + codes[:-1]) / 2, codes[-1:]])
-    places = np.searchsorted(codes, values)
-    return np.stack([borders[places], borders[places + 1]])
-
-
-def _dip(cells: NDArray[np.float64], cumulated: NDArray[np.int64], *, seed: int) -> tuple[float, float]:
-    """Dip statistic and p-value of weights drawn from cumulated counts, each moved at random within its rounding.
-
-    Without that, equal values count as modes of their own. Where there is one value, the density has one mode.
-    """
-    from diptest import diptest
-
-    if np.count_nonzero(np.diff(cumulated)) == 1:
-        return 0.0, 1.0
-    rng = np.random.default_rng(abs(seed))
-    places = np.searchsorted(cumulated[1:], rng.integers(cumulated[-1], size=_DIP_SAMPLE), side="right")
-    statistic, p = diptest(rng.uniform(*cells[:, places]))
-    return float(statistic), float(p)
-
-
 def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
     if isinstance(bins, (int, np.integer)):
         if bins < 1:
@@ -387,7 +376,7 @@ def _quantiles(
     values: NDArray[np.float64], cumulated: NDArray[np.int64], levels: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The least value at which the cumulated count (from 0 on) reaches each level; for level 0 the least there is."""
-    least = np.searchsorted(cumulated[1:], 0, side="right")
-    places = np.searchsorted(cumulated[1:], levels * cumulated[-1])
-    chosen: NDArray[np.float64] = values[np.clip(places, least, len(values) - 1)]
+    ranks = np.maximum(np.ceil(levels * cumulated[-1]), 1).astype(np.int64)
+    places = np.searchsorted(cumulated[1:], ranks)
+    chosen: NDArray[np.float64] = values[places]
     return chosen

@@ -5,6 +5,8 @@ Where the weights came from is not visible here: a store written by fetch, by a 
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import operator
 import os
 from collections.abc import Collection, Mapping
@@ -83,7 +85,7 @@ class History:
                 f"the weights of {self.name} at step {self.steps[index]} are damaged ({source} should have "
                 f"{size + CHECKSUM_BYTES} bytes, has {max(found, 0)}); run the fetch again to replace them"
             )
-        return np.asarray(np.memmap(source, dtype=self.dtype, mode="r", shape=self.frame_shape))
+        return _mapped(source, self.dtype, self.frame_shape)
 
     def at(self, step: int) -> NDArray[Any]:
         """The weights at a step number. Raises when the step is unknown or missing."""
@@ -243,6 +245,19 @@ class Weights:
         if frame is None:
             return np.full(self.history.frame_shape, np.nan, dtype=self.dtype)
         return frame
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The weights at the beginning of a file, as a read-only memory map.
+
+    In huge pages, where the system has them for files: it reads ahead by 2 MB, and there are fewer pages to map.
+    """
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            content.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(content, dtype, int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
 
 def cache_directory(cache: Path | str | None = None) -> Path:

@@ -32,6 +32,7 @@ __all__ = [
     "column_gram",
     "count_codes",
     "counted_moments",
+    "cumulate",
     "gram",
     "integrate",
     "narrow",
@@ -167,6 +168,16 @@ def count_codes(address: Any, size: int, table: Any) -> None:
     rest = nb.carray(_pointer(address + np.uint64(8 * words.size), np.empty(0, np.uint16)), (size % 4,))
     for i in range(rest.size):
         table[rest[i]] += np.uint32(1)
+
+
+@njit(cache=True, nogil=True)
+def cumulate(counts: Any, out: Any) -> None:
+    """The running sums of `counts` (uint32) go to `out` (int64), which has one entry more: the first is 0."""
+    total = np.int64(0)
+    out[0] = 0
+    for i in range(counts.size):
+        total += counts[i]
+        out[i + 1] = total
 
 
 @njit(cache=True, nogil=True)

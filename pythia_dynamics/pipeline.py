@@ -14,6 +14,7 @@ from pythia_dynamics import gallery
 from pythia_dynamics.analyse import analyse
 from pythia_dynamics.bifurcation import DENSITY, DISPLACEMENT, Bifurcation, bifurcation
 from pythia_dynamics.diffusion import interior_peak
+from pythia_dynamics.dip import dip_test
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
@@ -145,6 +146,7 @@ def draw_perplexity(
 
 
 def _save_density(results: Results, dataset: xr.Dataset) -> list[Path]:
+    dataset = dataset.assign(dip_test(dataset))
     return [results.write_table("moments", dataset), results.write_zarr("density", dataset)]
 
 

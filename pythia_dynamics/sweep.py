@@ -118,7 +118,7 @@ class Frames:
         """A copy-free view of the weights `start` to `stop` of one frame, in the dtype of the history."""
         return self.arrays[position][start:stop].view(self.history.dtype)
 
-    def rough_means(self, pieces: int = 16, piece: int = 256) -> NDArray[np.float64]:
+    def rough_means(self, pieces: int = 4, piece: int = 1024) -> NDArray[np.float64]:
         """A provisional mean of each frame from a few short stretches of it, rounded to the dtype of the weights.
 
         Sums of values shifted by it do not cancel when the exact mean is subtracted from them afterwards. Rounded, so

@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from scipy.optimize import linprog
 
 
 def moments(w):
@@ -106,3 +107,21 @@ def power_law(values):
         if alpha > 1 and distance < best:
             best, chosen = distance, alpha
     return chosen
+
+
+def dip(sample):
+    """The dip as a linear programme: G at the values and a distance d from the steps of the sample's distribution, G
+    growing, convex up to a mode between any two values and concave from there; the least d of all modes."""
+    x, counts = np.unique(sample, return_counts=True)
+    c = np.append(0, np.cumsum(counts)) / len(sample)
+    n = len(x)
+    unit = np.eye(n + 1)
+    near = [(unit[i] - unit[n], c[i]) for i in range(n)] + [(-unit[i] - unit[n], -c[i + 1]) for i in range(n)]
+    slopes = [(unit[i + 1] - unit[i]) / (x[i + 1] - x[i]) for i in range(n - 1)]
+    growing = [(-slope, 0) for slope in slopes]
+    least = 1.0
+    for mode in range(n):
+        bends = [(a - b if i < mode else b - a, 0) for i, (a, b) in enumerate(pairwise(slopes)) if i + 1 != mode]
+        rows, limits = zip(*near, *growing, *bends, strict=True)
+        least = min(least, linprog(unit[n], np.array(rows), limits, bounds=(0, 1)).fun)
+    return least

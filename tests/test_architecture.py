@@ -36,6 +36,7 @@ ORDER = (
     "sweep",
     "gram",
     "density",
+    "dip",
     "diffusion",
     "bifurcation",
     "order",

@@ -188,39 +188,3 @@ def test_weights_beyond_float16_have_moments_but_no_counts():
     assert result["counts"].sum("value").values.tolist() == [3, 0]
     assert np.isnan(result["weight_quantile"][1]).all()
     assert float(result["mean"][1]) == 2.5e6
-
-
-def test_the_dip_tells_two_modes_from_one():
-    rng = np.random.default_rng(1)
-    one = rng.normal(0, 0.05, (400, 50))
-    two = one + np.where(rng.random(one.shape) < 0.5, 0.12, -0.12)
-    constant = np.full((400, 50), 0.25)
-    frames = np.stack([one, two, constant, np.full((400, 50), np.nan)]).astype(np.float16)
-    with pytest.warns(NonFiniteWarning):
-        result = density(frames)
-    assert result["dip_p"][0] > 0.2
-    assert result["dip_p"][1] < 1e-3
-    assert result["dip_p"][2] == 1
-    assert np.isnan(result["dip_p"][3])
-    assert density(constant[None].astype(np.float32))["dip_p"].item() == 1
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_of_three_values_have_more_than_one_mode(dtype):
-    # moved within their rounding, not across the gaps that no weight fills
-    weights = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], (3, 200, 30)).astype(dtype)
-    assert (density(weights)["dip_p"] < 1e-3).all()
-
-
-def test_every_step_draws_weights_of_its_own():
-    frame = np.random.default_rng(4).normal(0, 0.05, (60, 40)).astype(np.float16)
-    same = History.from_array(np.stack([frame] * 3), [1000, 2000, 5000])
-    found = density(same)["dip"]
-    assert len(np.unique(found)) == 3
-    alone = density(History.from_array(frame[None], [2000]))["dip"]
-    assert float(alone[0]) == float(found.sel(step=2000))
-
-
-def test_rounding_is_no_mode():
-    weights = np.random.default_rng(2).normal(0, 0.05, (40, 300, 20)).astype(ml_dtypes.bfloat16)
-    assert np.mean(density(weights)["dip_p"] < 0.05) < 0.15
