@@ -53,7 +53,7 @@ _CARRIERS: dict[np.dtype[Any], type[np.generic]] = {
 A = TypeVar("A", bound="Accumulator")
 _ALIGNMENT = 64  # weights; slabs begin on cache lines
 _LEAST, _MOST = 1 << 13, 1 << 20  # weights in a slab: enough to amortise a call, little enough to share out evenly
-_TARGET = 32  # slabs in a pass: a counting table leaves the cache between slabs, and comes back at a price
+_SHARES = 16  # the slabs of a pass are a multiple of this: few, as a counting table leaves the cache between two
 
 
 class MissingStepsWarning(UserWarning):
@@ -291,9 +291,11 @@ def _finished(running: dict[Future[Any], int]) -> Iterator[tuple[int, Any]]:
 
 
 def slabs(size: int, slab: int | None = None) -> list[tuple[int, int]]:
-    """The ranges of weights of one pass over frames of `size` weights: about 32 of them, or of `slab` weights each."""
+    """The ranges of weights of one pass over frames of `size` weights, of `slab` weights each; by default 16 equal
+    ranges or a multiple of it, fewer of a small frame."""
     if slab is None:
-        slab = min(max(-(-size // _TARGET), _LEAST), _MOST)
+        count = _SHARES * -(-size // (_SHARES * _MOST))
+        slab = max(-(-size // max(count, 1)), _LEAST)
     if slab < 1:
         raise PythiaDynError(f"a slab must have at least one weight; got {slab}")
     slab = -(-slab // _ALIGNMENT) * _ALIGNMENT
