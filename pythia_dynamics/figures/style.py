@@ -35,7 +35,10 @@ _STYLE: dict[str, Any] = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.4,
-    "legend.frameon": False,
+    "legend.frameon": True,  # a curve may pass under a legend, not through its words
+    "legend.framealpha": 0.85,
+    "legend.edgecolor": "none",
+    "legend.fancybox": False,
     "legend.fontsize": 8,
     "savefig.dpi": 300,
     "svg.fonttype": "none",
