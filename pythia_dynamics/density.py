@@ -32,7 +32,8 @@ CODES = 1 << 16
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 MODES_METHOD = (
     "local maxima of the Gaussian kernel density estimate with Silverman's bandwidth 0.9 min(σ, IQR/1.34) n^(-1/5) "
-    "(Silverman 1986, eq. 3.31) that stand out by at least 5 % of the highest (topographic prominence)"
+    "(Silverman 1986, eq. 3.31), or the distance of neighbouring 16-bit values where that is more, that stand out by "
+    "at least 5 % of the highest (topographic prominence)"
 )
 _PROMINENCE = 0.05
 _CELLS = 1 << 14
@@ -131,8 +132,16 @@ class Counts:
         self.sums |= other.sums
 
     def suspects(self) -> NDArray[np.bool_]:
-        """Which frames hold weights that are not finite: all of them are counted, so this is certain."""
-        return self._nonfinite() > 0
+        """Which frames hold weights that are not finite: all of them are counted, so this is certain. And float64
+        weights whose squares are not."""
+        found = self._nonfinite() > 0
+        if self.direct:
+            found |= ~np.isfinite(np.sum([partial[:, 1] for partial in self.sums.values()], axis=0))
+        return found
+
+    def again(self) -> Self | None:
+        """Counts are exact."""
+        return None
 
     @property
     def counted_as(self) -> str:
@@ -287,7 +296,7 @@ def from_counts(
     for t, row, bad, spread in zip(counts.indices, cumulated, moments.nonfinite, moments.std, strict=True):
         if not bad and row[-1]:
             levels_of[t] = _quantiles(values, row, levels)
-            modes[t] = _modes(values, row, spread)
+            modes[t] = _modes(values, row, spread, counts.counted_as)
     columns = {
         "mean": ("mean weight", moments.mean),
         "std": ("standard deviation of the weights", moments.std),
@@ -340,7 +349,9 @@ def count_modes(values: NDArray[np.float64], counts: NDArray[Any]) -> int:
     return _modes(values, np.append(0, np.cumsum(counts, dtype=np.int64)), float(spread))
 
 
-def _modes(values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: float) -> int:
+def _modes(
+    values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: float, counted_as: str | None = None
+) -> int:
     """The same from cumulated counts and the standard deviation."""
     from scipy.ndimage import gaussian_filter1d
     from scipy.signal import find_peaks
@@ -350,6 +361,12 @@ def _modes(values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: fl
     width = 0.9 * narrow * float(cumulated[-1]) ** -0.2
     if width == 0:
         return 1
+    if counted_as is not None:  # of rounded weights, every code would be a mode
+        furthest = max(abs(low), abs(high))
+        spacing = (
+            np.spacing(np.float32(furthest)) * 2.0**16 if counted_as == "bfloat16" else np.spacing(np.half(furthest))
+        )
+        width = max(width, float(spacing))
     low, high = low - 4 * width, high + 4 * width
     cells = int(min(max(np.ceil((high - low) / (width / 4)), 16), _CELLS))
     grid = np.diff(cumulated[np.searchsorted(values, np.linspace(low, high, cells + 1))]).astype(np.float64)

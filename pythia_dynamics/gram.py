@@ -19,6 +19,8 @@ from pythia_dynamics.sweep import Frames
 __all__ = ["Exponent", "Gram", "classical_scaling", "displacements", "fit_exponent", "lag_table"]
 
 _BLOCKS = 10  # of waiting times, for the jackknife
+_RETURN = 0.02  # displacement over the largest increment within it, below which float32 does not do: 3e-6 / 0.02 ≤ 2e-4
+_SHRUNK = 1e-4  # the same of the squared norms of two steps
 _ON_DEVICE = 1 << 24  # float64 numbers of one slab on a device at a time: every thread has its own
 
 
@@ -27,13 +29,14 @@ class Gram:
     """Accumulator of the Gram matrix of the increments, and of Σ w and Σ w² at every step.
 
     One partial sum per slab: `products` (R, R), lower triangle, R the number of frames rounded up to a tile, and
-    `sums` (T', 2), float64. On a CUDA `device` all of it is float64; else float32 inside blocks of 1,024 weights, which
-    bounds the relative error of a step size by 5e-6.
+    `sums` (T', 2), float64. On a CUDA `device`, or if `double`, all of it is float64; else float32 inside blocks of
+    1,024 weights, which bounds the relative error of a step size by 5e-6.
     """
 
     couples: ClassVar[bool] = True
 
     device: str = "cpu"
+    double: bool = False
     size: int = 0
     indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     products: dict[int, NDArray[np.float64]] = field(default_factory=dict)
@@ -46,7 +49,8 @@ class Gram:
             from pythia_dynamics.device import resolve_exact_device
 
             device = resolve_exact_device(device)
-        return type(self)(device=device, size=frames.size, indices=frames.indices)
+        double = self.double or device != "cpu" or frames.computing_type == np.float64
+        return type(self)(device=device, double=double, size=frames.size, indices=frames.indices)
 
     def fork(self) -> Self:
         """An empty copy."""
@@ -58,7 +62,7 @@ class Gram:
             self.products[start], self.sums[start] = _on_device(frames, start, stop, self.device)
             return
         rows = -(-len(frames) // kernels.TILE) * kernels.TILE
-        work = kernels.workspace(rows, kernels.GRAM_BLOCK, frames.computing_type)
+        work = kernels.workspace(rows, kernels.GRAM_BLOCK, np.float64 if self.double else np.float32)
         products, sums = np.zeros((rows, rows)), np.zeros((len(frames), 2))
         kernels.gram(frames.addresses, frames.like, start, stop, work, products, sums)
         self.products[start], self.sums[start] = products, sums
@@ -71,6 +75,24 @@ class Gram:
     def suspects(self) -> NDArray[np.bool_]:
         """Steps whose sum of squares is not finite."""
         return ~np.isfinite(self.totals()[:, 1])
+
+    def again(self) -> Self | None:
+        """In float64, where float32 does not do. A displacement that is a small rest of the increments between its
+        steps, as across a step that does not belong, is lost in their rounding; so is the product of small weights and
+        large ones."""
+        if self.double:
+            return None
+        increments, squares = self.increments(), self.totals()[:, 1]
+        if squares.min() < _SHRUNK * squares.max():
+            return replace(self, double=True)
+        with np.errstate(invalid="ignore"):
+            squared = displacements(increments)
+        greatest = np.zeros(len(increments))
+        for j in range(1, len(increments)):
+            greatest[:j] = np.maximum(greatest[:j], increments[j, j])  # of those between i and j
+            if np.any(squared[:j, j] < _RETURN * greatest[:j]):
+                return replace(self, double=True)
+        return None
 
     def totals(self) -> NDArray[np.float64]:
         """Σ_k w and Σ_k w² of every frame, (T', 2)."""
@@ -156,17 +178,20 @@ class Exponent:
 def fit_exponent(
     lags: NDArray[np.int64], table: NDArray[np.float64], *, longest: float, confidence: float = 0.95
 ) -> Exponent:
-    """Fit the time-averaged displacement by a power of the lag, over lags up to `longest`.
+    """Fit the time-averaged displacement by a power of the lag, over lags up to `longest`, or the shortest three.
 
     Least squares in logarithms, every stretch of log lag weighing the same. The interval is Student's, with the error
     of a jackknife that leaves out ten blocks of waiting times in turn: displacements over overlapping stretches are
-    not independent, so the scatter about the line says nothing of the error.
+    not independent, so the scatter about the line says nothing of the error. Only lags that occur in at least half of
+    the blocks are used: on an uneven grid the short ones are of one age, and would compare it with all others.
     """
     from scipy.stats import t as student
 
-    used = lags <= longest
-    value = _slope(lags[used], table[:, used])
     blocks = np.array_split(np.arange(len(table) - 1), min(_BLOCKS, max(len(table) - 1, 1)))
+    known = np.isfinite(table)
+    common = np.sum([known[block].any(axis=0) for block in blocks], axis=0) >= len(blocks) / 2
+    used = common & (lags <= max(longest, *lags[common][:3]) if common.any() else False)
+    value = _slope(lags[used], table[:, used])
     left_out = np.array([_slope(lags[used], np.delete(table[:, used], block, axis=0)) for block in blocks])
     groups = len(blocks)
     if groups < 3 or not np.isfinite(left_out).all():

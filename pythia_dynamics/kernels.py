@@ -342,7 +342,7 @@ def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, 
 
     With δ_0 = x_0 and δ_t = x_t − x_{t−1}, adds Σ δ_t δ_s for s ≤ t to the lower triangle of `out` (float64), and
     Σ x_t and Σ x_t² to the rows of `sums` (float64, two columns). `work` is a `workspace` of (steps, GRAM_BLOCK) of the
-    computing type, its rows a multiple of `TILE` (those beyond the frames are zeroed here), and `out` has as many.
+    type to compute in, its rows a multiple of `TILE` (those beyond the frames are zeroed here), and `out` has as many.
 
     Increments, because a displacement over a short lag is a sum of few of their products: it keeps its relative
     accuracy however small it is beside the weights.
@@ -351,7 +351,8 @@ def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, 
     steps = addresses.size
     rows = work.shape[0]
     size = np.uint64(like.itemsize)
-    zero = _widen(like[0])
+    kind = work.dtype.type
+    zero = kind(0)
     for begin in range(start, stop, GRAM_BLOCK):
         n = min(GRAM_BLOCK, stop - begin)
         offset = np.uint64(begin) * size
@@ -365,15 +366,15 @@ def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, 
             here = nb.carray(_pointer(addresses[t] + offset, like), (n,))
             if t == 0:
                 for j in range(n):
-                    x = _widen(here[j])
+                    x = kind(_widen(here[j]))
                     row[j] = x
                     s += x
                     q += x * x
             else:
                 before = nb.carray(_pointer(addresses[t - 1] + offset, like), (n,))
                 for j in range(n):
-                    x = _widen(here[j])
-                    row[j] = _minus(x, _widen(before[j]))
+                    x = kind(_widen(here[j]))
+                    row[j] = _minus(x, kind(_widen(before[j])))
                     s += x
                     q += x * x
             sums[t, 0] += s

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["FrameGram", "Measures", "frame_gram", "from_measures", "measure", "over_grams", "power_law", "spectrum"]
 
 _RESOLUTION = {"float32": 1e-7, "float64": 1e-13}
+_ENOUGH = 1e-6  # of the largest eigenvalue: a smaller one is a matter for float64
 _LEAST_FOR_POWER_LAW = 10
 _CUTS = 64  # cut-offs tried at once
 _ON_DEVICE = 1 << 24  # weights of a step on a device at a time: every thread has its own
@@ -71,10 +72,10 @@ def spectrum(
     * `mean_row_fraction` v‖w̄‖² / ‖W‖_F², the share of the weight that all rows have in common (Godey et al. 2024).
 
     ``precision="float32"`` multiplies blocks of 1,024 rows in float32 and adds them in float64, which resolves
-    eigenvalues of WᵀW down to 1e-7 of the largest (singular values to 3e-4); ``"float64"`` goes to 1e-13 and takes
-    twice as long. A CUDA `device` always works in float64. Steps are shared out among `threads`, each of which needs a
-    few (d, d) matrices; an `executor` gets one task per step. `progress` counts steps. Missing steps and steps with
-    weights that are not finite are NaN.
+    eigenvalues of WᵀW down to 1e-7 of the largest; a step that has some below 1e-6 is computed once more in float64,
+    which goes to 1e-13. ``"float64"`` does that to all of them and takes twice as long. A CUDA `device` always works in
+    float64. Steps are shared out among `threads`, each of which needs a few (d, d) matrices; an `executor` gets one
+    task per step. `progress` counts steps. Missing steps and steps with weights that are not finite are NaN.
     """
     history = as_history(history)
     warn_missing(history)
@@ -121,7 +122,7 @@ def measure(frame: FrameGram) -> Measures:
     sigma = np.sqrt(eigenvalues)
     if not len(resolved):
         return Measures(sigma, *[np.nan] * 6)
-    p = sigma[sigma > 0] / sigma.sum()
+    p = np.sqrt(resolved) / np.sqrt(resolved).sum()  # the others are rounding
     entropy = float(-(p * np.log(p)).sum())
     norm = float(np.trace(frame.gram))
     return Measures(
@@ -264,11 +265,14 @@ def frame_gram(weights: NDArray[Any], *, precision: Precision = "float32", devic
         if finite:
             raise PythiaDynError("the weights are too large for their squares; scale them")
         return None
+    eigenvalues = np.linalg.eigvalsh(gram)[::-1][: min(matrix.shape)].astype(np.float64)
+    if precision == "float32" and eigenvalues[-1] <= _ENOUGH * eigenvalues[0]:
+        return frame_gram(weights, precision="float64")
     return FrameGram(
         rows=len(matrix),
         gram=gram,
         mean_row=total / len(matrix),
-        eigenvalues=np.linalg.eigvalsh(gram)[::-1][: min(matrix.shape)].astype(np.float64),
+        eigenvalues=eigenvalues,
         resolution=_RESOLUTION[precision],
     )
 

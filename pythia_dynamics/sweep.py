@@ -165,6 +165,9 @@ class Accumulator(Protocol):
     def suspects(self) -> NDArray[np.bool_]:
         """Which of the frames seem to hold weights that are not finite."""
 
+    def again(self) -> Self | None:
+        """What is to read the history once more in place of this one, which has found itself not precise enough."""
+
 
 def sweep(
     history: History,
@@ -183,8 +186,8 @@ def sweep(
     for each of `threads`; it may be of processes or machines. `progress` counts slabs.
 
     Steps whose weights are not all finite are named in a `NonFiniteWarning`, and the accumulators that couple steps
-    read the history once more without them, as if they were missing. Finite weights whose squares are not raise
-    `PythiaDynError`.
+    read the history once more without them, as if they were missing; so does one that has found itself not precise
+    enough (see `Accumulator.again`). Finite weights whose squares are not raise `PythiaDynError`.
     """
     frames = Frames(history, drop_padding)
     filled = _pass(frames, accumulators, slab, threads, executor, progress)
@@ -197,14 +200,18 @@ def sweep(
         raise PythiaDynError(
             f"the weights of {history.name} at {_listed(large)} are too large for their squares; scale them"
         )
+
+    def replace(kinds: dict[int, A]) -> None:
+        for i, item in zip(kinds, _pass(frames, list(kinds.values()), slab, threads, executor, progress), strict=True):
+            filled[i] = item
+
     if spoilt:
         warn_nonfinite(history, frames.steps[spoilt].tolist())
-        coupled = [i for i, item in enumerate(filled) if item.couples]
-        if coupled and len(spoilt) < len(frames):
-            rest = Frames(history, drop_padding, without=frames.indices[spoilt].tolist())
-            again = _pass(rest, [accumulators[i] for i in coupled], slab, threads, executor, progress)
-            for i, item in zip(coupled, again, strict=True):
-                filled[i] = item
+        if len(spoilt) == len(frames):
+            return filled
+        frames = Frames(history, drop_padding, without=frames.indices[spoilt].tolist())
+        replace({i: kind for i, kind in enumerate(accumulators) if kind.couples})
+    replace({i: kind for i, item in enumerate(filled) if (kind := item.again()) is not None})
     return filled
 
 
@@ -216,7 +223,9 @@ def _pass(
     executor: Executor | None,
     progress: Progress,
 ) -> list[A]:
-    """One reading of all slabs."""
+    """One reading of all slabs; none where nothing is asked."""
+    if not kinds:
+        return []
     ranges = slabs(frames.size, slab)
     count = min(workers(threads), len(ranges))
     accumulators = [kind.begin(frames) for kind in kinds]

@@ -188,3 +188,10 @@ def test_weights_beyond_float16_have_moments_but_no_counts():
     assert result["counts"].sum("value").values.tolist() == [3, 0]
     assert np.isnan(result["weight_quantile"][1]).all()
     assert float(result["mean"][1]) == 2.5e6
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+@pytest.mark.parametrize("scale", [0.001, 0.003, 0.01, 0.1])
+def test_codes_are_no_modes(dtype, scale):
+    weights = 1 + scale * np.random.default_rng(0).standard_normal((3, 500, 64))
+    assert density(weights.astype(dtype))["modes"].values.tolist() == [1, 1, 1]

@@ -75,6 +75,17 @@ def test_a_missing_step_has_no_dip():
     assert np.isnan(dip_test(result)["dip"]).to_numpy().tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("size", [16, 64, 512])
+def test_few_weights_of_one_mode_are_taken_for_that(size):
+    weights = np.random.default_rng(6).normal(0, 0.02, (200, 1, size)).astype(np.float16)
+    assert np.mean(dips_of(weights)["dip_p"] < 0.05) < 0.1
+
+
+def test_a_zero_of_either_sign_is_one_value():
+    weights = np.array([0.0, -0.0] * 50, np.float16).reshape(1, 10, 10)
+    assert dips_of(weights)["dip_p"].item() == 1
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_of_three_values_have_more_than_one_mode(dtype):
     # moved within their rounding, not across the gaps that no weight fills

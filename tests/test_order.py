@@ -111,3 +111,25 @@ def test_gaps_and_bad_weights_are_nan():
         result = order_parameter(history, loss=[4.0, 3.0, 2.0, 1.0])
     assert np.isnan(result["order_parameter"]).values.tolist() == [False, True, True, False]
     assert np.isfinite(result["dloss_db"]).values.tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("dependence", "most"), [(0.0, 0.08), (0.5, 0.12), (0.9, 0.25)])
+def test_dependent_noise_about_a_straight_line_is_no_break(dependence, most):
+    rng = np.random.default_rng(0)
+    x, found = np.linspace(0, 1, 60), 0
+    for _ in range(100):
+        noise = rng.standard_normal(60)
+        for i in range(1, 60):
+            noise[i] = dependence * noise[i - 1] + np.sqrt(1 - dependence**2) * noise[i]
+        found += break_in_line(x, 2 * x + noise, draws=199).p < 0.05
+    assert found / 100 <= most
+
+
+def test_a_break_is_found_in_dependent_noise():
+    rng = np.random.default_rng(1)
+    x, noise = np.linspace(0, 1, 100), rng.standard_normal(100)
+    for i in range(1, 100):
+        noise[i] = 0.5 * noise[i - 1] + noise[i]
+    fit = break_in_line(x, -6 * np.minimum(x, 0.5) + 0.2 * noise)
+    assert fit.p < 0.01
+    assert abs(fit.at - 0.5) < 0.1

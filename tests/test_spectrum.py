@@ -14,6 +14,7 @@ from test_density import DTYPES, walk
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history import History
+from pythia_dynamics.rank import covariance_rank
 from pythia_dynamics.spectrum import frame_gram, power_law, spectrum
 from pythia_dynamics.sweep import MissingStepsWarning, NonFiniteWarning
 
@@ -151,3 +152,25 @@ def test_the_numbers_are_those_of_weightwatcher():
     assert float(result["stable_rank"]) == pytest.approx(3.182883, abs=1e-6)
     assert float(result["singular_values"][0]) == pytest.approx(14.716612, abs=1e-6)
     assert float(result["singular_values"][-1]) == pytest.approx(0.328607, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["one direction", "rank 8", "offset"])
+def test_what_float32_does_not_resolve_is_computed_in_float64(kind):
+    rng = np.random.default_rng(0)
+    if kind == "offset":
+        w = (100 + 0.1 * rng.standard_normal((300, 40))).astype(np.float16).astype(np.float32)
+    else:
+        rank = 1 if kind == "one direction" else 8
+        w = (rng.standard_normal((300, rank)) @ rng.standard_normal((rank, 40))).astype(np.float32)
+    result = spectrum(w[None])
+    sigma = np.linalg.svd(w.astype(np.float64), compute_uv=False)
+    p = sigma / sigma.sum()
+    entropy = -np.sum(p * np.log(p))
+    assert float(result["entropy"][0]) == pytest.approx(entropy, rel=1e-4, abs=1e-5)
+    np.testing.assert_allclose(result["singular_values"][0], sigma, rtol=1e-7, atol=3e-7 * sigma[0])
+    tolerances = (1e-9, 1e-3, 0.5)
+    ranks = covariance_rank(w[None], batch_sizes=(16,), tolerances=tolerances)["rank_infinite"][0]
+    for tolerance in tolerances:
+        for convention, level in (("absolute", tolerance), ("relative", tolerance * sigma[0] ** 2)):
+            found = ranks.sel({"tolerance": tolerance, "convention": convention})
+            assert float(found) == np.count_nonzero(sigma**2 > level)
