@@ -273,7 +273,7 @@ def from_counts(
     import xarray as xr
 
     levels = np.asarray(quantiles, dtype=np.float64)
-    if np.any((levels < 0) | (levels > 1)):
+    if not np.all((levels >= 0) & (levels <= 1)):
         raise PythiaDynError(f"quantiles lie between 0 and 1; got {list(quantiles)}")
     steps = len(history.steps)
     values, table = counts.occurring
@@ -384,7 +384,7 @@ def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[An
             low, high = low - 0.5, high + 0.5
         return np.linspace(low, high, int(bins) + 1)
     edges = np.asarray(bins, dtype=np.float64)
-    if edges.ndim != 1 or len(edges) < 2 or np.any(np.diff(edges) <= 0):
+    if edges.ndim != 1 or len(edges) < 2 or not np.all(np.diff(edges) > 0):
         raise PythiaDynError("bin edges must be at least two increasing numbers")
     return edges
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -164,18 +165,24 @@ class History:
     ) -> History:
         """A history of an array-like of shape (T, …), of a floating dtype of at most 64 bits.
 
-        `steps` are strictly increasing integers (default 0 … T−1); `missing` names those whose frame is not to be
-        used. Raises `PythiaDynError` for other dtypes, shapes or step orders.
+        `steps` are strictly increasing integers (default: the coordinate `step` of a `DataArray`, else 0 … T−1);
+        `missing` names those whose frame is not to be used, as are those that are masked whole. Raises
+        `PythiaDynError` for other dtypes, shapes, masks or step orders.
         """
-        data = np.asarray(array)
+        if steps is None and "step" in getattr(array, "coords", ()):
+            array = array.transpose("step", ...)
+            steps = array["step"].to_numpy()
+        data = _as_numpy(array)
         if data.dtype.name not in _FLOATS:
             raise PythiaDynError(f"weights must be {', '.join(_FLOATS)}; got an array of {data.dtype}")
         if data.ndim < 2:
             raise PythiaDynError(f"weights must have shape (steps, …); got shape {data.shape}")
+        if data.size == 0:
+            raise PythiaDynError(f"there are no weights in an array of shape {data.shape}")
         numbers = np.arange(len(data)) if steps is None else np.asarray(steps)
         if numbers.shape != data.shape[:1] or numbers.dtype.kind not in "iu" or np.any(np.diff(numbers) <= 0):
             raise PythiaDynError(f"steps must be {len(data)} strictly increasing integers")
-        absent = {int(step): str(why) for step, why in (missing or {}).items()}
+        absent = {int(step): str(why) for step, why in (missing or {}).items()} | _masked(array, numbers)
         for step in absent:
             if step not in numbers:
                 raise UnknownNameError("step", step, numbers.tolist(), where=name)
@@ -245,6 +252,27 @@ class Weights:
         if frame is None:
             return np.full(self.history.frame_shape, np.nan, dtype=self.dtype)
         return frame
+
+
+def _as_numpy(array: Any) -> NDArray[Any]:
+    """An array-like as an array; a tensor of torch shares its memory, bfloat16 as well."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":
+            bits = array.new_empty(0).short().dtype  # torch.int16, without importing torch here
+            return np.asarray(array.contiguous().view(bits)).view(ml_dtypes.bfloat16)
+    return np.asarray(array)
+
+
+def _masked(array: Any, steps: NDArray[Any]) -> dict[int, str]:
+    """The steps of a masked array that are masked whole; one that is masked in part has no meaning here."""
+    if not np.ma.isMaskedArray(array):
+        return {}
+    masks = np.ma.getmaskarray(array).reshape(len(steps), -1)
+    for step, mask in zip(steps.tolist(), masks, strict=True):
+        if mask.any() and not mask.all():
+            raise PythiaDynError(f"step {step} is masked in part; mask the whole step, or fill its weights")
+    return {int(step): "masked" for step, mask in zip(steps, masks, strict=True) if mask.all()}
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:

@@ -58,14 +58,14 @@ def order_parameter(
 ) -> xr.Dataset:
     """Frobenius norm and order parameter at every step, and the loss against it where one is given.
 
-    `loss` is the loss per step: a mapping from step number, a `DataArray` over `step`, or one value for each step of
-    the history (NaN where unknown), in nats per token.
+    `loss` is the loss per step: a mapping or a Series of pandas by step number, a `DataArray` over `step`, or one value
+    for each step of the history (NaN where unknown), in nats per token.
 
     Returns a dataset over `step`: `frobenius_norm` ‖W‖_F, `order_parameter` b = ‖W‖_F / d_model with d_model the last
     axis of the frames, `rms` = ‖W‖_F / √(d v), and with a loss `loss` and `dloss_db`, (dL/dstep)/(db/dstep) by
-    second-order differences on the uneven grid of step numbers, NaN where b stalls. The attributes of `loss` then
-    hold the fit of loss against b by a line with one break: `break_b`, `slope_before`, `slope_after`, `break_f`,
-    `break_p` (see `BrokenLine`), absent with fewer than six points.
+    second-order differences on the uneven grid of step numbers (first-order at both ends), NaN where b stalls. The
+    attributes of `loss` then hold the fit of loss against b by a line with one break: `break_b`, `slope_before`,
+    `slope_after`, `break_f`, `break_p` (see `BrokenLine`), absent with fewer than six points.
 
     Missing steps, and steps with weights that are not finite, are NaN. `drop_padding` is the number of rows to keep.
     """
@@ -193,11 +193,13 @@ def _aligned(history: History, loss: Loss) -> NDArray[np.float64]:
     """The loss at each step of the history, NaN where it is not known."""
     import xarray as xr
 
-    known: Mapping[int, float]
-    if isinstance(loss, Mapping):
-        known = loss
-    elif isinstance(loss, xr.DataArray):
+    known: dict[Any, Any]
+    if isinstance(loss, xr.DataArray):
         known = dict(zip(loss["step"].to_numpy().tolist(), loss.to_numpy().tolist(), strict=True))
+    elif isinstance(loss, Mapping):
+        known = dict(loss)
+    elif hasattr(loss, "to_dict"):  # a Series of pandas has an index
+        known = loss.to_dict()
     else:
         values = np.asarray(loss, dtype=np.float64)
         if values.shape != history.steps.shape:
@@ -205,4 +207,7 @@ def _aligned(history: History, loss: Loss) -> NDArray[np.float64]:
                 f"a loss must have one value for each of the {len(history.steps)} steps; got shape {values.shape}"
             )
         return values
-    return np.array([float(known.get(int(step), np.nan)) for step in history.steps])
+    found = [known.get(step) for step in history.steps.tolist()]
+    if known and all(value is None for value in found):
+        raise PythiaDynError(f"the loss is of none of the {len(history.steps)} steps of {history.name}")
+    return np.array(found, dtype=np.float64)

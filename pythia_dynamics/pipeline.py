@@ -85,7 +85,7 @@ def _take_loss(options: dict[str, Any], results: Results, history: History) -> s
         options["loss"] = read_losses(loss)
         return str(loss)
     known = known_loss(results, str(history.provenance.get("source", ""))) if loss is None else None
-    if known is None:
+    if known is None or not known[0].keys() & set(history.steps.tolist()):
         return None
     options["loss"], where = known
     return where

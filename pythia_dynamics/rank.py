@@ -50,6 +50,8 @@ class Projection:
             raise PythiaDynError(f"tolerances must be different positive numbers; got {self.tolerances}")
         if self.draws < 1:
             raise PythiaDynError(f"the number of draws must be at least 1; got {self.draws}")
+        if self.seed < 0:
+            raise PythiaDynError(f"a seed must not be negative; got {self.seed}")
 
     def batches(self, size: int, width: int) -> NDArray[np.float64]:
         """All draws of one batch size, (draws, size, width)."""

@@ -216,7 +216,11 @@ def over_grams(
     present = np.flatnonzero(history.present).tolist()
     if not present:
         raise PythiaDynError(f"no step of {history.name} has weights to analyse")
-    jobs = [(i, (_one, history, i, tuple(functions), drop_padding, precision, device)) for i in present]
+    # each job has its own step alone: weights in memory travel with a task to another process
+    jobs = [
+        (i, (_one, history.select([int(history.steps[i])]), tuple(functions), drop_padding, precision, device))
+        for i in present
+    ]
     count = min(workers(threads), len(jobs))
     spoilt = []
     progress(0, len(jobs))
@@ -240,14 +244,13 @@ def over_grams(
 
 def _one(
     history: History,
-    index: int,
     functions: tuple[Callable[[FrameGram], Any], ...],
     drop_padding: int | None,
     precision: Precision,
     device: str,
 ) -> list[Any] | None:
-    """One step's work, as a task that can be sent to another process."""
-    frame = history.frame(index)
+    """The work of a history of one step, as a task that can be sent to another process."""
+    frame = history.frame(0)
     assert frame is not None  # only present steps are asked for
     found = frame_gram(frame[: rows_kept(history, drop_padding)], precision=precision, device=device)
     return None if found is None else [function(found) for function in functions]

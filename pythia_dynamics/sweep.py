@@ -327,7 +327,8 @@ def rows_kept(history: History, drop_padding: int | None) -> int:
     rows = history.frame_shape[0]
     if drop_padding is None:
         return rows
-    if not 1 <= drop_padding <= rows:
+    whole = isinstance(drop_padding, (int, np.integer)) and not isinstance(drop_padding, bool)
+    if not whole or not 1 <= drop_padding <= rows:
         raise PythiaDynError(f"drop_padding is the number of rows to keep, 1 to {rows}; got {drop_padding}")
     return int(drop_padding)
 

@@ -61,6 +61,7 @@ ORDER = (
     "report",
     "garden",
     "cli",
+    "__main__",
 )
 """Each room imports only from rooms before it."""
 

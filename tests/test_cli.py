@@ -160,6 +160,19 @@ def test_every_analysis_names_gaps_and_goes_on(run: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_store_without_weights_does_not_keep_the_others_waiting(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    Store.create(tmp_path / "cache" / "a-empty.zarr", source="by hand")
+    result = run("order")
+    assert "a-empty.zarr holds no weights yet" in fails(result)
+    assert "walk" in result.stdout
+    assert (tmp_path / "results" / "walk" / "order.csv").is_file()
+    (fact,) = json.loads(run("order", "--json").stdout)["order"]
+    assert fact["model"] == "walk"
+    assert run("order", "--model", "a-empty", "--json").stdout == ""
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_padding_is_what_the_tokenizer_does_not_have(run: Run, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "cache" / "pythia-70m-deduped.zarr", source="EleutherAI/pythia-70m-deduped")
     store.ensure([TensorSpec(HEAD, "float16", (50_304, 2))], [1000])

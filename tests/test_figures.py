@@ -8,6 +8,7 @@ import xarray as xr
 
 from pythia_dynamics import figures
 from pythia_dynamics.analyse import ANALYSES, analyse
+from pythia_dynamics.diffusion import two_time
 from pythia_dynamics.history import History
 
 STEPS = np.array([0, 1, 2, 4, 1000, 2000, 3000])
@@ -118,6 +119,10 @@ def test_every_two_steps(results: dict[str, xr.Dataset]) -> None:
             np.testing.assert_array_equal(line.get_xdata(), pairs["lag"].to_numpy()[good])
         assert "from step 1000" not in [line.get_label() for line in axes[0, 0].lines]
         figures.displacement_by_lag(axes[0, 1], pairs)
+        assert axes[0, 1].lines[0].get_label() == "measured"  # steps of many ages share no lags
+        axes[0, 1].clear()
+        even = np.cumsum(np.random.default_rng(1).normal(size=(20, 30, 8)), axis=0)
+        figures.displacement_by_lag(axes[0, 1], two_time(even))
         mean, walk, ballistic = axes[0, 1].lines
         assert "exponent" in mean.get_label()
         lags = walk.get_xdata()

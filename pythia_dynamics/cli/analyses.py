@@ -23,6 +23,7 @@ from pythia_dynamics.cli.app import (
     with_results,
     with_steps,
 )
+from pythia_dynamics.errors import PythiaDynError
 
 __all__ = ["density", "msd", "order", "rank", "spectrum"]
 
@@ -83,24 +84,32 @@ def _answer(
     from pythia_dynamics.results import Results
     from pythia_dynamics.sweep import NonFiniteWarning, tokenizer_entries
 
-    facts, spoilt = [], []
+    facts, faults = [], []
     for name in model_names(models, cache):
-        history = open_history(name, tensor, cache=cache, steps=steps)
-        rows = tokenizer_entries(history) if isinstance(drop_padding, str) else drop_padding
-        kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
-        source, steps_there = history.provenance["source"], len(history.steps)
-        say(f"{history.name} ({source}): {history.tensor}, {steps_there} steps{kept}", as_json)
-        with notes(as_json) as caught, bar(f"{history.name} {kinds[0]}") as progress:
-            outcomes = measure(
-                history,
-                kinds,
-                Results(history.name, results),
-                options={kinds[0]: options},
-                drop_padding=rows,
-                device=device,
-                progress=progress,
-            )
-        spoilt += [str(item.message) for item in caught if item.category is NonFiniteWarning]
+        try:
+            history = open_history(name, tensor, cache=cache, steps=steps)
+            rows = tokenizer_entries(history) if isinstance(drop_padding, str) else drop_padding
+            kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
+            source, steps_there = history.provenance["source"], len(history.steps)
+            say(f"{history.name} ({source}): {history.tensor}, {steps_there} steps{kept}", as_json)
+            with notes(as_json) as caught, bar(f"{history.name} {kinds[0]}") as progress:
+                outcomes = measure(
+                    history,
+                    kinds,
+                    Results(history.name, results),
+                    options={kinds[0]: options},
+                    drop_padding=rows,
+                    device=device,
+                    progress=progress,
+                )
+        except PythiaDynError as error:  # the other models are answered all the same
+            faults.append(str(error))
+            continue
+        faults += [
+            f"{item.message} (all other steps are in the results)"
+            for item in caught
+            if item.category is NonFiniteWarning
+        ]
         for outcome in outcomes:
             say_outcome(outcome, as_json)
         first, *others = outcomes
@@ -113,9 +122,10 @@ def _answer(
                 **{outcome.kind: outcome.facts for outcome in others},
             }
         )
-    print_facts({kinds[0]: facts}, as_json)
-    if spoilt:
-        raise Failure("; ".join(spoilt) + " (all other steps are in the results)")
+    if facts:
+        print_facts({kinds[0]: facts}, as_json)
+    if faults:
+        raise Failure("; ".join(faults))
 
 
 @main.command()
@@ -153,7 +163,7 @@ def order(loss: str | None, **options: Any) -> None:
 
 @main.command()
 @click.option("--draws", type=click.IntRange(1), default=8, show_default=True, help="Random batches per size.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the batches.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the batches.")
 @_device
 @_common
 def rank(**options: Any) -> None:

@@ -1,0 +1,10 @@
+"""``python -m pythia_dynamics``: the command line."""
+
+from __future__ import annotations
+
+from pythia_dynamics.cli import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    main(prog_name="pythia-dyn")
