@@ -84,14 +84,14 @@ class Gram:
             return None
         increments, squares = self.increments(), self.totals()[:, 1]
         if squares.min() < _SHRUNK * squares.max():
-            return replace(self, double=True)
+            return type(self)(device=self.device, double=True)
         with np.errstate(invalid="ignore"):
             squared = displacements(increments)
         greatest = np.zeros(len(increments))
         for j in range(1, len(increments)):
             greatest[:j] = np.maximum(greatest[:j], increments[j, j])  # of those between i and j
             if np.any(squared[:j, j] < _RETURN * greatest[:j]):
-                return replace(self, double=True)
+                return type(self)(device=self.device, double=True)
         return None
 
     def totals(self) -> NDArray[np.float64]:
