@@ -24,8 +24,8 @@ import torch
 from machine import describe_machine
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from pythia_dynamics.callback import WeightDynamicsCallback
-from pythia_dynamics.suites import SIZES
+from pythia_dynamics.checkpoints.registry import SIZES
+from pythia_dynamics.training.callback import WeightDynamicsCallback
 
 INTERVAL = TrainingArguments.__dataclass_fields__["logging_steps"].default
 SHAPES = {

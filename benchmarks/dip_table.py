@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pythia_dynamics.dip import SAMPLE, TAIL, dip
+from pythia_dynamics.measures.dip import SAMPLE, TAIL, dip
 
 CHUNK = 10_000
 

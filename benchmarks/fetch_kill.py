@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 REPO = "org/tiny"
-FETCH = f"from pythia_dynamics.fetch import download; download({REPO!r}, workers=4)"
+FETCH = f"from pythia_dynamics.history.fetch import download; download({REPO!r}, workers=4)"
 
 
 def chunks(store: Path) -> dict[str, bytes]:
@@ -36,10 +36,10 @@ def main() -> None:
     options = parser.parse_args()
 
     from checkpoints import HEAD, suite
-    from hubserver import HubServer
+    from support.hubserver import HubServer
 
-    from pythia_dynamics.fetch import download
-    from pythia_dynamics.store import Store
+    from pythia_dynamics.history.fetch import download
+    from pythia_dynamics.history.store import Store
 
     generator = random.Random(options.seed)
     steps = range(1000, 61_000, 1000)

@@ -54,7 +54,7 @@ def build(directory: Path, options: argparse.Namespace) -> int:
 @contextmanager
 def serve(directory: Path, options: argparse.Namespace) -> Iterator[str]:
     """The Hub in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "hubserver.py"), str(directory), "--repo", REPO]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "hubserver.py"), str(directory), "--repo", REPO]
     command += ["--latency", str(options.latency)]
     if options.bandwidth:
         command += ["--bandwidth", str(options.bandwidth)]
@@ -98,8 +98,8 @@ def plain(slices: list[tuple[str, int, int]], target: Path, workers: int, *, dur
 
 MEASURE = """
 import json, resource, sys
-import pythia_dynamics.hub, huggingface_hub.hf_api, httpx2
-from pythia_dynamics.fetch import download
+import pythia_dynamics.checkpoints.hub, huggingface_hub.hf_api, httpx2
+from pythia_dynamics.history.fetch import download
 peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) * 1024
 before = peak()
 r = download(sys.argv[1], cache=sys.argv[2], workers=int(sys.argv[3]))
@@ -137,7 +137,7 @@ def main() -> None:
                     check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
                 )  # fmt: skip
                 fetches.append(json.loads(run.stdout))
-                from pythia_dynamics.store import Store
+                from pythia_dynamics.history.store import Store
 
                 records = Store.open(cache / "model.zarr").records(HEAD).values()
                 slices = [(f"{r['commit']}/{r['file']}", r["start"], r["stop"]) for r in records]

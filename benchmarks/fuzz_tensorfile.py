@@ -23,19 +23,12 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 
+from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
+from pythia_dynamics.checkpoints.formats.safetensors import parse_safetensors, safetensors_header_stop
+from pythia_dynamics.checkpoints.formats.slices import NeedBytes, parse_index, select
+from pythia_dynamics.checkpoints.formats.statedict import locate, parse_state_dict
+from pythia_dynamics.checkpoints.formats.torchzip import member_data_start, parse_zip_directory
 from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
-from pythia_dynamics.tensorfile import (
-    MAX_PICKLE_BYTES,
-    NeedBytes,
-    locate,
-    member_data_start,
-    parse_index,
-    parse_safetensors,
-    parse_state_dict,
-    parse_zip_directory,
-    safetensors_header_stop,
-    select,
-)
 
 EXPECTED = (FormatError, NeedBytes, UnknownNameError, CheckpointError)
 NUMBERS = [0, 1, 2, 7, 8, 63, 64, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1]

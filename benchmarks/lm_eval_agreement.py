@@ -25,8 +25,8 @@ from machine import describe_machine
 from tokenizers import Tokenizer
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from pythia_dynamics.perplexity.corpus import Corpus, load_corpus
-from pythia_dynamics.perplexity.runner import perplexity
+from pythia_dynamics.evaluation.corpus import Corpus, load_corpus
+from pythia_dynamics.evaluation.runner import perplexity
 
 END = "<|endoftext|>"
 

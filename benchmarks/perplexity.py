@@ -24,11 +24,11 @@ import transformers
 from machine import describe_machine
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from pythia_dynamics.checkpoints.registry import SIZES
 from pythia_dynamics.device import DTYPES, matmul_precision, resolve_device
-from pythia_dynamics.perplexity.forward import forward_scores
-from pythia_dynamics.perplexity.lastword import Target, last_word_scores
-from pythia_dynamics.perplexity.unmask import unmask
-from pythia_dynamics.suites import SIZES
+from pythia_dynamics.evaluation.forward import forward_scores
+from pythia_dynamics.evaluation.last_word import Target, last_word_scores
+from pythia_dynamics.evaluation.unmasking import unmask
 
 
 class Clock:

@@ -42,7 +42,7 @@ EDGES = np.linspace(-0.5, 0.5, 513)
 
 def generate(path: Path, shape: tuple[int, int], steps: int) -> None:
     """A random walk of float16 weights, standard deviation 0.03, written through the real store."""
-    from pythia_dynamics.store import Store, TensorSpec
+    from pythia_dynamics.history.store import Store, TensorSpec
 
     store = Store.create(path, source="benchmark")
     numbers = range(1000, 1000 * (steps + 1), 1000)
@@ -62,12 +62,13 @@ def generate(path: Path, shape: tuple[int, int], steps: int) -> None:
 
 def cases(history: Any, device: str, rows: int | None = None) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
-    import pythia_dynamics.analyse as together
-    from pythia_dynamics.density import density
-    from pythia_dynamics.diffusion import msd, two_time
-    from pythia_dynamics.order import order_parameter
-    from pythia_dynamics.rank import covariance_rank
-    from pythia_dynamics.spectrum import spectrum
+    import pythia_dynamics.measures.analyse as together
+    from pythia_dynamics.measures.density import density
+    from pythia_dynamics.measures.displacement import msd
+    from pythia_dynamics.measures.order import order_parameter
+    from pythia_dynamics.measures.rank import covariance_rank
+    from pythia_dynamics.measures.spectrum import spectrum
+    from pythia_dynamics.measures.two_time import two_time
 
     return {
         "read, mapped": lambda: read_mapped(history),
@@ -147,7 +148,7 @@ class AnonymousMemory:
 
 def child(options: argparse.Namespace) -> None:
     """One case in this process; its figures as JSON on standard output."""
-    from pythia_dynamics.history import open_history
+    from pythia_dynamics.history.cache import open_history
 
     history = open_history(options.store)
     history = history.select(history.steps[: options.steps].tolist())

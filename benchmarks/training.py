@@ -18,9 +18,10 @@ import torch
 from machine import describe_machine
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from pythia_dynamics.train import Text, new_model, plan_of_size, python_reference, train_suite
-from pythia_dynamics.train.plan import TrainingPlan
-from pythia_dynamics.train.suite import prepare
+from pythia_dynamics.training.loop import new_model, train_suite
+from pythia_dynamics.training.plan import TrainingPlan, plan_of_size
+from pythia_dynamics.training.suite import prepare
+from pythia_dynamics.training.text import Text, python_reference
 
 
 def plain(out: Path, text: Text, plan: TrainingPlan) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from machine import describe_machine
 
-from pythia_dynamics.spectrum import spectrum
+from pythia_dynamics.measures.spectrum import spectrum
 
 PRECISIONS = ("float32", "float64")
 DEFINITIONS = {

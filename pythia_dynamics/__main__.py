@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pythia_dynamics.cli import main
+from pythia_dynamics.cli.app import main
 
 __all__: list[str] = []
 

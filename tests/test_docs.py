@@ -9,7 +9,7 @@ import matplotlib as mpl
 import pytest
 from click.testing import CliRunner
 
-from pythia_dynamics.cli import main
+from pythia_dynamics.cli.app import main
 
 DOCS = Path(__file__).parent.parent / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pythia_dynamics.claims.motion import NEAR, bifurcation, no_step, stationary
 from pythia_dynamics.claims.saved import Curve, Saved
 from pythia_dynamics.claims.statistics import change_at, cubic_residual, drawdown
 from pythia_dynamics.claims.verdict import Decision, no, untestable, yes
-from pythia_dynamics.claims.weights import NEAR, bifurcation, no_step, stationary
-from pythia_dynamics.order import break_in_line
+from pythia_dynamics.measures.order import break_in_line
 
 __all__ = [
     "b_monotone",

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.perplexity.published import published
-from pythia_dynamics.results import Results
+from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.published_lambada import published_lambada
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -112,7 +112,7 @@ class Saved:
     def published(self) -> xr.Dataset | None:
         """EleutherAI's last-word perplexities of this model without the suspect ones, None where there are none."""
         try:
-            table = published(self.name)
+            table = published_lambada(self.name)
         except UnknownNameError:
             return None
         return table.isel(step=np.flatnonzero(~table["suspect"].to_numpy()))

@@ -79,10 +79,11 @@ def _answer(
     **options: Any,
 ) -> None:
     """Run the analyses on every model, the first with `options` of its own, and print what came of them."""
-    from pythia_dynamics.history import open_history
-    from pythia_dynamics.pipeline import measure
-    from pythia_dynamics.results import Results
-    from pythia_dynamics.sweep import NonFiniteWarning, tokenizer_entries
+    from pythia_dynamics.history.cache import open_history
+    from pythia_dynamics.history.vocabulary import tokenizer_entries
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import measure
+    from pythia_dynamics.sweep.frames import NonFiniteWarning
 
     facts, faults = [], []
     for name in model_names(models, cache):

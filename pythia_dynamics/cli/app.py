@@ -15,8 +15,8 @@ from pythia_dynamics import __version__
 from pythia_dynamics.errors import PythiaDynError
 
 if TYPE_CHECKING:
-    from pythia_dynamics.pipeline import Outcome
     from pythia_dynamics.progress import Progress
+    from pythia_dynamics.studies.pipeline import Outcome
 
 __all__ = [
     "Command",
@@ -177,7 +177,7 @@ def say_outcome(outcome: Outcome, as_json: bool) -> None:
 
 def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:
     """The models that were named, or all that are in the cache."""
-    from pythia_dynamics.history import cached
+    from pythia_dynamics.history.cache import cached
 
     names = models or cached(cache)
     if not names:
@@ -186,8 +186,8 @@ def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:
 
 
 def open_store(name: str, cache: Path) -> Any:
-    from pythia_dynamics.history import cached, find_model, store_path
-    from pythia_dynamics.store import Store
+    from pythia_dynamics.history.cache import cached, find_model, store_path
+    from pythia_dynamics.history.store import Store
 
     found = name if name in cached(cache) else find_model(name, cache).name
     return Store.open(store_path(found, cache))

@@ -42,8 +42,9 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
 
     began = time.monotonic()
     say("loading torch and transformers …", as_json)
-    from pythia_dynamics import demo as the_demo
-    from pythia_dynamics import train
+    from pythia_dynamics.studies import demo as the_demo
+    from pythia_dynamics.training.plan import TrainingPlan
+    from pythia_dynamics.training.text import read_text
 
     @contextmanager
     def stage(label: str, unit: str) -> Iterator[Progress]:
@@ -55,8 +56,8 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
     with notes(as_json):
         report = the_demo.run(
             stage=stage,
-            text=train.read_text(corpus) if corpus else None,
-            plan=train.TrainingPlan(seed=seed),
+            text=read_text(corpus) if corpus else None,
+            plan=TrainingPlan(seed=seed),
             cache=cache,
             results=results,
         )

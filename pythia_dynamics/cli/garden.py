@@ -28,8 +28,8 @@ from pythia_dynamics.cli.app import (
 from pythia_dynamics.cli.reproduce import reproduce
 
 if TYPE_CHECKING:
-    from pythia_dynamics.garden import ModelPlan
     from pythia_dynamics.progress import Progress
+    from pythia_dynamics.studies.garden import ModelPlan
 
 __all__ = ["garden"]
 
@@ -81,8 +81,8 @@ def garden(
 
     Interrupted, the same command goes on where it was.
     """
-    from pythia_dynamics import garden as the_garden
-    from pythia_dynamics.claims import VERDICTS
+    from pythia_dynamics.claims.verdict import VERDICTS
+    from pythia_dynamics.studies import garden as the_garden
 
     names = tuple(name.strip() for name in listed.split(",") if name.strip())
     if not names:
@@ -162,7 +162,7 @@ def _say_plan(planned: list[ModelPlan], device: str, bandwidth: float, as_json: 
 
 def _rate(device: str) -> float:
     from pythia_dynamics.device import resolve_device
-    from pythia_dynamics.garden import RATES
+    from pythia_dynamics.studies.garden import RATES
 
     return RATES.get(resolve_device(device).type, RATES["cpu"])
 

@@ -83,11 +83,11 @@ def perplexity(
     """Forward, causal-unmasking and last-word perplexity of every checkpoint."""
     from dataclasses import asdict
 
-    from pythia_dynamics.history import find_model
-    from pythia_dynamics.perplexity import runner
-    from pythia_dynamics.pipeline import draw_perplexity
-    from pythia_dynamics.results import Results
-    from pythia_dynamics.suites import parse_steps
+    from pythia_dynamics.checkpoints.registry import parse_steps
+    from pythia_dynamics.evaluation import runner
+    from pythia_dynamics.history.cache import find_model
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import draw_perplexity
 
     facts: list[dict[str, Any]] = []
     gaps = nonfinite = 0

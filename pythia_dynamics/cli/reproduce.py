@@ -56,7 +56,7 @@ def order_parameter(
     """
     began = time.monotonic()
     say("loading torch and transformers …", as_json)
-    from pythia_dynamics import blog
+    from pythia_dynamics.studies.order_parameter import reproduce as reproduce_blog
 
     @contextmanager
     def stage(label: str, unit: str) -> Iterator[Progress]:
@@ -66,7 +66,7 @@ def order_parameter(
         say(f"{label:28}{time.monotonic() - start:7.1f} s", as_json)
 
     with notes(as_json):
-        report = blog.reproduce(
+        report = reproduce_blog(
             training_text(corpus),
             stage=stage,
             quick=quick,

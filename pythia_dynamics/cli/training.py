@@ -24,7 +24,7 @@ from pythia_dynamics.cli.app import (
 )
 
 if TYPE_CHECKING:
-    from pythia_dynamics.train import Text
+    from pythia_dynamics.training.text import Text
 
 __all__ = ["phases", "stop", "train", "training_text", "with_corpus", "with_plan"]
 
@@ -77,7 +77,7 @@ def with_plan(command: Command) -> Command:
 
 
 def training_text(corpus: Path | None) -> Text:
-    from pythia_dynamics.train import read_text, tiny_shakespeare
+    from pythia_dynamics.training.text import read_text, tiny_shakespeare
 
     return tiny_shakespeare() if corpus is None else read_text(corpus)
 
@@ -111,7 +111,8 @@ def train(
 
     Interrupted, the same command goes on where it was and ends with the same weights.
     """
-    from pythia_dynamics.train import plan_of_size, train_suite
+    from pythia_dynamics.training.loop import train_suite
+    from pythia_dynamics.training.plan import plan_of_size
 
     numbers = [seed] if seeds is None else list(range(seed, seed + seeds))
     plans = {number: plan_of_size(size, seed=number, **changes) for number in numbers}
@@ -187,10 +188,11 @@ def stop(
     as_json: bool,
 ) -> None:
     """Where training would have stopped for stationary weights, what that saves, and what it costs in loss."""
-    from pythia_dynamics.history import open_history
-    from pythia_dynamics.results import Results, read_losses
-    from pythia_dynamics.stationarity import StationarityRule, replay
-    from pythia_dynamics.timeline import known_loss, write_stop
+    from pythia_dynamics.history.cache import open_history
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.results.losses import known_loss, read_losses
+    from pythia_dynamics.studies.pipeline import write_stop
+    from pythia_dynamics.training.stopping import StationarityRule, replay
 
     chosen = StationarityRule(rule, threshold, patience, after)  # type: ignore[arg-type]
     facts = []
@@ -245,11 +247,11 @@ def phases(
 
     With several models (seeds, sizes) also whether the others change at the same step.
     """
-    from pythia_dynamics.history import open_history
-    from pythia_dynamics.phases import agreement
-    from pythia_dynamics.phases import phases as find_phases
-    from pythia_dynamics.results import Results
-    from pythia_dynamics.timeline import write_phases
+    from pythia_dynamics.history.cache import open_history
+    from pythia_dynamics.measures.phases import agreement
+    from pythia_dynamics.measures.phases import phases as find_phases
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import write_phases
 
     found = {}
     for name in model_names(models, cache):

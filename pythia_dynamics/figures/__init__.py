@@ -7,7 +7,6 @@ is dashed in the colour of the quantity.
 from __future__ import annotations
 
 from pythia_dynamics.figures.explore import cosine_at, density_at
-from pythia_dynamics.figures.first_last import first_last
 from pythia_dynamics.figures.garden import (
     displacements,
     last_words,
@@ -18,11 +17,7 @@ from pythia_dynamics.figures.garden import (
     unmasking,
 )
 from pythia_dynamics.figures.inline import Drawing, Panel, inline
-from pythia_dynamics.figures.scores import perplexity
-from pythia_dynamics.figures.style import COLOURS, save, sheet
-from pythia_dynamics.figures.training import losses, phases, runs_against_order, slope_against_order, stopping
-from pythia_dynamics.figures.two_time import ageing, cosine, displacement_by_lag, trajectory
-from pythia_dynamics.figures.weights import (
+from pythia_dynamics.figures.measures import (
     density,
     effective_rank,
     entropy,
@@ -35,6 +30,11 @@ from pythia_dynamics.figures.weights import (
     rank_difference,
     rank_infinite,
 )
+from pythia_dynamics.figures.perplexity import perplexity
+from pythia_dynamics.figures.portrait import first_last
+from pythia_dynamics.figures.style import COLOURS, save, sheet
+from pythia_dynamics.figures.training import losses, phases, runs_against_order, slope_against_order, stopping
+from pythia_dynamics.figures.two_time import ageing, cosine, displacement_by_lag, trajectory
 
 __all__ = [
     "COLOURS",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_dynamics.figures.measures import density
 from pythia_dynamics.figures.style import COLOURS, step_axis
 from pythia_dynamics.figures.two_time import cosine
-from pythia_dynamics.figures.weights import density
 
 if TYPE_CHECKING:
     import xarray as xr

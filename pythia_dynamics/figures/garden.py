@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from pythia_dynamics.diffusion import interior_peak
 from pythia_dynamics.figures.style import COLOURS, printable, step_axis
+from pythia_dynamics.measures.displacement import interior_peak
 
 if TYPE_CHECKING:
     import xarray as xr

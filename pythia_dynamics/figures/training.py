@@ -81,7 +81,7 @@ def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset
 def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_at: int | None, name: str = "") -> None:
     """The displacement rate that a stationarity rule reads, its threshold, and where it stops (vertical).
 
-    `curves` are those of `pythia_dynamics.stationarity.replay`; stationary records are filled.
+    `curves` are those of `pythia_dynamics.training.stopping.replay`; stationary records are filled.
     """
     rate = curves["displacement_rate"]
     ax.plot(curves["step"], rate, color=COLOURS[0], linewidth=1, label="displacement rate")
@@ -103,7 +103,7 @@ def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_a
 def phases(axes: Sequence[Axes], signals: xr.Dataset, changes: Mapping[str, Sequence[int]], *, name: str = "") -> None:
     """One panel per signal over the steps, the change points of its detector as verticals.
 
-    `signals` has the variables of `pythia_dynamics.phases.signals`, `changes` the steps by variable.
+    `signals` has the variables of `pythia_dynamics.phases`, `changes` the steps by variable.
     """
     for ax, (variable, label) in zip(axes, _SIGNALS.items(), strict=True):
         ax.plot(signals["step"], signals[variable], ".-", color=COLOURS[0], linewidth=1, markersize=3)

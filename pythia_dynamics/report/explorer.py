@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics import figures
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.results import Results
+from pythia_dynamics.results.folder import Results
 
 if TYPE_CHECKING:
     import xarray as xr

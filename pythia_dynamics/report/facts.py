@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.results import Results
+from pythia_dynamics.results.folder import Results
 
 if TYPE_CHECKING:
     import xarray as xr

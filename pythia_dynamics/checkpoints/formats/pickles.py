@@ -1,0 +1,335 @@
+"""A pickle of tensors read without unpickling: nothing is imported, called or built.
+
+`pickle.Unpickler` with a guarded `find_class` still allocates whatever a length or a memo index claims, and
+hashes keys nested deep enough to overflow the C stack. So this is an interpreter of its own for the few opcodes
+a state dict is made of (the approach of torch/_weights_only_unpickler.py), which knows its globals by name only.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS, quote
+from pythia_dynamics.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["DTYPES", "MAX_PICKLE_BYTES", "PickledStorage", "PickledTensor", "kind_of", "read_pickle"]
+
+MAX_PICKLE_BYTES = 16 * 2**20
+"""A tensor takes about 150 bytes of pickle."""
+
+MAX_OPCODES = 1_000_000  # some 30,000 tensors; an opcode keeps at most about 100 bytes beside its own text
+MAX_INT = 2**63
+MAX_RANK = 64
+MAX_KEY_LENGTH = 255
+MAX_LINE = 512
+
+STORAGES = {
+    "torch.BoolStorage": "bool",
+    "torch.ByteStorage": "uint8",
+    "torch.CharStorage": "int8",
+    "torch.ShortStorage": "int16",
+    "torch.IntStorage": "int32",
+    "torch.LongStorage": "int64",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.FloatStorage": "float32",
+    "torch.DoubleStorage": "float64",
+    "torch.ComplexFloatStorage": "complex64",
+    "torch.ComplexDoubleStorage": "complex128",
+    "torch.UntypedStorage": None,
+    "torch.storage.UntypedStorage": None,
+}
+DTYPES = {f"torch.{name}": name for name, bits in DTYPE_BITS.items() if bits >= 8}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PickledStorage:
+    """`numel` counts elements of `dtype`, or bytes where the storage is untyped (`dtype` None)."""
+
+    key: str
+    dtype: str | None
+    numel: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PickledTensor:
+    """Offset and strides in elements of `dtype`; at most 64 axes, every number in [0, 2^63)."""
+
+    storage: PickledStorage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Global:
+    name: str
+
+
+def read_pickle(data: bytes, *, file: str) -> object:
+    """The pickled object: dicts, lists, tuples, strings, numbers and `PickledTensor`, nothing else.
+
+    Raises FormatError naming the first global or opcode that a state dict has no use for.
+    """
+    if len(data) > MAX_PICKLE_BYTES:
+        raise FormatError(f"{file}: its data.pkl of {len(data)} bytes is larger than any state dict's")
+    return _Reader(data, file).load()
+
+
+def kind_of(value: object) -> str:
+    """What a value read from a pickle is called in messages."""
+    if isinstance(value, _Global):
+        return value.name
+    return {PickledTensor: "tensor", PickledStorage: "storage"}.get(type(value), type(value).__name__)
+
+
+class _Reader:
+    """Interpreter of protocols 2 to 5. Keys are strings and integers only: no hash recurses or is costly."""
+
+    def __init__(self, data: bytes, file: str) -> None:
+        self.data, self.file, self.position = data, file, 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, object] = {}
+        self.globals: dict[str, _Global] = {}
+
+    def load(self) -> object:
+        for _ in range(MAX_OPCODES):
+            code = self.take(1)
+            if code == b".":
+                return self.pop()
+            action = OPCODES.get(code)
+            if action is None:
+                self.refuse(f"the pickle opcode 0x{code.hex()}")
+            action(self)
+        raise FormatError(f"{self.file}: its data.pkl is longer than any state dict's")
+
+    def damaged(self, what: str) -> NoReturn:
+        raise FormatError(f"{self.file}: its data.pkl {what} (byte {self.position}); the file is damaged")
+
+    def refuse(self, what: str) -> NoReturn:
+        raise FormatError(
+            f"{self.file}: its data.pkl uses {what}, which no state dict needs, and is not unpickled; "
+            "if you trust it, save model.state_dict() alone or convert it to safetensors"
+        )
+
+    # Reading
+
+    def take(self, count: int) -> bytes:
+        piece = self.data[self.position : self.position + count]
+        if len(piece) != count:
+            self.damaged("is cut short")
+        self.position += count
+        return piece
+
+    def number(self, layout: struct.Struct) -> Any:
+        return layout.unpack(self.take(layout.size))[0]
+
+    def line(self) -> str:
+        stop = self.data.find(b"\n", self.position, self.position + MAX_LINE)
+        if stop < 0:
+            self.damaged("has a global without an end")
+        text = self.decode(self.take(stop - self.position))
+        self.position += 1
+        return text
+
+    def decode(self, raw: bytes) -> str:
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            self.damaged("holds a string that is not UTF-8")
+
+    # The stack
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
+
+    def top(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            self.damaged("takes more from its stack than it put there")
+        return self.stack[-1]
+
+    def pop(self) -> Any:
+        value = self.top()
+        del self.stack[-1]
+        return value
+
+    def pop_group(self) -> list[Any]:
+        if not self.marks:
+            self.damaged("closes a group it never opened")
+        begin = self.marks.pop()
+        items = self.stack[begin:]
+        del self.stack[begin:]
+        return items
+
+    # Opcodes with more to them than a push
+
+    def mark(self) -> None:
+        self.marks.append(len(self.stack))
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.top()
+
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            self.damaged("refers to an object it never had")
+        self.push(self.memo[index])
+
+    def wrap(self, count: int) -> None:
+        items = [self.pop() for _ in range(count)]
+        self.push(tuple(reversed(items)))
+
+    def append(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not list:
+            self.damaged("appends to what is no list")
+        target.extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top()
+        if type(target) is not dict or len(items) % 2:
+            self.damaged("sets items of what is no dict")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str and not (type(key) is int and abs(key) < MAX_INT):
+                self.refuse(f"a {kind_of(key)} as a key")
+            target[key] = value
+
+    def set_item(self) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def find(self, module: object, name: object) -> None:
+        if type(module) is not str or type(name) is not str:
+            self.damaged("names a global by what is no string")
+        full = f"{module}.{name}"
+        if full not in CALLS and full not in STORAGES and full not in DTYPES:
+            self.refuse(f"the global {quote(full)}")
+        self.push(self.globals.setdefault(full, _Global(full)))
+
+    def find_by_stack(self) -> None:
+        name, module = self.pop(), self.pop()
+        self.find(module, name)
+
+    def build(self) -> None:
+        # A state dict's `_metadata`: attributes of an OrderedDict, which nothing here asks for.
+        self.pop()
+        if type(self.top()) is not dict:
+            self.refuse(f"a state for a {kind_of(self.top())}")
+
+    def reduce(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        call = CALLS.get(function.name) if type(function) is _Global else None
+        if call is None or type(arguments) is not tuple:
+            self.refuse(f"a call of {kind_of(function)}")
+        self.push(call(self, arguments))
+
+    def persistent(self) -> None:
+        given = self.pop()
+        if type(given) is not tuple or len(given) != 5 or type(given[0]) is not str or given[0] != "storage":
+            self.refuse("a persistent object other than a storage")
+        _, kind, key, _, numel = given
+        if type(kind) is not _Global or kind.name not in STORAGES:
+            self.refuse(f"a storage of {kind_of(kind)}")
+        if type(key) is not str or len(key) > MAX_KEY_LENGTH or not _is_count(numel):
+            self.damaged("describes a storage wrongly")
+        self.push(PickledStorage(key, STORAGES[kind.name], numel))
+
+    # The calls a state dict is made of
+
+    def ordered_dict(self, arguments: tuple[Any, ...]) -> dict[object, object]:
+        if arguments:
+            self.refuse("an OrderedDict with arguments")
+        return {}
+
+    def tensor_v2(self, arguments: tuple[Any, ...]) -> PickledTensor:
+        """(storage, offset, shape, stride, requires_grad, hooks[, metadata])"""
+        if not 6 <= len(arguments) <= 7 or type(arguments[0]) is not PickledStorage:
+            self.damaged("describes a tensor wrongly")
+        return self.tensor(arguments, arguments[0].dtype or "uint8", arguments[6:])
+
+    def tensor_v3(self, arguments: tuple[Any, ...]) -> PickledTensor:
+        """(storage, offset, shape, stride, requires_grad, hooks, dtype[, metadata])"""
+        if not 7 <= len(arguments) <= 8 or type(arguments[0]) is not PickledStorage:
+            self.damaged("describes a tensor wrongly")
+        dtype = DTYPES.get(arguments[6].name) if type(arguments[6]) is _Global else None
+        if dtype is None:
+            self.refuse(f"{kind_of(arguments[6])} as a dtype")
+        return self.tensor(arguments, dtype, arguments[7:])
+
+    def tensor(self, arguments: tuple[Any, ...], dtype: str, metadata: tuple[Any, ...]) -> PickledTensor:
+        storage, offset, shape, stride = arguments[:4]
+        if (
+            type(shape) is not tuple
+            or type(stride) is not tuple
+            or not len(shape) == len(stride) <= MAX_RANK
+            or not all(map(_is_count, (offset, *shape, *stride)))
+        ):
+            self.damaged("describes a tensor wrongly")
+        if any(metadata):
+            self.refuse("a tensor with a lazy conjugation or negation")
+        return PickledTensor(storage, dtype, offset, shape, stride)
+
+    def parameter(self, arguments: tuple[Any, ...]) -> PickledTensor:
+        """(tensor, requires_grad, hooks[, state])"""
+        if not arguments or type(arguments[0]) is not PickledTensor:
+            self.damaged("makes a parameter of what is no tensor")
+        return arguments[0]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_INT
+
+
+CALLS: dict[str, Callable[[_Reader, tuple[Any, ...]], object]] = {
+    "collections.OrderedDict": _Reader.ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _Reader.tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _Reader.tensor_v3,
+    "torch._utils._rebuild_parameter": _Reader.parameter,
+    "torch._utils._rebuild_parameter_with_state": _Reader.parameter,
+}
+
+U1, U2, U4 = struct.Struct("B"), struct.Struct("<H"), struct.Struct("<I")
+I4, F8 = struct.Struct("<i"), struct.Struct(">d")
+
+OPCODES: dict[bytes, Callable[[_Reader], object]] = {
+    b"\x80": lambda r: r.take(1),  # protocol
+    b"\x95": lambda r: r.take(8),  # frame
+    b"(": _Reader.mark,
+    b"N": lambda r: r.push(None),
+    b"\x88": lambda r: r.push(True),
+    b"\x89": lambda r: r.push(False),
+    b"J": lambda r: r.push(r.number(I4)),
+    b"K": lambda r: r.push(r.number(U1)),
+    b"M": lambda r: r.push(r.number(U2)),
+    b"\x8a": lambda r: r.push(int.from_bytes(r.take(r.number(U1)), "little", signed=True)),
+    b"G": lambda r: r.push(r.number(F8)),
+    b"X": lambda r: r.push(r.decode(r.take(r.number(U4)))),
+    b"\x8c": lambda r: r.push(r.decode(r.take(r.number(U1)))),
+    b")": lambda r: r.push(()),
+    b"\x85": lambda r: r.wrap(1),
+    b"\x86": lambda r: r.wrap(2),
+    b"\x87": lambda r: r.wrap(3),
+    b"t": lambda r: r.push(tuple(r.pop_group())),
+    b"]": lambda r: r.push([]),
+    b"a": lambda r: r.append([r.pop()]),
+    b"e": lambda r: r.append(r.pop_group()),
+    b"}": lambda r: r.push({}),
+    b"s": _Reader.set_item,
+    b"u": lambda r: r.set_items(r.pop_group()),
+    b"q": lambda r: r.put(r.number(U1)),
+    b"r": lambda r: r.put(r.number(U4)),
+    b"\x94": lambda r: r.put(len(r.memo)),
+    b"h": lambda r: r.get(r.number(U1)),
+    b"j": lambda r: r.get(r.number(U4)),
+    b"c": lambda r: r.find(r.line(), r.line()),
+    b"\x93": _Reader.find_by_stack,
+    b"R": _Reader.reduce,
+    b"b": _Reader.build,
+    b"Q": _Reader.persistent,
+}

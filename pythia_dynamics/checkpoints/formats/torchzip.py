@@ -1,0 +1,288 @@
+"""The zip archive `torch.save` writes, read from its end: where every storage lies, without reading one.
+
+Layout: APPNOTE.TXT 6.3.10 (PKWARE) and torch's inline_container.cc: members stored uncompressed, data padded
+to 64 bytes or more by the *local* header's extra field, zip64 end records always written, CRC-32 of every member
+in the central directory (0 where `torch.serialization.set_crc32_options(False)` was in force).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from pythia_dynamics.checkpoints.formats.slices import NeedBytes, not_the_file, quote
+from pythia_dynamics.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ZipDirectory", "ZipMember", "member_data_start", "parse_zip_directory"]
+
+MAX_DIRECTORY_BYTES = 16 * 2**20
+MAX_COMMENT = 65_535
+MAX_FIELD = 65_535
+
+END = struct.Struct("<4s4H2LH")
+LOCATOR = struct.Struct("<4sLQL")
+END64 = struct.Struct("<4sQ2H2L4Q")
+ENTRY = struct.Struct("<4s4x2H4x3L4H6xL")
+LOCAL = struct.Struct("<4s2x2H8x2L2H")
+END_SIGNATURE, LOCATOR_SIGNATURE, END64_SIGNATURE = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
+ENTRY_SIGNATURE, LOCAL_SIGNATURE = b"PK\x01\x02", b"PK\x03\x04"
+
+ZIP64_EXTRA = 1
+IN_ZIP64 = 0xFFFFFFFF
+ENCRYPTED = 0x0001 | 0x0040 | 0x2000
+SIZES_FOLLOW = 0x0008
+UTF8 = 0x0800
+
+PICKLED_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # LONG1 of torch.serialization.MAGIC_NUMBER
+RESAVE = (
+    "re-save it with torch.save(torch.load(path, weights_only=True), path, "
+    "_use_new_zipfile_serialization=True) or convert it to safetensors"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ZipMember:
+    """One stored member. `limit` is where the next header (or the central directory) begins.
+
+    `crc32` is that of the data, None where the archive states none.
+    """
+
+    name: str
+    header_offset: int
+    size: int
+    crc32: int | None
+    file: str
+    limit: int
+
+    def reach(self) -> tuple[int, int]:
+        """Byte range that surely contains the local header and all the data."""
+        longest = LOCAL.size + len(self.name.encode()) + MAX_FIELD + self.size
+        return self.header_offset, min(self.limit, self.header_offset + longest)
+
+
+@dataclass(frozen=True, slots=True)
+class ZipDirectory:
+    """The members of one torch archive, by their full name, in the order of the file."""
+
+    file: str
+    members: Mapping[str, ZipMember]
+    prefix: str
+
+    @property
+    def pickle(self) -> ZipMember:
+        """The member that describes the tensors, for `parse_state_dict`."""
+        return self.members[f"{self.prefix}/data.pkl"]
+
+    def storage(self, key: str) -> ZipMember:
+        """The member that holds the storage called `key` in the pickle."""
+        member = self.members.get(f"{self.prefix}/data/{key}")
+        if member is None:
+            raise FormatError(f"{self.file} lacks the storage {quote(key)} its pickle speaks of; it is damaged")
+        return member
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    flags: int
+    method: int
+    crc32: int
+    packed: int
+    size: int
+    disk: int
+    offset: int
+
+
+def parse_zip_directory(tail: bytes, *, file: str, file_size: int) -> ZipDirectory:
+    """The members of a torch archive, from the last ``len(tail)`` bytes of the file.
+
+    Torch writes no archive comment, so the end record is in any tail of 22 bytes, and 64 KiB usually hold it all.
+    Raises NeedBytes when the directory begins before the tail (call again with those bytes put before it),
+    FormatError for anything but an intact little-endian archive of stored members as `torch.save` writes it.
+    """
+    if len(tail) > file_size:
+        raise FormatError(f"{file} is said to have {file_size} bytes, {len(tail)} were given")
+    base = file_size - len(tail)
+    if base == 0:
+        _refuse_other_formats(tail, file)
+    if len(tail) < min(END.size, file_size):
+        raise NeedBytes(max(0, file_size - END.size - MAX_COMMENT), base)
+    end = _find_end(tail, file)
+    start, size, count = _directory_bounds(tail, end, base, file)
+    if start < base:
+        raise NeedBytes(start, base)
+    entries = _read_entries(tail[start - base : start - base + size], count, file)
+    return _build_directory(entries, start, file)
+
+
+def _refuse_other_formats(head: bytes, file: str) -> None:
+    other = not_the_file(head)
+    if other is not None:
+        raise FormatError(f"{file} is not a torch checkpoint: {other}")
+    if head[:1] == b"\x80" and head[2 : 2 + len(PICKLED_MAGIC)] == PICKLED_MAGIC:
+        raise FormatError(f"{file} is in torch's legacy format, which is not read by ranges; {RESAVE}")
+
+
+def _find_end(tail: bytes, file: str) -> int:
+    """Position in `tail` of the end-of-central-directory record."""
+    lowest = max(0, len(tail) - END.size - MAX_COMMENT)
+    position = tail.rfind(END_SIGNATURE, lowest)
+    while position >= 0:
+        comment = position + END.size
+        if comment <= len(tail) and comment + int.from_bytes(tail[comment - 2 : comment], "little") == len(tail):
+            return position
+        position = tail.rfind(END_SIGNATURE, lowest, position + len(END_SIGNATURE) - 1)
+    raise FormatError(
+        f"{file} does not end as a zip archive: it is cut short, or in torch's legacy format; if so, {RESAVE}"
+    )
+
+
+def _directory_bounds(tail: bytes, end: int, base: int, file: str) -> tuple[int, int, int]:
+    """Absolute offset, length in bytes and number of entries of the central directory."""
+    _, disk, first_disk, here, count, size, start, _ = END.unpack_from(tail, end)
+    directory_stop = base + end
+    disks = 1
+    locator = end - LOCATOR.size
+    if locator < 0 < base:
+        raise NeedBytes(max(0, base + locator - END64.size), base)
+    if locator >= 0 and tail.startswith(LOCATOR_SIGNATURE, locator):
+        _, end_disk, directory_stop, disks = LOCATOR.unpack_from(tail, locator)
+        if not END64.size <= base + locator - directory_stop <= END64.size + MAX_FIELD:
+            raise FormatError(f"{file}: the zip64 end record is out of place; the file is damaged")
+        if directory_stop < base:
+            raise NeedBytes(directory_stop, base)
+        (signature, length, _, _, disk, first_disk, here, count, size, start) = END64.unpack_from(
+            tail, directory_stop - base
+        )
+        if signature != END64_SIGNATURE or directory_stop + 12 + length != base + locator:
+            raise FormatError(f"{file}: the zip64 end record is damaged")
+        disk = max(disk, end_disk)
+    if disk or first_disk or disks > 1 or here != count:
+        raise FormatError(f"{file} is one part of a zip archive split over several files; join them first")
+    if start + size != directory_stop:
+        raise FormatError(f"{file}: the zip directory does not end where its end record begins; the file is damaged")
+    if size > MAX_DIRECTORY_BYTES or count * ENTRY.size > size:
+        raise FormatError(
+            f"{file}: a zip directory of {size} bytes cannot be that of a checkpoint with {count} members"
+        )
+    return start, size, count
+
+
+def _read_entries(directory: bytes, count: int, file: str) -> list[_Entry]:
+    entries: list[_Entry] = []
+    position = 0
+    for _ in range(count):
+        if position + ENTRY.size > len(directory):
+            raise FormatError(f"{file}: the zip directory ends before its last entry; the file is damaged")
+        signature, flags, method, crc, packed, size, n_name, n_extra, n_comment, disk, offset = ENTRY.unpack_from(
+            directory, position
+        )
+        name_at = position + ENTRY.size
+        extra_at = name_at + n_name
+        position = extra_at + n_extra + n_comment
+        if signature != ENTRY_SIGNATURE or position > len(directory):
+            raise FormatError(f"{file}: an entry of the zip directory is damaged")
+        name = _decode_name(directory[name_at:extra_at], flags, file)
+        if IN_ZIP64 in (packed, size, offset):
+            extra = directory[extra_at : extra_at + n_extra]
+            size, packed, offset = _read_zip64(extra, (size, packed, offset), name, file)
+        entries.append(_Entry(name, flags, method, crc, packed, size, disk, offset))
+    if position != len(directory):
+        raise FormatError(
+            f"{file}: the zip directory holds more than the {count} entries it counts; the file is damaged"
+        )
+    return entries
+
+
+def _read_zip64(extra: bytes, stated: tuple[int, int, int], name: str, file: str) -> tuple[int, int, int]:
+    """Size, packed size and offset, the saturated ones taken from the zip64 extra field."""
+    position = 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        body = extra[position + 4 : position + 4 + length]
+        if kind == ZIP64_EXTRA:
+            values = iter(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
+            found = [next(values, None) if value == IN_ZIP64 else value for value in stated]
+            if None not in found:
+                size, packed, offset = (value for value in found if value is not None)
+                return size, packed, offset
+        position += 4 + length
+    raise FormatError(f"{file}: the entry of {quote(name)} lacks its zip64 sizes; the file is damaged")
+
+
+def _decode_name(raw: bytes, flags: int, file: str) -> str:
+    try:
+        return raw.decode("utf-8" if flags & UTF8 else "cp437")
+    except UnicodeDecodeError:
+        raise FormatError(f"{file}: a member's name {quote(raw)} is not valid UTF-8; the file is damaged") from None
+
+
+def _build_directory(entries: list[_Entry], directory_start: int, file: str) -> ZipDirectory:
+    names = {entry.name for entry in entries}
+    if len(names) != len(entries):
+        raise FormatError(f"{file} holds two members of one name; it is damaged or hostile")
+    prefixes = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(prefixes) != 1:
+        raise FormatError(f"{file} is a zip archive, but not one of torch.save: it has {len(prefixes)} data.pkl, not 1")
+    prefix = prefixes[0]
+    code = f"{prefix}/code/"
+    if f"{prefix}/constants.pkl" in names or any(name.startswith(code) for name in names):
+        raise FormatError(
+            f"{file} is a TorchScript program, no state dict; save torch.jit.load(path).state_dict() instead"
+        )
+    for entry in entries:
+        _refuse_unreadable(entry, file)
+
+    ordered = sorted(entries, key=lambda entry: entry.offset)
+    limits = [entry.offset for entry in ordered[1:]] + [directory_start]
+    members: dict[str, ZipMember] = {}
+    for entry, limit in zip(ordered, limits, strict=True):
+        if entry.offset + LOCAL.size + entry.size > limit:
+            raise FormatError(f"{file}: {quote(entry.name)} overlaps what follows it; the file is damaged")
+        stated = entry.crc32 or None  # torch states 0 when it was told not to compute it
+        members[entry.name] = ZipMember(entry.name, entry.offset, entry.size, stated, file, limit)
+    order = members.get(f"{prefix}/byteorder")
+    if order is not None and (order.size, order.crc32 or crc32(b"little")) != (6, crc32(b"little")):
+        raise FormatError(f"{file} was saved on a big-endian machine; re-save it on a little-endian one")
+    return ZipDirectory(file, MappingProxyType(members), prefix)
+
+
+def _refuse_unreadable(entry: _Entry, file: str) -> None:
+    if entry.flags & ENCRYPTED:
+        raise FormatError(f"{file}: {quote(entry.name)} is encrypted; decrypt the archive first")
+    if entry.method != 0 or entry.packed != entry.size:
+        raise FormatError(f"{file}: {quote(entry.name)} is compressed, so no range of it can be read; {RESAVE}")
+    if entry.disk not in (0, MAX_FIELD):
+        raise FormatError(f"{file}: {quote(entry.name)} lies in another part of a split archive; join the parts first")
+
+
+def member_data_start(local: bytes, member: ZipMember) -> int:
+    """Absolute offset of the member's data; `local` are bytes of the file from `member.header_offset` on.
+
+    Raises NeedBytes when they do not hold the whole header, FormatError when it contradicts the directory.
+    """
+    name = member.name.encode()
+    if len(local) < LOCAL.size + len(name):
+        raise NeedBytes(member.header_offset + len(local), member.header_offset + LOCAL.size + len(name))
+    where = f"{member.file}: the header of {quote(member.name)}"
+    signature, flags, method, packed, size, n_name, n_extra = LOCAL.unpack_from(local)
+    if signature != LOCAL_SIGNATURE:
+        raise FormatError(f"{where} is not where the zip directory says; the file is damaged")
+    if flags & ENCRYPTED or method != 0:
+        raise FormatError(f"{where} says that it is encrypted or compressed, the zip directory does not; it is damaged")
+    raw = local[LOCAL.size : LOCAL.size + n_name]
+    if n_name != len(raw) or _decode_name(raw, flags, member.file) != member.name:
+        raise FormatError(f"{where} bears another name ({quote(raw)}); the file is damaged")
+    sizes = {packed, size} - ({0, IN_ZIP64} if flags & SIZES_FOLLOW else {IN_ZIP64})
+    if sizes - {member.size}:
+        raise FormatError(f"{where} states another size than the zip directory; the file is damaged")
+    start: int = member.header_offset + LOCAL.size + n_name + n_extra
+    if start + member.size > member.limit:
+        raise FormatError(f"{where} pushes the data into the next member; the file is damaged")
+    return start

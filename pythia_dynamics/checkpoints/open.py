@@ -1,0 +1,20 @@
+"""Open the source of a model: the Hub, or a directory of checkpoints."""
+
+from __future__ import annotations
+
+from pythia_dynamics.checkpoints.hub import HubSource
+from pythia_dynamics.checkpoints.local import LocalSource
+from pythia_dynamics.checkpoints.registry import Model
+from pythia_dynamics.checkpoints.source import Source
+
+__all__ = ["open_source"]
+
+
+def open_source(model: Model, source: str = "hub", *, pattern: str | None = None) -> Source:
+    """The source of a model: the Hub, or the directory that `model` or `source` names.
+
+    `pattern` is a regular expression with one group for the step; it reads branch or folder names of other suites.
+    """
+    if source == "hub" and not model.is_local:
+        return HubSource(model.location, name=model.name, pattern=pattern)
+    return LocalSource(model.location if model.is_local else source, name=model.name, pattern=pattern)

@@ -1,0 +1,162 @@
+"""Commands that work on saved results: figures, claims, report; and portrait, which saves what Fig 1 and 5 show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pythia_dynamics.cli.app import (
+    Command,
+    bar,
+    main,
+    model_names,
+    print_facts,
+    say,
+    with_cache,
+    with_json,
+    with_models,
+    with_results,
+)
+from pythia_dynamics.errors import PythiaDynError
+
+if TYPE_CHECKING:
+    from pythia_dynamics.results.folder import Results
+
+__all__ = ["claims", "figures", "portrait", "report"]
+
+_MARKS = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
+
+with_measured: Callable[[Command], Command] = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="A model that has been measured: its name in the results, or what stands for it; repeatable. Default: all.",
+)
+
+
+def _measured(models: tuple[str, ...], cache: Path, results: Path) -> list[Results]:
+    """The results of the models that were named, or of all there are."""
+    from pythia_dynamics.history.cache import find_model
+    from pythia_dynamics.results.folder import Results
+
+    there = sorted(path.parent.name for path in results.glob("*/provenance.json"))
+    names = list(dict.fromkeys(name if name in there else find_model(name, cache).name for name in models or there))
+    if not names:
+        raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
+    for name in names:
+        if name not in there:
+            known = f"; there: {', '.join(there)}" if there else ""
+            raise PythiaDynError(f"no results of {name} in {results}{known}; run pythia-dyn msd --model {name}")
+    return [Results(name, results) for name in names]
+
+
+@main.command()
+@with_measured
+@with_cache
+@with_results
+@with_json
+def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
+    """Draw every figure anew from saved results: of each model, and of all of them on the same axes."""
+    from pythia_dynamics.figures import gallery
+    from pythia_dynamics.studies.sections import plates
+
+    chosen = _measured(models, cache, results)
+    facts: dict[str, Any] = {}
+    for one in chosen:
+        with bar(one.name, "figure") as progress:
+            facts[one.name] = gallery.draw(plates(one), one.path, progress=progress)
+    if len(chosen) > 1:
+        with bar("side by side", "figure") as progress:
+            together = gallery.of_models(chosen)
+            facts[gallery.TOGETHER] = gallery.draw(together, results / gallery.TOGETHER, progress=progress)
+    for files in facts.values():
+        for path in files:
+            say(f"  {path}", as_json)
+    print_facts({"figures": facts}, as_json)
+
+
+@main.command()
+@with_measured
+@with_cache
+@with_results
+@with_json
+def claims(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
+    """Put every claim of the two works to its test on saved results, and write claims.json."""
+    from pythia_dynamics.claims.scorecard import save
+    from pythia_dynamics.studies.sections import verdicts
+
+    facts = []
+    for one in _measured(models, cache, results):
+        found = verdicts(one)
+        path = save(one, found)
+        say(f"{one.name}", as_json)
+        for verdict in found:
+            say(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
+        say(f"  {path}", as_json)
+        facts.append({"model": one.name, "file": path, "claims": [asdict(verdict) for verdict in found]})
+    print_facts({"claims": facts}, as_json)
+
+
+@main.command()
+@with_measured
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: report.html in --results]"
+)
+@with_cache
+@with_results
+@with_json
+def report(models: tuple[str, ...], out: Path | None, cache: Path, results: Path, as_json: bool) -> None:
+    """Write one self-contained HTML page: claims, figures, tables, gaps and oddities, provenance."""
+    from pythia_dynamics.studies.sections import write_report
+
+    chosen = _measured(models, cache, results)
+    with bar("report", "part") as progress:
+        path = write_report(chosen, out or results / "report.html", progress=progress)
+    size = path.stat().st_size
+    say(f"{path}  {size / 1e6:.1f} MB, {', '.join(one.name for one in chosen)}", as_json)
+    print_facts({"report": path, "bytes": size, "models": [one.name for one in chosen]}, as_json)
+
+
+@main.command()
+@with_models(required=False)
+@click.option("--steps", default=None, help="Two steps: 1000,143000.  [default: the first and the last there are]")
+@click.option("--phrase", default=None, help="Sentence whose attention is shown, and that is completed (Fig 5).")
+@click.option("--text", default=None, help="Long sentence over which logits are averaged.")
+@click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
+@click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
+@with_cache
+@with_results
+@with_json
+def portrait(
+    models: tuple[str, ...],
+    steps: str | None,
+    phrase: str | None,
+    text: str | None,
+    source: str,
+    device: str,
+    cache: Path,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """First and last step of a model side by side: W_U, attention, logits (Fig 1), and a phrase completed (Fig 5)."""
+    from pythia_dynamics.evaluation.portrait import portrait as take
+    from pythia_dynamics.figures import gallery
+    from pythia_dynamics.history.cache import find_model
+    from pythia_dynamics.results.folder import Results
+
+    given = {name: value for name, value in (("phrase", phrase), ("text", text)) if value is not None}
+    facts = []
+    for name in model_names(models, cache):
+        model = find_model(name, cache)
+        say(f"{name} is {model.location}", as_json)
+        with bar(f"{model.name} portrait", "step") as progress:
+            taken = take(model, steps=steps, device=device, source=source, progress=progress, **given)
+        files = gallery.keep_portrait(Results(model.name, results), taken)
+        for file in files:
+            say(f"  {file}", as_json)
+        facts.append({"model": model.name, "steps": taken["step"].to_numpy().tolist(), "files": files})
+    print_facts({"portrait": facts}, as_json)

@@ -1,0 +1,341 @@
+"""Commands about weights: models, plan, fetch, ls, verify."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pythia_dynamics.cli.app import (
+    Failure,
+    bar,
+    duration,
+    main,
+    model_names,
+    open_store,
+    print_facts,
+    say,
+    say_missing,
+    size,
+    with_cache,
+    with_json,
+    with_models,
+    with_results,
+    with_steps,
+)
+
+if TYPE_CHECKING:
+    from pythia_dynamics.checkpoints.findings import Verification
+    from pythia_dynamics.history.estimate import FetchPlan
+
+__all__ = ["fetch", "list_stores", "models", "plan", "verify"]
+
+with_tensors = click.option(
+    "--tensor",
+    "tensors",
+    multiple=True,
+    default=("embed_out.weight",),
+    show_default=True,
+    help="Name or glob of a tensor; repeatable.",
+)
+
+
+@main.command()
+@with_models(required=True)
+@with_steps(None)
+@with_tensors
+@click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
+@click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
+@with_cache
+@with_json
+def fetch(
+    models: tuple[str, ...],
+    steps: str | None,
+    tensors: tuple[str, ...],
+    source: str,
+    workers: int,
+    revision_pattern: str | None,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """Bring tensors of a model's checkpoints into the cache, by byte range."""
+    from pythia_dynamics.history.cache import find_model
+    from pythia_dynamics.history.fetch import download
+
+    facts, incomplete = [], False
+    for name in models:
+        model = find_model(name, cache)
+        say(f"{name} is {model.location}", as_json)
+        with bar(model.name, "step") as progress:
+            report = download(
+                model,
+                source=source,
+                steps=steps,
+                tensors=tensors,
+                cache=cache,
+                workers=workers,
+                pattern=revision_pattern,
+                progress=progress,
+            )
+        incomplete = incomplete or not report.complete
+        rate = report.bytes / max(report.seconds, 1e-9)
+        say(
+            f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} were there, "
+            f"{len(report.missing)} missing; {size(report.bytes)} in {report.requests} requests, "
+            f"{report.seconds:.1f} s ({size(rate)}/s)",
+            as_json,
+        )
+        say_missing(report.missing, as_json)
+        facts.append(
+            {
+                "model": model.name,
+                "location": model.location,
+                "store": report.path,
+                "tensors": [spec.name for spec in report.tensors],
+                "fetched": report.fetched,
+                "present": report.present,
+                "missing": dict(report.missing),
+                "requests": report.requests,
+                "api_requests": report.api,
+                "bytes": report.bytes,
+                "seconds": report.seconds,
+            }
+        )
+    print_facts({"fetch": facts}, as_json)
+    if incomplete:
+        raise Failure("some steps could not be fetched (see above); the same command tries those again")
+
+
+@main.command(name="ls")
+@with_models(required=False)
+@with_cache
+@with_json
+def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
+    """What is in the cache, what is missing and why."""
+    facts = []
+    for name in model_names(models, cache):
+        store = open_store(name, cache)
+        for tensor, spec in store.tensors.items():
+            recorded = store.records(tensor)
+            held = [step for step in sorted(recorded) if store.has(tensor, step)]
+            absent = {
+                step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
+                for step in sorted(store.steps)
+                if step not in held
+            } | store.missing(tensor)
+            say(
+                f"{store.name}  {tensor} {spec.dtype}[{', '.join(map(str, spec.shape))}]  {len(held)} steps, "
+                f"{size(len(held) * spec.nbytes)}, from {store.source}",
+                as_json,
+            )
+            say_missing(absent, as_json)
+            facts.append(
+                {
+                    "model": store.name,
+                    "source": store.source,
+                    "tensor": tensor,
+                    "dtype": spec.dtype,
+                    "shape": spec.shape,
+                    "steps": held,
+                    "missing": absent,
+                    "bytes": len(held) * spec.nbytes,
+                }
+            )
+    print_facts({"stores": facts}, as_json)
+
+
+@main.command()
+@with_models(required=False)
+@click.option("--remote", is_flag=True, help="Ask the Hub about every revision's files; nothing is downloaded.")
+@with_steps(None)
+@with_cache
+@with_results
+@with_json
+def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
+    """Find damaged chunks, equal content under different steps, swapped and mixed shards."""
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import keep_findings
+
+    facts, faults = [], 0
+    for name in model_names(models, cache):
+        looked = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
+        for found in looked:
+            faults += len(found.faults)
+            count = len(found.findings)
+            what = f"{count} {'finding' if count == 1 else 'findings'}" if count else "no oddity"
+            say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
+            for finding in found.findings:
+                say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
+            keep_findings(Results(found.model, results), found)
+        facts += [asdict(found) for found in looked]
+    print_facts({"verify": facts}, as_json)
+    if faults:
+        raise Failure(f"{faults} {'oddity' if faults == 1 else 'oddities'} found; fetch replaces damaged chunks")
+
+
+def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
+    from pythia_dynamics.sweep.verify import verify_store
+
+    if steps is not None:
+        raise click.UsageError("--steps is for --remote; the cache is checked whole")
+    store = open_store(name, cache)
+    found = []
+    for tensor in store.tensors:
+        with bar(f"{name} {tensor}") as progress:
+            found.append(verify_store(store, tensor, progress=progress))
+    return found
+
+
+def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verification]:
+    from pythia_dynamics.checkpoints.hub import HubSource
+    from pythia_dynamics.checkpoints.registry import parse_steps
+    from pythia_dynamics.checkpoints.verify import verify_remote
+    from pythia_dynamics.errors import PythiaDynError
+    from pythia_dynamics.history.cache import find_model
+
+    model = find_model(name, cache)
+    if model.is_local:
+        raise PythiaDynError(f"{model.location} is a directory; --remote asks the Hub, so name a repository")
+    with bar(model.name, "revision") as progress:
+        chosen = parse_steps(steps) if steps is not None else None
+        return [verify_remote(HubSource(model.location, name=model.name), chosen, progress=progress)]
+
+
+@main.command()
+@with_json
+def models(as_json: bool) -> None:
+    """The registry: shapes (Table 1 of the paper, corrected), aliases, seeds, steps."""
+    from pythia_dynamics.checkpoints.registry import (
+        ALL_STEPS,
+        PAPER_STEPS,
+        SIZES,
+        TOKENIZER_ENTRIES,
+        V0_DOUBLE_BATCH,
+        aliases,
+        resolve,
+    )
+
+    facts = []
+    say(
+        f"{'model':6} {'layers':>6} {'d_model':>7} {'heads':>5} {'vocab':>6} {'parameters':>14} {'W_U':>11} "
+        f"{'of 143 steps':>12}  repository",
+        as_json,
+    )
+    for size_name, shape in SIZES.items():
+        names = [alias for alias in aliases() if alias.partition("-")[0] == size_name]
+        weights = shape.unembedding_parameters
+        say(
+            f"{size_name:6} {shape.layers:6} {shape.d_model:7} {shape.heads:5} {shape.vocab:6} "
+            f"{shape.parameters:14,} {weights:11,} {size(2 * weights * len(PAPER_STEPS)):>12}  "
+            f"{resolve(size_name).location}",
+            as_json,
+        )
+        facts.append(
+            {
+                "model": size_name,
+                **asdict(shape),
+                "parameters": shape.parameters,
+                "unembedding_parameters": weights,
+                "aliases": {alias: resolve(alias).location for alias in names},
+                "v0_tokens_per_step": 4_194_304 if size_name in V0_DOUBLE_BATCH else 2_097_152,
+            }
+        )
+    seeded = [size_name for size_name in SIZES if f"{size_name}-seed1" in aliases()]
+    deduped = [size_name for size_name in SIZES if f"{size_name}-standard" in aliases()]
+    for line in (
+        "",
+        f"deduplicated data by default: {', '.join(deduped)}; the others: <size>-standard",
+        f"seeds 1 to 9: {', '.join(seeded)}: <size>-seed3",
+        f"v0: {', '.join(deduped)}: <size>-v0, <size>-deduped-v0; steps 1000 … 143000 only. "
+        f"{', '.join(V0_DOUBLE_BATCH)} took",
+        "    half as many steps of twice the tokens there, and their branches were relabelled: step2000 is step 1000",
+        f"steps: {len(ALL_STEPS)} (0, 1, 2, 4 … 512, 1000, 2000 … 143000); the papers use the {len(PAPER_STEPS)} "
+        "from 1000 on",
+        f"the tokenizer has {TOKENIZER_ENTRIES} entries, the other rows of W_U are padding "
+        f"(--drop-padding {TOKENIZER_ENTRIES})",
+        "Table 1 of the paper gives 14M eight heads; the published model has four",
+    ):
+        say(line, as_json)
+    print_facts({"models": facts, "steps": ALL_STEPS, "tokenizer_entries": TOKENIZER_ENTRIES}, as_json)
+
+
+@main.command()
+@with_models(required=False)
+@with_steps(None)
+@with_tensors
+@click.option(
+    "--source", default="hub", show_default=True, help="hub, a directory of checkpoints, or registry (no network)."
+)
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
+@click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    default=25.0,
+    show_default=True,
+    help="MB/s, for the time.",
+)
+@click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
+@with_cache
+@with_json
+def plan(
+    models: tuple[str, ...],
+    steps: str | None,
+    tensors: tuple[str, ...],
+    source: str,
+    workers: int,
+    bandwidth: float,
+    revision_pattern: str | None,
+    cache: Path,
+    as_json: bool,
+) -> None:
+    """What a fetch would cost: requests, bytes, disk, memory, time. Without --model: every size there is."""
+    from pythia_dynamics.checkpoints.registry import SIZES
+    from pythia_dynamics.history.cache import find_model
+    from pythia_dynamics.history.estimate import REGISTRY, preview
+
+    facts, total = [], 0
+    say(
+        f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} {'memory':>9} "
+        f"{'time':>8}  at {bandwidth:g} MB/s",
+        as_json,
+    )
+    for name in models or tuple(SIZES):
+        model = find_model(name, cache)
+        found = preview(model, source=source, steps=steps, tensors=tensors, cache=cache, pattern=revision_pattern)
+        seconds = found.seconds(bandwidth * 1e6, workers=workers)
+        memory = found.memory_bytes(workers)
+        total += found.bytes
+        say(
+            f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} {size(found.bytes):>9} "
+            f"{size(found.saved_bytes):>9} {size(found.disk_bytes):>9} {size(memory):>9} {duration(seconds):>8}",
+            as_json,
+        )
+        for note in _plan_notes(found):
+            say(f"  {note}", as_json)
+        facts.append(
+            {
+                "model": model.name,
+                "location": model.location,
+                **asdict(found),
+                "saved_bytes": found.saved_bytes,
+                "memory_bytes": memory,
+                "seconds": seconds,
+            }
+        )
+        if found.note and source == "hub":  # it will not be reached for the next model either
+            source = REGISTRY if not models else source
+    if len(facts) > 1:
+        say(f"{'all':24} {'':9} {'':8} {size(total):>9}", as_json)
+    print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
+
+
+def _plan_notes(found: FetchPlan) -> list[str]:
+    notes = [found.note] if found.note else []
+    if found.present:
+        notes.append(f"{found.present} of {found.steps} steps are in the cache already")
+    if found.missing:
+        notes.append(f"{found.missing} of {found.steps} steps are not published")
+    return notes

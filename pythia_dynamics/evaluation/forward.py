@@ -1,0 +1,29 @@
+"""Forward perplexity: how surprised the model is by a text (Garden, Eq 6).
+
+PPL = exp(−1/T Σ_{i=1}^{T} log p(x_i | x_{<i})); the first token x_0 is context only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from pythia_dynamics.evaluation.scoring import Sentences, score, summarise
+
+__all__ = ["forward_row", "forward_scores"]
+
+
+def forward_scores(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None
+) -> Sentences:
+    """NLL of every token but the first, summed per sentence; a sentence of one token or none scores nothing.
+
+    `sequences` are token ids no longer than the model's context; `batch_tokens` bounds the tokens read at once.
+    """
+    return score(model, sequences, [1] * len(sequences), batch_tokens=batch_tokens)
+
+
+def forward_row(scores: Sentences) -> dict[str, float]:
+    """One row of ``perplexity-forward.csv`` (see `summarise` for what its columns mean)."""
+    return summarise(scores.nll, scores.entropy, scores.tokens)

@@ -1,0 +1,305 @@
+"""Perplexity by causal unmasking: how sure the model is of what it writes itself (Garden, §4.2.2).
+
+For every prefix length k of a sentence of t tokens, 1 ≤ k < t, the model completes the sentence greedily to t
+tokens; the perplexity is that of the t − k tokens generated. As with ``generate(do_sample=False)``, of tokens that tie
+the first is taken; unlike there, an end-of-text token does not stop a completion, which always reaches t tokens.
+
+Generated one by one these are t(t−1)/2 tokens a sentence. Here all prefixes of all sentences of a batch go in
+lockstep: at position p every live row has length p, so there is neither padding nor a mask, and the row of prefix p
+is born from the cache of one forward pass over the sentence, which also gives the first token of every completion.
+A prefix whose first generated token is the sentence's own continues exactly as the next longer prefix does, and
+is not computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from pythia_dynamics.device import cached_positions_budget, free_cached_memory, is_out_of_memory
+from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
+from pythia_dynamics.evaluation.lockstep import LockstepCache
+from pythia_dynamics.evaluation.products import quick_linear_layers
+from pythia_dynamics.evaluation.scoring import head_of, head_statistics, right_pad, summarise, valid_sentences
+
+__all__ = ["Completion", "Unmasking", "cached_positions", "illustrate", "prefix_curves", "unmask", "unmask_row"]
+
+
+_Number = TypeVar("_Number", np.int64, np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Unmasking:
+    """All completions of one sentence of t tokens; row k − 1 is that of the prefix of k tokens. Shape (t − 1, t).
+
+    `tokens` holds prefix and completion; `nll` and `entropy` (nats, float32) are those of the model when it
+    generated the token, and NaN where the token was given. A sentence of fewer than two tokens has no rows.
+    """
+
+    tokens: NDArray[np.int64]
+    nll: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+
+    @property
+    def prefixes(self) -> int:
+        """Number of completions, t − 1."""
+        return int(self.tokens.shape[0])
+
+    def per_prefix(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Sum of `nll` or `entropy` over the generated tokens of each prefix length; shape (t − 1,), float64."""
+        generated = np.triu(np.ones(values.shape, np.bool_), k=1)
+        return np.asarray(np.where(generated, values, 0).sum(axis=1, dtype=np.float64), dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One line of the paper's Fig 5: the words given, what the model made of them, and how sure it was (nats)."""
+
+    prefix: int
+    given: str
+    generated: str
+    perplexity: float
+    entropy: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """Tokens, NLL and entropy, on the host, of equal shape."""
+
+    tokens: NDArray[np.int64]
+    nll: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The completions to compute, in order of birth: the sentence of each, its prefix length, its last index."""
+
+    sentence: NDArray[np.int64]
+    prefix: NDArray[np.int64]
+    last: NDArray[np.int64]
+
+
+def cached_positions(count: int, width: int) -> int:
+    """Key-value positions that `count` sentences of `width` tokens hold at once: theirs and those of every prefix."""
+    return count * width * width
+
+
+def unmask(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None
+) -> list[Unmasking]:
+    """Complete every prefix of every sentence; token for token what `generate` gives prefix by prefix.
+
+    `sequences` are token ids no longer than the model's context, `batch_tokens` bounds the key-value positions held
+    at once (default: what fits in 1 GiB, or in half of a GPU's free memory). Where the two likeliest tokens differ by
+    less than the rounding of a matrix product, either may come out, as in `generate` itself at another batch size.
+    """
+    device = head_of(model).weight.device
+    results = [_empty(sequence) for sequence in sequences]
+    work = [i for i, sequence in enumerate(sequences) if len(sequence) > 1]
+
+    def evaluate(batch: Batch) -> list[Unmasking]:
+        return list(_lockstep(model, [sequences[work[i]] for i in batch.members], device))
+
+    budget = batch_tokens or cached_positions_budget(device, _bytes_per_position(model))
+    with torch.inference_mode(), quick_linear_layers(model, but=head_of(model)):
+        for batch, done in evaluate_in_batches(
+            [len(sequences[i]) for i in work],
+            budget,
+            evaluate,
+            out_of_memory=is_out_of_memory,
+            free=partial(free_cached_memory, device),
+            cost=cached_positions,
+        ):
+            for member, unmasking in zip(batch.members, done, strict=True):
+                results[work[member]] = unmasking
+    return results
+
+
+def _empty(sequence: Sequence[int]) -> Unmasking:
+    shape = (0, len(sequence))
+    return Unmasking(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+
+def _bytes_per_position(model: PreTrainedModel) -> int:
+    config = model.config
+    itemsize = head_of(model).weight.element_size()
+    return int(2 * config.num_hidden_layers * config.hidden_size * itemsize)
+
+
+def _lockstep(model: PreTrainedModel, sentences: Sequence[Sequence[int]], device: torch.device) -> Iterator[Unmasking]:
+    """Complete all prefixes of a batch of sentences, each of at least two tokens."""
+    lengths = np.array([len(sentence) for sentence in sentences])
+    count, width = len(sentences), int(lengths.max())
+    tokens = right_pad(sentences, device)
+    cache = DynamicCache()
+    hidden = model.base_model(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=True).last_hidden_state
+    after = head_statistics(model, hidden.reshape(count * (width - 1), -1))
+    del hidden
+    # Entry [s, k - 1] belongs to the token that follows the prefix of k tokens of sentence s.
+    top = after.top.view(count, width - 1)
+    first = _Statistics(
+        top.cpu().numpy(),
+        after.nll.view(count, width - 1).cpu().numpy(),
+        after.entropy.view(count, width - 1).cpu().numpy(),
+    )
+    given = tokens.cpu().numpy()
+    leaves = first.tokens != given[:, 1:]
+    rows = _rows_to_compute(lengths, leaves)
+    computed = _run(model, cache, rows, width, top)
+    for s, t in enumerate(lengths):
+        yield _assemble(s, given[s, :t], leaves[s], first, rows, computed)
+
+
+def _rows_to_compute(lengths: NDArray[np.int64], leaves: NDArray[np.bool_]) -> _Rows:
+    """Prefixes whose completion leaves the sentence at its first token and goes on after it."""
+    prefix = np.arange(1, leaves.shape[1] + 1)
+    wanted = leaves & (prefix < lengths[:, None] - 1)
+    birth, sentence = np.nonzero(wanted.T)
+    return _Rows(sentence, birth + 1, lengths[sentence] - 1)
+
+
+def _run(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: int, top: torch.Tensor) -> _Statistics:
+    """Generate all rows in lockstep; column p of the results, shape (rows, width), belongs to the token at p."""
+    device, total = top.device, len(rows.prefix)
+    if not total:
+        empty = np.zeros((0, width), np.float32)
+        return _Statistics(empty.astype(np.int64), empty, empty)
+    tokens = torch.zeros((total, width), dtype=torch.int64, device=device)
+    nll, entropy = torch.zeros((total, width), device=device), torch.zeros((total, width), device=device)
+    sentence = torch.from_numpy(rows.sentence).to(device)
+    lockstep = LockstepCache(cache, _most_alive(rows, width), width - 1)
+    alive = np.zeros(0, np.int64)
+    index = torch.from_numpy(alive).to(device)
+    current = tokens[:0, 0]
+    for position in range(int(rows.prefix[0]), width - 1):
+        done = rows.last[alive] == position
+        if done.any():
+            kept = torch.from_numpy(np.flatnonzero(~done)).to(device)
+            lockstep.keep(kept)
+            alive, index, current = alive[~done], index[kept], current[kept]
+        newest = np.searchsorted(rows.prefix, [position, position + 1])
+        born = None
+        if newest[0] < newest[1]:
+            fresh = torch.arange(newest[0], newest[1], device=device)
+            born = sentence[fresh]
+            alive, index = np.concatenate([alive, np.arange(*newest)]), torch.cat([index, fresh])
+            current = torch.cat([current, top[born, position - 1]])
+        if not alive.size:
+            continue
+        lockstep.begin(position, born)
+        states = model.base_model(input_ids=current[:, None], past_key_values=lockstep, use_cache=True)
+        statistics = head_statistics(model, states.last_hidden_state[:, 0])
+        current = statistics.top
+        tokens[index, position + 1] = current
+        nll[index, position + 1] = statistics.nll
+        entropy[index, position + 1] = statistics.entropy
+    return _Statistics(tokens.cpu().numpy(), nll.cpu().numpy(), entropy.cpu().numpy())
+
+
+def _most_alive(rows: _Rows, width: int) -> int:
+    """The largest number of rows that live at one position."""
+    change = np.bincount(rows.prefix, minlength=width + 1) - np.bincount(rows.last, minlength=width + 1)
+    return int(np.cumsum(change).max())
+
+
+def _assemble(
+    s: int,
+    given: NDArray[np.int64],
+    leaves: NDArray[np.bool_],
+    first: _Statistics,
+    rows: _Rows,
+    computed: _Statistics,
+) -> Unmasking:
+    """Put the completions of sentence `s` together.
+
+    The completion of prefix k follows the sentence up to the first prefix m ≥ k at which the model leaves it: up to
+    column m it is what the one forward pass predicted, from there on the computed row of prefix m.
+    """
+    t = given.shape[0]
+    prefix, column = np.arange(1, t)[:, None], np.arange(t)[None, :]
+    stops = np.where(leaves[: t - 1], np.arange(1, t), t - 1)
+    m = np.minimum.accumulate(stops[::-1])[::-1][:, None]
+    row_of = np.zeros(t, np.int64)
+    own = np.flatnonzero(rows.sentence == s)
+    row_of[rows.prefix[own]] = own
+    from_forward = column <= m
+    before = np.broadcast_to(np.maximum(column - 1, 0), from_forward.shape)
+
+    def merge(forward: NDArray[_Number], generated: NDArray[_Number]) -> NDArray[_Number]:
+        ahead = forward[s][before]
+        return np.where(from_forward, ahead, generated[row_of[m], column]) if own.size else ahead
+
+    is_given = column < prefix
+    return Unmasking(
+        np.where(is_given, given, merge(first.tokens, computed.tokens)),
+        np.where(is_given, np.float32(np.nan), merge(first.nll, computed.nll)),
+        np.where(is_given, np.float32(np.nan), merge(first.entropy, computed.entropy)),
+    )
+
+
+def _sums(results: Sequence[Unmasking]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    nll = np.array([result.per_prefix(result.nll).sum() for result in results])
+    entropy = np.array([result.per_prefix(result.entropy).sum() for result in results])
+    tokens = np.array([result.prefixes * (result.prefixes + 1) // 2 for result in results], dtype=np.int64)
+    return nll, entropy, tokens
+
+
+def unmask_row(results: Sequence[Unmasking]) -> dict[str, float]:
+    """One row of ``perplexity-unmask.csv``; see `summarise` for what the columns mean.
+
+    A sentence's NLL is the mean over all t(t−1)/2 tokens generated for all of its prefixes.
+    """
+    return summarise(*_sums(results))
+
+
+def prefix_curves(results: Sequence[Unmasking]) -> dict[str, NDArray[np.float64]]:
+    """By prefix length k = 1 … K: means over valid sentences with t > k of their NLL and entropy per generated token.
+
+    Keys ``nll_mean``, ``entropy`` (nats) and ``sentences`` (how many); a length that no sentence has is NaN.
+    """
+    nll, _, tokens = _sums(results)
+    valid = valid_sentences(nll, tokens)
+    longest = max((result.prefixes for result in results), default=0)
+    sums = np.zeros((2, longest))
+    sentences = np.zeros(longest)
+    for result, good in zip(results, valid, strict=True):
+        if good:
+            k = result.prefixes
+            generated = np.arange(k, 0, -1)
+            sums[0, :k] += result.per_prefix(result.nll) / generated
+            sums[1, :k] += result.per_prefix(result.entropy) / generated
+            sentences[:k] += 1
+    with np.errstate(invalid="ignore"):
+        mean = sums / sentences
+    return {"nll_mean": mean[0], "entropy": mean[1], "sentences": sentences}
+
+
+def illustrate(
+    model: PreTrainedModel, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> list[Completion]:
+    """The completions of one phrase, prefix by prefix: the paper's Fig 5."""
+    (result,) = unmask(model, [tokens])
+    generated = np.arange(result.prefixes, 0, -1)
+    nll = result.per_prefix(result.nll) / generated
+    entropy = result.per_prefix(result.entropy) / generated
+    with np.errstate(over="ignore"):
+        perplexity = np.exp(nll)
+    return [
+        Completion(
+            k,
+            decode(row[:k].tolist()),
+            decode(row.tolist())[len(decode(row[:k].tolist())) :],
+            float(perplexity[k - 1]),
+            float(entropy[k - 1]),
+        )
+        for k, row in enumerate(result.tokens, start=1)
+    ]

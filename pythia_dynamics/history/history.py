@@ -1,0 +1,278 @@
+"""The history of one tensor: its values at every step, read in place.
+
+Where the weights came from is not visible here: a store written by fetch, by a training run, or an array in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import operator
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError, UnknownNameError
+from pythia_dynamics.history.store import CHECKSUM_BYTES, Store
+
+__all__ = ["History", "Weights"]
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """One tensor at T steps, each a frame of `frame_shape`, usually (vocab, d_model).
+
+    `steps` is int64 of shape (T,), strictly increasing. A step in `missing` (step → reason) has no frame. Frames of
+    a store are read-only memory maps of the chunk files: opening costs nothing, and pickling a history sends paths.
+    """
+
+    name: str
+    tensor: str
+    steps: NDArray[np.int64]
+    frame_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    missing: Mapping[int, str]
+    frames: tuple[Path | NDArray[Any] | None, ...] = field(repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, *frame_shape): T steps, present or missing."""
+        return (len(self.steps), *self.frame_shape)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which of the T steps have a frame; shape (T,)."""
+        return np.array([frame is not None for frame in self.frames], dtype=bool)
+
+    @property
+    def weights(self) -> Weights:
+        """All frames as one lazy array of shape (T, *frame_shape); missing ones read as NaN."""
+        return Weights(self)
+
+    def frame(self, index: int) -> NDArray[Any] | None:
+        """The weights at ``steps[index]``, C-contiguous and read-only, or None where missing.
+
+        Raises `IntegrityError` when the chunk file has gone or has the wrong length.
+        """
+        source = self.frames[index]
+        if source is None or isinstance(source, np.ndarray):
+            return source
+        size = int(np.prod(self.frame_shape, dtype=np.int64)) * self.dtype.itemsize
+        try:
+            found = source.stat().st_size
+        except OSError:
+            found = -1
+        if found != size + CHECKSUM_BYTES:
+            raise IntegrityError(
+                f"the weights of {self.name} at step {self.steps[index]} are damaged ({source} should have "
+                f"{size + CHECKSUM_BYTES} bytes, has {max(found, 0)}); run the fetch again to replace them"
+            )
+        return _mapped(source, self.dtype, self.frame_shape)
+
+    def at(self, step: int) -> NDArray[Any]:
+        """The weights at a step number. Raises when the step is unknown or missing."""
+        matches = np.flatnonzero(self.steps == step)
+        if not len(matches):
+            raise UnknownNameError("step", step, self.steps.tolist(), where=self.name)
+        frame = self.frame(int(matches[0]))
+        if frame is None:
+            raise PythiaDynError(f"step {step} of {self.name} is missing: {self.missing.get(step, 'unknown')}")
+        return frame
+
+    def select(self, steps: Collection[int]) -> History:
+        """The same history with only these steps. Raises `UnknownNameError` for one that is not there."""
+        known = {int(step): i for i, step in enumerate(self.steps)}
+        for step in steps:
+            if step not in known:
+                raise UnknownNameError("step", step, known, where=self.name)
+        kept = sorted(set(steps))
+        return History(
+            name=self.name,
+            tensor=self.tensor,
+            steps=np.array(kept, dtype=np.int64),
+            frame_shape=self.frame_shape,
+            dtype=self.dtype,
+            missing={step: why for step, why in self.missing.items() if step in set(kept)},
+            frames=tuple(self.frames[known[step]] for step in kept),
+            provenance={
+                key: {step: what for step, what in value.items() if int(step) in set(kept)}
+                if key in ("commits", "missing")
+                else value
+                for key, value in self.provenance.items()
+            },
+        )
+
+    @classmethod
+    def from_store(cls, store: Store, tensor: str | None = None) -> History:
+        """The history of a tensor of a store (default: W_U, or the only one), steps in increasing order.
+
+        Steps that were not fetched, or could not be, have no frame and a reason in `missing`. Raises
+        `UnknownNameError` for a tensor it does not have, `StoreError` for an empty store.
+        """
+        specs = store.tensors
+        if not specs:
+            raise StoreError(f"{store.path} holds no weights yet; run pythia-dyn fetch")
+        if tensor is None:
+            tensor = UNEMBEDDING if UNEMBEDDING in specs else next(iter(specs))
+        if tensor not in specs:
+            raise UnknownNameError("tensor", tensor, specs, where=str(store.path))
+        steps, records, failed = sorted(store.steps), store.records(tensor), store.missing(tensor)
+        missing = {step: failed.get(step, "not fetched") for step in steps if step not in records}
+        return cls(
+            name=store.name,
+            tensor=tensor,
+            steps=np.array(steps, dtype=np.int64),
+            frame_shape=specs[tensor].shape,
+            dtype=specs[tensor].numpy_dtype,
+            missing=missing,
+            frames=tuple(store.chunk_path(tensor, step) if step in records else None for step in steps),
+            provenance={
+                "source": store.source,
+                "tensor": tensor,
+                "commits": {str(step): records[step].get("commit") for step in sorted(records)},
+                "missing": {str(step): why for step, why in missing.items()},
+            },
+        )
+
+    @classmethod
+    def from_array(
+        cls,
+        array: Any,
+        steps: Any = None,
+        *,
+        name: str = "array",
+        tensor: str = "weights",
+        missing: Mapping[int, str] | None = None,
+    ) -> History:
+        """A history of an array-like of shape (T, …), of a floating dtype of at most 64 bits.
+
+        `steps` are strictly increasing integers (default: the coordinate `step` of a `DataArray`, else 0 … T−1);
+        `missing` names those whose frame is not to be used, as are those that are masked whole. Raises
+        `PythiaDynError` for other dtypes, shapes, masks or step orders.
+        """
+        if steps is None and "step" in getattr(array, "coords", ()):
+            array = array.transpose("step", ...)
+            steps = array["step"].to_numpy()
+        data = _as_numpy(array)
+        if data.dtype.name not in _FLOATS:
+            raise PythiaDynError(f"weights must be {', '.join(_FLOATS)}; got an array of {data.dtype}")
+        if data.ndim < 2:
+            raise PythiaDynError(f"weights must have shape (steps, …); got shape {data.shape}")
+        if data.size == 0:
+            raise PythiaDynError(f"there are no weights in an array of shape {data.shape}")
+        numbers = np.arange(len(data)) if steps is None else np.asarray(steps)
+        if numbers.shape != data.shape[:1] or numbers.dtype.kind not in "iu" or np.any(np.diff(numbers) <= 0):
+            raise PythiaDynError(f"steps must be {len(data)} strictly increasing integers")
+        absent = {int(step): str(why) for step, why in (missing or {}).items()} | _masked(array, numbers)
+        for step in absent:
+            if step not in numbers:
+                raise UnknownNameError("step", step, numbers.tolist(), where=name)
+        frames = tuple(
+            None if int(step) in absent else np.ascontiguousarray(frame)
+            for step, frame in zip(numbers, data, strict=True)
+        )
+        return cls(
+            name=name,
+            tensor=tensor,
+            steps=numbers.astype(np.int64),
+            frame_shape=data.shape[1:],
+            dtype=data.dtype,
+            missing=absent,
+            frames=frames,
+            provenance={"source": name, "tensor": tensor},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A history's frames as a lazy array: indexing reads only what is asked; missing frames are NaN."""
+
+    history: History
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, *frame_shape)."""
+        return self.history.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype of the source."""
+        return self.history.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, the step axis included."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        parts = key if isinstance(key, tuple) else (key,)
+        if not parts or parts[0] is Ellipsis:
+            whole: NDArray[Any] = np.asarray(self)[key]
+            return whole
+        first, rest = parts[0], parts[1:]
+        if not isinstance(first, (slice, list, np.ndarray)):
+            return np.asarray(self._frame(operator.index(first))[rest])
+        chosen = np.arange(len(self))[first]
+        if not len(chosen):
+            return np.empty((0, *self.history.frame_shape), self.dtype)[(slice(None), *rest)]
+        stacked: NDArray[Any] = np.stack([self._frame(int(i))[rest] for i in chosen])
+        return stacked
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("a history's frames lie in separate files: an array of them is a copy")
+        stacked: NDArray[Any] = np.stack([self._frame(i) for i in range(len(self))])
+        result: NDArray[Any] = stacked.astype(dtype or self.dtype, copy=False)
+        return result
+
+    def _frame(self, index: int) -> NDArray[Any]:
+        frame = self.history.frame(index)
+        if frame is None:
+            return np.full(self.history.frame_shape, np.nan, dtype=self.dtype)
+        return frame
+
+
+def _as_numpy(array: Any) -> NDArray[Any]:
+    """An array-like as an array; a tensor of torch shares its memory, bfloat16 as well."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if str(array.dtype) == "torch.bfloat16":
+            bits = array.new_empty(0).short().dtype  # torch.int16, without importing torch here
+            return np.asarray(array.contiguous().view(bits)).view(ml_dtypes.bfloat16)
+    return np.asarray(array)
+
+
+def _masked(array: Any, steps: NDArray[Any]) -> dict[int, str]:
+    """The steps of a masked array that are masked whole; one that is masked in part has no meaning here."""
+    if not np.ma.isMaskedArray(array):
+        return {}
+    masks = np.ma.getmaskarray(array).reshape(len(steps), -1)
+    for step, mask in zip(steps.tolist(), masks, strict=True):
+        if mask.any() and not mask.all():
+            raise PythiaDynError(f"step {step} is masked in part; mask the whole step, or fill its weights")
+    return {int(step): "masked" for step, mask in zip(steps, masks, strict=True) if mask.all()}
+
+
+def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The weights at the beginning of a file, as a read-only memory map.
+
+    In huge pages, where the system has them for files: it reads ahead by 2 MB, and there are fewer pages to map.
+    """
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            content.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(content, dtype, int(np.prod(shape, dtype=np.int64))).reshape(shape)

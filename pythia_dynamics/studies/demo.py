@@ -1,0 +1,105 @@
+"""The whole of it on a suite trained on the spot: train, fetch, evaluate, measure, draw. No network.
+
+Nothing here is special to the demo but the size of the suite: every stage is the one that Pythia goes through.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pythia_dynamics.checkpoints.registry import resolve
+from pythia_dynamics.evaluation.runner import perplexity
+from pythia_dynamics.history.cache import cache_directory, open_history, store_path
+from pythia_dynamics.history.fetch import FetchReport, download
+from pythia_dynamics.measures.analyse import ANALYSES
+from pythia_dynamics.progress import Stage
+from pythia_dynamics.results.folder import Results
+from pythia_dynamics.studies.pipeline import Outcome, draw_perplexity, measure
+from pythia_dynamics.training.loop import train_suite
+from pythia_dynamics.training.plan import TrainingPlan
+from pythia_dynamics.training.suite import HELD_OUT, Suite
+from pythia_dynamics.training.text import Text, python_reference
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["NAME", "PASSAGES", "Report", "run"]
+
+NAME = "demo"
+PASSAGES = {"forward": 48, "last-word": 48, "unmask": 10}
+"""Held-out passages that are evaluated at every checkpoint; unmasking writes t²/2 tokens for one of t tokens."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the demo made and where it is."""
+
+    suite: Suite
+    fetched: FetchReport
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All result files and figures."""
+        return tuple(path for outcome in self.outcomes for path in outcome.files)
+
+
+def run(
+    *,
+    stage: Stage,
+    text: Text | None = None,
+    plan: TrainingPlan | None = None,
+    cache: Path | str | None = None,
+    results: Path | str | None = None,
+) -> Report:
+    """Train a suite on `text` (default: the Python reference), put it through everything, write ``results/demo``.
+
+    The suite stays in ``<cache>/demo`` and is used again by the next run of the same plan and text; an interrupted
+    run goes on where it was. Raises what the stages raise.
+    """
+    text, plan = text or python_reference(), plan or TrainingPlan()
+    with stage("train", "step") as progress:
+        suite = train_suite(cache_directory(cache) / NAME, text, plan, progress=progress)
+    if suite.fresh:
+        shutil.rmtree(store_path(NAME, cache), ignore_errors=True)
+    model, out = resolve(suite.path.resolve()), Results(NAME, results)
+
+    with stage("fetch W_U", "step") as progress:
+        fetched = download(model, cache=cache, progress=progress)
+    scores: dict[str, xr.Dataset] = {}
+    for mode, passages in PASSAGES.items():
+        with stage(f"{mode} perplexity", "step") as progress, _one_thread():
+            scores[mode] = perplexity(
+                model,
+                mode=mode,
+                corpus=suite.path / HELD_OUT,
+                limit=passages,
+                device="cpu",
+                out=out.path,
+                progress=progress,
+            )
+    with stage("measure", "block") as progress:
+        history = open_history(NAME, cache=cache)
+        options = {"order": {"loss": scores["forward"]["nll_mean"]}}
+        outcomes = measure(history, (*ANALYSES, "two_time"), out, options=options, progress=progress)
+    with stage("draw", "figure") as progress:
+        outcomes = [*outcomes, *draw_perplexity(out, scores, progress=progress)]
+    return Report(suite, fetched, tuple(outcomes))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Models this small gain nothing from a second thread, and lose tenfold where another program wants the core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

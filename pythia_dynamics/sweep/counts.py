@@ -1,0 +1,211 @@
+"""Exact counts of every 16-bit value at every step, and the moments that follow from them.
+
+A 16-bit float has 65,536 codes. Counting them once, exactly, gives every binning, quantile and moment afterwards
+without reading the weights again. float32 and float64 weights are counted after rounding to float16; their moments,
+least and greatest value come from the values themselves, in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.sweep import kernels
+from pythia_dynamics.sweep.frames import Frames
+
+__all__ = ["Counts", "Moments", "code_values"]
+
+
+CODES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of T' frames of `size` weights each: arrays of shape (T',), NaN where any weight is not finite.
+
+    `std` is the population's, `kurtosis` the excess over a Gaussian's; `nonfinite` counts weights.
+    """
+
+    size: int
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]
+    skewness: NDArray[np.float64]
+    kurtosis: NDArray[np.float64]
+    min: NDArray[np.float64]
+    max: NDArray[np.float64]
+    nonfinite: NDArray[np.float64]
+
+    @property
+    def bimodality(self) -> NDArray[np.float64]:
+        """Sarle's coefficient (g₁² + 1) / (g₂ + 3(n−1)²/((n−2)(n−3))): 1/3 for a Gaussian, 5/9 for a uniform density,
+        1 for two points; NaN for fewer than four weights."""
+        n = self.size
+        if n < 4:
+            return np.full_like(self.mean, np.nan)
+        return (self.skewness**2 + 1) / (self.kurtosis + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3)))
+
+    @property
+    def square_sum(self) -> NDArray[np.float64]:
+        """Σ_k w², the squared Frobenius norm."""
+        return self.size * (self.std**2 + self.mean**2)
+
+
+@dataclass
+class Counts:
+    """Accumulator of how often each 16-bit code occurs at each step; exact.
+
+    `table` is uint32 of shape (T', 65536); the codes are those of bfloat16 for such weights, of float16 for all
+    others. For float32 and float64 weights (`direct`), also power sums in float64 about `shift`, one set per slab.
+    """
+
+    couples: ClassVar[bool] = False
+
+    size: int = 0
+    dtype: np.dtype[Any] = field(default=np.dtype(np.float16))
+    direct: bool = False
+    indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    shift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    table: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, CODES), np.uint32))
+    sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+
+    def begin(self, frames: Frames) -> Self:
+        """An empty table for these frames."""
+        if frames.size >= 1 << 32:
+            raise PythiaDynError(f"a frame of {frames.size} weights is too large to count in 32 bits")
+        direct = frames.like.dtype.kind == "f"
+        return type(self)(
+            size=frames.size,
+            dtype=frames.history.dtype,
+            direct=direct,
+            indices=frames.indices,
+            shift=frames.rough_means() if direct else np.zeros(len(frames)),
+            table=np.zeros((len(frames), CODES), np.uint32),
+        )
+
+    def fork(self) -> Self:
+        """An empty copy."""
+        return replace(self, table=np.zeros_like(self.table), sums={})
+
+    def update(self, frames: Frames, start: int, stop: int) -> None:
+        """Count the weights `start` to `stop` of every frame."""
+        if not self.direct:
+            offset, size = np.uint64(2 * start), stop - start
+            for row, address in zip(self.table, frames.addresses, strict=True):
+                kernels.count_codes(address + offset, size, row)
+            return
+        codes = np.empty(stop - start, np.uint16)
+        partial = np.empty((len(frames), 7))
+        for t, row in enumerate(self.table):
+            values = frames.arrays[t][start:stop]
+            partial[t] = kernels.power_sums(values, self.shift[t])
+            if values.dtype == np.float32:
+                kernels.narrow(values, codes)
+            else:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    codes[:] = values.astype(np.float16).view(np.uint16)
+            kernels.count_codes(np.uint64(codes.ctypes.data), len(codes), row)
+        self.sums[start] = partial
+
+    def merge(self, other: Self) -> None:
+        """Add another's counts."""
+        self.table += other.table
+        self.sums |= other.sums
+
+    def suspects(self) -> NDArray[np.bool_]:
+        """Which frames hold weights that are not finite: all of them are counted, so this is certain. And float64
+        weights whose squares are not."""
+        found = self._nonfinite() > 0
+        if self.direct:
+            found |= ~np.isfinite(np.sum([partial[:, 1] for partial in self.sums.values()], axis=0))
+        return found
+
+    def again(self) -> Self | None:
+        """Counts are exact."""
+        return None
+
+    @property
+    def counted_as(self) -> str:
+        """The dtype that the codes are those of."""
+        return "bfloat16" if self.dtype == ml_dtypes.bfloat16 else "float16"
+
+    @property
+    def code_values(self) -> NDArray[np.float64]:
+        """The number behind each of the 65,536 codes."""
+        return code_values(self.counted_as)
+
+    def _nonfinite(self) -> NDArray[np.int64]:
+        found: NDArray[np.int64]
+        if self.direct:
+            found = np.sum([partial[:, 6] for partial in self.sums.values()], axis=0).astype(np.int64)
+        else:
+            found = self.table[:, ~np.isfinite(self.code_values)].sum(axis=1, dtype=np.int64)
+        return found
+
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """Moments in float64, exact up to the rounding of the last few additions. Final: ask when all is counted."""
+        return self._moments_of_values() if self.direct else self._moments_of_codes()
+
+    @functools.cached_property
+    def occurring(self) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
+        """The finite values that occur at any step, in order, and how often, (T', values). Final, as the moments are.
+
+        +0 and −0 are two values.
+        """
+        seen = np.flatnonzero(self.table.any(axis=0))
+        seen = seen[np.isfinite(self.code_values[seen])]
+        seen = seen[np.argsort(self.code_values[seen], kind="stable")]
+        return self.code_values[seen], np.take(self.table, seen, axis=1)
+
+    def _moments_of_codes(self) -> Moments:
+        values, table = self.occurring
+        rows, nonfinite = np.full((len(table), 6), np.nan), self._nonfinite()
+        for row, counts, bad in zip(rows, table, nonfinite, strict=True):
+            if not bad:  # of its own values alone: the last bit depends on no other step
+                own = np.flatnonzero(counts)
+                row[:] = kernels.counted_moments(values[own], counts[own])
+        return _moments(self.size, rows, nonfinite)
+
+    def _moments_of_values(self) -> Moments:
+        n = self.size
+        partials = np.array([self.sums[start] for start in sorted(self.sums)])
+        s1, s2, s3, s4 = np.moveaxis(partials[..., :4].sum(axis=0), -1, 0) / n
+        with np.errstate(all="ignore"):
+            m2 = np.maximum(s2 - s1**2, 0)
+            m3 = s3 - 3 * s1 * s2 + 2 * s1**3
+            m4 = s4 - 4 * s1 * s3 + 6 * s1**2 * s2 - 3 * s1**4
+        rows = (self.shift + s1, m2, m3, m4, partials[..., 4].min(axis=0), partials[..., 5].max(axis=0))
+        return _moments(n, np.stack(rows, axis=1), self._nonfinite())
+
+
+@functools.cache
+def code_values(dtype: str) -> NDArray[np.float64]:
+    """The number behind each of the 65,536 codes of ``"float16"`` or ``"bfloat16"``."""
+    codes = np.arange(CODES, dtype=np.uint16).view(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)
+    with np.errstate(invalid="ignore"):  # a signalling NaN says so when it is widened
+        values: NDArray[np.float64] = codes.astype(np.float64)
+    values.flags.writeable = False
+    return values
+
+
+def _moments(n: int, rows: NDArray[np.float64], nonfinite: NDArray[np.int64]) -> Moments:
+    rows = np.where((nonfinite > 0)[:, None], np.nan, rows)
+    mean, m2, m3, m4, least, greatest = rows.T
+    with np.errstate(all="ignore"):
+        skewness, kurtosis = m3 / m2**1.5, m4 / m2**2 - 3
+    return Moments(
+        n,
+        mean=mean,
+        std=np.sqrt(m2),
+        skewness=skewness,
+        kurtosis=kurtosis,
+        min=least,
+        max=greatest,
+        nonfinite=nonfinite.astype(np.float64),
+    )

@@ -1,0 +1,147 @@
+"""The two-time Gram matrix K_ts = Σ_k w_tk w_sk of a history, and the displacements that follow from it.
+
+What is accumulated is the Gram matrix of the *increments*, D_ij = Σ_k δ_ik δ_jk with δ_0 = w_0 and δ_i = w_i − w_{i−1}.
+K is its double running sum. A displacement over a short lag is a sum of the few entries of D inside the lag, not the
+difference of two large entries of K: it keeps its relative accuracy however small it is beside the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_dynamics.sweep import kernels
+from pythia_dynamics.sweep.frames import Frames
+
+__all__ = ["Gram", "displacements"]
+
+_RETURN = 0.02  # displacement over the largest increment within it, below which float32 does not do: 3e-6 / 0.02 ≤ 2e-4
+_SHRUNK = 1e-4  # the same of the squared norms of two steps
+_ON_DEVICE = 1 << 24  # float64 numbers of one slab on a device at a time: every thread has its own
+
+
+@dataclass
+class Gram:
+    """Accumulator of the Gram matrix of the increments, and of Σ w and Σ w² at every step.
+
+    One partial sum per slab: `products` (R, R), lower triangle, R the number of frames rounded up to a tile, and
+    `sums` (T', 2), float64. On a CUDA `device`, or if `double`, all of it is float64; else float32 inside blocks of
+    1,024 weights, which bounds the relative error of a step size by 5e-6.
+    """
+
+    couples: ClassVar[bool] = True
+
+    device: str = "cpu"
+    double: bool = False
+    size: int = 0
+    indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    products: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+
+    def begin(self, frames: Frames) -> Self:
+        """Empty sums for these frames."""
+        device = self.device
+        if device != "cpu":
+            from pythia_dynamics.device import resolve_exact_device
+
+            device = resolve_exact_device(device)
+        double = self.double or device != "cpu" or frames.computing_type == np.float64
+        return type(self)(device=device, double=double, size=frames.size, indices=frames.indices)
+
+    def fork(self) -> Self:
+        """An empty copy."""
+        return replace(self, products={}, sums={})
+
+    def update(self, frames: Frames, start: int, stop: int) -> None:
+        """Take in the weights `start` to `stop` of every frame."""
+        if self.device != "cpu":
+            self.products[start], self.sums[start] = _on_device(frames, start, stop, self.device)
+            return
+        rows = -(-len(frames) // kernels.TILE) * kernels.TILE
+        work = kernels.workspace(rows, kernels.GRAM_BLOCK, np.float64 if self.double else np.float32)
+        products, sums = np.zeros((rows, rows)), np.zeros((len(frames), 2))
+        kernels.gram(frames.addresses, frames.like, start, stop, work, products, sums)
+        self.products[start], self.sums[start] = products, sums
+
+    def merge(self, other: Self) -> None:
+        """Take in another's slabs."""
+        self.products |= other.products
+        self.sums |= other.sums
+
+    def suspects(self) -> NDArray[np.bool_]:
+        """Steps whose sum of squares is not finite."""
+        return ~np.isfinite(self.totals()[:, 1])
+
+    def again(self) -> Self | None:
+        """In float64, where float32 does not do. A displacement that is a small rest of the increments between its
+        steps, as across a step that does not belong, is lost in their rounding; so is the product of small weights and
+        large ones."""
+        if self.double:
+            return None
+        increments, squares = self.increments(), self.totals()[:, 1]
+        if squares.min() < _SHRUNK * squares.max():
+            return type(self)(device=self.device, double=True)
+        with np.errstate(invalid="ignore"):
+            squared = displacements(increments)
+        greatest = np.zeros(len(increments))
+        for j in range(1, len(increments)):
+            greatest[:j] = np.maximum(greatest[:j], increments[j, j])  # of those between i and j
+            if np.any(squared[:j, j] < _RETURN * greatest[:j]):
+                return type(self)(device=self.device, double=True)
+        return None
+
+    def totals(self) -> NDArray[np.float64]:
+        """Σ_k w and Σ_k w² of every frame, (T', 2)."""
+        total: NDArray[np.float64] = np.sum([self.sums[start] for start in sorted(self.sums)], axis=0)
+        return total
+
+    def increments(self) -> NDArray[np.float64]:
+        """D, (T', T'), symmetric."""
+        length = len(self.indices)
+        lower = np.zeros((length, length))
+        for start in sorted(self.products):
+            lower += self.products[start][:length, :length]
+        lower = np.tril(lower)
+        return lower + np.tril(lower, -1).T
+
+
+def _on_device(frames: Frames, start: int, stop: int, device: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One slab on a CUDA device, in float64."""
+    import torch
+
+    length, kinds = len(frames), {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    products = torch.zeros((length, length), dtype=torch.float64, device=device)
+    sums = torch.zeros((length, 2), dtype=torch.float64, device=device)
+    piece = max(_ON_DEVICE // length, 1)
+    for low in range(start, stop, piece):
+        high = min(low + piece, stop)
+        weights = torch.empty((length, high - low), dtype=torch.float64, device=device)
+        for t, row in enumerate(weights):
+            values = frames.values(t, low, high)
+            if values.dtype.name in kinds:
+                row.copy_(torch.from_numpy(values.view(np.int16).copy()).to(device).view(kinds[values.dtype.name]))
+            else:
+                row.copy_(torch.from_numpy(values.copy()).to(device))
+        sums[:, 0] += weights.sum(dim=1)
+        sums[:, 1] += torch.linalg.vecdot(weights, weights)
+        weights[1:] = weights[1:] - weights[:-1]
+        products += weights @ weights.T
+    return products.cpu().numpy(), sums.cpu().numpy()
+
+
+def displacements(increments: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Σ_k (w_tk − w_sk)² for every pair of frames, (T', T'), from the Gram matrix of the increments.
+
+    Each is summed up from the entries between its two frames alone.
+    """
+    length = len(increments)
+    result = np.zeros((length, length))
+    for j in range(1, length):
+        # beyond[t] = Σ_{t<i<j} D_ij, summed from j downwards
+        beyond = np.zeros(j)
+        beyond[:-1] = np.cumsum(increments[j, j - 1 : 0 : -1])[::-1]
+        result[:j, j] = np.maximum(result[:j, j - 1] + increments[j, j] + 2 * beyond, 0)
+    return result + result.T

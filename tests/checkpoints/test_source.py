@@ -1,0 +1,171 @@
+"""Directories of checkpoints as sources, and what all sources share."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from pythia_dynamics.checkpoints.hub import HubSource
+from pythia_dynamics.checkpoints.local import LocalSource
+from pythia_dynamics.checkpoints.open import open_source
+from pythia_dynamics.checkpoints.registry import resolve
+from pythia_dynamics.checkpoints.source import (
+    ByteStream,
+    FileMissingError,
+    Revision,
+    Source,
+    Traffic,
+    by_step,
+    checkpoint_files,
+    require_plain_path,
+)
+from pythia_dynamics.errors import CheckpointError, FormatError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Three checkpoints and things that are none."""
+    for folder in ("step1000", "step0", "checkpoint-20", "logs", ".git"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+        (tmp_path / "run" / folder / "config.json").write_bytes(b"{}")
+        (tmp_path / "run" / folder / "model.bin").write_bytes(bytes(range(256)) * 8000)
+    (tmp_path / "run" / "notes.txt").write_text("step5")
+    (tmp_path / "run" / "step7").write_text("a file, not a folder")
+    return tmp_path / "run"
+
+
+def test_revisions_are_the_step_folders(run: Path) -> None:
+    source: Source = LocalSource(run)
+    revisions = source.revisions()
+    assert {step: revision.ref for step, revision in revisions.items()} == {
+        0: "step0",
+        20: "checkpoint-20",
+        1000: "step1000",
+    }
+    assert list(revisions) == [0, 20, 1000]
+    before = revisions[20].commit
+    assert source.revisions()[20].commit == before
+    (run / "checkpoint-20" / "model.bin").write_bytes(b"trained anew")
+    assert source.revisions()[20].commit != before
+    assert (source.name, source.location) == ("run", str(run.resolve()))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, None), (3, 9), (5, 10**9), (-10, None), (1_500_000, 2_048_000)])
+def test_a_range_is_a_slice(run: Path, start: int, stop: int | None) -> None:
+    source = LocalSource(run)
+    body = bytes(range(256)) * 8000
+    with source.read(source.revisions()[20], "model.bin", start, stop) as stream:
+        begin, end, _ = slice(start, stop).indices(len(body))
+        assert (stream.start, stream.stop, stream.size, stream.sha256) == (begin, end, len(body), None)
+        assert stream.read(10**7) == body[start:stop]
+    assert source.traffic.bytes == end - begin
+
+
+def test_snapshot_is_the_folder(run: Path) -> None:
+    source = LocalSource(run)
+    revision = source.revisions()[0]
+    assert source.files(revision) == {"config.json": 2, "model.bin": 2_048_000}
+    assert source.snapshot(revision) == run.resolve() / "step0"
+    source.evict(revision)
+    source.cancel()
+    assert (run / "step0" / "model.bin").exists()
+    (run / "step0" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        source.snapshot(revision)
+
+
+def test_what_is_missing_is_named(run: Path) -> None:
+    source = LocalSource(run)
+    revision = source.revisions()[0]
+    with pytest.raises(FileMissingError, match=r"step0 has no other\.bin") as caught:
+        source.read(revision, "other.bin")
+    assert caught.value.file == "other.bin"
+    with pytest.raises(FormatError, match="has 2 bytes, none at byte 2"):
+        source.read(revision, "config.json", 2)
+    with pytest.raises(FormatError, match="not a path inside"):
+        source.read(revision, "../step1000/config.json")
+    with pytest.raises(CheckpointError, match="no folder step3 any more"):
+        source.read(Revision(3, "step3"), "config.json")
+
+
+def test_directories_that_are_no_suites(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(CheckpointError, match="no directory"):
+        LocalSource(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="is empty"):
+        LocalSource(tmp_path / "empty").revisions()
+    with pytest.raises(CheckpointError, match="is one checkpoint, not a directory of them"):
+        LocalSource(run / "step0").revisions()
+    with pytest.raises(CheckpointError, match="no checkpoints named"):
+        LocalSource(tmp_path).revisions()
+    (run / "global_step1000").mkdir()
+    with pytest.raises(CheckpointError, match="global_step1000 and step1000 are both step 1000"):
+        LocalSource(run).revisions()
+    assert list(LocalSource(run, pattern=r"step(\d+)").revisions()) == [0, 1000]
+
+
+def test_open_source_follows_the_model(run: Path) -> None:
+    assert isinstance(open_source(resolve(run)), LocalSource)
+    remote = open_source(resolve("70m"))
+    assert isinstance(remote, HubSource)
+    assert (remote.location, remote.name) == ("EleutherAI/pythia-70m-deduped", "pythia-70m-deduped")
+    mirrored = open_source(resolve("70m"), str(run))
+    assert isinstance(mirrored, LocalSource)
+    assert mirrored.name == "pythia-70m-deduped"
+
+
+def test_refs_of_one_step_are_refused() -> None:
+    named = [("step10", "c1"), ("main", "c2"), ("step-10", "c3")]
+    with pytest.raises(CheckpointError, match="step10 and step-10 are both step 10"):
+        by_step(named, None, where="here", kind="branch")
+    assert by_step(named, r"step(\d+)", where="here", kind="branch") == {10: Revision(10, "step10", "c1")}
+
+
+def test_streams_give_exactly_what_is_asked() -> None:
+    closed = []
+
+    def pieces() -> Generator[bytes, None, None]:
+        yield from (b"abc", b"d", b"efgh")
+
+    with ByteStream(pieces(), start=10, stop=18, size=99, on_close=lambda: closed.append(True)) as stream:
+        assert stream.read(2) == b"ab"
+        assert list(stream.pieces(4)) == [b"c", b"d", b"ef"]
+        assert stream.position == 16
+        assert stream.read(100) == b"gh"
+        assert stream.read(100) == b""
+    assert closed == [True]
+    short = ByteStream(pieces(), start=0, stop=20, size=20)
+    with pytest.raises(FormatError, match="stopped at byte 8 of a range up to 20"):
+        short.read(20)
+
+
+def test_traffic_adds_up_and_travels() -> None:
+    traffic = Traffic()
+    traffic.add(requests=2, bytes=10)
+    other = pickle.loads(pickle.dumps(traffic))
+    other.add(api=1, retries=3)
+    traffic.merge(other)
+    assert repr(traffic) == "Traffic(requests=4, api=1, bytes=20, retries=3)"
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "sub/model.bin", "a-b_c.1"])
+def test_plain_paths(path: str) -> None:
+    assert require_plain_path(path) == path
+
+
+def test_a_whole_model_is_its_config_tokenizer_and_one_kind_of_weights() -> None:
+    common = [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "optimizer.pt",
+        "logs/x.safetensors",
+    ]
+    torch_files = ["pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin", "training_args.bin"]
+    kept = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    assert checkpoint_files([*common, *torch_files]) == sorted([*kept, *torch_files[:2]])
+    assert checkpoint_files([*common, *torch_files, "model.safetensors"]) == sorted([*kept, "model.safetensors"])

@@ -1,0 +1,404 @@
+"""The command line as a person meets it: exit status, one line on stderr, nothing half-written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from click.testing import CliRunner, Result
+from support.checkpoints import HEAD, checkpoint, state
+from support.hubserver import HubServer
+
+import pythia_dynamics.history.fetch as fetching
+from pythia_dynamics import figures
+from pythia_dynamics.cli.app import main
+from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.results.folder import Results
+
+STEPS = (1000, 2000, 3000, 4000)
+Run = Callable[..., Result]
+
+
+def write(directory: Path, step: int, *, nan: bool = False, head: bool = True) -> None:
+    tensors = state(step, vocab=64, d_model=16)
+    if nan:
+        tensors[HEAD][3, 5] = float("nan")
+    if not head:
+        del tensors[HEAD]
+    folder = directory / f"step{step}"
+    folder.mkdir(parents=True)
+    for name, content in checkpoint(tensors).items():
+        (folder / name).write_bytes(content)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    for step in STEPS:
+        write(tmp_path / "walk", step)
+    return tmp_path / "walk"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    environment = {"PYTHIA_DYN_CACHE": str(tmp_path / "cache"), "PYTHIA_DYN_RESULTS": str(tmp_path / "results")}
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner(env=environment).invoke(main, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+def succeeds(result: Result) -> str:
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def fails(result: Result) -> str:
+    """The one line on stderr of a command that failed as it should."""
+    assert result.exit_code == 1, (result.stdout, result.stderr, result.exception)
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("pythia-dyn: ")
+    return line
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+# -- the way it should go -------------------------------------------------------------------------------------
+
+
+def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> None:
+    assert "4 steps fetched" in succeeds(run("fetch", "--model", suite))
+    assert "0 steps fetched, 4 were there" in succeeds(run("fetch", "--model", suite))
+    assert "walk  embed_out.weight float16[64, 16]  4 steps" in succeeds(run("ls"))
+    assert "4 steps checked, no oddity" in succeeds(run("verify"))
+    out = tmp_path / "results" / "walk"
+    for kind, table in (("density", "moments"), ("msd", "msd"), ("order", "order"), ("rank", "rank")):
+        assert str(out / f"{table}.csv") in succeeds(run(kind, "--model", "walk"))
+        assert (out / f"{kind}.png").stat().st_size > 5000
+        assert (out / f"{kind}.svg").read_text().lstrip().startswith("<?xml")
+    succeeds(run("spectrum"))
+    assert (out / "msd.csv").read_text().splitlines()[0] == ("step,msd,msd_null,msd_time,msd_time_null,displacement")
+    assert [line.split(",")[0] for line in (out / "order.csv").read_text().splitlines()[1:]] == list(map(str, STEPS))
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["msd"]["source"] == str(suite.resolve())
+
+
+def test_msd_compares_every_two_steps(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    out = tmp_path / "results" / "walk"
+    assert "two_time" not in succeeds(run("msd", "--no-two-time"))
+    assert not (out / "two_time.zarr").exists()
+    assert str(out / "two_time.zarr") in succeeds(run("msd", "--device", "cpu"))
+    (fact,) = json.loads(succeeds(run("msd", "--json")))["msd"]
+    pairs = xr.open_zarr(out / "two_time.zarr", consolidated=False)
+    weights = np.stack([state(step, vocab=64, d_model=16)[HEAD].numpy().astype(np.float64) for step in STEPS])
+    flat = weights.reshape(4, -1)
+    np.testing.assert_allclose(pairs["gram"], flat @ flat.T, rtol=1e-5, atol=1e-3)
+    cosine = flat[0] @ flat[3] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[3])
+    assert fact["two_time"]["cosine_of_ends"] == pytest.approx(cosine, abs=1e-5)
+    assert (out / "two_time.png").stat().st_size > 5000
+
+
+def test_a_device_that_is_not_there(run: Run, suite: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    for command in ("msd", "rank", "spectrum"):
+        assert "no device 'gpu'" in fails(run(command, "--device", "gpu"))
+        assert "no device cuda:99 on this machine" in fails(run(command, "--device", "cuda:99"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures: drawing takes time."""
+    monkeypatch.setattr(figures, "save", lambda figure, path: [])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_analysis_names_gaps_and_goes_on(run: Run, tmp_path: Path) -> None:
+    """A store made by hand: uneven steps, one missing, one not finite, rows that are padding."""
+    steps = [0, 1, 2, 4, 8, 1000, 2000, 3000, 4000, 5000, 6000]
+    store = Store.create(tmp_path / "cache" / "hand.zarr", source="by hand")
+    store.ensure([TensorSpec(HEAD, "float16", (40, 8))], steps)
+    weights = np.random.default_rng(0).standard_normal((40, 8))
+    for step in steps:
+        frame = (weights * (1 + step / 1e5)).astype(np.float16)
+        frame[30:] = 99  # padding
+        if step == 4:
+            continue
+        if step == 3000:
+            frame[2, 3] = np.nan
+        store.write(HEAD, step, frame, {"step": step})
+    tables = {
+        **{"density": ("moments", "std"), "msd": ("msd", "displacement"), "order": ("order", "rms")},
+        **{"rank": ("rank", "rank"), "spectrum": ("spectrum", "entropy")},
+    }
+    for command, (table, column) in tables.items():
+        result = run(command, "--model", "hand", "--drop-padding", 30)
+        assert "hand has weights that are not finite at step 3000" in fails(result)
+        assert "note: hand lacks step 4: NaN there" in result.stdout
+        assert "11 steps, 30 of 40 rows" in result.stdout
+        saved = Results("hand", tmp_path / "results").read_table(table)
+        assert saved["step"].values.tolist() == steps
+        known = np.isfinite(saved[column].values.reshape(len(steps), -1)).all(axis=1)
+        assert known.tolist() == [step not in (4, 3000) for step in steps]
+        clean = run(command, "--model", "hand", "--drop-padding", 30, "--steps", "0,1,2,8,1000,6000", "--json")
+        (fact,) = json.loads(succeeds(clean))[command]
+        assert fact["missing"] == {}
+        assert "tokenizer of hand is not known" in fails(run(command, "--model", "hand", "--drop-padding"))
+        assert "1 to 40; got 41" in fails(run(command, "--model", "hand", "--drop-padding", 41))
+        assert run(command, "--model", "hand", "--drop-padding", 0).exit_code == 2
+        assert run(command, "--model", "hand", "--drop-padding", "many").exit_code == 2
+        assert "no step of hand has weights" in fails(run(command, "--model", "hand", "--steps", "4"))
+    kept = weights[:30].astype(np.float16).astype(np.float64)
+    order = Results("hand", tmp_path / "results").read_table("order")
+    assert float(order["order_parameter"][0]) == pytest.approx(np.linalg.norm(kept) / 8, rel=1e-9)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_store_without_weights_does_not_keep_the_others_waiting(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    Store.create(tmp_path / "cache" / "a-empty.zarr", source="by hand")
+    result = run("order")
+    assert "a-empty.zarr holds no weights yet" in fails(result)
+    assert "walk" in result.stdout
+    assert (tmp_path / "results" / "walk" / "order.csv").is_file()
+    (fact,) = json.loads(run("order", "--json").stdout)["order"]
+    assert fact["model"] == "walk"
+    assert run("order", "--model", "a-empty", "--json").stdout == ""
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_padding_is_what_the_tokenizer_does_not_have(run: Run, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "cache" / "pythia-70m-deduped.zarr", source="EleutherAI/pythia-70m-deduped")
+    store.ensure([TensorSpec(HEAD, "float16", (50_304, 2))], [1000])
+    frame = np.ones((50_304, 2), np.float16)
+    frame[50_277:] = 9
+    store.write(HEAD, 1000, frame, {"step": 1000})
+    for arguments in (["--drop-padding"], ["--drop-padding", "--json"], ["--drop-padding", 50_277]):
+        out = succeeds(run("order", "--model", "70m", *arguments))
+        assert "--json" in arguments or "50277 of 50304 rows" in out
+        rows = (tmp_path / "results" / "pythia-70m-deduped" / "order.csv").read_text().splitlines()
+        assert rows[1].split(",")[-1] == "1.0"
+
+
+def test_facts_as_json(run: Run, suite: Path) -> None:
+    fetched = json.loads(succeeds(run("fetch", "--model", suite, "--json")))["fetch"][0]
+    assert fetched["fetched"] == list(STEPS)
+    (fact,) = json.loads(succeeds(run("order", "--model", "walk", "--json")))["order"]
+    weights = np.stack([state(step, vocab=64, d_model=16)[HEAD].numpy().astype(np.float64) for step in STEPS])
+    assert fact["first"] == pytest.approx(np.linalg.norm(weights[0]) / 16, rel=1e-6)
+    assert fact["last"] == pytest.approx(np.linalg.norm(weights[-1]) / 16, rel=1e-6)
+    (stored,) = json.loads(succeeds(run("ls", "--json")))["stores"]
+    assert stored["steps"] == list(STEPS)
+
+
+def test_order_takes_a_loss(run: Run, suite: Path, tmp_path: Path) -> None:
+    run("fetch", "--model", suite)
+    (tmp_path / "loss.csv").write_text("step,loss\n1000,3.0\n2000,2.5\n4000,2.0\n")
+    succeeds(run("order", "--model", "walk", "--loss", tmp_path / "loss.csv"))
+    rows = (tmp_path / "results" / "walk" / "order.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    assert [row.split(",")[header.index("loss")] for row in rows[1:]] == ["3.0", "2.5", "", "2.0"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_order_takes_the_loss_of_the_suite(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    assert "loss" not in succeeds(run("order")).splitlines()[1]
+    (suite / "losses.csv").write_text("step,train_loss,validation_loss\n1000,3,3.5\n2000,2,2.5\n4000,1,1.5\n")
+    assert "loss 3.5 → 1.5 (loss from" in succeeds(run("order"))
+    log = [{"step": step, "loss": 1.0} for step in STEPS]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    assert "loss 1 → 1" in succeeds(run("order", "--loss", tmp_path / "trainer_state.json"))
+    (tmp_path / "bad.csv").write_text("step,weather\n1,2\n")
+    assert "must have the columns step and loss" in fails(run("order", "--loss", tmp_path / "bad.csv"))
+    assert run("order", "--loss", tmp_path / "absent.csv").exit_code == 2
+
+
+def test_steps_may_be_chosen(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite, "--steps", "1000,3000"))
+    assert "2 steps" in succeeds(run("ls"))
+    succeeds(run("msd", "--steps", "1000"))
+    assert len((tmp_path / "results" / "walk" / "msd.csv").read_text().splitlines()) == 2
+
+
+def test_fetch_from_a_hub(run: Run, hub: HubServer) -> None:
+    hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in STEPS})
+    assert "4 steps fetched" in succeeds(run("fetch", "--model", "org/tiny", "--workers", "2"))
+    assert "from org/tiny" in succeeds(run("ls", "--model", "tiny"))
+
+
+def test_models_are_the_registry(run: Run) -> None:
+    text = succeeds(run("models"))
+    assert "14m         6     128     4  50304" in text
+    assert "12b        36    5120    40  50688" in text
+    facts = json.loads(succeeds(run("models", "--json")))
+    assert (len(facts["models"]), len(facts["steps"])) == (10, 154)
+    by_name = {fact["model"]: fact for fact in facts["models"]}
+    assert by_name["70m"]["aliases"]["70m"] == "EleutherAI/pythia-70m-deduped"
+    assert by_name["70m"]["aliases"]["70m-standard"] == "EleutherAI/pythia-70m"
+    assert by_name["410m"]["aliases"]["410m-seed9"] == "EleutherAI/pythia-410m-seed9"
+    assert {name for name, fact in by_name.items() if fact["v0_tokens_per_step"] > 2**21} == {"160m", "410m", "1.4b"}
+
+
+def test_plans_come_from_the_registry_without_a_network(run: Run) -> None:
+    text = succeeds(run("plan", "--source", "registry", "--bandwidth", "100"))
+    assert "pythia-70m-deduped             143      144    7.4 GB   16.4 GB" in text
+    plans = json.loads(succeeds(run("plan", "--source", "registry", "--json")))["plan"]
+    assert [plan["model"] for plan in plans][0::9] == ["pythia-14m", "pythia-12b-deduped"]
+    for plan, full in zip((plans[2], plans[5]), (23.7e9, 299e9), strict=True):
+        assert plan["full_bytes"] == pytest.approx(full, rel=0.005)
+    line = fails(run("plan", "--source", "registry", "--model", "org/other"))
+    assert "the registry knows embed_out.weight of Pythia models only" in line
+
+
+def test_plans_come_from_headers_where_the_hub_is(run: Run, hub: HubServer) -> None:
+    hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in STEPS})
+    (plan,) = json.loads(succeeds(run("plan", "--model", "org/tiny", "--json")))["plan"]
+    assert (plan["revisions"], plan["tensor_bytes"], plan["note"]) == (4, 4 * 96 * 16 * 2, "")
+    succeeds(run("fetch", "--model", "org/tiny", "--steps", "1000,2000"))
+    assert "2 of 5 steps are in the cache already" in (
+        text := succeeds(run("plan", "--model", "org/tiny", "--steps", "1000:5000:1000"))
+    )
+    assert "1 of 5 steps are not published" in text
+
+
+def test_help_names_every_command(run: Run) -> None:
+    text = succeeds(run("--help"))
+    for name in (
+        "models",
+        "plan",
+        "fetch",
+        "ls",
+        "verify",
+        "density",
+        "msd",
+        "order",
+        "rank",
+        "spectrum",
+        "perplexity",
+        "demo",
+    ):
+        assert f"  {name} " in text
+        assert "--json" in succeeds(run(name, "--help"))
+    assert succeeds(run("--version")).startswith("pythia-dyn, version ")
+
+
+# -- bad input ------------------------------------------------------------------------------------------------
+
+
+def test_unknown_names_list_the_nearest(run: Run, suite: Path, tmp_path: Path) -> None:
+    assert "no model '70n'; did you mean 70m" in fails(run("fetch", "--model", "70n"))
+    assert "no model '70n'; did you mean 70m" in fails(run("msd", "--model", "70n"))
+    line = fails(run("fetch", "--model", suite, "--tensor", "embed_uot.weight"))
+    assert "no tensor 'embed_uot.weight'" in line
+    assert "did you mean embed_out.weight" in line
+    assert not list((tmp_path / "cache").glob("*")) or "walk.zarr" not in {
+        p.name for p in (tmp_path / "cache").iterdir()
+    }
+    succeeds(run("fetch", "--model", suite))
+    assert "did you mean embed_out.weight" in fails(run("msd", "--tensor", "embed_out"))
+    assert run("fetch").exit_code == 2
+    assert run("nonsense").exit_code == 2
+
+
+def test_an_empty_cache_says_what_to_do(run: Run) -> None:
+    for command in ("msd", "ls", "verify", "perplexity"):
+        assert "run pythia-dyn fetch" in fails(run(command))
+    assert "run pythia-dyn fetch --model 70m" in fails(run("msd", "--model", "70m"))
+
+
+def test_directories_without_checkpoints(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "is empty; it should hold step1000/" in fails(run("fetch", "--model", tmp_path / "empty"))
+    assert "no directory" in fails(run("fetch", "--model", tmp_path / "absent"))
+    assert not list((tmp_path / "cache").glob("*.zarr"))
+
+
+def test_steps_that_are_not_there(run: Run, suite: Path, tmp_path: Path) -> None:
+    line = fails(run("fetch", "--model", suite, "--steps", "1500"))
+    assert "no step 1500" in line.replace("'", "")
+    assert "did you mean 1000 or 2000" in line
+    assert not list((tmp_path / "cache").glob("*.zarr"))
+    result = run("fetch", "--model", suite, "--steps", "1000,1500")
+    assert "some steps could not be fetched" in fails(result)
+    assert "missing 1500" in result.stdout
+    assert "no step 2000 in walk" in fails(run("msd", "--steps", "2000")).replace("'", "")
+
+
+def test_a_checkpoint_without_the_tensor_is_a_gap(run: Run, suite: Path, tmp_path: Path) -> None:
+    write(suite, 5000, head=False)
+    result = run("fetch", "--model", suite)
+    assert "some steps could not be fetched" in fails(result)
+    assert "4 steps fetched" in result.stdout
+    assert "missing 5000" in result.stdout
+    result = run("msd")
+    assert result.exit_code == 0
+    last = (tmp_path / "results" / "walk" / "msd.csv").read_text().splitlines()[-1]
+    assert last == "5000,,,,,"
+
+
+def test_foreign_and_damaged_stores(run: Run, suite: Path, tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "cache" / "walk.zarr")
+    before = files(tmp_path / "cache" / "walk.zarr")
+    for command in ("fetch", "msd"):
+        assert "not a weight store of pythia-dyn" in fails(run(command, "--model", suite))
+    assert files(tmp_path / "cache" / "walk.zarr") == before
+
+
+def test_a_damaged_chunk_is_named_and_fetched_again(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    store = tmp_path / "cache" / "walk.zarr"
+    whole = files(store)
+    chunk = store / HEAD / "c" / "1" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:100])
+    assert "step 2000" in fails(run("msd"))
+    assert not (tmp_path / "results" / "walk" / "msd.csv").exists()
+    assert "1 oddity found" in fails(run("verify"))
+    assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
+    assert files(store)[str(chunk)] == whole[str(chunk)]
+    flipped = bytearray(chunk.read_bytes())
+    flipped[7] ^= 1
+    chunk.write_bytes(flipped)
+    result = run("verify")
+    assert "1 oddity found" in fails(result)
+    assert "step 2000" in result.stdout
+    assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
+    assert files(store)[str(chunk)] == whole[str(chunk)]
+    assert "4 steps checked, no oddity" in succeeds(run("verify"))
+
+
+def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, suite: Path, tmp_path: Path) -> None:
+    write(suite, 2500, nan=True)
+    succeeds(run("fetch", "--model", suite))
+    for kind, table in (("density", "moments"), ("msd", "msd"), ("order", "order")):
+        line = fails(run(kind))
+        assert "not finite" in line
+        assert "2500" in line
+        rows = (tmp_path / "results" / "walk" / f"{table}.csv").read_text().splitlines()
+        assert len(rows) == 6
+        bad, good = rows[3].split(","), rows[4].split(",")
+        assert (bad[0], bad[1]) == ("2500", "")
+        assert good[0] == "3000"
+        assert np.isfinite(float(good[1]))
+
+
+def test_results_that_cannot_be_written(run: Run, suite: Path, tmp_path: Path) -> None:
+    succeeds(run("fetch", "--model", suite))
+    (tmp_path / "file").write_text("not a directory")
+    line = fails(run("msd", "--results", tmp_path / "file" / "results"))
+    assert str(tmp_path / "file") in line
+    assert "Not a directory" in line
+
+
+def test_an_interrupt_says_how_to_go_on(run: Run, suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetching, "download", interrupt)
+    assert "run the same command again to go on" in fails(run("fetch", "--model", suite))

@@ -1,0 +1,181 @@
+"""Commands on saved results: figures, claims, report; and portrait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from support.saved_results import save_results
+from support.tiny_models import model, write_checkpoint
+
+from pythia_dynamics import figures
+from pythia_dynamics.claims import scorecard as claims
+from pythia_dynamics.claims.verdict import Claim, Verdict, yes
+from pythia_dynamics.cli.app import main
+from pythia_dynamics.results.folder import Results
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    environment = {"PYTHIA_DYN_CACHE": str(tmp_path / "cache"), "PYTHIA_DYN_RESULTS": str(tmp_path / "results")}
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner(env=environment).invoke(main, [str(argument) for argument in arguments])
+
+    return invoke
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What would be drawn: the drawing itself takes time and is tested elsewhere."""
+    files: list[Path] = []
+
+    def save(figure: object, path: Path) -> list[Path]:
+        files.append(path)
+        return [path]
+
+    monkeypatch.setattr(figures, "save", save)
+    return files
+
+
+def succeeds(result: Result) -> str:
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    return result.stdout
+
+
+def fails(result: Result) -> str:
+    assert result.exit_code == 1, (result.stdout, result.exception)
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def some(directory: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        save_results(directory / "results", name, seed, only=("msd", "order"))
+
+
+def blog(directory: Path) -> Results:
+    """What ``reproduce order-parameter`` leaves, as far as figures and claims need it."""
+    results = Results("order-parameter", directory / "results")
+    results.path.mkdir(parents=True)
+    lines = ["model,seed,step,order_parameter,train_loss,validation_loss,dloss_db"]
+    for size, b in (("10k", 0.1), ("0.1m", 0.05)):
+        for seed in (0, 1):
+            lines += [
+                f"{size},{seed},{step},{b + step / 1e5},{4 - step / 1e3},{4.1 - step / 1e3},-3" for step in (0, 500)
+            ]
+    (results.path / "runs.csv").write_text("\n".join(lines) + "\n")
+    verdict = Verdict.of(Claim("b-grows", "blog", "b grows.", "Fig 4", "test", "none"), yes("it does", first=0.1))
+    claims.save(results, (verdict,))
+    results.record("order-parameter", {})
+    return results
+
+
+def test_figures_are_drawn_anew_alone_and_together(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
+    some(tmp_path, "one", "two")
+    (tmp_path / "results" / "one" / "msd.png").unlink(missing_ok=True)
+    facts = json.loads(succeeds(run("figures", "--json")))["figures"]
+    folder = tmp_path / "results"
+    alone = ["msd", "order", "perplexity-forward"]
+    together = ["garden-msd", "garden-msd-time", "garden-perplexity-forward"]
+    assert drawn == [
+        *(folder / name / kind for name in ("one", "two") for kind in alone),
+        *(folder / "figures" / kind for kind in together),
+    ]
+    assert set(facts) == {"one", "two", "figures"}
+    drawn.clear()
+    succeeds(run("figures", "--model", "two"))
+    assert [path.parent.name for path in drawn] == ["two"] * 3
+
+
+def test_claims_are_judged_and_saved(run: Run, tmp_path: Path) -> None:
+    some(tmp_path, "one")
+    text = succeeds(run("claims", "--model", "one"))
+    assert "not supported" in text
+    assert "perplexity-below-one" in text
+    path = tmp_path / "results" / "one" / "claims.json"
+    assert str(path) in text
+    (facts,) = json.loads(succeeds(run("claims", "--json")))["claims"]
+    assert facts["model"] == "one"
+    saved = json.loads(path.read_text())["claims"]
+    assert [one["claim"] for one in facts["claims"]] == [one["claim"] for one in saved] == [c.id for c in claims.CLAIMS]
+
+
+def test_the_report_is_one_file(run: Run, tmp_path: Path) -> None:
+    some(tmp_path, "one")
+    assert "report.html" in succeeds(run("report"))
+    page = tmp_path / "results" / "report.html"
+    facts = json.loads(succeeds(run("report", "--model", "one", "--out", tmp_path / "elsewhere.html", "--json")))
+    assert facts == {"report": str(tmp_path / "elsewhere.html"), "bytes": facts["bytes"], "models": ["one"]}
+    assert (tmp_path / "elsewhere.html").stat().st_size == facts["bytes"]
+    assert "Training dynamics of one" in page.read_text()
+
+
+def test_the_blog_s_models_come_with_their_own(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
+    results = blog(tmp_path)
+    some(tmp_path, "one")
+    before = claims.read(results)
+    assert "b-grows" in succeeds(run("claims", "--model", "order-parameter"))
+    assert claims.read(results) == before
+    succeeds(run("figures", "--model", "order-parameter"))
+    assert [path.name for path in drawn] == ["loss", "loss_against_order", "slope_against_order"]
+    succeeds(run("report", "--model", "order-parameter", "--model", "one"))
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "Loss against the order parameter (blog, Fig 4)" in page
+    assert "b grows." in page
+    assert "not asked" in page  # neither is asked the other's claims
+    assert "pythia-dyn reproduce order-parameter" in page
+
+
+def test_help_names_the_commands(run: Run) -> None:
+    text = succeeds(run("--help"))
+    for name in ("figures", "claims", "report", "portrait", "reproduce"):
+        assert f"  {name} " in text
+    assert "  garden " in succeeds(run("reproduce", "--help"))
+    for words in (["figures"], ["claims"], ["report"], ["portrait"], ["reproduce", "garden"]):
+        assert "--json" in succeeds(run(*words, "--help"))
+
+
+def test_what_is_not_there_is_said_in_a_line(run: Run, tmp_path: Path) -> None:
+    for command in ("figures", "claims", "report"):
+        assert "no results in" in fails(run(command))
+    some(tmp_path, "one")
+    for command in ("figures", "claims", "report"):
+        line = fails(run(command, "--model", "70m"))
+        assert "no results of pythia-70m-deduped" in line
+        assert "there: one" in line
+    assert "did you mean 70m" in fails(run("claims", "--model", "70n"))
+
+
+def test_a_portrait_is_saved_and_drawn(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
+    for seed, step in enumerate((10, 20)):
+        write_checkpoint(tmp_path / "tiny" / f"step{step}", model(seed))
+    text = succeeds(
+        run(
+            "portrait",
+            "--model",
+            tmp_path / "tiny",
+            "--phrase",
+            "the cat sat",
+            "--text",
+            "a dog ran",
+            "--device",
+            "cpu",
+        )
+    )
+    results = Results("tiny", tmp_path / "results")
+    assert str(results.path / "first_last.zarr") in text
+    assert [path.name for path in drawn] == ["first_last", "unmasking"]
+    taken = results.read_zarr("first_last")
+    assert taken["step"].values.tolist() == [10, 20]
+    assert taken.attrs["phrase"] == "the cat sat"
+    assert np.isfinite(taken["logits"]).all()
+    recorded = json.loads((results.path / "provenance.json").read_text())["first_last"]
+    assert recorded["location"] == str(tmp_path / "tiny")
+    assert "run pythia-dyn fetch" in fails(run("portrait"))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches, padded_tokens, plan
+
+LENGTHS = st.lists(st.integers(1, 60), max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 300))
+def test_a_plan_covers_all_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = plan(lengths, budget)
+    assert sorted(i for batch in batches for i in batch.members) == list(range(len(lengths)))
+    in_order = [lengths[i] for batch in batches for i in batch.members]
+    assert in_order == sorted(lengths, reverse=True)
+    for batch in batches:
+        assert batch.width == max(lengths[i] for i in batch.members)
+        assert len(batch.members) == 1 or len(batch.members) * batch.width <= budget
+    for one, following in itertools.pairwise(batches):  # none could have taken one more
+        assert (len(one.members) + 1) * one.width > budget, following
+
+
+@given(LENGTHS, st.integers(1, 1000), st.integers(60, 400))
+def test_out_of_memory_makes_batches_smaller_and_loses_nothing(lengths: list[int], budget: int, memory: int) -> None:
+    tried: list[int] = []
+    freed = []
+
+    def evaluate(batch: Batch) -> tuple[int, ...]:
+        tried.append(padded_tokens(len(batch.members), batch.width))
+        if tried[-1] > memory:
+            raise MemoryError
+        return batch.members
+
+    results = list(
+        evaluate_in_batches(
+            lengths,
+            budget,
+            evaluate,
+            out_of_memory=lambda error: isinstance(error, MemoryError),
+            free=lambda: freed.append(1),
+        )
+    )
+    assert sorted(i for _, members in results for i in members) == list(range(len(lengths)))
+    assert all(batch.members == members for batch, members in results)
+    failures = sum(size > memory for size in tried)
+    assert len(freed) == failures
+    assert failures <= 10  # 1000 tokens halve to 60 in five steps; the new budget holds for what follows
+
+
+def test_a_single_sequence_that_does_not_fit_is_an_error() -> None:
+    def evaluate(batch: Batch) -> None:
+        raise MemoryError
+
+    with pytest.raises(PythiaDynError, match="single sequence of 7 tokens"):
+        list(
+            evaluate_in_batches([7, 3], 100, evaluate, out_of_memory=lambda _: True, free=lambda: None),
+        )
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    def evaluate(batch: Batch) -> None:
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        list(evaluate_in_batches([7], 100, evaluate, out_of_memory=lambda _: False, free=lambda: None))

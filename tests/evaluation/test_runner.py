@@ -1,0 +1,521 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from support.hubserver import HubServer
+from support.tiny_models import TEXTS, encode, model, tokenizer, write_checkpoint
+
+from pythia_dynamics.checkpoints.local import LocalSource
+from pythia_dynamics.checkpoints.source import AccessError, Revision
+from pythia_dynamics.cli.app import main
+from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
+from pythia_dynamics.evaluation import runner
+from pythia_dynamics.evaluation.corpus import Corpus
+from pythia_dynamics.evaluation.evaluator import Evaluator
+from pythia_dynamics.evaluation.forward import forward_row, forward_scores
+from pythia_dynamics.evaluation.model import build_model, load_weights, round_head, weight_files
+from pythia_dynamics.evaluation.runner import completions, perplexity
+from pythia_dynamics.evaluation.snapshots import snapshots
+from pythia_dynamics.evaluation.unmasking import unmask, unmask_row
+
+CORPUS = Corpus("texts", TEXTS)
+MODES = ("forward", "unmask", "last-word")
+OPTIONS = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("suites") / "tiny"
+    for step in (1, 2, 10):
+        write_checkpoint(root / f"step{step}", model(step))
+    return root
+
+
+@pytest.fixture
+def suite(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Every (folder, mode) that is evaluated, as it happens."""
+    seen: list[tuple[str, str]] = []
+    load, row = Evaluator.load, Evaluator.row
+    current = []
+
+    def note_load(self: Evaluator, directory: Path) -> None:
+        current[:] = [directory.name]
+        load(self, directory)
+
+    def note_row(self: Evaluator, mode: str) -> object:
+        seen.append((current[0], mode))
+        return row(self, mode)
+
+    monkeypatch.setattr(Evaluator, "load", note_load)
+    monkeypatch.setattr(Evaluator, "row", note_row)
+    return seen
+
+
+def from_scratch(directory: Path) -> torch.nn.Module:
+    """A checkpoint as transformers itself loads it."""
+    from transformers import GPTNeoXForCausalLM
+
+    return GPTNeoXForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def test_every_mode_over_all_revisions_in_one_pass(suite: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "results"
+    results = perplexity(
+        suite, mode=list(MODES), out=out, progress=lambda done, total: seen.append((done, total)), **OPTIONS
+    )
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert list(results) == list(MODES)
+    sentences = [encode(text)[:8] for text in TEXTS]
+    for i, step in enumerate((1, 2, 10)):
+        weights = from_scratch(suite / f"step{step}")
+        for mode, expected in (
+            ("forward", forward_row(forward_scores(weights, sentences))),
+            ("unmask", unmask_row(unmask(weights, sentences))),
+        ):
+            for name, value in expected.items():
+                np.testing.assert_allclose(results[mode][name][i], value, rtol=1e-6)
+    forward = results["forward"]
+    assert forward["step"].values.tolist() == [1, 2, 10]
+    assert forward["step"].dtype == np.int64
+    assert forward["ppl_mean"].attrs["units"] == "1"
+    assert forward.attrs["missing"] == {}
+    assert forward.attrs["truncated"] == sum(len(encode(text)) > 8 for text in TEXTS)
+    assert set(results["last-word"].data_vars) == {"ppl", "accuracy", "sentences", "nonfinite"}
+    assert results["last-word"].attrs["truncated"] == 0
+    assert results["unmask"]["prefix_entropy"].dims == ("step", "prefix")
+    assert results["unmask"]["prefix"].values.tolist() == list(range(1, 8))
+    files = sorted(path.name for path in out.iterdir())
+    assert files == sorted(
+        [f"perplexity-{m}.{suffix}" for m in MODES for suffix in ("csv", "json")] + ["perplexity-unmask-prefix.csv"]
+    )
+    header, *lines = (out / "perplexity-forward.csv").read_text().splitlines()
+    assert header.startswith("step,ppl_mean,ppl_median,ppl_corpus,nll_mean,sentences,nonfinite")
+    assert [line.split(",")[0] for line in lines] == ["1", "2", "10"]
+    assert float(lines[2].split(",")[1]) == forward["ppl_mean"].values[2]
+    assert len((out / "perplexity-unmask-prefix.csv").read_text().splitlines()) == 1 + 3 * 7
+
+
+def test_one_mode_is_one_dataset_and_nothing_is_written_without_out(suite: Path) -> None:
+    before = sorted(suite.rglob("*"))
+    result = perplexity(LocalSource(suite), steps=[2], **OPTIONS)
+    assert result.sizes == {"step": 1}
+    assert sorted(suite.rglob("*")) == before
+
+
+def test_a_second_run_takes_up_what_is_there(suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]]) -> None:
+    options = {**OPTIONS, "out": tmp_path / "results"}
+    perplexity(suite, mode=["forward"], steps=[1, 10], **options)
+    assert evaluated == [("step1", "forward"), ("step10", "forward")]
+    evaluated.clear()
+    both = perplexity(suite, mode=["forward", "unmask"], **options)
+    assert evaluated == [("step1", "unmask"), ("step2", "forward"), ("step2", "unmask"), ("step10", "unmask")]
+    evaluated.clear()
+    again = perplexity(suite, mode=["forward", "unmask"], **options)
+    assert evaluated == []
+    for mode in both:
+        assert again[mode].identical(both[mode])
+    fresh = perplexity(suite, mode=["forward", "unmask"], **OPTIONS)
+    for mode in both:
+        assert again[mode].equals(fresh[mode])
+
+
+def test_a_checkpoint_that_changed_is_evaluated_again(
+    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]]
+) -> None:
+    options = {**OPTIONS, "out": tmp_path / "results"}
+    first = perplexity(suite, **options)
+    evaluated.clear()
+    shutil.rmtree(suite / "step2")
+    write_checkpoint(suite / "step2", model(77))
+    second = perplexity(suite, **options)
+    assert evaluated == [("step2", "forward")]
+    same = (first["ppl_mean"] == second["ppl_mean"]).values.tolist()
+    assert same == [True, False, True]
+    assert len((tmp_path / "results" / "perplexity-forward.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "bfloat16"},
+        {"head": "ternary"},
+        {"limit": 2},
+        {"max_tokens": 7},
+        {"corpus": Corpus("texts", TEXTS[::-1])},
+    ],
+)
+def test_rows_of_other_settings_are_replaced_with_a_warning(
+    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]], change: dict[str, object]
+) -> None:
+    options = {**OPTIONS, "out": tmp_path / "results"}
+    perplexity(suite, **options)
+    evaluated.clear()
+    with pytest.warns(UserWarning, match="other settings"):
+        perplexity(suite, steps=[2], **{**options, **change})
+    assert evaluated == [("step2", "forward")]
+    lines = (tmp_path / "results" / "perplexity-forward.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "2"]
+
+
+def test_files_of_somebody_else_are_not_taken_for_ours(suite: Path, tmp_path: Path) -> None:
+    (tmp_path / "perplexity-forward.csv").write_text("step,ppl\n1,2.0\n")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        result = perplexity(suite, out=tmp_path, **OPTIONS)
+    assert result["sentences"].values.tolist() == [6, 6, 6]
+
+
+def test_what_is_missing_or_broken_is_a_named_gap(
+    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]]
+) -> None:
+    (suite / "step1" / "config.json").unlink()
+    content = (suite / "step10" / "model.safetensors").read_bytes()
+    (suite / "step10" / "model.safetensors").write_bytes(content[: len(content) // 2])
+    options = {**OPTIONS, "mode": ["forward", "unmask"], "steps": [1, 2, 3, 10], "out": tmp_path / "results"}
+    results = perplexity(suite, **options)
+    for result in results.values():
+        assert result["step"].values.tolist() == [1, 2, 3, 10]
+        assert np.isnan(result["ppl_mean"].values).tolist() == [True, False, True, True]
+        missing = result.attrs["missing"]
+        assert "config.json" in missing["1"]
+        assert missing["3"] == "there is no such revision"
+        assert "cannot read" in missing["10"]
+    lines = (tmp_path / "results" / "perplexity-forward.csv").read_text().splitlines()
+    assert lines[1] == "1" + "," * 8
+    assert (
+        json.loads((tmp_path / "results" / "perplexity-forward.json").read_text())["missing"].keys() == missing.keys()
+    )
+    evaluated.clear()
+    (suite / "step10" / "model.safetensors").write_bytes(content)
+    repaired = perplexity(suite, **options)["forward"]
+    assert evaluated == [("step10", "forward"), ("step10", "unmask")]
+    assert repaired.attrs["missing"].keys() == {"1", "3"}
+    assert not math.isnan(repaired["ppl_mean"].values[3])
+
+
+def test_when_nothing_can_be_evaluated_that_is_an_error(suite: Path, tmp_path: Path) -> None:
+    for folder in suite.iterdir():
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"none of 3 revisions .*tokenizer\.json"):
+        perplexity(suite, **OPTIONS)
+    with pytest.raises(UnknownNameError, match="no step 3 in"):
+        perplexity(suite, steps=[3], **OPTIONS)
+    with pytest.raises(PythiaDynError, match="no steps"):
+        perplexity(suite, steps=[], **OPTIONS)
+
+
+def test_unknown_names_are_found_before_any_work(suite: Path) -> None:
+    with pytest.raises(UnknownNameError, match="last-word"):
+        perplexity(suite, mode="last_word", **OPTIONS)
+    with pytest.raises(UnknownNameError, match="float16"):
+        perplexity(suite, dtype="fp16", **OPTIONS)
+    with pytest.raises(UnknownNameError, match="ternary"):
+        perplexity(suite, head="ternery", **OPTIONS)
+    with pytest.raises(UnknownNameError, match="no device 'gpu'"):
+        perplexity(suite, corpus=CORPUS, device="gpu")
+
+
+def test_nan_weights_are_a_row_with_a_count_not_a_gap(suite: Path, tmp_path: Path) -> None:
+    file = suite / "step2" / "model.safetensors"
+    state = load_file(file)
+    save_file({**state, "embed_out.weight": torch.full_like(state["embed_out.weight"], torch.nan)}, file)
+    results = perplexity(suite, mode=MODES, out=tmp_path / "results", **OPTIONS)
+    for result in results.values():
+        assert result["nonfinite"].values.tolist() == [0, 6, 0]
+        assert result["sentences"].values.tolist() == [6, 0, 6]
+        assert result.attrs["missing"] == {}
+    assert np.isnan(results["forward"]["ppl_mean"].values[1])
+    line = (tmp_path / "results" / "perplexity-forward.csv").read_text().splitlines()[2]
+    assert line == "2,,,,,0,6,0,"
+
+
+def relayout(folder: Path, layout: str) -> None:
+    """Write a checkpoint's weights anew, with the buffers older transformers saved beside them."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for layer in range(2):
+        state[f"gpt_neox.layers.{layer}.attention.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+        state[f"gpt_neox.layers.{layer}.attention.masked_bias"] = torch.tensor(-1e9)
+        state[f"gpt_neox.layers.{layer}.attention.rotary_emb.inv_freq"] = torch.ones(4)
+    kind, _, sharded = layout.partition(" ")
+    save = save_file if kind == "safetensors" else torch.save
+    single = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"
+    if not sharded:
+        save(state, folder / single)
+        return
+    stem, suffix = single.rsplit(".", 1)
+    names = sorted(state)
+    shards = {f"{stem}-0000{i + 1}-of-00002.{suffix}": names[i::2] for i in range(2)}
+    for shard, held in shards.items():
+        save({name: state[name] for name in held}, folder / shard)
+    weight_map = {name: shard for shard, held in shards.items() for name in held}
+    (folder / f"{single}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "torch", "safetensors shards", "torch shards"])
+def test_every_layout_of_weights(suite: Path, layout: str) -> None:
+    folder = suite / "step2"
+    expected = from_scratch(folder).state_dict()
+    relayout(folder, layout)
+    built = build_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    load_weights(built, folder)
+    assert built.state_dict().keys() == expected.keys()
+    for name, tensor in built.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_building_leaves_the_random_state_alone(suite: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    build_model(suite / "step1", device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def rewrite(folder: Path, **changes: torch.Tensor | None) -> None:
+    state = {**load_file(folder / "model.safetensors"), **{k.replace("__", "."): v for k, v in changes.items()}}
+    save_file({name: tensor for name, tensor in state.items() if tensor is not None}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_out__weight": None}, "lacks 1 weights: lm_head.weight"),
+        ({"embed_out__weight": torch.zeros(300, 32)}, r"shape \(300, 32\), not \(304, 32\)"),
+        ({"gpt_neox__extra__weight": torch.zeros(3)}, "holds gpt_neox.extra.weight"),
+        ({"embed_out__weight": torch.zeros(304, 32, dtype=torch.int8)}, "int8"),
+    ],
+)
+def test_names_shapes_and_dtypes_have_to_match(
+    suite: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    built = build_model(suite / "step1", device=torch.device("cpu"), dtype=torch.float32)
+    rewrite(suite / "step1", **changes)
+    with pytest.raises(PythiaDynError, match=message):
+        load_weights(built, suite / "step1")
+
+
+def test_torch_files_are_not_unpickled_freely(suite: Path) -> None:
+    folder = suite / "step1"
+    built = build_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="no weights"):
+        weight_files(folder)
+    torch.save({"embed_out.weight": Path("anything")}, folder / "pytorch_model.bin")
+    with pytest.raises(PythiaDynError, match="weights only"):
+        load_weights(built, folder)
+    torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
+    with pytest.raises(PythiaDynError, match="state dict"):
+        load_weights(built, folder)
+    (folder / "pytorch_model.bin").write_bytes(b"not a zip")
+    with pytest.raises(PythiaDynError, match="cannot read"):
+        load_weights(built, folder)
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    with pytest.raises(CheckpointError, match="shard"):
+        load_weights(built, folder)
+
+
+def test_a_ternary_head_has_three_values(suite: Path) -> None:
+    weights = from_scratch(suite / "step1")
+    exact = weights.lm_head.weight.detach().clone()
+    round_head(weights)
+    scale = exact.abs().mean()
+    expected = torch.where(exact.abs() < scale / 2, 0.0, exact.sign()) * scale
+    torch.testing.assert_close(weights.lm_head.weight.detach(), expected)
+    assert len(weights.lm_head.weight.detach().unique()) == 3
+    ternary = perplexity(suite, steps=[1], head="ternary", **OPTIONS)
+    row = forward_row(forward_scores(weights, [encode(text)[:8] for text in TEXTS]))
+    assert float(ternary["ppl_mean"][0]) == pytest.approx(row["ppl_mean"], rel=1e-6)
+    torch.nn.init.zeros_(weights.lm_head.weight)
+    round_head(weights)
+    assert not weights.lm_head.weight.any()
+    with pytest.raises(CheckpointError, match="ties"):
+        round_head(model(tie_word_embeddings=True))
+
+
+def test_the_illustration_of_a_phrase_at_a_step(suite: Path) -> None:
+    lines = completions(suite, "the cat sat on the mat", step=2)
+    assert [line.prefix for line in lines] == list(range(1, len(encode("the cat sat on the mat"))))
+    assert completions(suite, "the cat sat", device="cpu") == completions(suite, "the cat sat", step=10)
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        completions(suite, "the cat sat", step=11)
+    with pytest.raises(PythiaDynError, match="at least two"):
+        completions(suite, "", step=2)
+
+
+def test_a_tokenizer_of_another_model_is_refused(suite: Path) -> None:
+    small = build_model(suite / "step1", device=torch.device("cpu"), dtype=torch.float32)
+    small.config.vocab_size = 256
+    with pytest.raises(CheckpointError, match="the model knows 256"):
+        runner.encode(tokenizer(), ["the cat"], small)
+
+
+class Downloads:
+    """A source whose snapshots are downloads: it notes what is on disk, and can fail."""
+
+    location = name = "somebody/model"
+
+    def __init__(self, root: Path, failing: Mapping[int, Exception] | None = None) -> None:
+        self.root = root
+        self.failing = failing or {}
+        self.log: list[tuple[str, int]] = []
+        self.cancelled = False
+        self._lock = threading.Lock()
+
+    def revisions(self) -> dict[int, Revision]:
+        return {step: Revision(step, f"step{step}", f"commit{step}") for step in range(1, 6)}
+
+    def snapshot(self, revision: Revision) -> Path:
+        with self._lock:
+            self.log.append(("get", revision.step))
+        if error := self.failing.get(revision.step):
+            raise error
+        directory = self.root / revision.ref
+        directory.mkdir()
+        (directory / "file").write_bytes(bytes(100))
+        return directory
+
+    def evict(self, revision: Revision) -> None:
+        with self._lock:
+            self.log.append(("evict", revision.step))
+        shutil.rmtree(self.root / revision.ref)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def use(self, **options: int) -> Iterator[tuple[int, Path | Exception]]:
+        for revision, outcome in snapshots(self, list(self.revisions().values()), **options):
+            deadline = time.monotonic() + 5
+            with self._lock:
+                self.log.append(("use", revision.step))
+            following = ("get", revision.step + 1)
+            while options == {} and revision.step < 5 and following not in self.log:
+                assert time.monotonic() < deadline, "the next snapshot does not come while this one is used"
+                time.sleep(0.001)
+            yield revision.step, outcome
+
+
+def test_the_next_snapshot_comes_while_one_is_used_and_two_at_most_are_on_disk(tmp_path: Path) -> None:
+    source = Downloads(tmp_path)
+    for step, outcome in source.use():
+        assert isinstance(outcome, Path)
+        assert outcome.is_dir()
+        assert {path.name for path in tmp_path.iterdir()} <= {f"step{step}", f"step{step + 1}"}
+    assert [step for what, step in source.log if what == "use"] == [1, 2, 3, 4, 5]
+    assert [step for what, step in source.log if what == "get"] == [1, 2, 3, 4, 5]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("budget", "at_most"), [(0, 1), (100, 1), (250, 2), (450, 4), (10_000, 5)])
+def test_snapshots_stay_while_they_fit(tmp_path: Path, budget: int, at_most: int) -> None:
+    source = Downloads(tmp_path)
+    most = 0
+    for step, outcome in source.use(disk_budget=budget):
+        assert isinstance(outcome, Path)
+        assert (tmp_path / f"step{step}").is_dir()
+        time.sleep(0.01)
+        most = max(most, len(list(tmp_path.iterdir())))
+    assert most <= at_most
+    assert sum(what == "get" for what, _ in source.log) == 5
+    assert len(list(tmp_path.iterdir())) == min(5, budget // 100)
+
+
+def test_an_error_of_one_snapshot_is_handed_over_and_of_the_repository_raised(tmp_path: Path) -> None:
+    source = Downloads(tmp_path, {2: CheckpointError("no weights"), 4: OSError("disk full")})
+    outcomes = dict(source.use())
+    assert [step for step, outcome in outcomes.items() if isinstance(outcome, Exception)] == [2, 4]
+    with pytest.raises(AccessError, match="gated"):
+        list(Downloads(tmp_path / "other", {1: AccessError("gated")}).use())
+
+
+def test_stopping_early_cancels_what_is_under_way(tmp_path: Path) -> None:
+    source = Downloads(tmp_path)
+    for step, _ in source.use():
+        if step == 2:
+            break
+    assert source.log.count(("get", 4)) == 0
+
+
+def test_checkpoints_come_from_the_hub_and_go_again(suite: Path, hub: HubServer, tmp_path: Path) -> None:
+    folders = {folder.name: folder for folder in suite.iterdir()}
+    hub.add("somebody/tiny", {**folders, "step20": {"README.md": b"no weights here"}})
+    options = {"mode": ["forward", "last-word"], **OPTIONS}
+    remote = perplexity("somebody/tiny", **options, out=tmp_path / "results")
+    local = perplexity(suite, **options)
+    for mode in options["mode"]:
+        here = remote[mode].sel(step=[1, 2, 10])
+        for name in here.data_vars:
+            np.testing.assert_array_equal(here[name], local[mode][name])
+        assert "step20" in remote[mode].attrs["missing"]["20"]
+    assert list((tmp_path / "huggingface").rglob("*.safetensors")) == []
+    sidecar = json.loads((tmp_path / "results" / "perplexity-forward.json").read_text())
+    branches = hub.repositories["somebody/tiny"].branches
+    assert sidecar["revisions"] == {str(step): branches[f"step{step}"] for step in (1, 2, 10)}
+    before = hub.count("resolve")
+    perplexity("somebody/tiny", steps=[1, 2, 10], **options, out=tmp_path / "results")
+    assert hub.count("resolve") == before
+
+
+class Committed(LocalSource):
+    """A local suite with commits, as the Hub has them."""
+
+    def __init__(self, directory: Path, commit: str) -> None:
+        super().__init__(directory)
+        self.commit = commit
+
+    def revisions(self) -> dict[int, Revision]:
+        return {s: Revision(s, r.ref, f"{self.commit}-{s}") for s, r in super().revisions().items()}
+
+
+def test_rows_belong_to_commits(suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]]) -> None:
+    options = {**OPTIONS, "out": tmp_path / "results"}
+    perplexity(Committed(suite, "a"), **options)
+    evaluated.clear()
+    perplexity(Committed(suite, "a"), **options)
+    assert evaluated == []
+    perplexity(Committed(suite, "b"), **options)
+    assert len(evaluated) == 3
+    sidecar = json.loads((tmp_path / "results" / "perplexity-forward.json").read_text())
+    assert sidecar["revisions"] == {"1": "b-1", "2": "b-2", "10": "b-10"}
+
+
+def test_an_interrupted_run_keeps_its_rows(suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]]) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    options = {**OPTIONS, "out": tmp_path / "results"}
+    with pytest.raises(KeyboardInterrupt):
+        perplexity(suite, progress=stop, **options)
+    evaluated.clear()
+    perplexity(suite, **options)
+    assert evaluated == [("step10", "forward")]
+
+
+def test_a_rounded_head_has_results_of_its_own(suite: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(TEXTS))
+    run = ["perplexity", "--model", str(suite), "--corpus", str(texts), "--results", str(tmp_path / "results")]
+    for options in ([], ["--head", "ternary"]):
+        done = CliRunner().invoke(main, [*run, "--device", "cpu", *options])
+        assert done.exit_code == 0, done.stderr
+    plain, rounded = (tmp_path / "results" / "tiny" / part / "perplexity-forward.csv" for part in ("", "ternary"))
+    assert plain.read_text() != rounded.read_text()
+    settings = json.loads(rounded.with_suffix(".json").read_text())["settings"]
+    assert settings["head"] == "ternary"

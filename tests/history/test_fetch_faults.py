@@ -1,0 +1,206 @@
+"""Fetching from a Hub that fails, in processes that are killed, beside others: the same bytes in the end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.checkpoints import HEAD, checkpoint, raw, state, suite
+from support.hubserver import Fault, HubServer, Request, at_random, once
+
+import pythia_dynamics.history.fetch as fetching
+from pythia_dynamics.checkpoints.hub import HubSource
+from pythia_dynamics.checkpoints.retry import Retry
+from pythia_dynamics.checkpoints.source import AccessError
+from pythia_dynamics.errors import CheckpointError, IntegrityError
+from pythia_dynamics.history.fetch import FetchReport, download
+from pythia_dynamics.history.store import Store
+
+REPO = "org/tiny"
+STEPS = tuple(range(1, 41))
+SHAPE = {"vocab": 1024, "d_model": 32, "layers": 1}
+FAULTS = (
+    Fault("status", 500),
+    Fault("status", 502),
+    Fault("status", 503, {"Retry-After": "0"}),
+    Fault("status", 429, {"Retry-After": "0"}),
+    Fault("cut"),
+    Fault("cut", after=30_000),
+    Fault("truncate", after=20_000),
+)
+FETCH = f"from pythia_dynamics.history.fetch import download; download({REPO!r}, workers=4)"
+
+
+def impatient() -> HubSource:
+    return HubSource(REPO, retry=Retry(tries=40, senseless=40, first=0.001, longest=0.005))
+
+
+def chunks(store: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("c/*/*/*"))}
+
+
+def start(cache: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHIA_DYN_CACHE": str(cache)}
+    return subprocess.Popen([sys.executable, "-c", FETCH], env=environment, stderr=subprocess.PIPE)
+
+
+def assert_true_weights(report: FetchReport) -> None:
+    history = report.histories()[HEAD]
+    for step in STEPS:
+        assert history.at(step).tobytes() == raw(state(step, **SHAPE)[HEAD])
+
+
+@pytest.fixture
+def undisturbed(hub: HubServer, tmp_path: Path) -> dict[str, bytes]:
+    """The chunks of a fetch to which nothing happened, checked against the weights."""
+    hub.add(REPO, suite(STEPS, **SHAPE))
+    report = download(REPO, cache=tmp_path / "undisturbed")
+    assert_true_weights(report)
+    hub.reset()
+    return chunks(report.path)
+
+
+@pytest.mark.parametrize("layout", ["safetensors", "torch shards"])
+def test_a_third_of_the_requests_failing(hub: HubServer, tmp_path: Path, layout: str) -> None:
+    hub.add(REPO, suite(STEPS, layout, **SHAPE))
+    hub.faults.append(at_random(0.3, 1, FAULTS))
+    report = download(REPO, source=impatient(), cache=tmp_path)
+    assert report.complete
+    assert_true_weights(report)
+    assert report.retries >= 8
+
+
+def test_wrong_answers_never_become_weights(hub: HubServer, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    wrong = tuple(Fault(kind) for kind in ("wrong_range", "ignore_range", "html", "expired", "moved", "gzip"))
+    hub.faults.append(at_random(0.3, 2, wrong, ("resolve", "cdn")))
+    report = download(REPO, source=impatient(), cache=tmp_path)
+    assert report.complete
+    assert chunks(report.path) == undisturbed
+
+
+def test_one_bad_revision_does_not_stop_the_others(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite(STEPS, **SHAPE))
+    bad = {hub.repositories[REPO].branches[f"step{step}"]: step for step in (1, 7, 40)}
+    moved = Fault("moved")
+    hub.faults.append(lambda request: moved if request.revision in bad else None)
+    source = HubSource(REPO, retry=Retry(first=0.001, longest=0.01))
+    report = download(REPO, source=source, cache=tmp_path)
+    assert tuple(report.missing) == (1, 7, 40)
+    assert len(report.fetched) == 37
+    assert "instead of" in report.missing[7]
+    hub.faults.clear()
+    assert download(REPO, cache=tmp_path).fetched == (1, 7, 40)
+
+
+def test_torch_slices_are_checked_end_to_end(hub: HubServer, tmp_path: Path) -> None:
+    files = {step: bytearray(checkpoint(state(step, **SHAPE), "torch")["pytorch_model.bin"]) for step in (1, 2, 3)}
+    weights = raw(state(2, **SHAPE)[HEAD])
+    files[2][files[2].index(weights) + 1000] ^= 1
+    hub.add(REPO, {f"step{step}": {"pytorch_model.bin": bytes(body)} for step, body in files.items()})
+    report = download(REPO, cache=tmp_path)
+    assert report.fetched == (1, 3)
+    assert "fails the checksum of pytorch_model.bin" in report.missing[2]
+    store = Store.open(report.path)
+    with pytest.raises(IntegrityError):
+        store.check(HEAD, 2)
+    assert not store.has(HEAD, 2)
+
+
+def test_damage_on_the_way_is_fetched_again(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    hub.add(REPO, suite([1], "torch", **SHAPE))
+    original, spoiled = fetching.crc32, []
+
+    def flip_once(data: bytes, value: int = 0) -> int:
+        spoiled.append(data)
+        return original(data, value) ^ (len(spoiled) == 1)
+
+    monkeypatch.setattr(fetching, "crc32", flip_once)
+    report = download(REPO, cache=tmp_path)
+    assert report.complete
+    assert report.histories()[HEAD].at(1).tobytes() == raw(state(1, **SHAPE)[HEAD])
+    assert hub.sent > 2 * 1024 * 32 * 2
+
+
+def test_a_gated_repository_stops_at_once(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite(STEPS, **SHAPE), gated=True, token="hf_secret")
+    with pytest.raises(AccessError, match="gated"):
+        download(REPO, cache=tmp_path)
+    assert hub.count("resolve") == 1
+    assert not list(tmp_path.glob("*.zarr"))
+
+
+def test_a_network_that_goes_away_leaves_what_was_fetched(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite(STEPS, **SHAPE))
+    denied = Fault("status", 403)
+    count = [0]
+
+    def after_a_while(request: Request) -> Fault | None:
+        count[0] += request.kind == "resolve"
+        return denied if count[0] > 12 and request.kind == "resolve" else None
+
+    hub.faults.append(after_a_while)
+    with pytest.raises(AccessError, match=r"403.*of 40 steps are in .*tiny\.zarr, the same fetch goes on from there"):
+        download(REPO, cache=tmp_path, workers=3)
+    hub.faults.clear()
+    report = download(REPO, cache=tmp_path)
+    assert report.complete
+    assert 10 <= len(report.present) <= 12  # two of the three workers may be stopped half-way
+
+
+def test_killed_and_started_again(hub: HubServer, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    generator = random.Random(5)
+    hub.bandwidth = 300_000
+    held = []
+    for _ in range(3):
+        goal = hub.count("cdn") + generator.randint(2, 8)
+        process = start(tmp_path)
+        while hub.count("cdn") < goal and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0.0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        here = chunks(tmp_path / "tiny.zarr") if (tmp_path / "tiny.zarr").exists() else {}
+        assert here.items() <= undisturbed.items()
+        held.append(len(here))
+    assert held == sorted(held)
+    hub.bandwidth = None
+    report = download(REPO, cache=tmp_path)
+    assert report.complete
+    assert 0 < len(report.present) < len(STEPS)
+    assert chunks(report.path) == undisturbed
+    leftovers = [path.name for path in tmp_path.rglob("*.partial") if path.is_file()]
+    assert not leftovers
+
+
+def test_two_processes_on_one_store(hub: HubServer, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    hub.latency = {"cdn": 0.01}
+    processes = [start(tmp_path), start(tmp_path)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+    assert chunks(tmp_path / "tiny.zarr") == undisturbed
+    store = Store.open(tmp_path / "tiny.zarr")
+    assert tuple(sorted(store.records(HEAD))) == STEPS
+    for step in STEPS:
+        store.check(HEAD, step)
+
+
+def test_tokens_are_in_no_store_and_no_message(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    hub.add(REPO, suite([1, 2], **SHAPE) | {"step3": {}}, gated=True, token="hf_secret")
+    hub.faults.append(once(Fault("status", 500), "resolve"))
+    report = download(REPO, cache=tmp_path)
+    assert report.fetched == (1, 2)
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"hf_secret" in content or b"Signature" in content for content in written)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\n and more")
+    with pytest.raises((AccessError, CheckpointError)) as caught:
+        download("org/none", cache=tmp_path)
+    assert "hf_secret" not in str(caught.value)

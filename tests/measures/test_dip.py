@@ -1,0 +1,106 @@
+"""Hartigan's dip: the statistic, its distribution under the null, and the test of every step."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import oracles
+from support.walks import DTYPES
+
+from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.density import density
+from pythia_dynamics.measures.dip import SAMPLE, dip, dip_p, dip_test
+from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
+
+
+def dips_of(weights):
+    return dip_test(density(weights))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.integers(0, 8), st.floats(-3, 3, width=16)), min_size=2, max_size=10),
+)
+def test_the_dip_is_the_least_distance_to_one_mode(sample):
+    assert dip(np.array(sample)) == pytest.approx(oracles.dip(sample), abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_dip_of_samples_with_modes(seed):
+    rng = np.random.default_rng(seed)
+    sample = np.concatenate([rng.normal(size=12), rng.normal(4, 0.5, size=9), rng.pareto(1, size=4)])
+    assert dip(sample) == pytest.approx(oracles.dip(sample), abs=1e-7)
+
+
+def test_dips_that_are_known():
+    assert dip(np.arange(7)) == pytest.approx(1 / 14)
+    assert dip(np.array([0.0, 1e-9, 2e-9, 1, 1 + 1e-9, 1 + 2e-9])) == pytest.approx(1 / 4, rel=1e-6)
+    rng = np.random.default_rng(0)
+    sample = rng.normal(size=500)
+    assert dip(-3 * sample + 1) == pytest.approx(dip(sample))
+    assert dip(rng.permutation(sample)) == dip(sample)
+
+
+def test_p_values_are_uniform_under_the_null():
+    rng = np.random.default_rng(5)
+    p = np.array([dip_p(dip(rng.random(SAMPLE))) for _ in range(2000)])
+    for share in (0.01, 0.05, 0.1, 0.5, 0.9):
+        assert np.mean(p <= share) == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 2000))
+    assert dip_p(0.1) == pytest.approx(1e-5)
+    assert dip_p(0) == pytest.approx(0.999)
+
+
+def test_the_dip_tells_two_modes_from_one():
+    rng = np.random.default_rng(1)
+    one = rng.normal(0, 0.05, (400, 50))
+    two = one + np.where(rng.random(one.shape) < 0.5, 0.12, -0.12)
+    constant = np.full((400, 50), 0.25)
+    frames = np.stack([one, two, constant, np.full((400, 50), np.nan)]).astype(np.float16)
+    with pytest.warns(NonFiniteWarning):
+        p = dips_of(frames)["dip_p"]
+    assert p[0] > 0.2
+    assert p[1] < 1e-3
+    assert p[2] == 1
+    assert np.isnan(p[3])
+    assert dips_of(constant[None].astype(np.float32))["dip_p"].item() == 1
+
+
+def test_a_missing_step_has_no_dip():
+    weights = np.random.default_rng(1).normal(0, 0.05, (3, 60, 40)).astype(np.float16)
+    with pytest.warns(MissingStepsWarning):
+        result = density(History.from_array(weights, [0, 1, 2], missing={1: "lost"}))
+    assert np.isnan(dip_test(result)["dip"]).to_numpy().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("size", [16, 64, 512])
+def test_few_weights_of_one_mode_are_taken_for_that(size):
+    weights = np.random.default_rng(6).normal(0, 0.02, (200, 1, size)).astype(np.float16)
+    assert np.mean(dips_of(weights)["dip_p"] < 0.05) < 0.1
+
+
+def test_a_zero_of_either_sign_is_one_value():
+    weights = np.array([0.0, -0.0] * 50, np.float16).reshape(1, 10, 10)
+    assert dips_of(weights)["dip_p"].item() == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_three_values_have_more_than_one_mode(dtype):
+    # moved within their rounding, not across the gaps that no weight fills
+    weights = np.random.default_rng(3).choice([-1.0, 0.0, 1.0], (3, 200, 30)).astype(dtype)
+    assert (dips_of(weights)["dip_p"] < 1e-3).all()
+
+
+def test_every_step_draws_weights_of_its_own():
+    frame = np.random.default_rng(4).normal(0, 0.05, (60, 40)).astype(np.float16)
+    found = dips_of(History.from_array(np.stack([frame] * 3), [1000, 2000, 5000]))["dip"]
+    assert len(np.unique(found)) == 3
+    alone = dips_of(History.from_array(frame[None], [2000]))["dip"]
+    assert float(alone[0]) == float(found.sel(step=2000))
+
+
+def test_rounding_is_no_mode():
+    weights = np.random.default_rng(2).normal(0, 0.05, (40, 300, 20)).astype(ml_dtypes.bfloat16)
+    assert np.mean(dips_of(weights)["dip_p"] < 0.05) < 0.15

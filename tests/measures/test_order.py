@@ -1,0 +1,135 @@
+"""The order parameter, and the loss against it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+from support.walks import DTYPES, walk
+
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.order import break_in_line, derivative, order_parameter
+from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_are_numpys(dtype):
+    w = walk(4, 30, 8, dtype)
+    result = order_parameter(w)
+    norm = np.linalg.norm(w.reshape(4, -1).astype(np.float64), axis=1)
+    np.testing.assert_allclose(result["frobenius_norm"], norm, rtol=1e-12)
+    np.testing.assert_allclose(result["order_parameter"], norm / 8, rtol=1e-12)
+    np.testing.assert_allclose(result["rms"], norm / np.sqrt(240), rtol=1e-12)
+    assert "loss" not in result
+
+
+def scaled(b):
+    """Weights whose order parameter is b: one weight per step, d_model 1."""
+    return np.asarray(b, dtype=np.float64)[:, None, None]
+
+
+def test_dl_db_is_that_of_a_known_law_on_uneven_steps():
+    steps = np.array([0, 1, 2, 4, 8, 16, 32, 64, 100, 150, 200, 300, 400])
+    b = 1 + steps / 100
+    history = History.from_array(scaled(b), steps)
+    result = order_parameter(history, loss=3 - 2 * b)
+    np.testing.assert_allclose(result["dloss_db"], -2, rtol=1e-9)
+    quadratic = order_parameter(history, loss=dict(zip(steps.tolist(), (b - 2) ** 2, strict=True)))
+    np.testing.assert_allclose(quadratic["dloss_db"][1:-1], 2 * (b[1:-1] - 2), rtol=1e-9, atol=1e-12)
+
+
+def test_dl_db_is_nan_where_b_stalls_or_something_is_missing():
+    steps = np.arange(7)
+    b = np.array([1.0, 2.0, 3.0, 3.0, 3.0, 4.0, 5.0])
+    slope = derivative(steps, b, np.arange(7.0))
+    assert np.isnan(slope).tolist() == [False, False, False, True, False, False, False]
+    loss = np.array([1, np.nan, 3, 4, 5, 6, 7])
+    assert np.isnan(derivative(steps, b, loss)).tolist() == [False, True, False, True, False, False, False]
+    assert np.isnan(derivative(steps[:1], b[:1], loss[:1])).all()
+
+
+def test_a_loss_may_cover_a_part_of_the_steps():
+    history = History.from_array(scaled([1.0, 2.0, 3.0, 4.0]), [10, 20, 30, 40])
+    array = xr.DataArray([3.0, 2.0, 1.0], dims="step", coords={"step": [20, 30, 99]})
+    for loss in ({20: 3.0, 30: 2.0, 99: 1.0}, array):
+        result = order_parameter(history, loss=loss)
+        np.testing.assert_array_equal(result["loss"], [np.nan, 3, 2, np.nan])
+        np.testing.assert_allclose(result["dloss_db"], [np.nan, -1, -1, np.nan])
+    with pytest.raises(PythiaDynError, match="4 steps"):
+        order_parameter(history, loss=[1.0, 2.0])
+
+
+def test_the_break_of_two_lines_is_found():
+    rng = np.random.default_rng(0)
+    b = np.linspace(1, 3, 81)
+    loss = np.where(b < 1.8, 5 - 2 * b, 1.4 - 0.25 * (b - 1.8)) + 0.01 * rng.standard_normal(81)
+    result = order_parameter(scaled(b), loss=loss)
+    found = result["loss"].attrs
+    assert found["break_b"] == pytest.approx(1.8, abs=0.05)
+    assert found["slope_before"] == pytest.approx(-2, abs=0.05)
+    assert found["slope_after"] == pytest.approx(-0.25, abs=0.05)
+    assert found["break_p"] == pytest.approx(0.001)
+    # the F statistic by brute force over all breaks
+    rest = [residual(b, loss, c) for c in b[2:-2]]
+    line = residual(b, loss, None)
+    assert found["break_f"] == pytest.approx((line - min(rest)) / 2 / (min(rest) / 77), rel=1e-6)
+
+
+def residual(x, y, at):
+    columns = [np.ones_like(x), x] + ([] if at is None else [np.maximum(x - at, 0)])
+    design = np.column_stack(columns)
+    return np.sum((y - design @ np.linalg.lstsq(design, y, rcond=None)[0]) ** 2)
+
+
+def test_the_test_for_a_break_keeps_its_level():
+    rng = np.random.default_rng(1)
+    x = np.sort(rng.uniform(0, 1, 30))
+    p = np.array([break_in_line(x, 2 - x + rng.standard_normal(30), draws=199).p for _ in range(300)])
+    assert 0.02 <= np.mean(p <= 0.05) <= 0.09
+    assert 0.4 <= np.mean(p <= 0.5) <= 0.6
+
+
+def test_lines_without_a_break():
+    x = np.arange(10.0)
+    exact = break_in_line(x, 3 * x + 1)
+    assert exact.f == 0
+    assert exact.p == 1
+    assert exact.slope_before == pytest.approx(3)
+    assert break_in_line(x[:5], x[:5]) is None
+    assert break_in_line(np.ones(10), x) is None
+    kink = break_in_line(x, np.maximum(x - 4, 0))
+    assert kink.at == 4
+    assert kink.p == 0.001
+
+
+def test_gaps_and_bad_weights_are_nan():
+    w = walk(4, 6, 3, np.float16)
+    w[2, 0, 0] = np.inf
+    history = History.from_array(w, missing={1: "lost"})
+    with pytest.warns(MissingStepsWarning, match="step 1"), pytest.warns(NonFiniteWarning, match="step 2"):
+        result = order_parameter(history, loss=[4.0, 3.0, 2.0, 1.0])
+    assert np.isnan(result["order_parameter"]).values.tolist() == [False, True, True, False]
+    assert np.isfinite(result["dloss_db"]).values.tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("dependence", "most"), [(0.0, 0.08), (0.5, 0.12), (0.9, 0.25)])
+def test_dependent_noise_about_a_straight_line_is_no_break(dependence, most):
+    rng = np.random.default_rng(0)
+    x, found = np.linspace(0, 1, 60), 0
+    for _ in range(100):
+        noise = rng.standard_normal(60)
+        for i in range(1, 60):
+            noise[i] = dependence * noise[i - 1] + np.sqrt(1 - dependence**2) * noise[i]
+        found += break_in_line(x, 2 * x + noise, draws=199).p < 0.05
+    assert found / 100 <= most
+
+
+def test_a_break_is_found_in_dependent_noise():
+    rng = np.random.default_rng(1)
+    x, noise = np.linspace(0, 1, 100), rng.standard_normal(100)
+    for i in range(1, 100):
+        noise[i] = 0.5 * noise[i - 1] + noise[i]
+    fit = break_in_line(x, -6 * np.minimum(x, 0.5) + 0.2 * noise)
+    assert fit.p < 0.01
+    assert abs(fit.at - 0.5) < 0.1

@@ -1,0 +1,252 @@
+"""The order-parameter blog done again, on suites small enough for a test, and its claims on its own numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from pythia_dynamics.claims import scorecard as claims
+from pythia_dynamics.claims.blog import CLAIMS, decide
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.published_blog import published_blog
+from pythia_dynamics.studies import order_parameter as blog
+from pythia_dynamics.studies.order_parameter import expected_b
+from pythia_dynamics.training.plan import SIZES
+from pythia_dynamics.training.text import Text
+
+WORDS = ["the", "of", "and", "in", "that", "is", "was", "with", "as", "his", "be", "they"]
+TINY = {
+    "context": 16,
+    "batch": 4,
+    "max_steps": 24,
+    "every": 3,
+    "eval_batches": 2,
+    "learning_rate": 3e-3,
+    "device": "cpu",
+}
+
+
+def play() -> Text:
+    rng = np.random.default_rng(0)
+    speeches = [f"WHO:\n{' '.join(rng.choice(WORDS, size=rng.integers(12, 30)))}.\n\n" for _ in range(120)]
+    return Text("play", "".join(speeches))
+
+
+@contextmanager
+def stage(label: str, unit: str) -> Iterator[Progress]:
+    yield silent
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[blog.Report, Path]:
+    directory = tmp_path_factory.mktemp("blog")
+    places = {"cache": directory / "cache", "results": directory / "results"}
+    return blog.reproduce(play(), stage=stage, quick=True, **places, **TINY), directory
+
+
+# -- what was published ---------------------------------------------------------------------------------------
+
+
+def test_the_published_numbers() -> None:
+    for size in SIZES:
+        table = published_blog(size)
+        assert table["step"].to_numpy().tolist() == list(range(0, 20_000, 1000))
+        assert np.isfinite(table.to_dataarray()).all()
+    first = {size: round(float(published_blog(size)["order_parameter"][0]), 4) for size in SIZES}
+    assert first == {"10k": 0.1457, "0.1m": 0.0718, "1m": 0.0362, "10m": 0.0121}
+    assert float(published_blog("10m")["validation_loss"][-1]) == pytest.approx(2.6901, abs=1e-4)
+    with pytest.raises(UnknownNameError, match="no published size '1k'"):
+        published_blog("1k")
+
+
+def test_the_published_numbers_are_those_of_the_source() -> None:
+    if "PYTHIA_DYN_SHARED" not in os.environ:
+        pytest.skip("PYTHIA_DYN_SHARED names no directory of shared data")
+    shared = Path(os.environ["PYTHIA_DYN_SHARED"])
+    with (shared / "blog_train_loss_vs_order_parameter.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            table = published_blog(row["model"].lower()).sel(step=int(row["step"]))
+            assert float(table["order_parameter"]) == float(row["order_param_b"])
+            assert float(table["train_loss"]) == float(row["train_loss"])
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_b_of_an_untrained_head(size: str) -> None:
+    d = SIZES[size]["d_model"]
+    generator = torch.Generator().manual_seed(0)
+    drawn = {"pytorch": [], "neox": []}
+    for _ in range(200):
+        uniform = (torch.rand(65, d, generator=generator, dtype=torch.float64) * 2 - 1) / d**0.5
+        drawn["pytorch"].append(float(uniform.norm()) / d)
+        drawn["neox"].append(float((torch.randn(65, d, generator=generator, dtype=torch.float64) * 0.02).norm()) / d)
+    for kind, values in drawn.items():
+        b, spread = expected_b(kind, 65, d)
+        assert np.mean(values) == pytest.approx(b, abs=4 * spread / 200**0.5)
+        assert np.std(values) == pytest.approx(spread, rel=0.15)
+    assert expected_b("pytorch", 65, 32)[0] == pytest.approx(0.1455, abs=1e-4)
+    assert expected_b("neox", 65, 32)[0] == pytest.approx(0.0285, abs=1e-4)
+    with pytest.raises(UnknownNameError):
+        expected_b("keras", 65, 32)
+
+
+# -- the verdicts ---------------------------------------------------------------------------------------------
+
+
+def initial(size: str) -> dict[str, dict[str, float]]:
+    found = {}
+    for kind in ("pytorch", "neox"):
+        b, spread = expected_b(kind, 65, SIZES[size]["d_model"])
+        found[kind] = {"expected": b, "spread": spread, "measured": b + spread}
+    return found
+
+
+def judge(runs: dict[str, tuple[xr.Dataset, ...]], **changes: dict[str, dict[str, float]]) -> dict[str, str]:
+    begun = {size: changes.get(size, initial(size)) for size in runs}
+    verdicts = decide(runs, begun, dict.fromkeys(runs, "pytorch"))
+    assert all(verdict.reason for verdict in verdicts)
+    return {verdict.claim: verdict.verdict for verdict in verdicts}
+
+
+def test_the_blogs_own_numbers_support_its_claims() -> None:
+    runs = {size: (published_blog(size),) for size in SIZES}
+    assert set(judge(runs).values()) == {"supported"}
+
+
+def altered(size: str, **curves: object) -> xr.Dataset:
+    table = published_blog(size)
+    return table.assign({name: ("step", np.asarray(values)) for name, values in curves.items()})
+
+
+def test_each_claim_can_fail() -> None:
+    small = {size: (published_blog(size),) for size in ("10k", "0.1m")}
+    b, loss = (published_blog("10k")[name].to_numpy() for name in ("order_parameter", "train_loss"))
+    falling = {**small, "10k": (altered("10k", order_parameter=np.append(b[:-1], b[10])),)}
+    assert judge(falling)["b-monotone"] == "not supported"
+    rising = {**small, "10k": (altered("10k", train_loss=np.append(loss[:-1], loss[0])),)}
+    assert judge(rising)["loss-falls-with-b"] == "not supported"
+    smooth = {**small, "10k": (altered("10k", train_loss=2 + np.exp(-(b - b[0]) / 0.05)),)}
+    assert judge(smooth)["slope-changes"] == "not supported"
+    elsewhere = initial("10k")
+    elsewhere["pytorch"]["measured"] *= 1.2
+    assert judge(small, **{"10k": elsewhere})["b-initial"] == "not supported"
+    # seeds: one that falls is enough
+    seeds = {"10k": (published_blog("10k"), falling["10k"][0])}
+    assert judge(seeds)["b-monotone"] == "not supported"
+
+
+def test_a_short_run_cannot_tell_and_a_large_model_is_not_asked() -> None:
+    early = {size: (published_blog(size).sel(step=slice(0, 10_000)),) for size in ("10k", "0.1m")}
+    assert judge(early)["slope-changes"] == "not testable here"
+    assert judge({"1m": (published_blog("1m"),)})["slope-changes"] == "not testable here"
+    assert judge({"10k": (published_blog("10k").isel(step=slice(0, 4)),)})["slope-changes"] == "not testable here"
+
+
+def test_a_dip_of_b_smaller_than_its_tolerance_does_not_order_the_loss() -> None:
+    """b falls a little in the first hundred steps, in which the loss falls by half."""
+    table = published_blog("10k")
+    b = table["order_parameter"].to_numpy().copy()
+    b[1] = b[0] - 0.005 * np.ptp(b)
+    assert judge({"10k": (altered("10k", order_parameter=b),)})["loss-falls-with-b"] == "supported"
+
+
+# -- the whole of it ------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_there(made: tuple[blog.Report, Path]) -> None:
+    report, directory = made
+    out = directory / "results" / "order-parameter-quick"
+    assert report.name == out.name
+    names = {"runs.csv", "comparison.csv", "initial_b.csv", "claims.json", "provenance.json"}
+    names |= {f"sample-{size}.txt" for size in blog.QUICK_SIZES}
+    names |= {
+        f"{figure}.{kind}"
+        for figure in ("loss", "loss_against_order", "slope_against_order")
+        for kind in ("png", "svg")
+    }
+    assert {path.name for path in out.iterdir()} == names
+    assert all(path.is_file() for path in report.files)
+    for size in blog.QUICK_SIZES:
+        assert (directory / "cache" / f"order-quick-{size}" / "step24").is_dir()
+        assert (directory / "results" / f"order-quick-{size}" / "order.csv").is_file()
+        assert len((out / f"sample-{size}.txt").read_text()) > 8 * 14
+    recorded = json.loads((out / "provenance.json").read_text())["order-parameter"]
+    assert recorded["options"]["learning_rate"] == 3e-3
+    assert recorded["options"]["initialisation"] == "pytorch"
+
+
+def test_the_tables_hang_together(made: tuple[blog.Report, Path]) -> None:
+    report, directory = made
+    out = directory / "results" / "order-parameter-quick"
+    with (out / "runs.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == "0.1m"]
+    assert [int(row["step"]) for row in rows] == list(range(0, 25, 3))
+    own = Results("order-quick-0.1m", directory / "results").read_table("order")
+    with (directory / "cache" / "order-quick-0.1m" / "losses.csv").open(newline="") as file:
+        losses = list(csv.DictReader(file))
+    for row, b, loss in zip(rows, own["order_parameter"].to_numpy(), losses, strict=True):
+        assert float(row["order_parameter"]) == pytest.approx(b, rel=1e-9)
+        assert float(row["train_loss"]) == pytest.approx(float(loss["train_loss"]), rel=1e-8)
+        assert float(row["validation_loss"]) == pytest.approx(float(loss["validation_loss"]), rel=1e-8)
+    with (out / "comparison.csv").open(newline="") as file:
+        both = list(csv.DictReader(file))
+    assert [(row["model"], row["step"]) for row in both] == [("10k", "0"), ("0.1m", "0")]
+    assert float(both[0]["order_parameter_published"]) == pytest.approx(0.14574, abs=1e-5)
+    assert report.facts["0.1m"]["b"][1] == pytest.approx(float(rows[-1]["order_parameter"]), rel=1e-9)
+
+
+def test_both_conventions_of_the_untrained_head(made: tuple[blog.Report, Path]) -> None:
+    report, directory = made
+    with (directory / "results" / "order-parameter-quick" / "initial_b.csv").open(newline="") as file:
+        rows = {(row["model"], row["initialisation"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {(size, kind) for size in blog.QUICK_SIZES for kind in ("pytorch", "neox")}
+    for row in rows.values():
+        off = abs(float(row["measured"]) - float(row["expected"])) / float(row["standard_deviation"])
+        assert off < 4
+    vocab = len(set(play().content))
+    assert float(rows["10k", "pytorch"]["expected"]) == pytest.approx((vocab / 3) ** 0.5 / 32)
+    assert rows["10k", "neox"]["published"] == ""
+    begun = float(report.runs["10k"][0]["order_parameter"][0])
+    assert begun == pytest.approx(float(rows["10k", "pytorch"]["measured"]), rel=1e-6)
+
+
+def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Report, Path]) -> None:
+    report, directory = made
+    saved = claims.read(Results("order-parameter-quick", directory / "results"))
+    assert saved is not None
+    assert [verdict.claim for verdict in saved] == list(CLAIMS) == [verdict.claim for verdict in report.verdicts]
+    assert json.loads(json.dumps(report.facts))["10k"]["steps"] == 24
+    by_claim = {verdict.claim: verdict.verdict for verdict in saved}
+    assert by_claim["slope-changes"] == "not testable here"
+
+
+def test_a_second_run_uses_what_is_there_and_seeds_have_suites_of_their_own(
+    made: tuple[blog.Report, Path], tmp_path: Path
+) -> None:
+    report, directory = made
+    places = {"cache": directory / "cache", "results": directory / "results"}
+    before = (directory / "cache" / "order-quick-10k" / "step24" / "model.safetensors").stat().st_mtime_ns
+    again = blog.reproduce(play(), stage=stage, quick=True, **places, **TINY)
+    assert (directory / "cache" / "order-quick-10k" / "step24" / "model.safetensors").stat().st_mtime_ns == before
+    assert again.facts == report.facts
+    places = {"out": tmp_path / "suites", "cache": tmp_path, "results": tmp_path}
+    short = {**TINY, "max_steps": 6}
+    two = blog.reproduce(play(), stage=stage, sizes=["10K"], seeds=(0, 1), **places, **short)
+    assert sorted(path.name for path in (tmp_path / "suites").glob("[!.]*")) == ["order-10k-seed0", "order-10k-seed1"]
+    assert two.name == "order-parameter"
+    first, second = two.runs["10k"]
+    assert float(first["order_parameter"][-1]) != float(second["order_parameter"][-1])
+    with pytest.raises(UnknownNameError, match="no size '1k'"):
+        blog.reproduce(play(), stage=stage, sizes=["1k"])
+    with pytest.raises(PythiaDynError, match="at least one seed"):
+        blog.reproduce(play(), stage=stage, seeds=())

@@ -1,0 +1,177 @@
+"""The exit protocol as a rule: when it stops, what it looks at, what it saves and costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import pythia_dynamics as pyd
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.stationarity import motion, walk
+from pythia_dynamics.training.stopping import StationarityRule, replay
+
+
+def curves(steps: list[int], rate: list[float], msd: list[float] | None = None) -> xr.Dataset:
+    """Curves with these rates, and an MSD that grows with its null unless given."""
+    null = np.arange(1.0, len(steps) + 1) ** 2
+    return xr.Dataset(
+        {
+            "displacement_rate": ("step", np.array(rate, float)),
+            "msd": ("step", null if msd is None else np.array(msd, float)),
+            "msd_null": ("step", null),
+            "msd_null_sd": ("step", 0.01 * null),
+        },
+        {"step": np.array(steps)},
+    )
+
+
+# -- the rule -------------------------------------------------------------------------------------------------
+
+
+def test_patience_counts_records_in_a_row() -> None:
+    data = curves([0, 1, 2, 3, 4, 5, 6, 7], [np.nan, 0.1, 0.005, 0.1, 0.005, 0.004, 0.003, 0.1])
+    assert StationarityRule("displacement", 0.01, patience=1).stop(data) == 2
+    assert StationarityRule("displacement", 0.01, patience=2).stop(data) == 5
+    assert StationarityRule("displacement", 0.01, patience=3).stop(data) == 6
+    assert StationarityRule("displacement", 0.01, patience=4).stop(data) is None
+    assert StationarityRule("displacement", 0.01, patience=2, after=5).stop(data) == 6
+    assert StationarityRule("msd", 0.01, patience=1).stop(data) is None
+
+
+def test_a_missing_record_is_passed_over_and_the_first_is_never_stationary() -> None:
+    data = curves([0, 1, 2, 3, 4], [np.nan, 0.001, np.nan, 0.001, 0.001], [1, 4, np.nan, 16, 25])
+    assert StationarityRule("displacement", 0.01, patience=2).stop(data) == 3
+    assert StationarityRule("displacement", 0.01, patience=2).stationary(data).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert StationarityRule("displacement", 1e9, patience=1).stop(curves([5], [np.nan])) is None
+
+
+def test_past_the_peak_means_below_what_the_null_shows() -> None:
+    steps, rate = list(range(6)), [1.0] * 6
+    peaked = curves(steps, rate, [1, 4, 9, 7, 6, 5])
+    assert StationarityRule("msd", patience=1).stop(peaked) == 3
+    assert StationarityRule("msd", patience=3).stop(peaked) == 5
+    assert StationarityRule("either", threshold=1e-9, patience=3).stop(peaked) == 5
+    assert StationarityRule("msd", patience=1).stop(curves(steps, rate, [1, 4, 9, 9.5, 9.6, 9.7])) is None  # no peak
+    # a dip that the null itself takes, or one within its spread, is none
+    dip = curves(steps, rate, [1, 4, 9, 7, 12, 13])
+    dip["msd_null"] = ("step", np.array([1, 4, 9, 7.1, 12, 13]))
+    dip["msd_null_sd"] = 0.02 * dip["msd_null"]
+    assert StationarityRule("msd", patience=1).stop(dip) is None
+    assert StationarityRule("msd", patience=1, sigmas=0).stop(dip) == 3
+
+
+def test_what_is_said_of_a_record_does_not_depend_on_later_ones() -> None:
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(size=(40, 30, 4)), axis=0)
+    walk[20:] = walk[20] * np.linspace(1, -1, 20)[:, None, None]  # turns round: the integral shrinks
+    whole = motion(walk)
+    rule = StationarityRule("either", threshold=40.0, patience=2)
+    said = rule.stationary(whole)
+    assert said.any()
+    for length in (5, 19, 30, 39):
+        part = motion(History.from_array(walk[:length]))
+        np.testing.assert_array_equal(rule.stationary(part), said[:length])
+
+
+def test_rules_that_cannot_be() -> None:
+    with pytest.raises(UnknownNameError, match="no rule 'mds'; did you mean msd"):
+        StationarityRule("mds")  # type: ignore[arg-type]
+    with pytest.raises(PythiaDynError, match="at least 1"):
+        StationarityRule(patience=0)
+    with pytest.raises(PythiaDynError, match="above 0"):
+        StationarityRule(threshold=0.0)
+
+
+# -- the curves -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_motion_against_the_formulas(dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    weights = (0.3 + np.cumsum(rng.normal(scale=0.05, size=(9, 50, 6)), axis=0)).astype(dtype)
+    steps = np.array([0, 1, 2, 4, 8, 1000, 2000, 2500, 4000])
+    history = History.from_array(weights, steps, missing={8: "lost"})
+    with pytest.warns(UserWarning, match="lacks step 8"):
+        found = motion(history)
+    present = [0, 1, 2, 3, 5, 6, 7, 8]
+    w = weights.astype(np.float64)[present].reshape(8, -1)
+    norms = np.linalg.norm(w, axis=1)
+    sizes = np.linalg.norm(np.diff(w, axis=0), axis=1)
+    np.testing.assert_allclose(found["frobenius_norm"][present], norms, rtol=1e-6)
+    np.testing.assert_allclose(found["moved"][present][1:], sizes**2, rtol=1e-5)
+    rates = sizes / norms[1:] / np.diff(steps[present]) * 1000
+    np.testing.assert_allclose(found["displacement_rate"][present][1:], rates, rtol=1e-5)
+    assert np.isnan(found["displacement_rate"].to_numpy()[[0, 4]]).all()
+    msd = pyd.msd(history.select(steps[present].tolist()))
+    np.testing.assert_allclose(found["msd"][present], msd["msd"])
+    np.testing.assert_allclose(found["msd_null"][present], msd["msd_null"])
+
+
+def test_uneven_steps_count_by_their_numbers() -> None:
+    """Weights that grow steadily with the step number move at one rate, however the steps are spaced."""
+    steps = np.array([0, 1, 2, 4, 100, 150, 1000])
+    weights = 1e4 + np.multiply.outer(steps.astype(float), np.ones((20, 5)))
+    rates = motion(History.from_array(weights, steps))["displacement_rate"].to_numpy()[1:]
+    np.testing.assert_allclose(rates, 1000 / (1e4 + steps[1:]), rtol=1e-6)
+
+
+def test_the_spread_of_a_walk_is_what_walks_show() -> None:
+    rng = np.random.default_rng(2)
+    start = rng.normal(size=60)
+    start -= start.mean()
+    sizes = rng.uniform(0.2, 1.0, size=12)
+    found = []
+    for _ in range(3000):
+        steps = rng.normal(size=(12, 60)) * sizes[:, None] / np.sqrt(60)
+        steps[0] = start
+        w = np.cumsum(steps, axis=0)
+        integral = np.cumsum(w - w.mean(axis=1, keepdims=True), axis=0)
+        found.append((integral**2).sum(axis=1) / 59)
+    expected, spread = walk(float(start @ start), sizes**2, 60)
+    np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=0.02)
+    np.testing.assert_allclose(np.std(found, axis=0)[1:], spread[1:], rtol=0.06)
+    assert spread[0] == 0
+
+
+def test_degenerate_histories() -> None:
+    one = replay(np.ones((1, 5, 4)))
+    assert (one.stopped_at, one.last_step, one.saved) == (None, 0, 0.0)
+    rest = replay(np.ones((9, 5, 4)), StationarityRule(patience=2))
+    assert rest.stopped_at == 2  # nothing moves from the first interval on
+    zero = replay(np.zeros((4, 5, 4)))
+    assert zero.stopped_at is None  # 0 / 0 is no rate
+
+
+def test_a_pure_walk_never_passes_its_peak() -> None:
+    for seed in range(20):
+        steps = np.random.default_rng(seed).normal(size=(60, 40, 10))
+        assert replay(np.cumsum(steps, axis=0), StationarityRule("msd", patience=1)).stopped_at is None
+
+
+# -- the replay -----------------------------------------------------------------------------------------------
+
+
+def test_what_stopping_saves_and_costs() -> None:
+    data = curves([0, 1000, 2000, 3000, 4000], [np.nan, 0.1, 0.001, 0.001, 0.001])
+    rule = StationarityRule("displacement", patience=2)
+    loss = {0: 5.0, 1000: 3.0, 2900: 2.5, 3500: 2.1, 4000: 2.2, 9000: 0.0}
+    found = replay(data, rule, loss=loss)
+    assert (found.stopped_at, found.last_step, found.saved) == (3000, 4000, 0.25)
+    assert (found.loss_step, found.loss_at_stop, found.loss_last) == (2900, 2.5, 2.2)
+    assert found.loss_cost == pytest.approx(0.3)
+    assert found.loss_best_after == 2.1
+    assert found.curves["stationary"].to_numpy().tolist() == [False, False, True, True, True]
+    unknown = replay(data, rule)
+    assert np.isnan(unknown.loss_cost)
+    assert unknown.loss_step is None
+    never = replay(data, StationarityRule("displacement", threshold=1e-9), loss=loss)
+    assert (never.stopped_at, never.saved) == (None, 0.0)
+    assert np.isnan(never.loss_cost)
