@@ -7,7 +7,7 @@ The message of each is one line that says what is wrong and what to do; the comm
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "CheckpointError",
@@ -19,6 +19,7 @@ __all__ = [
     "PythiaDynError",
     "StoreError",
     "UnknownNameError",
+    "listed",
     "nearest",
 ]
 
@@ -86,3 +87,11 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> list[str]:
     close = difflib.get_close_matches(text.lower(), list(by_lower), n=count, cutoff=0.5)
     within = [c for c in by_lower if text.lower() in c and c not in close] if len(text) > 2 else []
     return [by_lower[c] for c in (close + within)[:count]]
+
+
+def listed(steps: Sequence[int]) -> str:
+    """Steps as a message names them: all of a few, the first ones and the last of many."""
+    noun = "step" if len(steps) == 1 else "steps"
+    if len(steps) <= 6:
+        return f"{noun} {', '.join(map(str, steps))}"
+    return f"{len(steps)} steps ({', '.join(map(str, steps[:4]))} … {steps[-1]})"

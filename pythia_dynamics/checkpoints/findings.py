@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from pythia_dynamics.checkpoints.registry import is_pythia
+from pythia_dynamics.errors import listed
 
-__all__ = ["Finding", "Verification", "equal_content", "groups_of_equal", "listed"]
+__all__ = ["Finding", "Verification", "equal_content", "groups_of_equal"]
 
 
 _FIRST = (0, 1)
@@ -43,14 +44,6 @@ class Verification:
     def faults(self) -> tuple[Finding, ...]:
         """The findings that are not known to be harmless."""
         return tuple(finding for finding in self.findings if finding.fault)
-
-
-def listed(steps: Sequence[int]) -> str:
-    """Steps for a sentence: all of a few, the first and the last of many."""
-    noun = "step" if len(steps) == 1 else "steps"
-    if len(steps) <= 6:
-        return f"{noun} {', '.join(map(str, steps))}"
-    return f"{len(steps)} steps ({', '.join(map(str, steps[:4]))} … {steps[-1]})"
 
 
 def equal_content(steps: tuple[int, ...], location: str, what: str) -> Finding:

@@ -10,11 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_content, groups_of_equal, listed
+from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_content, groups_of_equal
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.checkpoints.source import AccessError, Revision
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["REMOTE", "verify_remote"]

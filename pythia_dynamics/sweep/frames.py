@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "NonFiniteWarning",
     "carrier",
     "is_finite",
-    "listed",
     "rows_kept",
     "slabs",
     "warn_missing",
@@ -185,11 +184,6 @@ def warn_nonfinite(history: History, steps: Sequence[int]) -> None:
             NonFiniteWarning,
             stacklevel=3,
         )
-
-
-def listed(steps: Sequence[int]) -> str:
-    noun = "step" if len(steps) == 1 else f"{len(steps)} steps:"
-    return f"{noun} {', '.join(str(step) for step in steps)}"
 
 
 def is_finite(frames: Frames, position: int) -> bool:

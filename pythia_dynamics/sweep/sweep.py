@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
 from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.sweep.frames import Frames, is_finite, listed, slabs, warn_nonfinite, workers
+from pythia_dynamics.sweep.frames import Frames, is_finite, slabs, warn_nonfinite, workers
 
 __all__ = ["Accumulator", "run_jobs", "sweep"]
 

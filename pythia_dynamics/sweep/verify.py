@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_content, groups_of_equal, listed
-from pythia_dynamics.errors import IntegrityError
+from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_content, groups_of_equal
+from pythia_dynamics.errors import IntegrityError, listed
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import CHECKSUM_BYTES, Store
 from pythia_dynamics.progress import Progress, silent

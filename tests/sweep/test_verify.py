@@ -12,12 +12,13 @@ from click.testing import CliRunner
 from support.checkpoints import HEAD, checkpoint, state, suite
 from support.hubserver import Fault, HubServer
 
-from pythia_dynamics.checkpoints.findings import Verification, listed
+from pythia_dynamics.checkpoints.findings import Verification
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.retry import Retry
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
 from pythia_dynamics.cli.app import main
+from pythia_dynamics.errors import listed
 from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.sweep.verify import verify_store
 
