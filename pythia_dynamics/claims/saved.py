@@ -71,7 +71,7 @@ class Saved:
     """Tables and arrays of one model by name, None where they have not been made."""
 
     def __init__(self, results: Results) -> None:
-        self.results = results
+        self.results, self.weights = results.model, results.weights()
         self.name = results.name
         self._tables: dict[str, xr.Dataset | None] = {}
 
@@ -79,7 +79,8 @@ class Saved:
         """``<kind>.csv``."""
         if kind not in self._tables:
             try:
-                self._tables[kind] = self.results.read_table(kind)
+                folder = self.results if kind.startswith("perplexity-") else self.weights
+                self._tables[kind] = folder.read_table(kind)
             except PythiaDynError:
                 self._tables[kind] = None
         return self._tables[kind]
@@ -89,7 +90,7 @@ class Saved:
         key = f"{kind}.zarr"
         if key not in self._tables:
             try:
-                self._tables[key] = self.results.read_zarr(kind)
+                self._tables[key] = self.weights.read_zarr(kind)
             except PythiaDynError:
                 self._tables[key] = None
         return self._tables[key]

@@ -161,9 +161,13 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
 
 
 def judge(results: Results) -> tuple[Verdict, ...]:
-    """The verdict on every claim. Raises `PythiaDynError` where the model has no results at all."""
+    """The verdict on every claim.
+
+    Raises `PythiaDynError` where the model has no results at all, or its tables are of different weights.
+    """
     if not results.path.is_dir():
         raise PythiaDynError(f"no results in {results.path}; run pythia-dyn msd --model {results.name}")
+    results.weights().require_same_weights()
     saved = Saved(results)
     return tuple(Verdict.of(claim, decide(saved)) for claim, decide in CLAIMS.items())
 

@@ -43,7 +43,8 @@ def _measured(models: tuple[str, ...], cache: Path, results: Path) -> list[Resul
     from pythia_dynamics.history.cache import find_model
     from pythia_dynamics.results.folder import Results
 
-    there = sorted(path.parent.name for path in results.glob("*/provenance.json"))
+    found = [*results.glob("*/provenance.json"), *(path.parent for path in results.glob("*/*/provenance.json"))]
+    there = sorted({path.parent.name for path in found})
     names = list(dict.fromkeys(name if name in there else find_model(name, cache).name for name in models or there))
     if not names:
         raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
@@ -61,18 +62,20 @@ def _measured(models: tuple[str, ...], cache: Path, results: Path) -> list[Resul
 @with_json
 def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
     """Draw every figure anew from saved results: of each model, and of all of them on the same axes."""
-    from pythia_dynamics.figures import gallery
+    from pythia_dynamics.figures.gallery import TOGETHER, of_models, of_weights
+    from pythia_dynamics.figures.plates import draw
     from pythia_dynamics.studies.sections import plates
 
     chosen = _measured(models, cache, results)
     facts: dict[str, Any] = {}
     for one in chosen:
         with bar(one.name, "figure") as progress:
-            facts[one.name] = gallery.draw(plates(one), one.path, progress=progress)
+            others = [plate for tensor in one.tensors for plate in of_weights(one.of(tensor))]
+            chosen_plates = {plate.path: plate for plate in [*plates(one), *others]}
+            facts[one.name] = draw(list(chosen_plates.values()), progress=progress)
     if len(chosen) > 1:
         with bar("side by side", "figure") as progress:
-            together = gallery.of_models(chosen)
-            facts[gallery.TOGETHER] = gallery.draw(together, results / gallery.TOGETHER, progress=progress)
+            facts[TOGETHER] = draw(of_models(chosen, results / TOGETHER), progress=progress)
     for files in facts.values():
         for path in files:
             say(f"  {path}", as_json)
@@ -144,9 +147,9 @@ def portrait(
 ) -> None:
     """First and last step of a model side by side: W_U, attention, logits (Fig 1), and a phrase completed (Fig 5)."""
     from pythia_dynamics.evaluation.portrait import portrait as take
-    from pythia_dynamics.figures import gallery
     from pythia_dynamics.history.cache import find_model
     from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import keep_portrait
 
     given = {name: value for name, value in (("phrase", phrase), ("text", text)) if value is not None}
     facts = []
@@ -155,7 +158,7 @@ def portrait(
         say(f"{name} is {model.location}", as_json)
         with bar(f"{model.name} portrait", "step") as progress:
             taken = take(model, steps=steps, device=device, source=source, progress=progress, **given)
-        files = gallery.keep_portrait(Results(model.name, results), taken)
+        files = keep_portrait(Results(model.name, results), taken)
         for file in files:
             say(f"  {file}", as_json)
         facts.append({"model": model.name, "steps": taken["step"].to_numpy().tolist(), "files": files})

@@ -177,6 +177,7 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
 
 
 def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
+    from pythia_dynamics.sweep.compute import Compute
     from pythia_dynamics.sweep.verify import verify_store
 
     if steps is not None:
@@ -185,7 +186,7 @@ def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verificati
     found = []
     for tensor in store.tensors:
         with bar(f"{name} {tensor}") as progress:
-            found.append(verify_store(store, tensor, progress=progress))
+            found.append(verify_store(store, tensor, Compute(progress=progress)))
     return found
 
 

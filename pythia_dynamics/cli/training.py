@@ -1,4 +1,4 @@
-"""Commands about training runs: train, stop, phases."""
+"""The command ``train``, and the options of a training."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ from pythia_dynamics.cli.app import (
     Command,
     bar,
     main,
-    model_names,
-    notes,
     print_facts,
     say,
-    say_outcome,
-    with_cache,
     with_json,
-    with_models,
-    with_results,
-    with_steps,
 )
 
 if TYPE_CHECKING:
     from pythia_dynamics.training.text import Text
 
-__all__ = ["phases", "stop", "train", "training_text", "with_corpus", "with_plan"]
+__all__ = ["train", "training_text", "with_corpus", "with_plan"]
 
 
 def with_corpus(command: Command) -> Command:
@@ -142,128 +135,3 @@ def train(
         )
     say(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
     print_facts({"train": facts}, as_json)
-
-
-@main.command()
-@with_models(required=False)
-@click.option(
-    "--rule",
-    type=click.Choice(["displacement", "msd", "either"]),
-    default="either",
-    show_default=True,
-    help="Displacement rate below the threshold, MSD past its peak beyond the null, or either.",
-)
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, min_open=True),
-    default=0.01,
-    show_default=True,
-    help="Relative displacement per 1,000 steps.",
-)
-@click.option("--patience", type=click.IntRange(1), default=3, show_default=True, help="Records in a row.")
-@click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="First step that counts.")
-@click.option(
-    "--loss",
-    type=click.Path(exists=True, dir_okay=False),
-    help="CSV with the columns step and loss.  [default: perplexity-forward.csv, or losses.csv of the suite]",
-)
-@click.option("--tensor", default=None, help="Which tensor of the store.  [default: W_U]")
-@with_steps(None)
-@click.option("--drop-padding", type=click.IntRange(1), help="Use only so many rows of the vocabulary.")
-@with_cache
-@with_results
-@with_json
-def stop(
-    models: tuple[str, ...],
-    rule: str,
-    threshold: float,
-    patience: int,
-    after: int,
-    loss: str | None,
-    tensor: str | None,
-    steps: str | None,
-    drop_padding: int | None,
-    cache: Path,
-    results: Path,
-    as_json: bool,
-) -> None:
-    """Where training would have stopped for stationary weights, what that saves, and what it costs in loss."""
-    from pythia_dynamics.history.cache import open_history
-    from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.results.losses import known_loss, read_losses
-    from pythia_dynamics.studies.pipeline import write_stop
-    from pythia_dynamics.training.stopping import StationarityRule, replay
-
-    chosen = StationarityRule(rule, threshold, patience, after)  # type: ignore[arg-type]
-    facts = []
-    for name in model_names(models, cache):
-        history = open_history(name, tensor, cache=cache, steps=steps)
-        own = Results(history.name, results)
-        known = (read_losses(loss), loss) if loss else known_loss(own, str(history.provenance["source"]))
-        say(f"{history.name} ({history.provenance['source']}): {history.tensor}, {len(history.steps)} steps", as_json)
-        with notes(as_json), bar(f"{history.name} stop") as progress:
-            losses, loss_from = known if known else (None, None)
-            found = replay(history, chosen, loss=losses, drop_padding=drop_padding, progress=progress)
-            outcome = write_stop(own, found, loss_from=loss_from)
-        say_outcome(outcome, as_json)
-        facts.append({"model": history.name, "files": outcome.files, "missing": dict(history.missing), **outcome.facts})
-    print_facts({"stop": facts}, as_json)
-
-
-@main.command()
-@with_models(required=False)
-@click.option(
-    "--strength",
-    type=click.FloatRange(0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Of the penalty for one phase more, in units of σ² ln n; BIC's is 3.",
-)
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(0, 1),
-    default=0.05,
-    show_default=True,
-    help="Share of the training within which two change points are the same.",
-)
-@click.option("--tensor", default=None, help="Which tensor of the store.  [default: W_U]")
-@with_steps(None)
-@click.option("--drop-padding", type=click.IntRange(1), help="Use only so many rows of the vocabulary.")
-@with_cache
-@with_results
-@with_json
-def phases(
-    models: tuple[str, ...],
-    strength: float,
-    tolerance: float,
-    tensor: str | None,
-    steps: str | None,
-    drop_padding: int | None,
-    cache: Path,
-    results: Path,
-    as_json: bool,
-) -> None:
-    """Phases of training: change points of displacement rate, direction and bimodality, and their agreement.
-
-    With several models (seeds, sizes) also whether the others change at the same step.
-    """
-    from pythia_dynamics.history.cache import open_history
-    from pythia_dynamics.measures.phases import agreement
-    from pythia_dynamics.measures.phases import phases as find_phases
-    from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.studies.pipeline import write_phases
-
-    found = {}
-    for name in model_names(models, cache):
-        history = open_history(name, tensor, cache=cache, steps=steps)
-        say(f"{history.name} ({history.provenance['source']}): {history.tensor}, {len(history.steps)} steps", as_json)
-        with notes(as_json), bar(f"{history.name} phases") as progress:
-            found[history.name] = find_phases(history, strength=strength, drop_padding=drop_padding, progress=progress)
-    changes = agreement(found, tolerance=tolerance)
-    facts = []
-    for name, dataset in found.items():
-        outcome = write_phases(Results(name, results), dataset, changes)
-        say(name, as_json)
-        say_outcome(outcome, as_json)
-        facts.append({"model": name, "files": outcome.files, **outcome.facts})
-    print_facts({"phases": facts}, as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_dynamics import figures
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.figures.gallery import Plate
+from pythia_dynamics.figures.plates import Plate
 from pythia_dynamics.results.published_blog import published_blog
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def plates(results: Results) -> list[Plate]:
 
     return [
         Plate(
-            "loss",
+            results.path / "loss",
             "Loss during training (blog, Fig 3)",
             f"Training and validation loss (dashed) against the step. {markers}",
             lambda ax: figures.losses(ax, runs, theirs),
@@ -60,14 +60,14 @@ def plates(results: Results) -> list[Plate]:
             height=3.8,
         ),
         Plate(
-            "loss_against_order",
+            results.path / "loss_against_order",
             "Loss against the order parameter (blog, Fig 4)",
             f"Training (left) and validation loss against b, which goes {ends}. {markers}",
             against_order,
             columns=2,
         ),
         Plate(
-            "slope_against_order",
+            results.path / "slope_against_order",
             "Slope of the loss (blog, Fig 5)",
             f"dL/db of the training loss against b, without the untrained model. {markers}",
             lambda ax: figures.slope_against_order(ax, runs, theirs),

@@ -18,10 +18,11 @@ from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.evaluation.runner import perplexity
 from pythia_dynamics.history.cache import cache_directory, open_history, store_path
 from pythia_dynamics.history.fetch import FetchReport, download
-from pythia_dynamics.measures.analyse import ANALYSES
+from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.studies.pipeline import Outcome, draw_perplexity, measure
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.training.loop import train_suite
 from pythia_dynamics.training.plan import TrainingPlan
 from pythia_dynamics.training.suite import HELD_OUT, Suite
@@ -88,7 +89,7 @@ def run(
     with stage("measure", "block") as progress:
         history = open_history(NAME, cache=cache)
         options = {"order": {"loss": scores["forward"]["nll_mean"]}}
-        outcomes = measure(history, (*ANALYSES, "two_time"), out, options=options, progress=progress)
+        outcomes = measure(history, tuple(MEASURES), out, options=options, compute=Compute(progress=progress))
     with stage("draw", "figure") as progress:
         outcomes = [*outcomes, *draw_perplexity(out, scores, progress=progress)]
     return Report(suite, fetched, tuple(outcomes))

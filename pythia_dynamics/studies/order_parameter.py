@@ -15,8 +15,8 @@ from pythia_dynamics.claims.blog import Initial, decide
 from pythia_dynamics.claims.scorecard import save
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.figures import gallery
 from pythia_dynamics.figures.blog import plates
+from pythia_dynamics.figures.plates import draw
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.history.cache import cache_directory, open_history
 from pythia_dynamics.history.fetch import download
@@ -24,6 +24,7 @@ from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_blog import SOURCE, published_blog
 from pythia_dynamics.studies.pipeline import measure
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.training.loop import new_model, train_suite
 from pythia_dynamics.training.plan import SIZES, Initialisation, TrainingPlan, plan_of_size
 from pythia_dynamics.training.sample import sample_text
@@ -105,7 +106,7 @@ def reproduce(
         save(common, verdicts),
     ]
     with stage("draw", "figure") as progress:
-        files += gallery.draw(plates(common), common.path, progress=progress)
+        files += draw(plates(common), progress=progress)
     facts = {
         size: {
             "steps": int(curves[0]["step"][-1]),
@@ -141,8 +142,10 @@ def _run(
     own = Results(path.name, results)
     with stage(f"measure {path.name}", "block") as progress:
         history = open_history(path.name, cache=cache)
-        (outcome,) = measure(history, ["order"], own, options={"order": {"loss": training}}, progress=progress)
-    table = own.read_table("order")
+        (outcome,) = measure(
+            history, ["order"], own, options={"order": {"loss": training}}, compute=Compute(progress=progress)
+        )
+    table = own.weights().read_table("order")
     steps = table["step"].to_numpy().tolist()
     nothing = Loss(0, math.nan, math.nan)
     curve = table[["order_parameter", "dloss_db"]].assign(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_co
 from pythia_dynamics.errors import IntegrityError, listed
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import CHECKSUM_BYTES, Store
-from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.sweep.frames import NonFiniteWarning, workers
+from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.frames import NonFiniteWarning
 from pythia_dynamics.sweep.gram import Gram, displacements
 from pythia_dynamics.sweep.sweep import sweep
 
@@ -29,14 +29,15 @@ _LONGEST = 4
 """Steps in a row that are looked at as one stray stretch."""
 
 
-def verify_store(store: Store, tensor: str, *, threads: int | None = None, progress: Progress = silent) -> Verification:
+def verify_store(store: Store, tensor: str, compute: Compute | None = None) -> Verification:
     """Check what a store holds of a tensor: every chunk against its checksum, then the chunks against one another.
 
     Chunks of equal CRC-32C are compared byte by byte. A step, or up to four in a row, is stray when the jumps to it and
     from it are both 10 % longer than the jump over it, ‖w_{j+1} − w_{i−1}‖; for a random walk and for steady motion
     that is the longest of the three. The records of damaged chunks are dropped, so that the next fetch brings them.
-    Reads everything twice. `progress` counts thousandths.
+    Reads everything twice. The progress of `compute` counts thousandths.
     """
+    compute = compute or Compute()
     steps = sorted(store.records(tensor))
     damaged: list[Finding] = []
 
@@ -47,18 +48,18 @@ def verify_store(store: Store, tensor: str, *, threads: int | None = None, progr
             return error
         return None
 
-    with ThreadPoolExecutor(workers(threads)) as pool:
+    with ThreadPoolExecutor(compute.workers) as pool:
         for done, (step, error) in enumerate(zip(steps, pool.map(check, steps), strict=True), 1):
             if error is not None:
                 store.forget(tensor, step)
                 damaged.append(Finding("damaged", (step,), str(error)))
-            progress(500 * done // len(steps), 1000)
+            compute.progress(500 * done // len(steps), 1000)
     bad = {step for finding in damaged for step in finding.steps}
     whole = [step for step in steps if step not in bad]
     findings = [*damaged, *_equal_chunks(store, tensor, whole)]
     if whole:
         history = History.from_store(store, tensor).select(whole)
-        findings += _strays(history, threads, lambda done, total: progress(500 + 500 * done // max(total, 1), 1000))
+        findings += _strays(history, compute.part(500, 500))
     return Verification(store.name, store.source, tensor, tuple(steps), tuple(findings))
 
 
@@ -84,12 +85,12 @@ def _stored_checksum(path: Path) -> bytes:
         return file.read()
 
 
-def _strays(history: History, threads: int | None, progress: Callable[[int, int], None]) -> list[Finding]:
+def _strays(history: History, compute: Compute) -> list[Finding]:
     """Steps with weights that are not finite, and steps that lie beside the path of the others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NonFiniteWarning)  # told as findings
-        (gram,) = sweep(history, [Gram()], threads=threads, progress=progress)
-    steps = history.steps[gram.indices[~gram.suspects()]].tolist()
+        (gram,) = sweep(history, [Gram()], compute)
+    steps = history.steps[gram.indices[~gram.nonfinite_frames()]].tolist()
     broken = sorted(set(history.steps.tolist()) - set(steps))
     findings = [Finding("non-finite", (step,), f"step {step} has weights that are NaN or infinite") for step in broken]
     apart = np.sqrt(displacements(gram.increments()) / gram.size)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.store import Store, TensorSpec
-from pythia_dynamics.measures.stationarity import SCALE, walk
+from pythia_dynamics.measures.displacement import random_walk
+from pythia_dynamics.measures.stationarity import SCALE
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.counts import Moments
 
@@ -108,7 +109,7 @@ class _Track:
         known = self.finite()
         sizes = np.array([other["moved"] for other in known])
         start = self.size * known[0]["std"] ** 2
-        expected, spread = walk(start, sizes, self.size)
+        expected, spread = random_walk(start, sizes, self.size)
         row["msd_null"], row["msd_null_sd"] = float(expected[-1]), float(spread[-1])
         if earlier:
             norms = [other["frobenius_norm"] for other in known]

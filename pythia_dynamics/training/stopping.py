@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.measures.stationarity import SCALE, motion
-from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.sweep.compute import Compute
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -139,16 +139,13 @@ def replay(
     rule: StationarityRule | None = None,
     *,
     loss: Mapping[int, float] | None = None,
-    drop_padding: int | None = None,
-    progress: Progress = silent,
+    compute: Compute | None = None,
 ) -> Replay:
     """Replay a rule over a history, or over curves that `motion` or a monitor's `results` made; `loss` is by step."""
     import xarray as xr
 
     rule = rule or StationarityRule()
-    curves = (
-        history if isinstance(history, xr.Dataset) else motion(history, drop_padding=drop_padding, progress=progress)
-    )
+    curves = history if isinstance(history, xr.Dataset) else motion(history, compute=compute)
     stopped = rule.stop(curves)
     curves = curves.assign(stationary=("step", rule.stationary(curves)))
     known = {int(step): float(value) for step, value in sorted((loss or {}).items()) if np.isfinite(value)}
