@@ -1,4 +1,4 @@
-"""The commands that are made from measures: density, msd, two-time, order, rank, spectrum, and those of other packages."""
+"""The commands that are made from measures: density, msd, two-time, order, rank, spectrum, and users' own."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_dynamics import figures
 from pythia_dynamics.figures import measures as axes_of
 from pythia_dynamics.figures import style, two_time
 from pythia_dynamics.measures.measure import Measure
@@ -61,7 +62,7 @@ class Plate:
 
     def sheet(self) -> Any:
         """An empty sheet of its panels."""
-        return style.sheet(self.columns, self.rows, width=self.width, height=self.height)
+        return figures.sheet(self.columns, self.rows, width=self.width, height=self.height)
 
 
 def draw(plates: Sequence[Plate], *, progress: Progress = silent) -> list[Path]:
@@ -70,14 +71,14 @@ def draw(plates: Sequence[Plate], *, progress: Progress = silent) -> list[Path]:
     for done, plate in enumerate(plates, 1):
         with plate.sheet() as (figure, axes):
             plate.paint(axes)
-            files += style.save(figure, plate.path)
+            files += figures.save(figure, plate.path)
         progress(done, len(plates))
     return files
 
 
 def measure_plate(measure: Measure, results: Results) -> Plate:
     """The figure of a measure of the weights of one tensor. Raises `PythiaDynError` where it has not been computed."""
-    return (FIGURES[measure.name] if measure.name in FIGURES else _columns_over_steps)(measure, results)
+    return FIGURES.get(measure.name, _columns_over_steps)(measure, results)
 
 
 def _columns_over_steps(measure: Measure, results: Results) -> Plate:

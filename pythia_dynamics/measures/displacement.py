@@ -26,8 +26,8 @@ __all__ = ["Integral", "interior_peak", "msd", "random_walk"]
 
 
 _ROUNDING = 1e-5
-"""Share by which the ratio of a curve to its null may exceed its ends by rounding: kernel sums are exact to 3e-5 at most
-and to about 1e-8 in practice."""
+"""Share by which the ratio of a curve to its null may exceed its ends by rounding alone: sums of the kernels have
+relative errors below 3e-5, about 1e-8 in practice."""
 
 
 @dataclass

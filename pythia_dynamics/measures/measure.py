@@ -1,4 +1,4 @@
-"""What a measure is: everything that is known of one statistic, as a value; and how several are computed in one reading.
+"""What a measure is: all that is known of one statistic, as a value; and how several are computed in one reading.
 
 A measure says what it needs of the sweep (accumulators over slabs, or a function of a step's Gram matrix), how these
 sums become a dataset, which tables are saved of it, and what is told of it in a sentence. The command line, the result

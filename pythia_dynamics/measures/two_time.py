@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Exponent", "classical_scaling", "fit_exponent", "lag_table", "two_time"]
 
 _BLOCKS = 10
-"""Blocks of waiting steps that the jackknife leaves out in turn: ten give a Student interval of nine degrees of freedom."""
+"""Blocks of waiting steps that the jackknife leaves out in turn: nine degrees of freedom for Student's interval."""
 
 LONGEST = 0.1
 """Longest lag of the fitted exponent, as a share of the span: see `two_time`."""

@@ -153,7 +153,7 @@ class Counts:
 
     @functools.cached_property
     def occurring(self) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
-        """The finite values that occur at any step, in order, and how often, (T', values). Computed once, as the moments are.
+        """The finite values that occur at any step, in order, and how often, (T', values). Computed once.
 
         +0 and −0 are two values.
         """

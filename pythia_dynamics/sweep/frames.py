@@ -37,8 +37,8 @@ _SMALLEST_SLAB = 1 << 13
 """Weights: enough for the work on a slab to outweigh the call of its kernels."""
 
 _LARGEST_SLAB = 1 << 20
-"""Weights. Slabs of half a million were 15 to 20 % slower to count, because the counting tables (256 kB a step) leave the
-cache between two slabs; larger ones share out unevenly among threads."""
+"""Weights. Slabs of half a million were 15 to 20 % slower to count, because the counting tables (256 kB a step) leave
+the cache between two slabs; larger ones share out unevenly among threads."""
 
 _ALIGNMENT = 64
 """Weights: at least a cache line of 64 bytes for every dtype, so that no two threads read the same line."""

@@ -23,8 +23,8 @@ _FLOAT64_BELOW_INCREMENT = 0.02
 has an error of 3e-6 of that increment, hence 3e-6 / 0.02 < 2e-4 of the displacement."""
 
 _FLOAT64_BELOW_NORM = 1e-4
-"""So is a history whose least squared norm is below this share of the largest: products of small and large weights would
-be lost in the rounding of the large ones."""
+"""So is a history whose least squared norm is below this share of the largest: products of small and large weights are
+lost in the rounding of the large ones."""
 
 _DEVICE_NUMBERS = 1 << 24
 """float64 numbers of one slab that one thread has on a device at a time: 128 MB."""

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from support.saved_results import save_table
 
 from pythia_dynamics import figures
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import saved, statistics
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.claims.verdict import VERDICTS
@@ -74,9 +76,9 @@ def jump(generator: np.random.Generator) -> np.ndarray:
 
 def verdicts(directory: Path, frames: np.ndarray, name: str = "suite", **tables: xr.Dataset) -> Mapping[str, str]:
     results = Results(name, directory)
-    history = History.from_array(frames.astype(np.float32), STEPS, name=name)
+    history = History.from_array(frames.astype(np.float32), STEPS, name=name, tensor=UNEMBEDDING)
     measure(history, ("density", "msd", "order"), results)
-    results.write_zarr("two_time", two_time(history))
+    results.weights().write_zarr("two_time", two_time(history))
     for kind, table in tables.items():
         write(results, f"perplexity-{kind.replace('_', '-')}", table)
     return {verdict.claim: verdict.verdict for verdict in claims.judge(results)}
@@ -162,13 +164,14 @@ def test_the_paper_s_step_is_looked_at_where_there_is_no_peak(tmp_path: Path) ->
     results = Results("pythia-70m-deduped", tmp_path)
     steps = np.arange(1000, 143_001, 1000)
     rising = np.arange(1.0, 144.0) ** 2
-    results.write_table(
+    save_table(
+        results,
         "msd",
         xr.Dataset(dict.fromkeys(("msd", "msd_null", "msd_time", "msd_time_null"), ("step", rising)), {"step": steps}),
     )
     norm = np.linspace(100, 200, 143)
     order = {"frobenius_norm": norm, "order_parameter": norm / 512, "rms": norm / np.sqrt(512 * 50304)}
-    results.write_table("order", xr.Dataset({name: ("step", v) for name, v in order.items()}, {"step": steps}))
+    save_table(results, "order", xr.Dataset({name: ("step", v) for name, v in order.items()}, {"step": steps}))
     smooth = 50 * np.exp(-steps / 30_000) + 80
     write(results, "perplexity-forward", scores(np.where(steps > 80_000, smooth * 0.7, smooth), steps))
     found = {verdict.claim: verdict for verdict in claims.judge(results)}
@@ -253,14 +256,14 @@ def test_a_rank_that_drops_with_the_peak(tmp_path: Path) -> None:
     history = History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS)
     results = Results("suite", tmp_path)
     measure(history, ("msd", "order"), results)
-    results.write_table("rank", covariance_rank(history, batch_sizes=(16, 32), draws=2))
-    table = results.read_table("rank")
+    save_table(results, "rank", covariance_rank(history, batch_sizes=(16, 32), draws=2))
+    table = results.weights().read_table("rank")
     for drop, expected in ((5.0, "supported"), (0.0, "not supported")):
         level = xr.DataArray(12.0 - drop * (STEPS[AT] <= STEPS), dims="step", coords={"step": STEPS})
-        results.write_table("rank", table.assign(rank=level.broadcast_like(table["rank"])))
+        save_table(results, "rank", table.assign(rank=level.broadcast_like(table["rank"])))
         found = next(verdict for verdict in claims.judge(results) if verdict.claim == "rank-shrinks")
         assert found.verdict == expected
-    results.write_table("rank", table.assign(rank=xr.full_like(table["rank"], 63)))
+    save_table(results, "rank", table.assign(rank=xr.full_like(table["rank"], 63)))
     full = next(verdict for verdict in claims.judge(results) if verdict.claim == "rank-shrinks")
     assert full.verdict == "not testable here"
     assert "ceiling" in full.reason

@@ -13,6 +13,7 @@ from support.saved_results import save_results
 from support.tiny_models import model, write_checkpoint
 
 from pythia_dynamics import figures
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.claims.verdict import Claim, Verdict, yes
 from pythia_dynamics.cli.app import main
@@ -79,10 +80,10 @@ def blog(directory: Path) -> Results:
 
 def test_figures_are_drawn_anew_alone_and_together(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
     some(tmp_path, "one", "two")
-    (tmp_path / "results" / "one" / "msd.png").unlink(missing_ok=True)
+    (tmp_path / "results" / "one" / UNEMBEDDING / "msd.png").unlink(missing_ok=True)
     facts = json.loads(succeeds(run("figures", "--json")))["figures"]
     folder = tmp_path / "results"
-    alone = ["msd", "order", "perplexity-forward"]
+    alone = [f"{UNEMBEDDING}/msd", f"{UNEMBEDDING}/order", "perplexity-forward"]
     together = ["garden-msd", "garden-msd-time", "garden-perplexity-forward"]
     assert drawn == [
         *(folder / name / kind for name in ("one", "two") for kind in alone),
@@ -91,7 +92,7 @@ def test_figures_are_drawn_anew_alone_and_together(run: Run, tmp_path: Path, dra
     assert set(facts) == {"one", "two", "figures"}
     drawn.clear()
     succeeds(run("figures", "--model", "two"))
-    assert [path.parent.name for path in drawn] == ["two"] * 3
+    assert [path.relative_to(folder).parts[0] for path in drawn] == ["two"] * 3
 
 
 def test_claims_are_judged_and_saved(run: Run, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def test_the_tables_hang_together(made: tuple[blog.Report, Path]) -> None:
     with (out / "runs.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["model"] == "0.1m"]
     assert [int(row["step"]) for row in rows] == list(range(0, 25, 3))
-    own = Results("order-quick-0.1m", directory / "results").read_table("order")
+    own = Results("order-quick-0.1m", directory / "results").weights().read_table("order")
     with (directory / "cache" / "order-quick-0.1m" / "losses.csv").open(newline="") as file:
         losses = list(csv.DictReader(file))
     for row, b, loss in zip(rows, own["order_parameter"].to_numpy(), losses, strict=True):

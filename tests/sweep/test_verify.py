@@ -20,6 +20,7 @@ from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import listed
 from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.verify import verify_store
 
 SPEC = TensorSpec(HEAD, "float16", (64, 24))
@@ -145,7 +146,11 @@ def test_an_empty_store_has_nothing_to_check(tmp_path: Path) -> None:
 
 def test_progress_reaches_its_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    verify_store(store(tmp_path / "a.zarr", walk(5)), HEAD, progress=lambda done, total: seen.append((done, total)))
+    verify_store(
+        store(tmp_path / "a.zarr", walk(5)),
+        HEAD,
+        compute=Compute(progress=lambda done, total: seen.append((done, total))),
+    )
     assert seen[-1] == (1000, 1000)
     assert seen == sorted(seen)
 
