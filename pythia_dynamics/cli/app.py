@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pythia_dynamics.errors import PythiaDynError
 
 if TYPE_CHECKING:
     from pythia_dynamics.history.history import History
-    from pythia_dynamics.progress import Progress
+    from pythia_dynamics.progress import Progress, Stage
     from pythia_dynamics.studies.pipeline import Outcome
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "say_missing",
     "say_outcome",
     "size",
+    "stages",
     "with_cache",
     "with_json",
     "with_models",
@@ -221,6 +223,19 @@ def bar(label: str, unit: str = "it") -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield progress
+
+
+def stages(as_json: bool) -> Stage:
+    """What a study calls when a stage begins: a bar while it runs, and a line with its time when it ends."""
+
+    @contextmanager
+    def stage(label: str, unit: str) -> Iterator[Progress]:
+        start = time.monotonic()
+        with bar(label, unit) as progress:
+            yield progress
+        say(f"{label:44}{time.monotonic() - start:9.1f} s", as_json)
+
+    return stage
 
 
 @contextmanager

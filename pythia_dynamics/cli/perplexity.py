@@ -14,6 +14,7 @@ from pythia_dynamics.cli.app import (
     model_names,
     notes,
     print_facts,
+    resumable,
     say,
     say_missing,
     say_outcome,
@@ -62,6 +63,7 @@ __all__ = ["perplexity"]
 @with_cache
 @with_results
 @with_json
+@resumable
 def perplexity(
     models: tuple[str, ...],
     modes: tuple[str, ...],

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import bar, main, notes, print_facts, say, with_cache, with_json, with_results
+from pythia_dynamics.cli.app import (
+    main,
+    notes,
+    print_facts,
+    resumable,
+    say,
+    stages,
+    with_cache,
+    with_json,
+    with_results,
+)
 from pythia_dynamics.cli.training import training_text, with_corpus, with_plan
 
 if TYPE_CHECKING:
-    from pythia_dynamics.progress import Progress
+    pass
 
 __all__ = ["order_parameter", "reproduce"]
 
@@ -38,6 +46,7 @@ def reproduce() -> None:
 @with_cache
 @with_results
 @with_json
+@resumable
 def order_parameter(
     quick: bool,
     sizes: tuple[str, ...],
@@ -58,17 +67,10 @@ def order_parameter(
     say("loading torch and transformers …", as_json)
     from pythia_dynamics.studies.order_parameter import reproduce as reproduce_blog
 
-    @contextmanager
-    def stage(label: str, unit: str) -> Iterator[Progress]:
-        start = time.monotonic()
-        with bar(label, unit) as progress:
-            yield progress
-        say(f"{label:28}{time.monotonic() - start:7.1f} s", as_json)
-
     with notes(as_json):
         report = reproduce_blog(
             training_text(corpus),
-            stage=stage,
+            stage=stages(as_json),
             quick=quick,
             sizes=sizes or None,
             seeds=range(seeds),

@@ -16,6 +16,7 @@ from pythia_dynamics.cli.app import (
     model_names,
     open_store,
     print_facts,
+    resumable,
     say,
     say_missing,
     size,
@@ -51,6 +52,7 @@ with_tensors = click.option(
 @click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
 @with_cache
 @with_json
+@resumable
 def fetch(
     models: tuple[str, ...],
     steps: str | None,

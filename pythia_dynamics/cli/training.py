@@ -12,6 +12,7 @@ from pythia_dynamics.cli.app import (
     bar,
     main,
     print_facts,
+    resumable,
     say,
     with_json,
 )
@@ -89,6 +90,7 @@ def training_text(corpus: Path | None) -> Text:
 @click.option("--threads", type=click.IntRange(1), help="Of torch on a CPU.  [default: 1 for a d_model up to 128]")
 @with_plan
 @with_json
+@resumable
 def train(
     size: str,
     corpus: Path | None,

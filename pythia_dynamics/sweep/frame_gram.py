@@ -19,7 +19,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute, Precision
-from pythia_dynamics.sweep.frames import carrier, warn_nonfinite
+from pythia_dynamics.sweep.frames import carrier, to_device, warn_nonfinite
 from pythia_dynamics.sweep.sweep import run_jobs
 
 __all__ = ["FrameGram", "frame_gram", "map_gram_matrices"]
@@ -199,12 +199,7 @@ def _on_device(matrix: NDArray[Any], device: str) -> tuple[NDArray[np.float64], 
     total = torch.zeros(width, dtype=torch.float64, device=device)
     piece = max(_DEVICE_WEIGHTS // width, 1)
     for start in range(0, len(matrix), piece):
-        rows = np.array(matrix[start : start + piece])
-        if rows.dtype.itemsize == 2:
-            kind = torch.float16 if rows.dtype == np.float16 else torch.bfloat16
-            wide = torch.from_numpy(rows.view(np.int16)).to(device).view(kind).to(torch.float64)
-        else:
-            wide = torch.from_numpy(rows).to(device).to(torch.float64)
-        gram += wide.T @ wide
-        total += wide.sum(dim=0)
+        rows = to_device(matrix[start : start + piece], device)
+        gram += rows.T @ rows
+        total += rows.sum(dim=0)
     return gram.cpu().numpy(), total.cpu().numpy()

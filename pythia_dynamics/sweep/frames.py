@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
     "Frames",
     "MissingStepsWarning",
@@ -20,6 +23,7 @@ __all__ = [
     "carrier",
     "is_finite",
     "slabs",
+    "to_device",
     "warn_missing",
     "warn_nonfinite",
 ]
@@ -204,3 +208,14 @@ def is_finite(frames: Frames, position: int) -> bool:
     pieces = (frames.values(position, start, stop) for start, stop in slabs(frames.size))
     with np.errstate(invalid="ignore"):  # bfloat16 warns of signalling NaNs
         return all(np.isfinite(piece).all() for piece in pieces)
+
+
+def to_device(values: NDArray[Any], device: str) -> torch.Tensor:
+    """A copy of weights on a device of torch, as float64; 16-bit weights are sent as they are and widened there."""
+    import torch
+
+    sent = values.copy()
+    kinds = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    if sent.dtype.name in kinds:
+        return torch.from_numpy(sent.view(np.int16)).to(device).view(kinds[sent.dtype.name]).to(torch.float64)
+    return torch.from_numpy(sent).to(device).to(torch.float64)

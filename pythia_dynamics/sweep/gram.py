@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.sweep import kernels
-from pythia_dynamics.sweep.frames import Frames
+from pythia_dynamics.sweep.frames import Frames, to_device
 
 __all__ = ["Gram", "displacements"]
 
@@ -116,7 +116,7 @@ def _on_device(frames: Frames, start: int, stop: int, device: str) -> tuple[NDAr
     """One slab on a CUDA device, in float64."""
     import torch
 
-    length, kinds = len(frames), {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    length = len(frames)
     products = torch.zeros((length, length), dtype=torch.float64, device=device)
     sums = torch.zeros((length, 2), dtype=torch.float64, device=device)
     piece = max(_DEVICE_NUMBERS // length, 1)
@@ -124,11 +124,7 @@ def _on_device(frames: Frames, start: int, stop: int, device: str) -> tuple[NDAr
         high = min(low + piece, stop)
         weights = torch.empty((length, high - low), dtype=torch.float64, device=device)
         for t, row in enumerate(weights):
-            values = frames.values(t, low, high)
-            if values.dtype.name in kinds:
-                row.copy_(torch.from_numpy(values.view(np.int16).copy()).to(device).view(kinds[values.dtype.name]))
-            else:
-                row.copy_(torch.from_numpy(values.copy()).to(device))
+            row.copy_(to_device(frames.values(t, low, high), device))
         sums[:, 0] += weights.sum(dim=1)
         sums[:, 1] += torch.linalg.vecdot(weights, weights)
         weights[1:] = weights[1:] - weights[:-1]

@@ -165,7 +165,6 @@ def xr_equal(a, b):
         ({"bins": 0}, "at least 1"),
         ({"bins": [1, 0]}, "increasing"),
         ({"quantiles": [2]}, "between 0 and 1"),
-        ({"threads": 0}, "at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -133,7 +133,7 @@ def test_a_step_that_is_not_finite_is_skipped_like_a_missing_one():
         result = msd(w)
     check(result, w, np.array([True, True, True, False, True, True]))
     w[:] = np.nan
-    with pytest.warns(NonFiniteWarning, match="6 steps: 0, 1, 2, 3, 4, 5"):
+    with pytest.warns(NonFiniteWarning, match="steps 0, 1, 2, 3, 4, 5"):
         assert np.isnan(msd(w)["msd"]).all()
 
 

@@ -42,7 +42,7 @@ from pythia_dynamics.sweep.sweep import sweep
 )
 def test_any_slab_size_thread_count_and_dtype_give_the_same(rows, columns, dtype, slab, threads, pool):
     history = History.from_array(walk(5, rows, columns, dtype))
-    kinds = [Counts(), Integral(), Gram(), Gram(device="cpu:0")]
+    kinds = [Counts(), Integral(), Gram(), Gram(double=True)]
     whole = sweep(history, kinds, slab=rows * columns, compute=Compute(threads=1))
     with ThreadPoolExecutor(threads) as executor:
         parts = sweep(history, kinds, slab=slab, compute=Compute(threads=threads, executor=executor if pool else None))
