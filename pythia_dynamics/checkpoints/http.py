@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
@@ -154,6 +154,11 @@ class HubClient:
         Where requests, bytes and retries are counted.
     gate
         Where requests wait while the rate limit is exhausted.
+
+    Raises
+    ------
+    AccessError
+        When the endpoint is not an address of HTTP.
     """
 
     repository: str
@@ -161,6 +166,10 @@ class HubClient:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     traffic: Traffic = field(default_factory=Traffic)
     gate: RateLimitGate = field(default_factory=RateLimitGate)
+
+    def __post_init__(self) -> None:
+        if not _is_http(self.endpoint):
+            raise AccessError(f"{self.endpoint!r} is not an address of the Hub; check HF_ENDPOINT")
 
     def get(self, url: str, *, byte_range: str | None = None) -> Response:
         """Send one GET, once the rate limit allows it, and return the answer, whatever its status.
@@ -202,9 +211,8 @@ class HubClient:
                 request = client.build_request("GET", url, headers=headers, timeout=self.policy.timeout)
             except httpx2.InvalidURL:
                 raise _invalid_address() from None
-            return Response(
-                client.send(request, stream=True, follow_redirects=False), self.traffic, self.policy.timeout
-            )
+            answer = client.send(request, stream=True, follow_redirects=False)
+        return Response(answer, self.traffic, self.policy.timeout)
 
     def follow(self, url: str, *, byte_range: str | None = None) -> Generator[Response, None, None]:
         """Send a GET and follow its redirects: yield each answer, the last being that without a redirect.
@@ -333,9 +341,9 @@ def overload(status: int, headers: Mapping[str, str], server: str) -> RetryableE
     server
         What to call the server in the message.
     """
-    return (
-        RetryableError(f"{server} answered {status}", wait=_requested_wait(headers)) if status in _OVERLOADED else None
-    )
+    if status not in _OVERLOADED:
+        return None
+    return RetryableError(f"{server} answered {status}", wait=_requested_wait(headers))
 
 
 def parse_count(text: str | None) -> int | None:
@@ -345,17 +353,23 @@ def parse_count(text: str | None) -> int | None:
 
 def _absolute(base: str, address: str) -> str:
     """An address found in an answer of `base`, made absolute. Raises `RetryableError` for an invalid one."""
-    try:
+    with suppress(ValueError):
         url = urljoin(base, address)
+        if _is_http(url):
+            return url
+    raise _invalid_address()
+
+
+def _is_http(url: str) -> bool:
+    """Whether this is a valid address of HTTP or HTTPS."""
+    with suppress(ValueError):
         scheme, host, _ = _origin(url)
-    except ValueError:
-        raise _invalid_address() from None
-    if scheme not in ("http", "https") or not host:
-        raise _invalid_address()
-    return url
+        return scheme in ("http", "https") and bool(host)
+    return False
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of an address. Raises `ValueError` for an invalid one."""
     parts = urlsplit(url)
     return (parts.scheme, parts.hostname, parts.port)
 
@@ -372,6 +386,7 @@ def _requested_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _invalid_address() -> RetryableError:
+    """The failure of a redirect or a link that leads nowhere."""
     return RetryableError("the Hub sent an invalid address", Failure.INVALID_RESPONSE)
 
 

@@ -32,8 +32,8 @@ class ListingBudget:
     Parameters
     ----------
     listings
-        File lists that may be requested. A list is needed only where a revision has another layout than those before,
-        and Pythia's have four; 16 of the Hub's 500 API requests in 5 minutes leave room for parallel fetches.
+        File lists that may be requested. One is needed only where a revision has none of the layouts found so far, or
+        no weights; 16 of the Hub's 500 API requests in 5 minutes leave room for parallel fetches.
     """
 
     def __init__(self, listings: int = 16) -> None:
@@ -143,13 +143,9 @@ class RevisionReader:
 
     def _read_range(self, request: RangeRequest) -> FileBytes:
         """The answer to a request, from the bytes read last where they contain it."""
-        start, stop = request.start, request.stop
-        last = self._last
-        if (
-            request.file == self._file
-            and stop is not None
-            and last.start <= start < stop <= last.start + len(last.data)
-        ):
+        start, stop, last = request.start, request.stop, self._last
+        last_stop = last.start + len(last.data)
+        if request.file == self._file and stop is not None and last.start <= start < stop <= last_stop:
             return FileBytes(last.data[start - last.start : stop - last.start], start, last.size)
         if start < 0 or stop is None:
             self.close()
@@ -165,14 +161,11 @@ class RevisionReader:
     def _stream_at(self, file: str, start: int, stop: int) -> ByteStream:
         """A stream at position `start`: the open one where that is close enough, else a new one up to `stop`."""
         stream = self._stream
-        if (
-            stream is not None
-            and file == self._file
-            and 0 <= start - stream.position <= MAX_SKIPPED_BYTES
-            and start < stream.stop
-        ):
-            stream.skip(start - stream.position)
-            return stream
+        if stream is not None and file == self._file and start < stream.stop:
+            gap = start - stream.position
+            if 0 <= gap <= MAX_SKIPPED_BYTES:
+                stream.skip(gap)
+                return stream
         self.close()
         return self._open(file, start, stop)
 
