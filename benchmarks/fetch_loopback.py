@@ -36,7 +36,7 @@ DISTINCT = 6
 def build(directory: Path, options: argparse.Namespace) -> int:
     """Checkpoints on disk whose W_U differ and whose other half is ballast; the bytes of one W_U."""
     import torch
-    from checkpoints import checkpoint
+    from support.checkpoints import checkpoint
 
     shape = (options.vocab, options.d_model)
     bulk = torch.randn(shape).to(torch.float16)
@@ -54,11 +54,14 @@ def build(directory: Path, options: argparse.Namespace) -> int:
 @contextmanager
 def serve(directory: Path, options: argparse.Namespace) -> Iterator[str]:
     """The Hub in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "support" / "hubserver.py"), str(directory), "--repo", REPO]
+    command = [sys.executable, "-m", "support.hubserver", str(directory), "--repo", REPO]
     command += ["--latency", str(options.latency)]
     if options.bandwidth:
         command += ["--bandwidth", str(options.bandwidth)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pythia_dynamics.checkpoints.layout import FIRST_HEADER, FIRST_TAIL, Memory
+from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
 from pythia_dynamics.checkpoints.open import open_source
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model, resolve
 from pythia_dynamics.checkpoints.source import AccessError, Source, checkpoint_files
@@ -58,22 +58,27 @@ class FetchPlan:
 
 
 def estimate(
-    sizes: Sequence[int], *, steps: int, present: int, missing: int, layout: str, checkpoint_bytes: int, note: str = ""
+    sizes: Sequence[int],
+    *,
+    steps: int,
+    present: int,
+    missing: int,
+    layout: Layout,
+    checkpoint_bytes: int,
+    note: str = "",
 ) -> FetchPlan:
     """The plan for tensors of these `sizes` in bytes, in `steps` revisions whose files take `checkpoint_bytes` each."""
     revisions = max(0, steps - present - missing)
-    per_revision = 2 if layout.endswith("shards") else 1
-    headers = FIRST_HEADER if layout.startswith("safetensors") else FIRST_TAIL
     tensors = revisions * sum(sizes)
     return FetchPlan(
         steps=steps,
         present=present,
         missing=missing,
         revisions=revisions,
-        requests=revisions * per_revision,
+        requests=revisions * layout.files_read,
         api_requests=1,
         tensor_bytes=tensors,
-        bytes=tensors + revisions * per_revision * headers,
+        bytes=tensors + revisions * layout.files_read * layout.first_read_bytes,
         full_bytes=revisions * checkpoint_bytes,
         disk_bytes=tensors,
         note=note,
@@ -133,7 +138,7 @@ class _Sizes:
     steps: tuple[int, ...]
     missing: int
     specs: tuple[TensorSpec, ...]
-    layout: str
+    layout: Layout
     checkpoint_bytes: int
     note: str = ""
 
@@ -143,11 +148,11 @@ def _stated(source: Source, wanted: tuple[int, ...] | None, patterns: tuple[str,
     revisions = source.revisions()
     steps = tuple(revisions) if wanted is None else wanted
     there = [revisions[step] for step in steps if step in revisions]
-    memory = Memory()
-    surveyed = survey(source, there, patterns, memory=memory)
+    cache = LayoutCache()
+    surveyed = survey(source, there, patterns, cache=cache)
     files = source.files(surveyed.revision)
     whole = sum(files[name] for name in checkpoint_files(files))
-    return _Sizes(steps, len(steps) - len(there), surveyed.specs, memory.layouts[0], whole)
+    return _Sizes(steps, len(steps) - len(there), surveyed.specs, cache.layouts[0], whole)
 
 
 def _is_registered(model: Model, patterns: tuple[str, ...]) -> bool:
@@ -160,4 +165,4 @@ def _registered(model: Model, wanted: tuple[int, ...] | None, patterns: tuple[st
     if shape is None or not _is_registered(model, patterns):
         raise PythiaDynError(f"the registry knows {UNEMBEDDING} of Pythia models only, not {model.name}")
     specs = (TensorSpec(UNEMBEDDING, "float16", (shape.vocab, shape.d_model)),)
-    return _Sizes(wanted or model.published_steps, 0, specs, "safetensors", shape.checkpoint_bytes, note)
+    return _Sizes(wanted or model.published_steps, 0, specs, Layout.SAFETENSORS, shape.checkpoint_bytes, note)

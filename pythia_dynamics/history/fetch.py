@@ -20,10 +20,10 @@ from pathlib import Path
 from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard library's
 
 from pythia_dynamics import __version__
-from pythia_dynamics.checkpoints.layout import Memory, Take
+from pythia_dynamics.checkpoints.layout import LayoutCache, TensorRequest
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.open import open_source
-from pythia_dynamics.checkpoints.reader import RevisionReader
+from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model, resolve
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
 from pythia_dynamics.errors import (
@@ -37,7 +37,7 @@ from pythia_dynamics.errors import (
 from pythia_dynamics.history.cache import store_path
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store, TensorSpec
-from pythia_dynamics.history.survey import held_steps, new_tickets, summary, survey, wanted_steps
+from pythia_dynamics.history.survey import held_steps, summary, survey, wanted_steps
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["FetchReport", "download", "fetch"]
@@ -192,13 +192,13 @@ class _Job:
 
     def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
         revisions = self._choose(self.source.revisions())
-        memory, tickets = Memory(), new_tickets()
+        cache, listings = LayoutCache(), ListingBudget()
         self.commits = {step: revision.commit for step, revision in revisions.items()}
-        self._prepare(revisions, memory, tickets)
+        self._prepare(revisions, cache, listings)
         todo = [revisions[step] for step in self.steps if step in revisions and step not in self.present]
         self._require_space(len(todo))
         stop = threading.Event()
-        common = (_Stores(self.path), self.specs, memory, tickets, stop if executor is None else None)
+        common = (_Stores(self.path), self.specs, cache, listings, stop if executor is None else None)
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
         reasons: dict[str, dict[int, str]] = {spec.name: {} for spec in self.specs}
@@ -209,7 +209,7 @@ class _Job:
         try:
             for revision in todo:
                 held = frozenset(name for name, steps in self.held.items() if revision.step in steps)
-                futures.add(pool.submit(_fetch_revision, self.source.metered(), revision, held, *common))
+                futures.add(pool.submit(_fetch_revision, self.source.with_own_traffic(), revision, held, *common))
             pending = futures
             progress(0, len(futures))
             while pending and fatal is None:
@@ -253,7 +253,7 @@ class _Job:
             )
         return chosen
 
-    def _prepare(self, revisions: Mapping[int, Revision], memory: Memory, tickets: list[None]) -> None:
+    def _prepare(self, revisions: Mapping[int, Revision], cache: LayoutCache, listings: ListingBudget) -> None:
         """Learn what the tensors are, and make room for them."""
         known = Store.open(self.path).tensors if self.path.is_dir() and any(self.path.iterdir()) else {}
         familiar = all(pattern in known for pattern in self.patterns)
@@ -264,7 +264,7 @@ class _Job:
         try:
             if todo:
                 sample = todo[:_ATTEMPTS] if familiar else todo
-                surveyed = survey(self.source, sample, self.patterns, memory=memory, tickets=tickets)
+                surveyed = survey(self.source, sample, self.patterns, cache=cache, listings=listings)
                 specs = tuple(known.get(spec.name, spec) for spec in surveyed.specs)
         except AccessError:
             raise
@@ -352,8 +352,8 @@ def _fetch_revision(
     held: frozenset[str],
     stores: _Stores,
     specs: Sequence[TensorSpec],
-    memory: Memory,
-    tickets: list[None],
+    cache: LayoutCache,
+    listings: ListingBudget,
     stop: threading.Event | None,
 ) -> _Outcome:
     """Fetch the tensors of one revision that are not held yet. Sent to an executor, so all arguments pickle."""
@@ -367,10 +367,10 @@ def _fetch_revision(
         if stop is not None and stop.is_set():
             return _Outcome(revision, source.traffic)
         store = stores.mine()
-        for take in reader.takes(names, memory, held=held, tickets=tickets):
-            spec = by_name[take.tensor.name]
+        for request in reader.find(names, cache, skip=held, listings=listings):
+            spec = by_name[request.tensor.name]
             try:
-                _store_tensor(store, spec, source, revision, reader, take, stop)
+                _store_tensor(store, spec, source, revision, reader, request, stop)
                 done.add(spec.name)
             except IntegrityError as error:
                 reasons[spec.name] = str(error)
@@ -393,11 +393,11 @@ def _store_tensor(
     source: Source,
     revision: Revision,
     reader: RevisionReader,
-    take: Take,
+    request: TensorRequest,
     stop: threading.Event | None,
 ) -> None:
     """Stream one tensor into its chunk. Raises `IntegrityError` when it arrives damaged time and again."""
-    tensor = take.tensor
+    tensor = request.tensor
     if (tensor.dtype, tensor.shape) != (spec.dtype, spec.shape):
         raise FormatError(
             f"{tensor.name} is {tensor.dtype}{list(tensor.shape)} at {revision.ref}, elsewhere "
@@ -417,7 +417,7 @@ def _store_tensor(
         try:
             with store.writer(tensor.name, revision.step, record) as writer:
                 checksum = 0
-                for piece in reader.content(take):
+                for piece in reader.read(request):
                     if stop is not None and stop.is_set():
                         raise PythiaDynError("stopped")
                     if tensor.crc32 is not None:

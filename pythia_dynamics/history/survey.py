@@ -7,18 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
-from pythia_dynamics.checkpoints.layout import Memory
-from pythia_dynamics.checkpoints.reader import RevisionReader
+from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS, Model, parse_steps
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.history.store import CHECKSUM_BYTES, Store, TensorSpec
 
-__all__ = ["Survey", "held_steps", "new_tickets", "summary", "survey", "wanted_steps"]
-
-
-_LISTINGS = 16
-"""Revisions whose file list may be asked for (an API request each) when their layout is a new one."""
+__all__ = ["Survey", "held_steps", "summary", "survey", "wanted_steps"]
 
 _ATTEMPTS = 3
 
@@ -41,21 +37,21 @@ def survey(
     revisions: Iterable[Revision],
     patterns: Sequence[str],
     *,
-    memory: Memory | None = None,
-    tickets: list[None] | None = None,
+    cache: LayoutCache | None = None,
+    listings: ListingBudget | None = None,
 ) -> Survey:
     """What the first readable one of these revisions holds, from its headers alone.
 
     Raises `AccessError`; the `UnknownNameError` of three revisions that all lack the tensor, or of the only one; or
     `CheckpointError` when none can be read.
     """
-    memory = Memory() if memory is None else memory
-    tickets = new_tickets() if tickets is None else tickets
+    cache = LayoutCache() if cache is None else cache
+    listings = ListingBudget() if listings is None else listings
     errors: list[PythiaDynError] = []
     for revision in revisions:
-        reader = RevisionReader(source, revision, dry=True)
+        reader = RevisionReader(source, revision, headers_only=True)
         try:
-            found = tuple(take.tensor for take in reader.takes(patterns, memory, tickets=tickets))
+            found = tuple(request.tensor for request in reader.find(patterns, cache, listings=listings))
             return Survey(revision, found, dict(reader.sizes))
         except AccessError:
             raise
@@ -88,11 +84,6 @@ def held_steps(store: Store, spec: TensorSpec) -> set[int]:
     size = spec.nbytes + CHECKSUM_BYTES
     chunks = {step: store.chunk_path(spec.name, step) for step in store.records(spec.name)}
     return {step for step, path in chunks.items() if path.is_file() and path.stat().st_size == size}
-
-
-def new_tickets() -> list[None]:
-    """Leave for a constant number of file lists, whatever the number of revisions."""
-    return [None] * _LISTINGS
 
 
 def summary(reasons: Iterable[str]) -> str:

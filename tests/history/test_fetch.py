@@ -18,7 +18,7 @@ from support.hubserver import HubServer
 import pythia_dynamics.history.fetch as fetching
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS
-from pythia_dynamics.checkpoints.retry import Retry
+from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.fetch import download, fetch
@@ -33,7 +33,7 @@ WIDE = {"vocab": 1024, "d_model": 48, "layers": 3}
 
 def impatient(repo: str = REPO, **options: str) -> HubSource:
     """A source that does not wait long between tries."""
-    return HubSource(repo, retry=Retry(first=0.001, longest=0.01), **options)
+    return HubSource(repo, policy=RetryPolicy(first_wait=0.001, max_wait=0.01), **options)
 
 
 def chunks(store: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ from support.hubserver import Fault, HubServer
 
 from pythia_dynamics.checkpoints.findings import Verification
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.retry import Retry
+from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
 from pythia_dynamics.cli.app import main
@@ -208,7 +208,7 @@ def test_what_pythia_should_have_and_has_not_is_missing(hub: HubServer) -> None:
 
 def test_a_revision_that_cannot_be_listed_is_a_finding(hub: HubServer) -> None:
     hub.add(REPO, suite([1, 2, 3]))
-    source = HubSource(REPO, retry=Retry(senseless=1))
+    source = HubSource(REPO, policy=RetryPolicy(max_invalid_responses=1))
     commit = source.revisions()[2].commit
     hub.faults.append(lambda request: Fault("status", 404) if f"tree/{commit}" in request.path else None)
     assert kinds(verify_remote(source)) == [("unreadable", (2,))]
