@@ -227,7 +227,7 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     remote = run("verify", "--model", REPO, "--remote")
     assert remote.exit_code == 1
     assert "equal: steps 1000, 2000 have the same safetensors files" in remote.stdout
-    assert remote.stderr.splitlines() == ["pythia-dyn: 1 oddity found; fetch replaces damaged chunks"]
+    assert remote.stderr.splitlines() == ["pythia-dyn: 1 fault found; fetch replaces damaged chunks"]
     local = run("verify", "--json")
     assert local.exit_code == 1
     (facts,) = json.loads(local.stdout)["verify"]
@@ -239,7 +239,7 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     assert "name a repository" in run("verify", "--remote", "--model", str(tmp_path)).stderr
     good = run("verify", "--remote", "--model", REPO, "--steps", "1000,3000")
     assert good.exit_code == 0
-    assert "2 steps checked, no oddity" in good.stdout
+    assert "2 steps checked, nothing found" in good.stdout
 
 
 def test_long_lists_are_cut() -> None:
