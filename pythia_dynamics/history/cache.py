@@ -30,7 +30,8 @@ def cache_directory(cache: Path | str | None = None) -> Path:
 
 def cached(cache: Path | str | None = None) -> tuple[str, ...]:
     """Names of the stores in the cache, sorted. `cache` as for `cache_directory`."""
-    return tuple(sorted(path.name.removesuffix(".zarr") for path in cache_directory(cache).glob("[!.]*.zarr")))
+    paths = cache_directory(cache).glob("[!.]*.zarr")
+    return tuple(sorted(path.name.removesuffix(".zarr") for path in paths if Store.exists(path)))
 
 
 def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
@@ -102,7 +103,7 @@ def open_history(
     if path.suffix != ".zarr":
         names = cached(cache)
         path = store_path(str(model) if str(model) in names else find_model(model, cache).name, cache)
-        if not path.exists():
+        if not Store.exists(path):
             stores = f"; there: {', '.join(names)}" if names else ""
             raise StoreError(f"{model} is not in {path.parent}{stores}; run pythia-dyn fetch --model {model}")
     history = History.from_store(Store.open(path), tensor)

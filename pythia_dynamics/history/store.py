@@ -155,7 +155,7 @@ class Store:
             There is no store, it is damaged, or it was not written by this package or by a later version of it.
         """
         path = Path(path)
-        if not path.is_dir():
+        if not cls.exists(path):
             raise StoreError(f"no weight store at {path}; make one with pythia-dyn fetch")
         attributes = _open(path, zarr.open_group).attrs.get(_ATTRIBUTE)
         if not isinstance(attributes, Mapping) or "source" not in attributes:
