@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.cli.app import (
     Failure,
     bar,
@@ -36,7 +37,7 @@ with_tensors = click.option(
     "--tensor",
     "tensors",
     multiple=True,
-    default=("embed_out.weight",),
+    default=(UNEMBEDDING,),
     show_default=True,
     help="Name or glob of a tensor; repeatable.",
 )

@@ -191,6 +191,7 @@ class _Job:
         return len(self.present) == len(self.steps)
 
     def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
+        """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
         revisions = self._requested(self.source.revisions())
         memory, tickets = Memory(), new_tickets()
         self.commits = {step: revision.commit for step, revision in revisions.items()}
@@ -272,7 +273,7 @@ class _Job:
             if not all_known:
                 raise
         if self.only_one and len(specs) > 1:
-            names = ", ".join(spec.name for spec in specs)
+            names = ", ".join(spec.name for spec in specs[:6]) + (", …" if len(specs) > 6 else "")
             raise PythiaDynError(
                 f"{self.patterns[0]!r} matches {len(specs)} tensors ({names}); fetch takes one, download takes several"
             )
@@ -299,15 +300,17 @@ class _Job:
         }
 
     def _require_space(self, revisions: int) -> None:
+        """Raise `StoreError` if the disk has too little space for so many revisions."""
         need = revisions * sum(spec.nbytes for spec in self.specs)
         free = shutil.disk_usage(self.path).free
-        if need + _RESERVE_BYTES > free:
+        if revisions and need + _RESERVE_BYTES > free:
             raise StoreError(
                 f"{self.path.parent} has {size(free)} free, {size(need)} needed and {size(_RESERVE_BYTES)} in reserve; "
                 "free some, name another --cache, or fetch fewer steps"
             )
 
     def _add_missing(self, step: int, why: str, reasons: dict[str, dict[int, str]], tensor: str | None = None) -> None:
+        """Note why a step of a tensor, or of all tensors, is missing, unless it is in the store."""
         for name in reasons if tensor is None else (tensor,):
             if step not in self.stored.get(name, ()):
                 reasons[name][step] = why

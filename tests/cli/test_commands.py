@@ -295,6 +295,8 @@ def test_help_names_every_command(run: Run) -> None:
 def test_unknown_names_list_the_nearest(run: Run, suite: Path, tmp_path: Path) -> None:
     assert "no model '70n'; did you mean 70m" in fails(run("fetch", "--model", "70n"))
     assert "no model '70n'; did you mean 70m" in fails(run("msd", "--model", "70n"))
+    for command in ("fetch", "msd", "ls"):
+        assert fails(run(command, "--model", "demo")).endswith("cache/: `pythia-dyn demo` makes it")
     line = fails(run("fetch", "--model", suite, "--tensor", "embed_uot.weight"))
     assert "no tensor 'embed_uot.weight'" in line
     assert "did you mean embed_out.weight" in line

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from support.checkpoints import HEAD, checkpoint, state, suite
 from support.hubserver import Fault, HubServer
 
-from pythia_dynamics.checkpoints.findings import Verification
+from pythia_dynamics.checkpoints.findings import Finding, Verification
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.retry import Retry
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
 from pythia_dynamics.cli.app import main
-from pythia_dynamics.errors import listed
+from pythia_dynamics.errors import UnknownNameError, listed
 from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.sweep.verify import verify_store
 
@@ -240,6 +240,11 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     good = run("verify", "--remote", "--model", REPO, "--steps", "1000,3000")
     assert good.exit_code == 0
     assert "2 steps checked, nothing found" in good.stdout
+
+
+def test_a_finding_has_a_known_kind() -> None:
+    with pytest.raises(UnknownNameError, match="no kind of finding 'damage'; did you mean damaged"):
+        Finding("damage", (1,), "")
 
 
 def test_long_lists_are_cut() -> None:
