@@ -6,8 +6,11 @@ from .errors import PythiaDynError as PythiaDynError
 from .evaluation.portrait import portrait as portrait
 from .evaluation.runner import perplexity as perplexity
 from .history.cache import open_history as open_history
+from .history.fetch import download as download
 from .history.fetch import fetch as fetch
 from .history.history import History as History
+from .history.report import FetchReport as FetchReport
+from .history.request import FetchRequest as FetchRequest
 from .measures.analyse import analyse as analyse
 from .measures.bifurcation import bifurcation as bifurcation
 from .measures.density import density as density

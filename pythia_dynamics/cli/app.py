@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics import __version__
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, size
 
 if TYPE_CHECKING:
     from pythia_dynamics.history.history import History
@@ -251,14 +251,6 @@ def notes(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1, default=str))
-
-
-def size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:

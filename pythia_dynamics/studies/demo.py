@@ -16,8 +16,9 @@ import torch
 
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.evaluation.runner import perplexity
-from pythia_dynamics.history.cache import cache_directory, open_history, store_path
-from pythia_dynamics.history.fetch import FetchReport, download
+from pythia_dynamics.history.cache import DEMO, cache_directory, open_history, store_path
+from pythia_dynamics.history.fetch import download
+from pythia_dynamics.history.report import FetchReport
 from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "PASSAGES", "Report", "run"]
 
-NAME = "demo"
+NAME = DEMO
 PASSAGES = {"forward": 48, "last-word": 48, "unmask": 10}
 """Held-out passages that are evaluated at every checkpoint; unmasking writes t²/2 tokens for one of t tokens."""
 

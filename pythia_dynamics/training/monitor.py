@@ -209,7 +209,7 @@ class WeightMonitor:
         for name in self.store.tensors:
             later = [number for number in self.store.records(name) if number > step]
             for number in later:
-                self.store.forget(name, number)
+                self.store.remove_record(name, number)
             reasons = dict.fromkeys(later, f"dropped when training went on from step {step}")
             if later:
                 self.store.record_missing(name, reasons)

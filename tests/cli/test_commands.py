@@ -76,7 +76,7 @@ def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> Non
     assert "4 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert "0 steps fetched, 4 were there" in succeeds(run("fetch", "--model", suite))
     assert "walk  embed_out.weight float16[64, 16]  4 steps" in succeeds(run("ls"))
-    assert "4 steps checked, no oddity" in succeeds(run("verify"))
+    assert "4 steps checked, nothing found" in succeeds(run("verify"))
     out = tmp_path / "results" / "walk" / HEAD
     for kind, table in (("density", "moments"), ("msd", "msd"), ("order", "order"), ("rank", "rank")):
         assert str(out / f"{table}.csv") in succeeds(run(kind, "--model", "walk"))
@@ -295,6 +295,8 @@ def test_help_names_every_command(run: Run) -> None:
 def test_unknown_names_list_the_nearest(run: Run, suite: Path, tmp_path: Path) -> None:
     assert "no model '70n'; did you mean 70m" in fails(run("fetch", "--model", "70n"))
     assert "no model '70n'; did you mean 70m" in fails(run("msd", "--model", "70n"))
+    for command in ("fetch", "msd", "ls"):
+        assert fails(run(command, "--model", "demo")).endswith("cache/: `pythia-dyn demo` makes it")
     line = fails(run("fetch", "--model", suite, "--tensor", "embed_uot.weight"))
     assert "no tensor 'embed_uot.weight'" in line
     assert "did you mean embed_out.weight" in line
@@ -359,18 +361,18 @@ def test_a_damaged_chunk_is_named_and_fetched_again(run: Run, suite: Path, tmp_p
     chunk.write_bytes(chunk.read_bytes()[:100])
     assert "step 2000" in fails(run("msd"))
     assert not (tmp_path / "results" / "walk" / HEAD / "msd.csv").exists()
-    assert "1 oddity found" in fails(run("verify"))
+    assert "1 fault found" in fails(run("verify"))
     assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert files(store)[str(chunk)] == whole[str(chunk)]
     flipped = bytearray(chunk.read_bytes())
     flipped[7] ^= 1
     chunk.write_bytes(flipped)
     result = run("verify")
-    assert "1 oddity found" in fails(result)
+    assert "1 fault found" in fails(result)
     assert "step 2000" in result.stdout
     assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert files(store)[str(chunk)] == whole[str(chunk)]
-    assert "4 steps checked, no oddity" in succeeds(run("verify"))
+    assert "4 steps checked, nothing found" in succeeds(run("verify"))
 
 
 def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, suite: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.errors import CheckpointError, IntegrityError
-from pythia_dynamics.history.fetch import FetchReport, download
+from pythia_dynamics.history.fetch import download
+from pythia_dynamics.history.report import FetchReport
 from pythia_dynamics.history.store import Store
 
 REPO = "org/tiny"

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from support.checkpoints import HEAD, checkpoint, state, suite
 from support.hubserver import Fault, HubServer
 
-from pythia_dynamics.checkpoints.findings import Verification
+from pythia_dynamics.checkpoints.findings import Finding, Verification
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
 from pythia_dynamics.cli.app import main
-from pythia_dynamics.errors import listed
+from pythia_dynamics.errors import UnknownNameError, listed
 from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.verify import verify_store
@@ -232,7 +232,7 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     remote = run("verify", "--model", REPO, "--remote")
     assert remote.exit_code == 1
     assert "equal: steps 1000, 2000 have the same safetensors files" in remote.stdout
-    assert remote.stderr.splitlines() == ["pythia-dyn: 1 oddity found; fetch replaces damaged chunks"]
+    assert remote.stderr.splitlines() == ["pythia-dyn: 1 fault found; fetch replaces damaged chunks"]
     local = run("verify", "--json")
     assert local.exit_code == 1
     (facts,) = json.loads(local.stdout)["verify"]
@@ -244,7 +244,12 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     assert "name a repository" in run("verify", "--remote", "--model", str(tmp_path)).stderr
     good = run("verify", "--remote", "--model", REPO, "--steps", "1000,3000")
     assert good.exit_code == 0
-    assert "2 steps checked, no oddity" in good.stdout
+    assert "2 steps checked, nothing found" in good.stdout
+
+
+def test_a_finding_has_a_known_kind() -> None:
+    with pytest.raises(UnknownNameError, match="no kind of finding 'damage'; did you mean damaged"):
+        Finding("damage", (1,), "")
 
 
 def test_long_lists_are_cut() -> None:
