@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.tiny_models import model
 
-from pythia_dynamics.evaluation.products import linear, quick_linear_layers
+from pythia_dynamics.evaluation.products import linear, transposed_linear_layers
 
 ROWS = [1, 5, 6, 7, 32, 56, 57]
 
@@ -25,7 +25,7 @@ def test_a_model_with_quick_layers_is_the_same_model(rows: int, dtype: torch.dty
     tokens = torch.randint(0, 304, (rows, 1))
     with torch.inference_mode():
         expected = weights(tokens).logits
-        with quick_linear_layers(weights, but=weights.lm_head):
+        with transposed_linear_layers(weights, exclude=weights.lm_head):
             found = weights(tokens).logits
             assert type(weights.lm_head) is torch.nn.Linear
     assert found.dtype == dtype
@@ -40,7 +40,7 @@ def test_the_layers_are_themselves_again_afterwards() -> None:
     layers = [module for module in weights.modules() if isinstance(module, torch.nn.Linear)]
 
     def fail() -> None:
-        with quick_linear_layers(weights, but=weights.lm_head):
+        with transposed_linear_layers(weights, exclude=weights.lm_head):
             if torch.backends.mkl.is_available():
                 assert sum(type(layer) is not torch.nn.Linear for layer in layers) == len(layers) - 1
             raise KeyError
