@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +93,13 @@ def perplexity(
     **options: Any,
 ) -> None:
     """Forward, causal-unmasking and last-word perplexity of every checkpoint."""
+    from pythia_dynamics.evaluation.corpus import load_corpus
     from pythia_dynamics.history.cache import find_model
 
     names = model_names(models, cache)
     settings = EvaluationSettings.from_mapping(options)
+    if show is None:  # loaded once for all models
+        settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     facts: list[dict[str, Any]] = []
     failures: list[str] = []
     for name in names:
@@ -141,8 +145,6 @@ def _evaluate(
 
 def _complete(model: Model, phrase: str, settings: EvaluationSettings, as_json: bool) -> dict[str, Any]:
     """Print how the last of the steps completes a phrase; the facts."""
-    from dataclasses import asdict
-
     from pythia_dynamics.evaluation.portrait import completions
 
     steps = requested_steps(settings.steps)

@@ -18,6 +18,14 @@ def test_a_product_asked_for_the_other_way_round_is_the_same(rows: int, bias: bo
         torch.testing.assert_close(linear(layer, hidden), layer(hidden), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch is built without MKL")
+@pytest.mark.parametrize("rows", ROWS)
+def test_products_of_6_to_56_rows_are_computed_transposed(rows: int) -> None:
+    layer, hidden = torch.nn.Linear(32, 96), torch.randn(rows, 32)
+    with torch.inference_mode():
+        assert linear(layer, hidden).is_contiguous() == (not 6 <= rows <= 56)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_model_with_quick_layers_is_the_same_model(rows: int, dtype: torch.dtype) -> None:

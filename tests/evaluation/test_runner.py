@@ -12,14 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from support.hubserver import HubServer
 from support.tiny_models import TEXTS, encode, model, tokenizer, write_checkpoint
 
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.source import AccessError, Revision
-from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.evaluator import Evaluator
@@ -100,6 +98,7 @@ def test_every_mode_over_all_revisions_in_one_pass(suite: Path, tmp_path: Path) 
     assert forward.attrs["truncated"] == sum(len(encode(text)) > 8 for text in TEXTS)
     assert set(results["last-word"].data_vars) == {"ppl", "accuracy", "sentences", "nonfinite"}
     assert results["last-word"].attrs["truncated"] == 0
+    assert [results[mode].attrs["unscored"] for mode in MODES] == [0, 0, 0]
     assert results["unmask"]["prefix_entropy"].dims == ("step", "prefix")
     assert results["unmask"]["prefix"].values.tolist() == list(range(1, 8))
     files = sorted(path.name for path in out.iterdir())
@@ -118,6 +117,14 @@ def test_one_mode_is_one_dataset_and_nothing_is_written_without_out(suite: Path)
     result = perplexity(LocalSource(suite), steps=[2], **OPTIONS)
     assert result.sizes == {"step": 1}
     assert sorted(suite.rglob("*")) == before
+
+
+def test_passages_that_are_too_short_are_counted(suite: Path) -> None:
+    texts = Corpus("short", ("", " ", *TEXTS[:1]))
+    results = evaluate(suite, MODES, replace(SETTINGS, corpus=texts, steps=[2]))
+    for mode, unscored in (("forward", 2), ("unmask", 2), ("last-word", 2)):
+        assert results[mode].attrs["unscored"] == unscored, mode
+        assert results[mode]["sentences"].values.tolist() == [1]
 
 
 def test_a_second_run_takes_up_what_is_there(suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]]) -> None:
@@ -514,16 +521,3 @@ def test_an_interrupted_run_keeps_its_rows(suite: Path, tmp_path: Path, evaluate
     evaluated.clear()
     perplexity(suite, **options)
     assert evaluated == [("step10", "forward")]
-
-
-def test_a_rounded_head_has_results_of_its_own(suite: Path, tmp_path: Path) -> None:
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS))
-    run = ["perplexity", "--model", str(suite), "--corpus", str(texts), "--results", str(tmp_path / "results")]
-    for options in ([], ["--head", "ternary"]):
-        done = CliRunner().invoke(main, [*run, "--device", "cpu", *options])
-        assert done.exit_code == 0, done.stderr
-    plain, rounded = (tmp_path / "results" / "tiny" / part / "perplexity-forward.csv" for part in ("", "ternary"))
-    assert plain.read_text() != rounded.read_text()
-    settings = json.loads(rounded.with_suffix(".json").read_text())["settings"]
-    assert settings["head"] == "ternary"
