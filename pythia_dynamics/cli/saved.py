@@ -159,14 +159,10 @@ def report(
 @with_json
 def portrait(
     models: tuple[str, ...],
-    steps: str | None,
-    phrase: str | None,
-    text: str | None,
-    source: str,
-    device: str,
     cache: Path,
     results: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """First and last step of a model side by side: W_U, attention, logits (Fig 1), and a phrase completed (Fig 5)."""
     from pythia_dynamics.evaluation.portrait import portrait as take
@@ -174,7 +170,7 @@ def portrait(
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import keep_portrait
 
-    given = {name: value for name, value in (("phrase", phrase), ("text", text)) if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     facts: list[dict[str, Any]] = []
     faults = Faults()
     for name in model_names(models, cache):
@@ -182,7 +178,7 @@ def portrait(
             model = find_model(name, cache)
             say(f"{name} is {model.location}", as_json)
             with bar(f"{model.name} portrait", "step") as progress:
-                taken = take(model, steps=steps, device=device, source=source, progress=progress, **given)
+                taken = take(model, progress=progress, **given)
             files = keep_portrait(Results(model.name, results), taken)
             note_written(model.name)
             for file in files:

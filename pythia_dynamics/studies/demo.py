@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pythia_dynamics.checkpoints.registry import resolve
-from pythia_dynamics.evaluation.runner import perplexity
+from pythia_dynamics.evaluation.runner import evaluate
+from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode
 from pythia_dynamics.history.cache import DEMO, cache_directory, open_history, store_path
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.report import FetchReport
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "PASSAGES", "Report", "run"]
 
 NAME = DEMO
-PASSAGES = {"forward": 48, "last-word": 48, "unmask": 10}
+PASSAGES: dict[Mode, int] = {"forward": 48, "last-word": 48, "unmask": 10}
 """Held-out passages that are evaluated at every checkpoint; unmasking writes t²/2 tokens for one of t tokens."""
 
 
@@ -75,18 +76,11 @@ def run(
 
     with stage("fetch W_U", "step") as progress:
         fetched = download(model, cache=cache, progress=progress)
-    scores: dict[str, xr.Dataset] = {}
+    scores: dict[Mode, xr.Dataset] = {}
     for mode, passages in PASSAGES.items():
         with stage(f"{mode} perplexity", "step") as progress, _one_thread():
-            scores[mode] = perplexity(
-                model,
-                mode=mode,
-                corpus=suite.path / HELD_OUT,
-                limit=passages,
-                device="cpu",
-                out=out.path,
-                progress=progress,
-            )
+            settings = EvaluationSettings(corpus=suite.path / HELD_OUT, limit=passages, device="cpu")
+            scores |= evaluate(model, [mode], settings, out=out.path, progress=progress)
     with stage("measure", "block") as progress:
         history = open_history(NAME, cache=cache)
         options = {"order": {"loss": scores["forward"]["nll_mean"]}}

@@ -7,7 +7,7 @@ does not keep the others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ import numpy as np
 from pythia_dynamics.claims.scorecard import judge, save
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.portrait import portrait
-from pythia_dynamics.evaluation.records import MODES
-from pythia_dynamics.evaluation.runner import perplexity
+from pythia_dynamics.evaluation.runner import evaluate
+from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings
 from pythia_dynamics.figures.gallery import TOGETHER, of_models
 from pythia_dynamics.figures.plates import draw
 from pythia_dynamics.history.cache import find_model
@@ -128,32 +128,31 @@ def run(
     stage: Stage,
     steps: str | None = None,
     skip_perplexity: bool = False,
-    corpus: str | Path = "lambada",
-    limit: int = 500,
-    device: str = "auto",
-    dtype: str = "float32",
     workers: int = 8,
     cache: Path | str | None = None,
     results: Path | str | None = None,
+    **evaluation: Any,
 ) -> Reproduction:
     """Everything for each of the models, then the figures that hold all of them, and one page.
 
     Of each: W_U of its `steps` (default: the papers' 143) into the cache, checked by content; every analysis; unless
-    `skip_perplexity`, the three perplexities on `limit` passages of a `corpus`, that of the last step with a ternary
-    head, and a portrait of both ends; the claims. Missing revisions are gaps. A model that fails is left out, with the
-    reason in `Reproduction.failed`; the same call tries it again. Raises `PythiaDynError` when all of them failed.
+    `skip_perplexity`, the three perplexities, that of the last step with a ternary head, and a portrait of both ends;
+    the claims. `evaluation` are fields of `EvaluationSettings`: corpus, limit, device, dtype.
+
+    Missing revisions are gaps. A model that fails is left out, with the reason in `Reproduction.failed`; the same call
+    tries it again. Raises `PythiaDynError` when all of them failed.
     """
     done: dict[str, Results] = {}
     failed: dict[str, str] = {}
     missing: dict[str, Mapping[int, str]] = {}
     verdicts: dict[str, tuple[Verdict, ...]] = {}
     files: list[Path] = []
-    evaluate = None if skip_perplexity else {"corpus": corpus, "limit": limit, "device": device, "dtype": dtype}
+    settings = EvaluationSettings.from_mapping(evaluation)
     for name in dict.fromkeys(models):
         try:
             model = find_model(name, cache)
             out = Results(model.name, results)
-            gaps, made = _one(model, out, stage, steps, evaluate, workers, cache)
+            gaps, made = _one(model, out, stage, steps, None if skip_perplexity else settings, workers, cache)
             with stage(f"{model.name}: claims", "model") as progress:
                 verdicts[model.name] = judge(out)
                 files += [*made, save(out, verdicts[model.name])]
@@ -180,7 +179,7 @@ def _one(
     out: Results,
     stage: Stage,
     steps: str | None,
-    evaluate: Mapping[str, Any] | None,
+    settings: EvaluationSettings | None,
     workers: int,
     cache: Path | str | None,
 ) -> tuple[Mapping[int, str], list[Path]]:
@@ -194,8 +193,8 @@ def _one(
             found = verify_store(Store.open(fetched.path), history.tensor, Compute(progress=progress))
         files.append(keep_findings(out, found))
     files += _measure(history, out, stage)
-    if evaluate is not None:
-        files += _evaluate(model, history, out, stage, evaluate)
+    if settings is not None:
+        files += _evaluate(model, history, out, stage, settings)
         files += _measure(history, out, stage)  # the order parameter has a loss now
     return fetched.missing, files
 
@@ -210,19 +209,21 @@ def _measure(history: History, out: Results, stage: Stage) -> list[Path]:
     return [path for outcome in outcomes for path in outcome.files]
 
 
-def _evaluate(model: Model, history: History, out: Results, stage: Stage, options: Mapping[str, Any]) -> list[Path]:
+def _evaluate(model: Model, history: History, out: Results, stage: Stage, settings: EvaluationSettings) -> list[Path]:
     """The three perplexities, that of the last step with a ternary head, the first and the last step side by side."""
     first, last = _first_and_last(history)
     with stage(f"{model.name}: perplexities", "step") as progress:
-        scores = perplexity(model, mode=MODES, steps=history.steps.tolist(), out=out.path, progress=progress, **options)
+        at_steps = replace(settings, steps=history.steps.tolist())
+        scores = evaluate(model, MODES, at_steps, out=out.path, progress=progress)
     files = [path for outcome in draw_perplexity(out, scores) for path in outcome.files]
     ternary = out.path / "ternary"
     with stage(f"{model.name}: ternary head", "step") as progress:
-        perplexity(model, mode="forward", steps=[last], head="ternary", out=ternary, progress=progress, **options)
+        at_last = replace(settings, steps=[last], head="ternary")
+        evaluate(model, ["forward"], at_last, out=ternary, progress=progress)
     files.append(ternary / "perplexity-forward.csv")
     if first < last and not _has_portrait(out, history):
         with stage(f"{model.name}: first and last step", "step") as progress:
-            taken = portrait(model, steps=[first, last], device=options["device"], progress=progress)
+            taken = portrait(model, steps=[first, last], device=settings.device, progress=progress)
         files += keep_portrait(out, taken)
     return files
 

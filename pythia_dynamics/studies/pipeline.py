@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from pythia_dynamics.checkpoints.findings import Verification
+    from pythia_dynamics.evaluation.settings import Mode
     from pythia_dynamics.history.history import History
     from pythia_dynamics.results.folder import Results
 
@@ -171,7 +172,7 @@ def keep_portrait(results: Results, taken: xr.Dataset) -> list[Path]:
 
 
 def draw_perplexity(
-    results: Results, scores: Mapping[str, xr.Dataset], *, progress: Progress = silent
+    results: Results, scores: Mapping[Mode, xr.Dataset], *, progress: Progress = silent
 ) -> list[Outcome]:
     """Draw perplexities by mode, one figure each, linear beside logarithmic as in the paper (Fig 4 and 6)."""
     outcomes = []

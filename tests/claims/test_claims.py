@@ -85,8 +85,9 @@ def verdicts(directory: Path, frames: np.ndarray, name: str = "suite", **tables:
 
 
 def write(results: Results, kind: str, table: xr.Dataset) -> None:
-    results.path.mkdir(parents=True, exist_ok=True)
-    (results.path / f"{kind}.csv").write_text(table.to_dataframe().to_csv())
+    folder = results.path if kind.startswith("perplexity") else results.weights().path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{kind}.csv").write_text(table.to_dataframe().to_csv())
 
 
 def scores(ppl: np.ndarray, steps: np.ndarray = STEPS) -> xr.Dataset:

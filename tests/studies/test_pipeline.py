@@ -75,7 +75,10 @@ def test_every_two_steps_come_with_exponent_interval_and_null(results: Results) 
 @pytest.mark.parametrize(
     ("frames", "said"),
     [
-        (np.arange(1.0, 10), "rises to the last step, as a random walk's does; demeaned over time it peaks at step 4"),
+        (
+            np.arange(1.0, 10),
+            "rises to the last step, as a random walk's does; demeaned over time it peaks at step 3, the walk at 4",
+        ),
         (np.array([9.0, -1, -2, -1, -1, -1, -1, -1, -1]), "falls from the first step on; that of a random walk rises"),
         (np.array([1.0, 1, 1, 1, -1, -1, -1, -1, -1]), "peaks at step 3; that of a random walk rises to the last step"),
         (np.zeros(9), "does not change, as a random walk's does; demeaned over time it does not change"),
