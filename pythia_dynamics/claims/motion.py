@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _MIN_STEPS = 10
-"""Fewest steps in which a peak can be told from an end: with fewer, one noisy value makes an interior peak."""
+"""Fewest steps for an interior peak: with fewer, one noisy value makes one."""
 
 _MIN_STEPS_STATIONARY = 16
 """Fewest steps for the exponent: on an even grid this leaves six lags between 1/8 and 1/2 of the length."""
