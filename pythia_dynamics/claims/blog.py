@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_dynamics.claims.statistics import MAX_B_FALL, MAX_BREAK_P, MAX_LOSS_RISE, SIGMAS, drawdown
-from pythia_dynamics.claims.verdict import (
-    Claim,
-    Decision,
-    Verdict,
-    Work,
-    not_supported,
-    not_testable,
-    supported,
-)
+from pythia_dynamics.claims.verdict import Claim, Decision, Verdict, Work, not_supported, not_testable, supported
 from pythia_dynamics.measures.order import break_in_line, derivative
 from pythia_dynamics.results.published_blog import published_blog
 

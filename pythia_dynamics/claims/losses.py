@@ -114,10 +114,7 @@ def _published(saved: SavedResults, step: int | None = None) -> dict[str, float 
     }
     if step is not None:
         before = max(int(np.searchsorted(curve.steps, step, side="right")) - 1, 0)
-        numbers |= {
-            "published_before": float(curve.values[before]),
-            "published_before_step": int(curve.steps[before]),
-        }
+        numbers |= {"published_before": float(curve.values[before]), "published_before_step": int(curve.steps[before])}
     return numbers
 
 

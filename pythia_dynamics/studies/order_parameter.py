@@ -208,11 +208,7 @@ def _initial_b(plan: TrainingPlan, text: Text) -> dict[str, dict[str, float]]:
     for kind in INITIALISATIONS:
         head = new_model(replace(plan, initialisation=kind), vocab).lm_head.weight
         b, spread = expected_b(kind, vocab, plan.d_model)
-        found[kind] = {
-            "expected": b,
-            "spread": spread,
-            "measured": float(head.detach().double().norm()) / plan.d_model,
-        }
+        found[kind] = {"expected": b, "spread": spread, "measured": float(head.detach().double().norm()) / plan.d_model}
     return found
 
 
