@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -27,6 +27,7 @@ from pythia_dynamics.cli.app import (
     with_steps,
     with_tensor,
 )
+from pythia_dynamics.training.choices import RuleKind
 
 __all__ = ["phases", "stop"]
 
@@ -35,7 +36,7 @@ __all__ = ["phases", "stop"]
 @with_models(required=False)
 @click.option(
     "--rule",
-    type=click.Choice(["displacement", "msd", "either"]),
+    type=click.Choice(get_args(RuleKind)),
     default="either",
     show_default=True,
     help="Displacement rate below the threshold, MSD past its peak beyond the null, or either.",
@@ -62,7 +63,7 @@ __all__ = ["phases", "stop"]
 @with_json
 def stop(
     models: tuple[str, ...],
-    rule: str,
+    rule: RuleKind,
     threshold: float,
     patience: int,
     after: int,
@@ -81,7 +82,7 @@ def stop(
     from pythia_dynamics.sweep.compute import Compute
     from pythia_dynamics.training.stopping import StationarityRule, replay
 
-    chosen = StationarityRule(rule, threshold, patience, after)  # type: ignore[arg-type]
+    chosen = StationarityRule(rule, threshold, patience, after)
     facts: list[dict[str, Any]] = []
     faults = Faults()
     for name in model_names(models, cache):

@@ -19,7 +19,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.frames import Frames
 
-__all__ = ["Counts", "Moments", "code_values"]
+__all__ = ["Counts", "Moments", "central_moments", "code_values"]
 
 
 CODES = 1 << 16
@@ -176,11 +176,28 @@ class Counts:
         partials = np.array([self.sums[start] for start in sorted(self.sums)])
         s1, s2, s3, s4 = np.moveaxis(partials[..., :4].sum(axis=0), -1, 0) / n
         with np.errstate(all="ignore"):
-            m2 = np.maximum(s2 - s1**2, 0)
-            m3 = s3 - 3 * s1 * s2 + 2 * s1**3
-            m4 = s4 - 4 * s1 * s3 + 6 * s1**2 * s2 - 3 * s1**4
+            m2, m3, m4 = central_moments(s1, s2, s3, s4)
         rows = (self.shift + s1, m2, m3, m4, partials[..., 4].min(axis=0), partials[..., 5].max(axis=0))
         return _moments(n, np.stack(rows, axis=1), self._nonfinite())
+
+
+def central_moments(s1: Any, s2: Any, s3: Any, s4: Any) -> tuple[Any, Any, Any]:
+    """Central moments of order 2, 3 and 4 from the means of x, x², x³ and x⁴, float64 scalars or arrays of one shape.
+
+    Parameters
+    ----------
+    s1, s2, s3, s4
+        Means of the powers, about any shift.
+
+    Returns
+    -------
+    tuple
+        m₂ (at least 0), m₃ and m₄, which do not depend on the shift.
+    """
+    m2 = np.maximum(s2 - s1**2, 0)
+    m3 = s3 - 3 * s1 * s2 + 2 * s1**3
+    m4 = s4 - 4 * s1 * s3 + 6 * s1**2 * s2 - 3 * s1**4
+    return m2, m3, m4
 
 
 @functools.cache
