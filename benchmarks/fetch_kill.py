@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--layout", default="safetensors")
     options = parser.parse_args()
 
-    from checkpoints import HEAD, suite
+    from support.checkpoints import HEAD, suite
     from support.hubserver import HubServer
 
     from pythia_dynamics.history.fetch import download

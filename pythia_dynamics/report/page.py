@@ -14,12 +14,9 @@ from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from pythia_dynamics import __version__, figures
 from pythia_dynamics.claims.verdict import VERDICTS, Verdict
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, optional_import
 from pythia_dynamics.figures.gallery import Plate, of_models
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report import facts
@@ -39,8 +36,8 @@ class _Picture:
     key: str
     title: str
     caption: str
-    svg: Markup
-    panels: Markup
+    svg: str
+    panels: str
     wide: bool
 
 
@@ -55,6 +52,9 @@ class Section:
 
 def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
     """The page for these models. Raises `PythiaDynError` for a model without results. `progress` counts models."""
+    with optional_import("pythia-dyn report", "report"):
+        from jinja2 import Environment, StrictUndefined
+
     if not sections:
         raise PythiaDynError("no model to report on; name one with --model")
     folders = [section.results for section in sections]
@@ -98,8 +98,8 @@ def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
         command="pythia-dyn report " + " ".join(f"--model {name}" for name in names),
         version=__version__,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        style=Markup(_part("style.css")),
-        script=Markup(_part("script.js")),
+        style=_part("style.css"),
+        script=_part("script.js"),
     )
 
 
@@ -116,7 +116,7 @@ def _picture(plate: Plate, key: str) -> _Picture:
         key=key,
         title=plate.title,
         caption=plate.caption,
-        svg=Markup(drawing.svg),
+        svg=drawing.svg,
         panels=_json([asdict(panel) for panel in drawing.panels]),
         wide=plate.columns * plate.width * 72 > _NARROW,
     )
@@ -133,17 +133,17 @@ def _explorer(explorer: Explorer) -> dict[str, Any]:
         "key": explorer.key,
         "title": explorer.title,
         "caption": explorer.caption,
-        "svg": Markup(explorer.drawing.svg),
+        "svg": explorer.drawing.svg,
         "steps": explorer.steps,
         "chosen": explorer.chosen,
         "content": _json(content),
     }
 
 
-def _json(content: Any) -> Markup:
+def _json(content: Any) -> str:
     """JSON that may stand in a script element: nothing in it can end the element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _part(name: str) -> str:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from pythia_dynamics.evaluation.unmasking import unmask, unmask_row
 
 CORPUS = Corpus("texts", TEXTS)
 MODES = ("forward", "unmask", "last-word")
-OPTIONS = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
+OPTIONS: dict[str, Any] = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Every (folder, mode) that is evaluated, as it happens."""
     seen: list[tuple[str, str]] = []
     load, row = Evaluator.load, Evaluator.row
-    current = []
+    current: list[str] = []
 
     def note_load(self: Evaluator, directory: Path) -> None:
         current[:] = [directory.name]
@@ -67,7 +68,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-def from_scratch(directory: Path) -> torch.nn.Module:
+def from_scratch(directory: Path) -> Any:
     """A checkpoint as transformers itself loads it."""
     from transformers import GPTNeoXForCausalLM
 
@@ -162,7 +163,7 @@ def test_a_checkpoint_that_changed_is_evaluated_again(
     ],
 )
 def test_rows_of_other_settings_are_replaced_with_a_warning(
-    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]], change: dict[str, object]
+    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]], change: dict[str, Any]
 ) -> None:
     options = {**OPTIONS, "out": tmp_path / "results"}
     perplexity(suite, **options)
@@ -363,7 +364,7 @@ def test_a_tokenizer_of_another_model_is_refused(suite: Path) -> None:
     small = build_model(suite / "step1", device=torch.device("cpu"), dtype=torch.float32)
     small.config.vocab_size = 256
     with pytest.raises(CheckpointError, match="the model knows 256"):
-        runner.encode(tokenizer(), ["the cat"], small)
+        runner.encode(tokenizer(), ["the cat"], small)  # type: ignore[attr-defined]
 
 
 class Downloads:
@@ -399,8 +400,8 @@ class Downloads:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def use(self, **options: int) -> Iterator[tuple[int, Path | Exception]]:
-        for revision, outcome in snapshots(self, list(self.revisions().values()), **options):
+    def use(self, **options: Any) -> Iterator[tuple[int, Path | Exception]]:
+        for revision, outcome in snapshots(self, list(self.revisions().values()), **options):  # type: ignore[arg-type]
             deadline = time.monotonic() + 5
             with self._lock:
                 self.log.append(("use", revision.step))

@@ -26,7 +26,7 @@ def test_a_masked_step_is_missing():
     history = as_history(masked)
     assert history.missing == {1: "masked"}
     with pytest.warns(MissingStepsWarning):
-        assert np.isnan(msd(history)["displacement"]).values.tolist() == [False, True, False]
+        assert np.isnan(msd(history)["displacement"].values).tolist() == [False, True, False]
     masked.mask[1, 0, 0] = False
     with pytest.raises(PythiaDynError, match="step 1 is masked in part"):
         as_history(masked)
