@@ -38,7 +38,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __call__(self, work: Callable[[], object], repeat: int) -> tuple[float, object]:
+    def __call__(self, work: Callable[[], Any], repeat: int) -> tuple[float, Any]:
         """Best wall time of `repeat` calls, and what the last one returned."""
         best = float("inf")
         for _ in range(repeat):

@@ -41,7 +41,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory: Python in it, and in its commands, imports what lies there; figures have no window."""
+    """An empty working directory: Python and commands run in it import what lies there; figures open no window."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")]))

@@ -68,6 +68,6 @@ def test_a_loss_finds_its_steps():
         xr.DataArray([3.0, 1.0], dims="step", coords={"step": [2000, 0]}),
         [1.0, np.nan, 3.0],
     ):
-        np.testing.assert_array_equal(order_parameter(history, loss=loss)["loss"], [1, np.nan, 3])
+        np.testing.assert_array_equal(order_parameter(history, loss=loss)["loss"], [1, np.nan, 3])  # type: ignore[arg-type]
     with pytest.raises(PythiaDynError, match="none of the 3 steps"):
-        order_parameter(history, loss={"0": 1.0})
+        order_parameter(history, loss={"0": 1.0})  # type: ignore[dict-item]

@@ -94,7 +94,7 @@ def test_missing_steps_are_data(store: Store) -> None:
     assert history.present.tolist() == [True, False, True]
     assert history.frame(1) is None
     assert np.isnan(history.weights[1]).all()
-    assert np.isnan(zarr.open_group(store.path, mode="r")[W_U.name][1]).all()
+    assert np.isnan(zarr.open_group(store.path, mode="r")[W_U.name][1]).all()  # type: ignore[arg-type]
     with pytest.raises(PythiaDynError, match="step 2000 of suite is missing: no branch step2000"):
         history.at(2000)
     with pytest.raises(UnknownNameError, match="no step 1001 in suite; did you mean 1000"):
