@@ -55,11 +55,14 @@ def build(directory: Path, options: argparse.Namespace) -> int:
 @contextmanager
 def serve(directory: Path, options: argparse.Namespace) -> Iterator[str]:
     """The Hub in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests" / "support" / "hubserver.py"), str(directory), "--repo", REPO]
+    command = [sys.executable, "-m", "support.hubserver", str(directory), "--repo", REPO]
     command += ["--latency", str(options.latency)]
     if options.bandwidth:
         command += ["--bandwidth", str(options.bandwidth)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         try:
             yield process.stdout.readline().strip()

@@ -189,13 +189,13 @@ def run_archive(raw: bytes, rng: random.Random) -> None:
     else:
         raise AssertionError("asked for more again and again")
     for member in directory.members.values():
-        start, stop = member.reach()
+        start, stop = member.bounding_range()
         assert 0 <= start < stop <= size
-    start, stop = directory.pickle.reach()
+    start, stop = directory.pickle.bounding_range()
     data = member_data_start(raw[start:stop], directory.pickle)
     for view in parse_state_dict(raw[data : data + directory.pickle.size], file="f").values():
         member = directory.storage(view.key)
-        start, stop = member.reach()
+        start, stop = member.bounding_range()
         found = locate(view, directory, member_data_start(raw[start:stop], member))
         assert start < found.start <= found.stop <= stop
 

@@ -1,9 +1,9 @@
 """Last-word perplexity and accuracy, ours against lm-evaluation-harness 0.4.13, on the same texts and the same model.
 
 The harness runs its own task definition (its `lambada_openai.yaml`, with the data set replaced by a local file), its
-own tokenisation, batching and metrics. The model is a small GPT-NeoX with Pythia's vocabulary, trained for a moment on
-the first of the texts so that some last words are guessed. The harness is no dependency of the package; in an
-environment of its own:
+own tokenisation, batching and metrics. The model is a small GPT-NeoX with Pythia's vocabulary, trained for a few steps
+on the first texts so that it predicts some last words. The harness is no dependency of the package; in an environment
+of its own:
 
     python -m venv agree && . agree/bin/activate
     pip install torch==2.13.0 && pip install lm_eval==0.4.13 . && pip install accelerate
@@ -32,7 +32,7 @@ END = "<|endoftext|>"
 
 
 def train(texts: tuple[str, ...], tokenizer: Tokenizer, steps: int) -> GPTNeoXForCausalLM:
-    """A model that knows some of the texts by heart."""
+    """A small model that has memorised some of the texts."""
     torch.manual_seed(0)
     model = GPTNeoXForCausalLM(
         GPTNeoXConfig(
@@ -59,7 +59,7 @@ def train(texts: tuple[str, ...], tokenizer: Tokenizer, steps: int) -> GPTNeoXFo
 
 
 def harness(checkpoint: Path, texts: tuple[str, ...], directory: Path, batch: int) -> dict[str, float]:
-    """What lm-evaluation-harness makes of it."""
+    """Perplexity and accuracy by lm-evaluation-harness."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -96,7 +96,7 @@ def main() -> None:
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END)
         fast.save_pretrained(checkpoint)
         start = time.perf_counter()
-        ours = perplexity(checkpoint.parent, mode="last-word", corpus=Corpus("texts", texts), limit=None, device="cpu")
+        ours = perplexity(checkpoint.parent, "last-word", corpus=Corpus("texts", texts), limit=None, device="cpu")
         seconds = {"ours": time.perf_counter() - start}
         start = time.perf_counter()
         theirs = harness(checkpoint, texts, Path(scratch), batch=8)

@@ -1,12 +1,12 @@
-"""Speed of the three perplexity engines against plain loops over the same model and sentences, in one run.
+"""Speed of the three perplexity modes against plain loops over the same model and sentences, in one run.
 
     OMP_NUM_THREADS=2 python benchmarks/perplexity.py --size 70m
     python benchmarks/perplexity.py --size 410m --device cuda --sentences 64
 
 forward is compared with a Hugging Face call per sentence, last-word with the same and a log-softmax of the target,
-unmask with `generate` per prefix; the results are compared as well. Weights are random, so no prefix continues as
-given and unmasking has all of its t²/2 tokens to generate. `share_of_matmul` is the arithmetic that is needed over the
-time it took, as a share of the rate of a large matrix product measured in the same run.
+unmask with `generate` per prefix; the results are compared as well. Weights are random, so no completion follows its
+sentence and unmasking generates all t²/2 tokens. `share_of_matmul` is the rate of the necessary arithmetic, as a share
+of the rate of a large matrix product measured in the same run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from machine import describe_machine
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pythia_dynamics.checkpoints.registry import SIZES
-from pythia_dynamics.device import DTYPES, matmul_precision, resolve_device
+from pythia_dynamics.device import DTYPES, matmul_precision, resolve_device, resolve_dtype
 from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.last_word import Target, last_word_scores
 from pythia_dynamics.evaluation.unmasking import unmask
@@ -68,7 +68,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, clock: Clock) -> float
 
 
 def flops_per_token(model: GPTNeoXForCausalLM, context: float) -> float:
-    """Operations of one token: two a weight it meets, and attention over `context` positions."""
+    """Operations of one token: two for each weight, and attention over `context` positions."""
     config = model.config
     weights = sum(p.numel() for name, p in model.named_parameters() if "embed_in" not in name)
     return 2 * weights + 4 * context * config.hidden_size * config.num_hidden_layers
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=list(SIZES), default="70m")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--tokens", type=int, default=64, help="tokens a sentence")
     parser.add_argument("--sentences", type=int, default=8, help="sentences of the batched measurements")
     parser.add_argument("--repeat", type=int, default=3)
@@ -119,7 +119,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    device, dtype = resolve_device(options.device), DTYPES[options.dtype]
+    device, dtype = resolve_device(options.device), resolve_dtype(options.dtype)
     clock = Clock(device)
     shape = SIZES[options.size]
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def main() -> None:
     for name, context in (("forward", t / 2), ("last_word", t / 2), ("unmask", 2 * t / 3), ("unmask_batch", 2 * t / 3)):
         entry = results[name]
         needed = flops_per_token(model, context) * entry["tokens"]
-        if name == "last_word":  # the head is wanted for the target only
+        if name == "last_word":  # logits are computed for the target only
             needed -= 2 * shape.unembedding_parameters * (entry["tokens"] - entry["scored"])
         entry["tokens_per_second"] = entry["tokens"] / entry["seconds"]
         entry["share_of_matmul"] = needed / entry["seconds"] / rate
@@ -164,9 +164,9 @@ def measure(
     repeat: int,
     stride: int,
 ) -> dict[str, dict[str, float]]:
-    """Each engine and its plain loop, by turns; and how far their results are apart."""
+    """Time each mode and its plain loop in turn, and compare their results."""
     t = len(sentences[0])
-    unmask(model, [sentences[0][:8]])  # whatever is initialised at first use
+    unmask(model, [sentences[0][:8]])  # initialises what is initialised at first use
     scored = len(sentences) * (t - 1)
     ours_time, ours = clock(lambda: forward_scores(model, sentences), repeat)
     plain_time, plain = clock(lambda: plain_forward(model, sentences, device), repeat)

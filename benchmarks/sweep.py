@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from pythia_dynamics.sweep.compute import Compute
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
@@ -77,12 +79,12 @@ def cases(history: Any, device: str, rows: int | None = None) -> dict[str, Calla
         "density": lambda: density(history, bins=EDGES),
         "order": lambda: order_parameter(history),
         "msd+density+order": lambda: together.analyse(
-            history, ("msd", "density", "order"), options={"density": {"bins": EDGES}}, drop_padding=rows
+            history, ("msd", "density", "order"), options={"density": {"bins": EDGES}}, compute=Compute(rows=rows)
         ),
-        "gram": lambda: two_time(history, device=device),
-        "spectrum": lambda: spectrum(history, device=device),
-        "rank": lambda: covariance_rank(history, device=device),
-        "rank+spectrum": lambda: together.analyse(history, ("rank", "spectrum"), device=device),
+        "gram": lambda: two_time(history, compute=Compute(device=device)),
+        "spectrum": lambda: spectrum(history, compute=Compute(device=device)),
+        "rank": lambda: covariance_rank(history, compute=Compute(device=device)),
+        "rank+spectrum": lambda: together.analyse(history, ("rank", "spectrum"), compute=Compute(device=device)),
     }
 
 

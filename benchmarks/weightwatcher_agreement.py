@@ -22,6 +22,7 @@ import torch
 from machine import describe_machine
 
 from pythia_dynamics.measures.spectrum import spectrum
+from pythia_dynamics.sweep.compute import Compute
 
 PRECISIONS = ("float32", "float64")
 DEFINITIONS = {
@@ -67,7 +68,7 @@ def theirs(weights: np.ndarray[Any, Any]) -> tuple[dict[str, float], float]:
 def ours(weights: np.ndarray[Any, Any], precision: str) -> tuple[dict[str, float], float]:
     """Ours by WeightWatcher's names and definitions."""
     began = time.perf_counter()
-    found = spectrum(weights[None], precision=precision).isel(step=0)  # type: ignore[arg-type]
+    found = spectrum(weights[None], compute=Compute(precision=precision)).isel(step=0)  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
     sigma = found["singular_values"].to_numpy()
     p = sigma**2 / np.sum(sigma**2)

@@ -1,53 +1,88 @@
-"""Where the arithmetic runs and in what precision."""
+"""Device and precision of a computation.
+
+The module imports torch only inside its functions, so that the command line can list the choices at start-up.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
+    "DEVICE_KINDS",
     "DTYPES",
-    "cached_positions_budget",
+    "DeviceKind",
+    "Dtype",
     "describe_device",
-    "free_cached_memory",
-    "is_out_of_memory",
     "matmul_precision",
     "resolve_device",
     "resolve_dtype",
     "resolve_exact_device",
 ]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DeviceKind = Literal["auto", "cuda", "mps", "cpu"]
+"""Kinds of device; ``auto`` takes the first of the others that the machine has. CUDA also has indices: ``cuda:1``."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 """Precisions a model can be evaluated in. Pythia's attention scores exceed the range of float16."""
 
-_KINDS = ("auto", "cuda", "mps", "cpu")
-_HOST_CACHE_BYTES = 1 << 30
+DEVICE_KINDS: tuple[DeviceKind, ...] = get_args(DeviceKind)
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """``auto`` is CUDA where there is one, else MPS, else the CPU; ``cuda:1`` and the like are taken literally.
+    """The torch device of a name.
 
-    Raises `UnknownNameError` for other names, `PythiaDynError` for a device this machine does not have.
+    Parameters
+    ----------
+    name
+        A `DeviceKind`, or a kind with an index (``cuda:1``). A `torch.device` is returned as it is.
+
+    Raises
+    ------
+    UnknownNameError
+        For a name that is no device.
+    PythiaDynError
+        For a device that this machine does not have.
     """
+    import torch
+
     if isinstance(name, torch.device):
         return name
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        return torch.device(next(kind for kind, present in available.items() if present))
     kind, _, index = name.partition(":")
     if kind not in available or (index and not index.isdigit()):
-        raise UnknownNameError("device", name, _KINDS)
+        raise UnknownNameError("device", name, DEVICE_KINDS)
     if not available[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
         raise PythiaDynError(f"no device {name} on this machine; --device auto takes what there is")
     return torch.device(name)
 
 
 def resolve_exact_device(name: str) -> str:
-    """As `resolve_device`, but a device that computes in float64: MPS is passed over, or refused by name."""
+    """The name of a device that computes in float64, as Gram matrices need.
+
+    Parameters
+    ----------
+    name
+        As for `resolve_device`; ``auto`` passes over MPS, which has no float64.
+
+    Raises
+    ------
+    UnknownNameError
+        For a name that is no device.
+    PythiaDynError
+        For MPS, and for a device that this machine does not have.
+    """
+    import torch
+
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     device = resolve_device(name)
@@ -56,46 +91,34 @@ def resolve_exact_device(name: str) -> str:
     return str(device)
 
 
-def resolve_dtype(name: str) -> torch.dtype:
-    """The dtype of a name in `DTYPES`; raises `UnknownNameError` for others."""
+def resolve_dtype(name: Dtype) -> torch.dtype:
+    """The torch dtype of one of `DTYPES`; raises `UnknownNameError` for other names."""
+    import torch
+
     if name not in DTYPES:
         raise UnknownNameError("dtype", name, DTYPES)
-    return DTYPES[name]
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def describe_device(device: torch.device) -> str:
-    """What to write beside a result: the name of the GPU, or the kind of device."""
+    """Name of the device as it is recorded with a result: the model of the GPU, or the kind of device."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a smaller batch may fit."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # The CPU allocator and MPS raise plain RuntimeErrors.
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
-
-
-def free_cached_memory(device: torch.device) -> None:
-    """Give memory that the allocator keeps for later back to the device."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-
-
-def cached_positions_budget(device: torch.device, bytes_per_position: int) -> int:
-    """How many key-value positions may be held at once: 1 GiB on a host, half of what a GPU has free."""
-    capacity = _HOST_CACHE_BYTES
-    if device.type == "cuda":
-        capacity = torch.cuda.mem_get_info(device)[0] // 2
-    return max(1, capacity // max(1, bytes_per_position))
 
 
 @contextmanager
 def matmul_precision(*, tf32: bool) -> Iterator[None]:
-    """Float32 matrix products in full precision, or with TF32 where asked; what was set before comes back."""
+    """Set the precision of float32 matrix products inside the context, and restore the previous setting after it.
+
+    Parameters
+    ----------
+    tf32
+        Allow TF32 (10 bits of mantissa) on CUDA devices; otherwise products are computed in full float32.
+    """
+    import torch
+
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:

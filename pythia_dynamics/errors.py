@@ -1,7 +1,7 @@
-"""Every error a user can cause or meet, as one tree.
+"""Every error a user can cause, as one tree, and the wording that messages share.
 
-The message of each is one line that says what is wrong and what to do; the command line prints it after
-``pythia-dyn: `` and exits with status 1. Anything that is not a `PythiaDynError` is a defect of ours.
+A message is one line that says what is wrong and what to do. The command line prints it after ``pythia-dyn: `` and
+exits with status 1. Any other exception is a defect of this package, except an `OSError` of the user's disk.
 """
 
 from __future__ import annotations
@@ -23,15 +23,28 @@ __all__ = [
     "listed",
     "nearest",
     "optional_import",
+    "size",
 ]
 
 
 class PythiaDynError(Exception):
-    """Head of the tree: the work could not be done, and the message says why in one line."""
+    """Base class: the work could not be done, and the message says why in one line."""
 
 
 class UnknownNameError(PythiaDynError, LookupError):
-    """A model, tensor, step or option value that is not known; names the nearest ones that are."""
+    """A model, tensor, step or option that is not known; the message names the nearest ones that are.
+
+    Parameters
+    ----------
+    kind
+        What the name stands for, as the message says it: ``model``, ``tensor``, ``step``.
+    name
+        The name that is not known.
+    known
+        The names that are. The message suggests those that look like `name`, or lists the first six.
+    where
+        Where the name was looked up (a store, a revision); empty where that is clear.
+    """
 
     def __init__(self, kind: str, name: object, known: Iterable[object], *, where: str = "") -> None:
         self.kind, self.name = kind, name
@@ -49,19 +62,19 @@ class UnknownNameError(PythiaDynError, LookupError):
 
 
 class FormatError(PythiaDynError):
-    """A file that is not what it claims to be, or a layout that is deliberately not read."""
+    """A file that is damaged, is not of its stated format, or has a layout that is not supported."""
 
 
 class CheckpointError(PythiaDynError):
-    """A checkpoint, or a directory of them, that is missing or lacks what was asked of it."""
+    """A checkpoint, or a directory of them, that is missing or lacks the requested tensor or file."""
 
 
 class HubError(PythiaDynError):
-    """The Hub could not be reached, refused, or answered with something else than what was asked."""
+    """The Hub could not be reached, refused the request, or returned a wrong answer."""
 
 
 class StoreError(PythiaDynError):
-    """A weight store that is missing, foreign, or cannot be written."""
+    """A weight store that is missing, was not written by this package, or cannot be written."""
 
 
 class IntegrityError(StoreError):
@@ -69,17 +82,29 @@ class IntegrityError(StoreError):
 
 
 class NonFiniteError(PythiaDynError):
-    """NaN or infinity where a finite number is needed to go on at all."""
+    """NaN or infinity where only a finite number can be used."""
 
 
 class CorpusError(PythiaDynError):
-    """An evaluation or training text that cannot be had or is too short."""
+    """An evaluation or training text that is not available or is too short."""
 
 
 def nearest(name: object, known: Iterable[object], count: int = 3) -> list[str]:
-    """Up to `count` of the `known` names that look like `name`, best first.
+    """The known names that look like `name`, best first.
 
-    Numbers are compared by distance, everything else by spelling.
+    Parameters
+    ----------
+    name
+        The name, or number, that was not found.
+    known
+        The candidates. If all of them and `name` are integers, they are compared by distance, else by spelling.
+    count
+        How many to return at most.
+
+    Returns
+    -------
+    list of str
+        Names from `known`; empty when none is similar.
     """
     candidates = [str(item) for item in known]
     text = str(name)
@@ -92,7 +117,13 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> list[str]:
 
 
 def listed(steps: Sequence[int]) -> str:
-    """Steps as a message names them: all of a few, the first ones and the last of many."""
+    """Steps as a message names them: ``steps 1, 2, 4``, or ``143 steps (1000, 2000, 3000, 4000 … 143000)``.
+
+    Parameters
+    ----------
+    steps
+        Step numbers, in the order in which they are named. Up to six are written out.
+    """
     noun = "step" if len(steps) == 1 else "steps"
     if len(steps) <= 6:
         return f"{noun} {', '.join(map(str, steps))}"
@@ -122,3 +153,18 @@ def optional_import(purpose: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         message = f"{purpose} needs {error.name}: pip install 'pythia-dynamics[{extra}]'"
         raise PythiaDynError(message) from error
+
+
+def size(count: float) -> str:
+    """A number of bytes as a message states it, in decimal units: ``512 B``, ``19.3 MB``.
+
+    Parameters
+    ----------
+    count
+        Bytes.
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files, and what a failure to write is called."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
@@ -10,17 +11,41 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-__all__ = ["atomic_file", "remove_stale"]
+from pythia_dynamics.errors import StoreError
+
+__all__ = ["atomic_file", "remove_stale", "store_errors"]
 
 _STALE_SECONDS = 86_400
+"""A temporary file this old belongs to no running write, even if its process id is in use again. Writing one chunk of
+the largest tensor (2.5 GB) takes minutes, so a day leaves a wide margin."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The error numbers of no free blocks or inodes, a used-up quota, and a limit on the size of files."""
 
 
 @contextmanager
 def atomic_file(target: Path, *, scratch: Path | None = None) -> Iterator[IO[bytes]]:
-    """Write a file under a temporary name; give it its own name only after a clean exit and an fsync.
+    """Write a file that appears complete or not at all.
 
-    `scratch` is a directory of the same file system for the temporary file (default: beside the target).
-    On an exception, or a kill, the target is as it was before.
+    The bytes go to a temporary file, which is synchronised to disk and renamed after the ``with`` block has ended
+    without an exception. After an exception, or when the process is killed, `target` is as it was before.
+
+    Parameters
+    ----------
+    target
+        The file to write. Missing parent directories are created.
+    scratch
+        A directory of the same file system for the temporary file. Default: the directory of `target`.
+
+    Yields
+    ------
+    IO of bytes
+        The temporary file, open for writing.
+
+    Raises
+    ------
+    OSError
+        The file or one of its directories cannot be written.
     """
     directory = scratch or target.parent
     directory.mkdir(parents=True, exist_ok=True)
@@ -38,17 +63,44 @@ def atomic_file(target: Path, *, scratch: Path | None = None) -> Iterator[IO[byt
         raise
 
 
+@contextmanager
+def store_errors(path: Path) -> Iterator[None]:
+    """Turn an `OSError` raised in the ``with`` block into a `StoreError` of one line.
+
+    Parameters
+    ----------
+    path
+        The store or file that is written in the block; the message names it.
+
+    Raises
+    ------
+    StoreError
+        ``cannot write PATH: the disk is full``, or the reason that the operating system gives.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror or str(error)
+        raise StoreError(f"cannot write {path}: {reason}") from None
+
+
 def remove_stale(directory: Path) -> None:
-    """Remove what killed processes left: temporary files whose process is gone, or that are a day old."""
+    """Remove temporary files of `atomic_file` whose process has ended, or that are older than a day.
+
+    Parameters
+    ----------
+    directory
+        The directory that was given as `scratch`, or that holds the targets.
+    """
     for path in directory.glob(".*.partial"):
         with suppress(OSError, ValueError, IndexError):
             process = int(path.name.split(".")[-3])
             old = time.time() - path.stat().st_mtime > _STALE_SECONDS
-            if old or not _alive(process):
+            if old or not _is_running(process):
                 path.unlink()
 
 
-def _alive(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""How long work tells its caller how far it is. Computing code never prints; the command line draws the bar."""
+"""Types of the callbacks that report progress. Code that computes never prints; the command line draws the bar."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager
 __all__ = ["Progress", "Stage", "silent"]
 
 Progress = Callable[[int, int], None]
-"""Called as ``progress(done, total)``, from the calling thread, in units the function's docstring names."""
+"""Called as ``progress(done, total)`` from the calling thread. The unit is in the docstring of the function that
+reports."""
 
 
 def silent(done: int, total: int) -> None:
-    """Report nothing."""
+    """Report nothing: the default of every `progress` parameter."""
 
 
 Stage = Callable[[str, str], AbstractContextManager[Progress]]
-"""Called with a label and a unit when a stage begins; gives the progress of that stage."""
+"""Called as ``stage(label, unit)`` at the start of a stage; the context gives the progress callback of that stage."""

@@ -165,7 +165,8 @@ def passes(tests: list[str], limit: float | None, output: Path = Path(os.devnull
             told = os.open(output, os.O_RDWR | os.O_CREAT)
             for descriptor in (0, 1, 2):
                 os.dup2(told, descriptor)
-            options = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", "--hypothesis-seed=0")
+            options = ["-x", "-q", "--hypothesis-seed=0", *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov")]
+            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # zarr and hypothesis are plugins
             code = int(pytest.main([*options, *tests]))
         except BaseException:
             traceback.print_exc()

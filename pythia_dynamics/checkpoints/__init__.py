@@ -1,4 +1,4 @@
-"""Which suites of checkpoints there are, and where the bytes of a tensor lie, on the Hub or in a directory."""
+"""Suites of checkpoints, and the bytes of their tensors, on the Hub or in a directory."""
 
 from __future__ import annotations
 

@@ -5,34 +5,71 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pythia_dynamics.checkpoints.registry import is_pythia
-from pythia_dynamics.errors import listed
+from pythia_dynamics.errors import UnknownNameError, listed
 
-__all__ = ["Finding", "Verification", "equal_content", "groups_of_equal"]
+__all__ = ["Finding", "FindingKind", "Verification", "equal_content", "groups_of_equal"]
 
+FindingKind = Literal["damaged", "equal", "mixed", "stray", "non-finite", "missing", "unreadable"]
+"""``damaged``: a chunk fails its checksum. ``equal``: different steps have the same content. ``mixed``: different steps
+have some shards in common, but not all. ``stray``: a step is farther from its neighbours than they are from each other.
+``non-finite``: weights are NaN or infinite. ``missing``: there is no such step, or it has no weights. ``unreadable``:
+the files of a step cannot be listed."""
 
-_FIRST = (0, 1)
+_EQUAL_IN_PYTHIA = (0, 1)
+"""Steps that have the same weights in every published Pythia model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One oddity: its kind, the steps it is about, a sentence; not a `fault` where it is known and harmless.
+    """One irregularity.
 
-    Kinds: ``damaged`` (fails its checksum), ``equal`` (the same content under different steps), ``mixed`` (some shards
-    of different steps are the same), ``stray`` (farther from its neighbours than they are from each other),
-    ``non-finite``, ``missing``, ``unreadable``.
+    Parameters
+    ----------
+    kind
+        What kind of irregularity it is.
+    steps
+        The steps that are concerned.
+    message
+        One sentence for the user.
+    fault
+        False where the irregularity is known and harmless.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such kind.
     """
 
-    kind: str
+    kind: FindingKind
     steps: tuple[int, ...]
     message: str
     fault: bool = True
 
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FindingKind):
+            raise UnknownNameError("kind of finding", self.kind, get_args(FindingKind))
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was looked at (a tensor, or `REMOTE`), at which steps, and what was found."""
+    """The result of verifying one tensor of a store, or the files of a repository.
+
+    Parameters
+    ----------
+    model
+        Name of the model.
+    location
+        Repository id or directory that the weights are from.
+    subject
+        Name of the tensor, or `pythia_dynamics.checkpoints.verify.REMOTE`.
+    checked
+        The steps that were checked.
+    findings
+        What was found.
+    """
 
     model: str
     location: str
@@ -47,14 +84,36 @@ class Verification:
 
 
 def equal_content(steps: tuple[int, ...], location: str, what: str) -> Finding:
-    if steps == _FIRST and is_pythia(location):
+    """The finding that steps have the same content; harmless for steps 0 and 1 of Pythia.
+
+    Parameters
+    ----------
+    steps
+        The steps, in increasing order.
+    location
+        Repository id or directory that the weights are from.
+    what
+        What was compared, as the message names it: a tensor, ``safetensors files``.
+    """
+    if steps == _EQUAL_IN_PYTHIA and is_pythia(location):
         message = f"steps 0 and 1 have the same {what}, as in all of Pythia"
         return Finding("equal", steps, message, fault=False)
-    return Finding("equal", steps, f"{listed(steps)} have the same {what}: at most one of them is what its name says")
+    return Finding("equal", steps, f"{listed(steps)} have the same {what}: at most one of them is the step it is named")
 
 
 def groups_of_equal(keys: Iterable[tuple[int, Hashable]]) -> list[tuple[int, ...]]:
-    """The steps that share a key with another, by key."""
+    """Groups of steps that have the same key.
+
+    Parameters
+    ----------
+    keys
+        Pairs of a step and its key, such as a checksum.
+
+    Returns
+    -------
+    list of tuple of int
+        The steps of each key that occurs more than once, in increasing order.
+    """
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for step, key in keys:
         groups[key].append(step)

@@ -1,272 +1,404 @@
-"""Which bytes to ask for: the layout of a checkpoint, found by asking for as little of it as possible. No I/O.
+"""Where the tensors of a checkpoint lie, found by reading as little of it as possible. No I/O.
 
-`find_tensors` is a generator that yields requests and is sent the answers, so that a test, a local directory and the
-Hub can drive it alike. It speculates: what one revision looked like is tried on the next, in one request for header
-and tensor, and every guess is checked against the header it brought before a byte of tensor is believed.
+`find_tensors` is a generator that yields read requests and is sent the answers, so that a test, a local directory and
+the Hub can serve it alike. From the second revision on it guesses that a file is laid out like that of the revision
+before, and requests header and tensor in one range; every guess is checked against the header that arrives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 from zlib import crc32
 
 from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
 from pythia_dynamics.checkpoints.formats.safetensors import parse_safetensors, safetensors_header_stop
 from pythia_dynamics.checkpoints.formats.slices import NeedBytes, TensorSlice, parse_index, require_storable, select
 from pythia_dynamics.checkpoints.formats.statedict import StorageView, locate, parse_state_dict
-from pythia_dynamics.checkpoints.formats.torchzip import ZipDirectory, member_data_start, parse_zip_directory
+from pythia_dynamics.checkpoints.formats.torchzip import (
+    LOCAL_HEADER_BYTES,
+    ZipDirectory,
+    member_data_start,
+    parse_zip_directory,
+)
 from pythia_dynamics.checkpoints.source import FileMissingError
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError
 
-__all__ = ["ENTRY_FILES", "NEAR", "Answer", "List", "Memory", "Piece", "Probe", "Request", "Take", "find_tensors"]
+__all__ = [
+    "Answer",
+    "FileBytes",
+    "Layout",
+    "LayoutCache",
+    "ListingRequest",
+    "RangeRequest",
+    "Request",
+    "TensorRequest",
+    "WeightFormat",
+    "find_tensors",
+]
 
-ENTRY_FILES = {
-    "safetensors": "model.safetensors",
-    "torch": "pytorch_model.bin",
-    "safetensors shards": "model.safetensors.index.json",
-    "torch shards": "pytorch_model.bin.index.json",
-}
-"""The file a checkpoint of each layout is recognised by, in order of preference."""
+FIRST_HEADER_BYTES = 24 * 1024
+"""First guess at the header of a safetensors file. Pythia's take 10 KB (70m) to 65 KB (12b); up to 160m (21 KB) the
+guess saves a request, above that the first revision costs a second one. Later revisions use the length of the first."""
 
-FIRST_HEADER = 24 * 1024
-FIRST_TAIL = 48 * 1024
-MAX_INDEX = 64 * 2**20
-NEAR = 8 * 1024
-GAPS = 16 * 1024
-_MEMORY_LIMIT = 64
-_LOCAL_HEADER = 30
+FIRST_TAIL_BYTES = 48 * 1024
+"""First guess at the directory of a torch zip, at the end of the file. Pythia's take 6 KB (70m) to 34 KB (12b)."""
+
+MAX_INDEX_BYTES = 64 * 2**20
+"""Longest accepted index of shards, which bounds the memory. That of Pythia 12b has 45 KB."""
+
+MAX_GAP_BYTES = 8 * 1024
+"""Largest gap between two tensors that are read in one request. It covers what lies between the large tensors of a
+block (biases and norms of up to 4,096 float16, headers and padding of a zip) but no matrix."""
+
+MAX_GAPS_BYTES = 16 * 1024
+"""Sum of the gaps in one request. With `FIRST_HEADER_BYTES` it keeps what is read beside the tensors below 64 KiB a
+revision, which the tests of `fetch` assert."""
+
+MAX_CACHED = 64
+"""Entries of each table of `LayoutCache`. For Pythia 12b, with 544 tensors, a full one takes about 20 MB."""
+
+MAX_TAIL_REQUESTS = 4
+"""Requests for one zip directory: the tail, then at most comment, zip64 end record and directory."""
+
+WeightFormat = Literal["safetensors", "torch"]
+"""The file formats weights are read from."""
+
+
+class Layout(Enum):
+    """How the weights of a checkpoint are stored, in order of preference.
+
+    Attributes
+    ----------
+    format : WeightFormat
+        The format of its weight files.
+    sharded : bool
+        Whether the weights are spread over several files, which an index lists.
+    entry_file : str
+        The file by which the layout is recognised: the weights, or the index.
+    """
+
+    SAFETENSORS = ("safetensors", False, "model.safetensors")
+    TORCH = ("torch", False, "pytorch_model.bin")
+    SAFETENSORS_SHARDS = ("safetensors", True, "model.safetensors.index.json")
+    TORCH_SHARDS = ("torch", True, "pytorch_model.bin.index.json")
+
+    def __init__(self, format: WeightFormat, sharded: bool, entry_file: str) -> None:
+        self.format: WeightFormat = format
+        self.sharded = sharded
+        self.entry_file = entry_file
+
+    @property
+    def files_read(self) -> int:
+        """Files that are read for one tensor: the weights, and the index where there is one."""
+        return 2 if self.sharded else 1
+
+    @property
+    def first_read_bytes(self) -> int:
+        """Bytes that are read first of a weight file whose layout is not known yet."""
+        return FIRST_HEADER_BYTES if self.format == "safetensors" else FIRST_TAIL_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class List:
-    """Wanted: the files of the revision. Answer: a mapping of path → size, or None when that is not to be had."""
+class ListingRequest:
+    """A request for the files of the revision. Answer: a mapping of path → size in bytes; None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """Wanted: ``file[start:stop]``, as a Python slice. Answer: a `Piece`, or `FileMissingError` thrown in.
+class RangeRequest:
+    """A request for ``file[start:stop]``. Answer: `FileBytes`; `FileMissingError` is thrown where the file is missing.
 
-    What follows up to `ahead` is likely to be wanted next: it is worth one request with this.
+    Parameters
+    ----------
+    file
+        Path of the file in the revision.
+    start, stop
+        The range in bytes, as a Python slice.
+    prefetch_stop
+        Where the bytes end that are likely to be requested next; they are worth one read with this range.
     """
 
     file: str
     start: int
     stop: int | None
-    ahead: int = 0
+    prefetch_stop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Take:
-    """Wanted: the tensor itself, to be kept. Answer: None. `ahead` as for `Probe`."""
+class TensorRequest:
+    """A request to store a tensor, which has been found. Answer: None.
+
+    Parameters
+    ----------
+    tensor
+        Where the tensor lies.
+    prefetch_stop
+        As for `RangeRequest`.
+    """
 
     tensor: TensorSlice
-    ahead: int
+    prefetch_stop: int
 
 
-Request = List | Probe | Take
+Request = ListingRequest | RangeRequest | TensorRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Bytes from `start` on, of a file of `size` bytes."""
+class FileBytes:
+    """The answer to a `RangeRequest`.
+
+    Parameters
+    ----------
+    data
+        The bytes.
+    start
+        Offset of the first one in the file.
+    size
+        Size of the whole file in bytes.
+    """
 
     data: bytes
     start: int
     size: int
 
 
-Answer = Piece | Mapping[str, int] | None
+Answer = FileBytes | Mapping[str, int] | None
 Plan = Generator[Request, Answer, None]
+CacheKey = str | tuple[str, frozenset[str]]
+"""Which file is meant across revisions: its name; of a shard also the tensors in it, which differ between revisions."""
 
 
 @dataclass
-class Memory:
-    """What earlier revisions of the same model looked like; guesses, never trusted.
+class LayoutCache:
+    """How earlier revisions of the same model were laid out. Guesses, which are always checked. Threads may share one.
 
-    `layouts` have been met, latest first; `headers` are (stop of the header, tensors) of safetensors files and
-    `tails` the bytes that held a zip directory, by file and the names said to be in it; `pickles` are state dicts by
-    the (CRC-32, size) which the zip directory states for them; `indexes` those of shards, by revision and file.
+    Parameters
+    ----------
+    layouts
+        The layouts found so far, the latest first.
+    headers
+        (stop of the header, tensors) of safetensors files.
+    tails
+        Bytes from the start of the zip directory to the end of torch files.
+    pickles
+        State dicts, by the (CRC-32, size) of the pickle which the zip directory states.
+    indexes
+        Tensor name → shard, by revision and index file.
     """
 
-    layouts: tuple[str, ...] = ()
-    headers: dict[object, tuple[int, dict[str, TensorSlice]]] = field(default_factory=dict)
-    tails: dict[object, int] = field(default_factory=dict)
+    layouts: tuple[Layout, ...] = ()
+    headers: dict[CacheKey, tuple[int, dict[str, TensorSlice]]] = field(default_factory=dict)
+    tails: dict[CacheKey, int] = field(default_factory=dict)
     pickles: dict[tuple[int, int], dict[str, StorageView]] = field(default_factory=dict)
     indexes: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
-    def met(self, layout: str) -> None:
+    def add(self, layout: Layout) -> None:
+        """Put a layout first, and drop the oldest entries of tables that have grown beyond `MAX_CACHED`."""
         self.layouts = (layout, *(other for other in self.layouts if other != layout))
-        for held in cast("tuple[dict[object, object], ...]", (self.headers, self.tails, self.pickles, self.indexes)):
-            while len(held) > _MEMORY_LIMIT:
-                held.pop(next(iter(held)), None)
+        for table in cast("tuple[dict[object, object], ...]", (self.headers, self.tails, self.pickles, self.indexes)):
+            while len(table) > MAX_CACHED:
+                table.pop(next(iter(table)), None)
 
 
-def find_tensors(patterns: Sequence[str], memory: Memory, *, where: str, held: Collection[str] = ()) -> Plan:
-    """Find and take the tensors that `patterns` (names and globs) mean in one revision, but those `held` already.
+def find_tensors(patterns: Sequence[str], cache: LayoutCache, *, where: str, skip: Collection[str] = ()) -> Plan:
+    """Find the tensors of one revision and request each, in the order of the bytes.
 
-    `where` names the revision in errors. Raises `CheckpointError`, `FormatError` or `UnknownNameError` when the
-    revision cannot serve.
+    Parameters
+    ----------
+    patterns
+        Names and globs of the tensors.
+    cache
+        The layouts of earlier revisions; that of this one is added.
+    where
+        The revision, for messages and as a key of `cache`.
+    skip
+        Names of tensors that are not needed.
+
+    Returns
+    -------
+    Plan
+        A generator that yields `Request` values and is sent the `Answer` to each.
+
+    Raises
+    ------
+    CheckpointError
+        When the revision holds no weights, is incomplete, or has no output head of the requested name.
+    FormatError
+        When a file is damaged, or a tensor cannot be stored.
+    UnknownNameError
+        When a pattern matches no tensor.
     """
-    unlisted = True
-    layouts = [*memory.layouts, *(layout for layout in ENTRY_FILES if layout not in memory.layouts)]
+    listed = False
+    layouts = [*cache.layouts, *(layout for layout in Layout if layout not in cache.layouts)]
     while layouts:
         layout = layouts.pop(0)
         try:
-            yield from _of_layout(layout, patterns, memory, where, held)
+            yield from _find_in_layout(layout, patterns, cache, where, skip)
         except FileMissingError as error:
-            if error.file != ENTRY_FILES[layout]:
+            if error.file != layout.entry_file:
                 raise CheckpointError(
-                    f"{where} is incomplete: its index names {error.file}, which is not there"
+                    f"{where} is incomplete: its index names {error.file}, which does not exist"
                 ) from None
         else:
-            memory.met(layout)
+            cache.add(layout)
             return
-        if unlisted:
-            unlisted = False
-            files = yield List()
+        if not listed:
+            listed = True
+            files = yield ListingRequest()
             if not isinstance(files, Mapping):
                 continue
-            layouts = [known for known in ENTRY_FILES if ENTRY_FILES[known] in files]
+            layouts = [known for known in Layout if known.entry_file in files]
             if not layouts:
                 shown = ", ".join(sorted(files)[:6]) or "nothing"
                 raise CheckpointError(f"{where} holds no weights that can be read (found: {shown})")
-    raise CheckpointError(f"{where} holds no weights: it has none of {', '.join(ENTRY_FILES.values())}")
+    names = ", ".join(layout.entry_file for layout in Layout)
+    raise CheckpointError(f"{where} holds no weights: it has none of {names}")
 
 
-def _of_layout(layout: str, patterns: Sequence[str], memory: Memory, where: str, held: Collection[str]) -> Plan:
-    read = _safetensors if layout.startswith("safetensors") else _torch
-    entry = ENTRY_FILES[layout]
-    if layout.endswith("shards"):
-        shards = memory.indexes.get((where, entry))
-        if shards is None:
-            index = yield Probe(entry, 0, MAX_INDEX)
-            assert isinstance(index, Piece)
-            if index.size > MAX_INDEX:
-                raise FormatError(f"{where}/{entry} has {index.size} bytes, which no index of shards needs")
-            shards = memory.indexes[where, entry] = parse_index(index.data, file=entry)
-        wanted = [name for name in select(shards, patterns, where=where) if name not in held]
-        for shard in dict.fromkeys(shards[name] for name in wanted):
-            inside = frozenset(name for name, file in shards.items() if file == shard)
-            here = [name for name in wanted if shards[name] == shard]
-            yield from read(shard, (shard, inside), here, memory, f"{where}/{shard}", held)
-    else:
-        yield from read(entry, entry, patterns, memory, where, held)
-
-
-def _safetensors(
-    file: str, key: object, patterns: Sequence[str], memory: Memory, where: str, held: Collection[str]
+def _find_in_layout(
+    layout: Layout, patterns: Sequence[str], cache: LayoutCache, where: str, skip: Collection[str]
 ) -> Plan:
-    stop, ahead = FIRST_HEADER, 0
-    if key in memory.headers:
-        stop, tensors = memory.headers[key]
-        ahead = _speculate(stop, tensors, patterns, held)
-    piece = yield Probe(file, 0, stop, ahead)
-    assert isinstance(piece, Piece)
-    header, size = piece.data, piece.size
+    """The plan for a revision that has this layout. Raises `FileMissingError` when it has another one."""
+    find = _find_in_safetensors if layout.format == "safetensors" else _find_in_torch_zip
+    entry = layout.entry_file
+    if not layout.sharded:
+        yield from find(entry, entry, patterns, cache, where, skip)
+        return
+    shards = cache.indexes.get((where, entry))
+    if shards is None:
+        index = yield from _read(entry, 0, MAX_INDEX_BYTES)
+        if index.size > MAX_INDEX_BYTES:
+            raise FormatError(f"{where}/{entry} has {index.size} bytes, which no index of shards needs")
+        shards = cache.indexes[where, entry] = parse_index(index.data, file=entry)
+    wanted = [name for name in select(shards, patterns, where=where) if name not in skip]
+    for shard in dict.fromkeys(shards[name] for name in wanted):
+        members = frozenset(name for name, file in shards.items() if file == shard)
+        names = [name for name in wanted if shards[name] == shard]
+        yield from find(shard, (shard, members), names, cache, f"{where}/{shard}", skip)
+
+
+def _find_in_safetensors(
+    file: str, key: CacheKey, patterns: Sequence[str], cache: LayoutCache, where: str, skip: Collection[str]
+) -> Plan:
+    """The plan for one safetensors file."""
+    stop, prefetch_stop = FIRST_HEADER_BYTES, 0
+    if key in cache.headers:
+        stop, tensors = cache.headers[key]
+        prefetch_stop = _guess_prefetch_stop(stop, tensors, patterns, skip)
+    read = yield from _read(file, 0, stop, prefetch_stop)
+    header, size = read.data, read.size
     stop = safetensors_header_stop(header, file=file, file_size=size)
     if stop > len(header):
-        piece = yield Probe(file, len(header), stop, ahead)
-        assert isinstance(piece, Piece)
-        header += piece.data
+        read = yield from _read(file, len(header), stop, prefetch_stop)
+        header += read.data
     tensors = parse_safetensors(header, file=file, file_size=size)
-    memory.headers[key] = (stop, tensors)
-    wanted = [tensors[name] for name in select(tensors, patterns, where=where) if name not in held]
+    cache.headers[key] = (stop, tensors)
+    wanted = [tensors[name] for name in select(tensors, patterns, where=where) if name not in skip]
     wanted.sort(key=lambda tensor: tensor.start)
     for tensor in wanted:
         require_storable(tensor)
-    for tensor, end in zip(wanted, _run_ends([(t.start, t.stop) for t in wanted]), strict=True):
-        yield Take(tensor, end)
+    for tensor, run_end in zip(wanted, _run_ends([(t.start, t.stop) for t in wanted]), strict=True):
+        yield TensorRequest(tensor, run_end)
 
 
-def _speculate(stop: int, tensors: Mapping[str, TensorSlice], patterns: Sequence[str], held: Collection[str]) -> int:
-    """The end of the wanted tensors that follow the header at once, if this file is like the last; else 0."""
+def _guess_prefetch_stop(
+    header_stop: int, tensors: Mapping[str, TensorSlice], patterns: Sequence[str], skip: Collection[str]
+) -> int:
+    """Where the requested tensors that follow the header end, if the file is laid out like the last one; else 0."""
     try:
-        hoped = [tensors[name] for name in select(tensors, patterns, where="") if name not in held]
+        expected = [tensors[name] for name in select(tensors, patterns, where="") if name not in skip]
     except PythiaDynError:
         return 0
-    ranges = sorted((tensor.start, tensor.stop) for tensor in hoped)
-    return _run_ends(ranges)[0] if ranges and ranges[0][0] <= stop + NEAR else 0
+    ranges = sorted((tensor.start, tensor.stop) for tensor in expected)
+    return _run_ends(ranges)[0] if ranges and ranges[0][0] <= header_stop + MAX_GAP_BYTES else 0
 
 
-def _torch(file: str, key: object, patterns: Sequence[str], memory: Memory, where: str, held: Collection[str]) -> Plan:
-    directory = yield from _zip_directory(file, key, memory)
-    views = yield from _state_dict(directory, memory)
-    wanted = [views[name] for name in select(views, patterns, where=where) if name not in held]
+def _find_in_torch_zip(
+    file: str, key: CacheKey, patterns: Sequence[str], cache: LayoutCache, where: str, skip: Collection[str]
+) -> Plan:
+    """The plan for one zip file of ``torch.save``."""
+    directory = yield from _zip_directory(file, key, cache)
+    views = yield from _state_dict(directory, cache)
+    wanted = [views[name] for name in select(views, patterns, where=where) if name not in skip]
     wanted.sort(key=lambda view: (directory.storage(view.key).header_offset, view.offset))
-    rough = [locate(view, directory, directory.storage(view.key).reach()[0]) for view in wanted]
-    for tensor in rough:
+    approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
+    for tensor in approximate:
         require_storable(tensor)
-    # Where the data begin is known from the local header only: until then, a range that surely holds them.
-    likely = [_likely_range(view, directory, tensor) for view, tensor in zip(wanted, rough, strict=True)]
-    for view, (start, _), end in zip(wanted, likely, _run_ends(likely), strict=True):
+    # Only the local header states where the data begin: until it is read, ranges that contain the data in any case.
+    ranges = [_bounding_range(view, directory, tensor) for view, tensor in zip(wanted, approximate, strict=True)]
+    for view, (start, _), run_end in zip(wanted, ranges, _run_ends(ranges), strict=True):
         member = directory.storage(view.key)
-        length = _LOCAL_HEADER + len(member.name.encode())
-        adjacent = start == member.header_offset
-        local = yield Probe(file, member.header_offset, member.header_offset + length, end if adjacent else 0)
-        assert isinstance(local, Piece)
-        yield Take(locate(view, directory, member_data_start(local.data, member)), end)
+        length = LOCAL_HEADER_BYTES + len(member.name.encode())
+        prefetch_stop = run_end if start == member.header_offset else 0
+        local = yield from _read(file, member.header_offset, member.header_offset + length, prefetch_stop)
+        yield TensorRequest(locate(view, directory, member_data_start(local.data, member)), run_end)
 
 
-def _zip_directory(file: str, key: object, memory: Memory) -> Generator[Request, Answer, ZipDirectory]:
-    piece = yield Probe(file, -memory.tails.get(key, FIRST_TAIL), None)
-    assert isinstance(piece, Piece)
-    tail, size = piece.data, piece.size
-    for _ in range(4):
+def _zip_directory(file: str, key: CacheKey, cache: LayoutCache) -> Generator[Request, Answer, ZipDirectory]:
+    """The zip directory of a torch file, read from its end."""
+    read = yield from _read(file, -cache.tails.get(key, FIRST_TAIL_BYTES), None)
+    tail, size = read.data, read.size
+    for _ in range(MAX_TAIL_REQUESTS):
         try:
             directory = parse_zip_directory(tail, file=file, file_size=size)
         except NeedBytes as need:
-            piece = yield Probe(file, need.start, need.stop)
-            assert isinstance(piece, Piece)
-            tail = piece.data + tail
+            read = yield from _read(file, need.start, need.stop)
+            tail = read.data + tail
         else:
-            last = max(member.limit for member in directory.members.values())
-            memory.tails[key] = size - last
+            cache.tails[key] = size - max(member.limit for member in directory.members.values())
             return directory
-    raise FormatError(f"{file}: the zip directory is not to be found at its end; the file is damaged")
+    raise FormatError(f"{file}: there is no zip directory at its end; the file is damaged")
 
 
-def _state_dict(directory: ZipDirectory, memory: Memory) -> Generator[Request, Answer, dict[str, StorageView]]:
+def _state_dict(directory: ZipDirectory, cache: LayoutCache) -> Generator[Request, Answer, dict[str, StorageView]]:
+    """The tensors that the pickle of a torch file describes; a pickle with a known checksum is not read again."""
     member = directory.pickle
     known = (member.crc32, member.size) if member.crc32 is not None else None
-    if known is not None and known in memory.pickles:
-        return memory.pickles[known]
+    if known is not None and known in cache.pickles:
+        return cache.pickles[known]
     if member.size > MAX_PICKLE_BYTES:
         raise FormatError(f"{directory.file}: its data.pkl of {member.size} bytes is larger than any state dict's")
-    start, stop = member.reach()
-    piece = yield Probe(directory.file, start, stop)
-    assert isinstance(piece, Piece)
-    begin = member_data_start(piece.data, member) - start
-    pickle = piece.data[begin : begin + member.size]
+    start, stop = member.bounding_range()
+    read = yield from _read(directory.file, start, stop)
+    begin = member_data_start(read.data, member) - start
+    pickle = read.data[begin : begin + member.size]
     if member.crc32 is not None and crc32(pickle) != member.crc32:
         raise FormatError(f"{directory.file}: its data.pkl fails its checksum; the file is damaged")
     views = parse_state_dict(pickle, file=directory.file)
     if known is not None:
-        memory.pickles[known] = views
+        cache.pickles[known] = views
     return views
 
 
-def _likely_range(view: StorageView, directory: ZipDirectory, rough: TensorSlice) -> tuple[int, int]:
-    """A range of the file that most probably contains the tensor; with its local header, when it begins there.
+def _read(file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> Generator[Request, Answer, FileBytes]:
+    """Request a range of a file."""
+    answer = yield RangeRequest(file, start, stop, prefetch_stop)
+    assert isinstance(answer, FileBytes)
+    return answer
 
-    `rough` is the tensor as if its storage had no local header.
+
+def _bounding_range(view: StorageView, directory: ZipDirectory, approximate: TensorSlice) -> tuple[int, int]:
+    """A range of the file that contains the tensor, and its local header where the tensor begins next to it.
+
+    `approximate` is the tensor as if its storage had no local header.
     """
-    start, stop = directory.storage(view.key).reach()
+    start, stop = directory.storage(view.key).bounding_range()
     slack = (stop - start) - directory.storage(view.key).size
-    if rough.start > start + NEAR:
-        start = rough.start
-    return start, min(stop, rough.stop + slack)
+    if approximate.start > start + MAX_GAP_BYTES:
+        start = approximate.start
+    return start, min(stop, approximate.stop + slack)
 
 
 def _run_ends(ranges: Sequence[tuple[int, int]]) -> list[int]:
-    """For each of these sorted ranges: the end of the run of near ones it is part of, one request's worth."""
-    joined, spent = [], 0
+    """For each of these sorted ranges, the end of its run: ranges with small gaps, which are read in one request."""
+    joined, gaps = [], 0
     for (_, stop), (start, _) in pairwise(ranges):
         gap = max(0, start - stop)
-        joined.append(gap <= NEAR and spent + gap <= GAPS)
-        spent += gap if joined[-1] else 0
+        joined.append(gap <= MAX_GAP_BYTES and gaps + gap <= MAX_GAPS_BYTES)
+        gaps += gap if joined[-1] else 0
     ends = [stop for _, stop in ranges]
     for i in reversed(range(len(joined))):
         if joined[i]:

@@ -13,23 +13,40 @@ from pythia_dynamics.checkpoints.source import (
     FileMissingError,
     Revision,
     Traffic,
-    by_step,
     checkpoint_files,
-    require_plain_path,
+    require_relative_path,
+    revisions_by_step,
 )
 from pythia_dynamics.errors import CheckpointError, FormatError
 
 __all__ = ["LocalSource"]
 
-_PIECE = 1 << 20
-_SINGLE = ("config.json", "model.safetensors", "pytorch_model.bin")
+_CHUNK_BYTES = 2**20
+"""Bytes per read call: few enough to stay in the cache for the checksum, many enough to make the call cheap."""
+
+_CHECKPOINT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
+"""Files by which a single checkpoint is recognised where a directory of checkpoints is expected."""
 
 
 class LocalSource:
-    """A `Source` that reads a directory of checkpoints. It states no hashes and is never changed.
+    """A `Source` that reads a directory of checkpoints, and never changes it. It states no checksums.
 
-    In the place of a commit stands a digest of the names, sizes and times of a checkpoint's weight files, so that a
-    checkpoint that was written anew is taken for another one.
+    The commit of a revision is a digest of the names, sizes and modification times of its weight files, so that a
+    checkpoint that is written again counts as another one.
+
+    Parameters
+    ----------
+    directory
+        The directory, which holds one folder for each checkpoint.
+    name
+        Short name, which names the store; by default that of the directory.
+    pattern
+        Regular expression with one group for the step, matched against whole folder names; None for the usual names.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no such directory.
     """
 
     def __init__(self, directory: str | Path, *, name: str | None = None, pattern: str | None = None) -> None:
@@ -43,15 +60,18 @@ class LocalSource:
         self.traffic = Traffic()
 
     def revisions(self) -> Mapping[int, Revision]:
-        """The checkpoint folders by step. Raises `CheckpointError` when there is none, or two of one step."""
+        """The checkpoint folders by step, in increasing order.
+
+        Raises `CheckpointError` when there is none, or two of the same step.
+        """
         entries = sorted(entry.name for entry in self._path.iterdir())
         folders = [name for name in entries if (self._path / name).is_dir()]
-        found = by_step(((name, None) for name in folders), self._pattern, where=self.location, kind="folder")
+        found = revisions_by_step(((name, None) for name in folders), self._pattern, where=self.location, kind="folder")
         if found:
             return {step: replace(revision, commit=self._digest(revision)) for step, revision in found.items()}
         if not entries:
             raise CheckpointError(f"{self.location} is empty; it should hold step1000/, step2000/ …")
-        if any((self._path / name).is_file() for name in _SINGLE):
+        if any((self._path / name).is_file() for name in _CHECKPOINT_FILES):
             raise CheckpointError(
                 f"{self.location} is one checkpoint, not a directory of them; name its folder step<N> and give the "
                 "folder above it"
@@ -62,13 +82,15 @@ class LocalSource:
         )
 
     def files(self, revision: Revision) -> Mapping[str, int]:
+        """Size in bytes of every file of a revision, by path. Raises `CheckpointError` when its folder is gone."""
         root = self._folder(revision)
         return {
             path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(root.rglob("*")) if path.is_file()
         }
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
-        path = self._folder(revision) / require_plain_path(file)
+        """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `Source.read`."""
+        path = self._folder(revision) / require_relative_path(file)
         try:
             handle = path.open("rb", buffering=0)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -81,32 +103,34 @@ class LocalSource:
             handle.close()
             raise FormatError(f"{file} of {revision.ref} has {size} bytes, none at byte {start}")
 
-        def pieces() -> Generator[bytes, None, None]:
+        def chunks() -> Generator[bytes, None, None]:
             position = handle.seek(first)
-            while position < last and (piece := handle.read(min(_PIECE, last - position))):
-                position += len(piece)
-                self.traffic.add(bytes=len(piece))
-                yield piece
+            while position < last and (chunk := handle.read(min(_CHUNK_BYTES, last - position))):
+                position += len(chunk)
+                self.traffic.add(bytes=len(chunk))
+                yield chunk
 
-        return ByteStream(pieces(), start=first, stop=last, size=size, on_close=handle.close)
+        return ByteStream(chunks(), start=first, stop=last, size=size, on_close=handle.close)
 
     def snapshot(self, revision: Revision) -> Path:
-        """The folder itself. Raises `CheckpointError` when no model can be loaded from it."""
+        """The revision's folder. Raises `CheckpointError` when no model can be loaded from it."""
         folder = self._folder(revision)
         if "config.json" not in checkpoint_files(self.files(revision)):
             raise CheckpointError(f"{folder} has no config.json, so no model can be loaded from it")
         return folder
 
     def evict(self, revision: Revision) -> None:
-        """Nothing: the checkpoints are not ours to remove."""
+        """Does nothing: `snapshot` downloads nothing."""
 
-    def metered(self) -> LocalSource:
+    def with_own_traffic(self) -> LocalSource:
+        """The same source, counting into a new `Traffic`."""
         return LocalSource(self._path, name=self.name, pattern=self._pattern)
 
     def cancel(self) -> None:
-        """Nothing: reading a file does not wait."""
+        """Does nothing: reading a file does not wait."""
 
     def _digest(self, revision: Revision) -> str:
+        """What stands for the commit of a revision."""
         stats = (
             (entry.name, entry.stat())
             for entry in sorted(os.scandir(self._path / revision.ref), key=lambda entry: entry.name)
@@ -116,7 +140,8 @@ class LocalSource:
         return f"local-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def _folder(self, revision: Revision) -> Path:
-        folder = self._path / require_plain_path(revision.ref)
+        """The folder of a revision. Raises `CheckpointError` when it is gone."""
+        folder = self._path / require_relative_path(revision.ref)
         if not folder.is_dir():
             raise CheckpointError(f"{self.location} has no folder {revision.ref} any more")
         return folder

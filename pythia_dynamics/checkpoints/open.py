@@ -13,7 +13,22 @@ __all__ = ["open_source"]
 def open_source(model: Model, source: str = "hub", *, pattern: str | None = None) -> Source:
     """The source of a model: the Hub, or the directory that `model` or `source` names.
 
-    `pattern` is a regular expression with one group for the step; it reads branch or folder names of other suites.
+    Parameters
+    ----------
+    model
+        The model; where it is a directory, `source` is not used.
+    source
+        ``"hub"``, or the path of a directory that holds the model's checkpoints.
+    pattern
+        Regular expression with one group for the step, matched against whole branch or folder names; None for the
+        usual names.
+
+    Raises
+    ------
+    AccessError
+        When the model is not a directory and no repository id.
+    CheckpointError
+        When there is no such directory.
     """
     if source == "hub" and not model.is_local:
         return HubSource(model.location, name=model.name, pattern=pattern)

@@ -1,39 +1,107 @@
-"""Drive a plan over a source: read what it asks for, keeping one stream open where the next bytes are likely to be."""
+"""Read the tensors of one revision from a source, with one stream kept open where the next bytes are likely to lie."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Sequence
 
-from pythia_dynamics.checkpoints.layout import Answer, List, Memory, Piece, Probe, Take, find_tensors
+from pythia_dynamics.checkpoints.layout import (
+    Answer,
+    FileBytes,
+    LayoutCache,
+    ListingRequest,
+    RangeRequest,
+    TensorRequest,
+    find_tensors,
+)
 from pythia_dynamics.checkpoints.source import ByteStream, Revision, Source
 from pythia_dynamics.errors import PythiaDynError
 
-__all__ = ["RevisionReader"]
+__all__ = ["ListingBudget", "RevisionReader"]
 
-_SKIP = 64 * 1024
-"""Bytes that are rather read and dropped than asked for anew."""
+MAX_SKIPPED_BYTES = 64 * 1024
+"""Largest gap that is read and dropped instead of requested anew: 2 ms at the 40 MB/s of one connection to the Hub,
+where a request takes 30 ms or more; and what the HTTP client has received at once anyway."""
+
+
+class ListingBudget:
+    """How many more file lists a fetch may request (one API request each), whatever the number of its revisions.
+
+    Threads may share one; another process gets a copy with what is left.
+
+    Parameters
+    ----------
+    listings
+        File lists that may be requested. One is needed only where a revision has none of the layouts found so far, or
+        no weights; 16 of the Hub's 500 API requests in 5 minutes leave room for parallel fetches.
+    """
+
+    def __init__(self, listings: int = 16) -> None:
+        self._left = listings
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ListingBudget], tuple[int]]:
+        return (ListingBudget, (self._left,))
+
+    def take(self) -> bool:
+        """Whether a file list may be requested; if so, it counts as requested."""
+        with self._lock:
+            allowed = self._left > 0
+            self._left -= allowed
+        return allowed
 
 
 class RevisionReader:
-    """Reads tensors of one revision. `sizes` and `sha256` tell of every file that was opened."""
+    """Reads tensors of one revision. Not for several threads.
 
-    def __init__(self, source: Source, revision: Revision, *, dry: bool = False) -> None:
+    Attributes
+    ----------
+    sizes : dict[str, int]
+        Size in bytes of each file that was read.
+    sha256 : dict[str, str | None]
+        Checksum of each file that was read, None where the source states none.
+
+    Parameters
+    ----------
+    source
+        Where to read.
+    revision
+        What to read.
+    headers_only
+        Whether the tensors themselves will not be read, so that nothing is read ahead.
+    """
+
+    def __init__(self, source: Source, revision: Revision, *, headers_only: bool = False) -> None:
         self.sizes: dict[str, int] = {}
         self.sha256: dict[str, str | None] = {}
-        self._source, self._revision, self._dry = source, revision, dry
+        self._source, self._revision, self._headers_only = source, revision, headers_only
         self._stream: ByteStream | None = None
         self._file = ""
-        self._last = Piece(b"", 0, 0)
+        self._last = FileBytes(b"", 0, 0)
 
-    def takes(
-        self, patterns: Sequence[str], memory: Memory, *, held: Collection[str] = (), tickets: list[None]
-    ) -> Iterator[Take]:
-        """Each tensor that `patterns` mean, in the order of the bytes; read it with `content` before the next.
+    def find(
+        self, patterns: Sequence[str], cache: LayoutCache, *, skip: Collection[str] = (), listings: ListingBudget
+    ) -> Iterator[TensorRequest]:
+        """Each tensor that the patterns match, in the order of the bytes; read one with `read` before the next.
 
-        A file list costs one of the `tickets`. A dry reader asks for headers only. Raises as `find_tensors`.
+        Parameters
+        ----------
+        patterns
+            Names and globs of the tensors.
+        cache
+            The layouts of earlier revisions; that of this one is added.
+        skip
+            Names of tensors that are not needed.
+        listings
+            The budget that a file list is taken from; without it, each layout is tried.
+
+        Raises
+        ------
+        PythiaDynError
+            As `find_tensors` and `Source.read`.
         """
         where = f"{self._source.location} {self._revision.ref}"
-        plan = find_tensors(patterns, memory, where=where, held=held)
+        plan = find_tensors(patterns, cache, where=where, skip=skip)
         answer: Answer = None
         failure: PythiaDynError | None = None
         while True:
@@ -42,68 +110,67 @@ class RevisionReader:
             except StopIteration:
                 return
             answer, failure = None, None
-            if isinstance(request, Take):
+            if isinstance(request, TensorRequest):
                 yield request
-            elif isinstance(request, Probe):
+            elif isinstance(request, RangeRequest):
                 try:
-                    answer = self._probe(request)
+                    answer = self._read_range(request)
                 except PythiaDynError as error:
                     failure = error
-            elif isinstance(request, List) and tickets:
-                tickets.pop()
+            elif isinstance(request, ListingRequest) and listings.take():
                 answer = self._source.files(self._revision)
 
-    def content(self, take: Take) -> Iterator[bytes]:
-        """The bytes of a tensor, in pieces."""
-        tensor, position = take.tensor, take.tensor.start
+    def read(self, request: TensorRequest) -> Iterator[bytes]:
+        """The bytes of a tensor that `find` has found, in chunks. Raises as `Source.read`."""
+        tensor, position = request.tensor, request.tensor.start
         if tensor.file == self._file and self._last.start <= position < self._last.start + len(self._last.data):
-            piece = self._last.data[position - self._last.start :][: tensor.nbytes]
-            position += len(piece)
-            yield piece
+            chunk = self._last.data[position - self._last.start :][: tensor.nbytes]
+            position += len(chunk)
+            yield chunk
         while position < tensor.stop:
-            stream = self._at(tensor.file, position, max(take.ahead, tensor.stop))
+            stream = self._stream_at(tensor.file, position, max(request.prefetch_stop, tensor.stop))
             count = min(stream.stop, tensor.stop) - position
-            yield from stream.pieces(count)
+            yield from stream.chunks(count)
             position += count
 
     def close(self) -> None:
-        """Let go of the open stream."""
+        """Close the open stream."""
         stream, self._stream = self._stream, None
         if stream is not None:
-            if stream.stop - stream.position <= _SKIP:  # cheaper than a new connection
+            if stream.stop - stream.position <= MAX_SKIPPED_BYTES:  # so that its connection can be used again
                 stream.skip(stream.stop - stream.position)
             stream.close()
 
-    def _probe(self, request: Probe) -> Piece:
-        start, stop = request.start, request.stop
-        last = self._last
-        if (
-            request.file == self._file
-            and stop is not None
-            and last.start <= start < stop <= last.start + len(last.data)
-        ):
-            return Piece(last.data[start - last.start : stop - last.start], start, last.size)
+    def _read_range(self, request: RangeRequest) -> FileBytes:
+        """The answer to a request, from the bytes read last where they contain it."""
+        start, stop, last = request.start, request.stop, self._last
+        last_stop = last.start + len(last.data)
+        if request.file == self._file and stop is not None and last.start <= start < stop <= last_stop:
+            return FileBytes(last.data[start - last.start : stop - last.start], start, last.size)
         if start < 0 or stop is None:
             self.close()
             stream = self._open(request.file, start, stop)
             stop = stream.stop
         else:
-            stream = self._at(request.file, start, stop if self._dry else max(stop, request.ahead))
-        piece = Piece(stream.read(min(stop, stream.stop) - stream.position), 0, stream.size)
-        self._last = Piece(piece.data, stream.position - len(piece.data), stream.size)
+            read_stop = stop if self._headers_only else max(stop, request.prefetch_stop)
+            stream = self._stream_at(request.file, start, read_stop)
+        position = stream.position
+        self._last = FileBytes(stream.read(min(stop, stream.stop) - position), position, stream.size)
         return self._last
 
-    def _at(self, file: str, start: int, stop: int) -> ByteStream:
-        """A stream that stands at `start`: the open one if that is near enough, else a new one up to `stop`."""
+    def _stream_at(self, file: str, start: int, stop: int) -> ByteStream:
+        """A stream at position `start`: the open one where that is close enough, else a new one up to `stop`."""
         stream = self._stream
-        if stream is not None and file == self._file and 0 <= start - stream.position <= _SKIP and start < stream.stop:
-            stream.skip(start - stream.position)
-            return stream
+        if stream is not None and file == self._file and start < stream.stop:
+            gap = start - stream.position
+            if 0 <= gap <= MAX_SKIPPED_BYTES:
+                stream.skip(gap)
+                return stream
         self.close()
         return self._open(file, start, stop)
 
     def _open(self, file: str, start: int, stop: int | None) -> ByteStream:
         stream = self._source.read(self._revision, file, start, stop)
-        self._stream, self._file, self._last = stream, file, Piece(b"", 0, 0)
+        self._stream, self._file, self._last = stream, file, FileBytes(b"", 0, 0)
         self.sizes[file], self.sha256[file] = stream.size, stream.sha256
         return stream

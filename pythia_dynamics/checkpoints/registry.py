@@ -1,7 +1,7 @@
-"""The registry of models: Pythia's sizes and repositories, the steps they publish, and what a user may call them.
+"""The registry of models: sizes and repositories of Pythia, their published steps, and the names a user may give.
 
-Pure values, no network. Shapes are those of the published ``config.json`` files (Table 1 of "The Garden of
-Forking Paths" lists the first six; it gives 14M eight heads where the published model has four).
+Constants and pure functions, no network. Shapes are those of the published ``config.json`` files. (Table 1 of "The
+Garden of Forking Paths" lists the first six; it gives 14M eight heads, the published model has four.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameE
 
 __all__ = [
     "ALL_STEPS",
+    "FILE_NAMES",
     "PAPER_STEPS",
     "SIZES",
     "TOKENIZER_ENTRIES",
@@ -33,19 +34,35 @@ __all__ = [
 UNEMBEDDING = "embed_out.weight"
 """Name of W_U in the checkpoint files of GPT-NeoX models; shape (vocab, d_model)."""
 
+FILE_NAMES = {"gpt_neox": {"lm_head.weight": UNEMBEDDING}}
+"""Tensors that have another name in the files than in the model of transformers 5: file names by the model's, for each
+`model_type`."""
+
 TOKENIZER_ENTRIES = 50277
 """Entries of Pythia's tokenizer; the rows of W_U from here on are padding."""
 
 PAPER_STEPS = tuple(range(1000, 143_001, 1000))
-"""The 143 steps both papers use."""
+"""The 143 steps that both papers use."""
 
 ALL_STEPS = (0, *(2**k for k in range(10)), *PAPER_STEPS)
-"""The 154 steps that are published."""
+"""The 154 published steps: 0, the powers of two up to 512, and every 1000 up to 143,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Shape of a GPT-NeoX model."""
+    """Shape of a GPT-NeoX model.
+
+    Parameters
+    ----------
+    layers
+        Number of transformer blocks.
+    d_model
+        Width of the residual stream.
+    heads
+        Attention heads of a block.
+    vocab
+        Rows of each embedding, padding included.
+    """
 
     layers: int
     d_model: int
@@ -59,13 +76,13 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Number of all weights: two embeddings, `layers` blocks with biases, the final layer norm."""
+        """Number of all weights: two embeddings, the blocks with their biases, and the final layer norm."""
         block = 12 * self.d_model**2 + 13 * self.d_model
         return 2 * self.unembedding_parameters + self.layers * block + 2 * self.d_model
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of a published checkpoint: float16 weights, and a byte for each entry of every layer's causal mask."""
+        """Bytes of a published checkpoint: float16 weights, and a byte for each entry of every layer's causal mask."""
         return 2 * self.parameters + self.layers * _CONTEXT**2
 
 
@@ -82,9 +99,11 @@ SIZES: dict[str, Architecture] = {
     "12b": Architecture(layers=36, d_model=5120, heads=40, vocab=50688),
 }
 V0_DOUBLE_BATCH = ("160m", "410m", "1.4b")
-"""Sizes whose v0 models took 71,500 steps of 4M tokens: their branch ``step2000`` is what was step 1000 in training."""
+"""Sizes whose v0 models took 71,500 steps of 4M tokens: their branch ``step2000`` is step 1000 in training."""
 
 _CONTEXT = 2048
+"""Tokens of a training sequence; the causal mask in the files has this many rows and columns."""
+
 _NEVER_DEDUPED_BY_DEFAULT = ("14m", "31m")
 _SEEDED = ("14m", "31m", "70m", "160m", "410m")
 _ALIAS = re.compile(
@@ -93,15 +112,26 @@ _ALIAS = re.compile(
     re.IGNORECASE,
 )
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MAX_STEPS = 1_000_000
+"""Most steps of one range: no training run saves that many, and a mistyped range must not fill the memory."""
+
 _STEP = re.compile(r"(?:global_)?(?:step|checkpoint|ckpt)[-_]?(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a user's name for a model stands for.
+    """A model: what a name that a user gave was resolved to.
 
-    `location` is a repository id of the Hub or the absolute path of a directory of checkpoints; `name` names the
-    store ``cache/<name>.zarr`` and the folder ``results/<name>/``; `architecture` is known for Pythia only.
+    Parameters
+    ----------
+    location
+        A repository id of the Hub, or the absolute path of a directory of checkpoints.
+    name
+        Names the store ``cache/<name>.zarr`` and the folder ``results/<name>/``.
+    is_local
+        Whether `location` is a directory.
+    architecture
+        The shape of the model, known for Pythia only.
     """
 
     location: str
@@ -111,19 +141,19 @@ class Model:
 
     @property
     def is_pythia(self) -> bool:
-        """Whether the published step grid applies."""
+        """Whether it is a published Pythia model, with their steps and tensor names."""
         return self.architecture is not None
 
     @property
     def published_steps(self) -> tuple[int, ...]:
-        """The steps that were published of a Pythia model; of others nothing is known."""
+        """The published steps of a Pythia model; empty for any other model, since they are not known."""
         if not self.is_pythia:
             return ()
         return PAPER_STEPS if self.name.endswith("-v0") else ALL_STEPS
 
 
 def aliases() -> tuple[str, ...]:
-    """Every short name there is: sizes, ``-standard``, ``-seedN``, ``-v0`` and ``-deduped-v0``."""
+    """All short names: sizes, and those with ``-standard``, ``-seed1`` … ``-seed9``, ``-v0``, ``-deduped-v0``."""
     names: list[str] = []
     for size in SIZES:
         names.append(size)
@@ -137,15 +167,26 @@ def aliases() -> tuple[str, ...]:
 
 
 def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
-    """The model a user means by an alias, a repository id or a directory of checkpoints.
+    """The model that a name means.
 
-    `known` adds names (of stores in the cache, say) to the suggestions.
+    Parameters
+    ----------
+    name
+        An alias (see `aliases`), a repository id ``owner/name``, or a directory of checkpoints.
+    known
+        Further names, such as those of stores in the cache, to suggest when `name` is unknown.
 
-    Raises `UnknownNameError` naming the nearest aliases, `CheckpointError` for a directory that is not there.
+    Raises
+    ------
+    UnknownNameError
+        `name` is none of these; the message names the nearest aliases.
+    CheckpointError
+        `name` is the path of a directory that does not exist.
     """
     text = str(name)
+    suggestions = dict.fromkeys((*known, *SIZES, *aliases()))
     if match := _ALIAS.fullmatch(text):
-        return _pythia(match, text, known)
+        return _pythia(match, text, suggestions)
     path = Path(text).expanduser()
     if text and path.is_dir():
         directory = path.resolve()
@@ -154,14 +195,14 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
         raise CheckpointError(f"no directory {text}; give a directory that holds step1000/, step2000/ …")
     if _REPO_ID.fullmatch(text) and ".." not in text:
         return Model(text, text.partition("/")[2])
-    raise UnknownNameError("model", text, (*known, *aliases()))
+    raise UnknownNameError("model", text, suggestions)
 
 
-def _pythia(match: re.Match[str], text: str, known: Iterable[str]) -> Model:
+def _pythia(match: re.Match[str], text: str, suggestions: Iterable[str]) -> Model:
     size, data, seed, v0 = match["size"].lower(), match["data"], match["seed"], match["v0"]
     if size not in SIZES or (seed and (size not in _SEEDED or data or v0)):
-        raise UnknownNameError("model", text, (*known, *aliases()))
-    # A size alone means what the paper's Table 1 means by it; everything else is taken at its word.
+        raise UnknownNameError("model", text, suggestions)
+    # A size alone means the model in Table 1 of the paper, which is deduplicated; any other name is used as it is.
     by_size = not (seed or v0 or "pythia-" in text.lower() or size in _NEVER_DEDUPED_BY_DEFAULT)
     deduped = data.lower() == "deduped" if data else by_size
     parts = [
@@ -175,23 +216,38 @@ def _pythia(match: re.Match[str], text: str, known: Iterable[str]) -> Model:
 
 
 def is_pythia(location: str) -> bool:
-    """Whether a repository id, or what a store names as its source, is one of the published Pythia models."""
+    """Whether the source of a store is a published Pythia model.
+
+    Parameters
+    ----------
+    location
+        `Model.location`, or `Store.source`.
+    """
     try:
         return resolve(location).is_pythia
-    except PythiaDynError:  # an array, or a directory that is no longer there
+    except PythiaDynError:  # the name of an array, or a directory that no longer exists
         return False
 
 
 def branch(step: int) -> str:
-    """Name of the branch, or folder, that holds a step: ``step1000``."""
+    """Name of the branch, or the folder, of a step of Pythia: ``step1000``."""
     return f"step{step}"
 
 
 def step_of(name: str, pattern: str | None = None) -> int | None:
-    """The step a branch or folder name stands for, or None.
+    """The step in the name of a branch or a folder, None if it has none.
 
-    Knows ``step1000``, ``checkpoint-1000``, ``global_step1000`` and ``ckpt_100``; `pattern` is a regular
-    expression with one group for the number, matched against the whole name.
+    Parameters
+    ----------
+    name
+        ``step1000``, ``checkpoint-1000``, ``global_step1000``, ``ckpt_100``.
+    pattern
+        Regular expression with one group, the step, that matches the whole name. Default: the names above.
+
+    Raises
+    ------
+    PythiaDynError
+        `pattern` is not a regular expression, or its group is not a number.
     """
     try:
         match = re.compile(pattern).fullmatch(name) if pattern else _STEP.fullmatch(name)
@@ -203,9 +259,23 @@ def step_of(name: str, pattern: str | None = None) -> int | None:
 
 
 def parse_steps(spec: str) -> tuple[int, ...] | None:
-    """Steps from ``paper``, ``all``, ``1000,2000`` or ``first:last:stride`` (last included).
+    """Steps as the option ``--steps`` gives them.
 
-    None means all that the source has. Raises `PythiaDynError` for anything else.
+    Parameters
+    ----------
+    spec
+        ``paper`` (`PAPER_STEPS`), ``all``, numbers and ranges ``first:last:stride`` (`last` included, stride 1 if left
+        out), separated by commas.
+
+    Returns
+    -------
+    tuple of int, or None
+        The steps in increasing order, each once; None for ``all``, that is all that the source has.
+
+    Raises
+    ------
+    PythiaDynError
+        `spec` cannot be read, or a range is empty or has more than a million steps.
     """
     text = spec.strip().lower()
     if text == "all":
@@ -222,7 +292,7 @@ def parse_steps(spec: str) -> tuple[int, ...] | None:
             steps.add(numbers[0])
             continue
         first, last, stride = numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else 1
-        if stride < 1 or last < first or (last - first) // stride > 1_000_000:
-            raise PythiaDynError(f"steps {part!r} name nothing; write first:last:stride with first ≤ last")
+        if stride < 1 or last < first or (last - first) // stride > _MAX_STEPS:
+            raise PythiaDynError(f"steps {part!r} are none, or too many; write first:last:stride with first ≤ last")
         steps.update(range(first, last + 1, stride))
     return tuple(sorted(steps))

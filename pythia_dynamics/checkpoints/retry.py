@@ -1,121 +1,168 @@
-"""Insisting, politely: how often and how long a request that failed is made again."""
+"""Retry policy for requests to the Hub: how often a failed request is repeated, and after which wait."""
 
 from __future__ import annotations
 
-import queue
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeVar
 
 from pythia_dynamics.checkpoints.source import AccessError, Traffic
 from pythia_dynamics.errors import HubError
 
-__all__ = ["Again", "Gate", "Retry", "Tries", "within"]
+__all__ = ["AttemptCounter", "Failure", "RateLimitGate", "RetryPolicy", "RetryableError"]
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How long to insist. Counts start anew whenever bytes arrive.
+class Failure(Enum):
+    """The kinds of failure that a repeated request may overcome; each has a limit of its own in `RetryPolicy`."""
 
-    A request is made `tries` times at most, after waits that double from `first` to `longest` seconds (or as long as
-    the Hub asks for); a connection that cannot be made, `unreachable` times; an answer that makes no sense,
-    `senseless` times. `patience` bounds the whole in seconds, `timeout` each single wait for the server.
+    TRANSIENT = "the server is overloaded or the connection was lost"
+    UNREACHABLE = "no connection could be made"
+    INVALID_RESPONSE = "the server answered with something else than what was requested"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When to give up on a request. All counts start anew whenever content arrives.
+
+    Parameters
+    ----------
+    max_attempts
+        Attempts in all. The default of 14 takes about 70 s with the default waits, longer than a server restarts.
+    max_unreachable
+        Attempts that end in `Failure.UNREACHABLE`. The default of 5 reports a missing network after 7 s.
+    max_invalid_responses
+        Attempts that end in `Failure.INVALID_RESPONSE`. The default of 4 (3 s) gets past one bad
+        mirror of several; a server that keeps on answering wrongly is not expected to change.
+    first_wait
+        Wait after the first failure, in seconds; doubled after each further one. Half a second is a few round trips.
+    max_wait
+        Longest such wait, in seconds; 8 s as in `huggingface_hub`. A wait that the Hub asks for may be longer.
+    max_seconds
+        Time without content, waits included, after which the request fails. Half an hour is six windows
+        of the Hub's rate limit, which has one of five minutes.
+    timeout
+        Longest wait for the server to accept a connection or send more bytes, in seconds; also the longest time a
+        file list or branch list may take. The default is three times that of `huggingface_hub`, for slow networks.
     """
 
-    tries: int = 14
-    unreachable: int = 5
-    senseless: int = 4
-    first: float = 0.5
-    longest: float = 8.0
-    patience: float = 1800.0
+    max_attempts: int = 14
+    max_unreachable: int = 5
+    max_invalid_responses: int = 4
+    first_wait: float = 0.5
+    max_wait: float = 8.0
+    max_seconds: float = 1800.0
     timeout: float = 30.0
 
-
-class Again(Exception):
-    """The request failed in a way that may pass; the message says how."""
-
-    def __init__(self, why: str, *, wait: float | None = None, limit: str = "tries") -> None:
-        self.wait, self.limit = wait, limit
-        super().__init__(why)
+    def limit(self, failure: Failure) -> int:
+        """The number of attempts that may end in this kind of failure."""
+        limits = {Failure.UNREACHABLE: self.max_unreachable, Failure.INVALID_RESPONSE: self.max_invalid_responses}
+        return limits.get(failure, self.max_attempts)
 
 
-class Gate:
-    """Holds all requests of all threads back until the Hub's rate limit allows another."""
+class RetryableError(Exception):
+    """A request failed in a way that a repetition may overcome. Never leaves this package's HTTP code.
+
+    Parameters
+    ----------
+    reason
+        What failed, for the message of the final error.
+    failure
+        The kind of failure, which decides how often the request is repeated.
+    wait
+        Seconds the server asks to wait; None for the waits of the policy.
+    """
+
+    def __init__(self, reason: str, failure: Failure = Failure.TRANSIENT, *, wait: float | None = None) -> None:
+        self.failure, self.wait = failure, wait
+        super().__init__(reason)
+
+
+class RateLimitGate:
+    """Delays the requests of all threads while the Hub's rate limit is exhausted. Pickles as a new, open gate."""
 
     def __init__(self) -> None:
-        self.until = 0.0
-        self.cancelled = threading.Event()
+        self._until = 0.0
+        self._cancelled = threading.Event()
 
-    def __reduce__(self) -> tuple[type[Gate], tuple[()]]:
-        return (Gate, ())
+    def __reduce__(self) -> tuple[type[RateLimitGate], tuple[()]]:
+        return (RateLimitGate, ())
 
-    def hold(self, seconds: float) -> None:
-        self.until = max(self.until, time.monotonic() + seconds)
+    def close_for(self, seconds: float) -> None:
+        """Let no request pass for so many seconds from now."""
+        self._until = max(self._until, time.monotonic() + seconds)
+
+    def cancel(self) -> None:
+        """End all waits, present and future, with a `HubError`."""
+        self._cancelled.set()
 
     def wait(self, seconds: float = 0.0) -> None:
-        """Wait some seconds, and until the gate opens. Raises `HubError` once cancelled."""
-        until = max(time.monotonic() + seconds, self.until)
-        while not self.cancelled.is_set() and (left := until - time.monotonic()) > 0:
-            self.cancelled.wait(left)
-            until = max(until, self.until)
-        if self.cancelled.is_set():
+        """Wait at least so many seconds, and until the gate is open. Raises `HubError` once cancelled."""
+        until = max(time.monotonic() + seconds, self._until)
+        while not self._cancelled.is_set() and (left := until - time.monotonic()) > 0:
+            self._cancelled.wait(left)
+            until = max(until, self._until)
+        if self._cancelled.is_set():
             raise HubError("cancelled")
 
 
-class Tries:
-    """Counts the failures of one request since bytes last arrived, and waits between them."""
+class AttemptCounter:
+    """Counts the failed attempts of one request since content last arrived, and waits between attempts.
 
-    def __init__(self, retry: Retry, gate: Gate, traffic: Traffic, what: str) -> None:
-        self._retry, self._gate, self._traffic, self._what = retry, gate, traffic, what
-        self._failed: Counter[str] = Counter()
-        self._began = time.monotonic()
+    Parameters
+    ----------
+    policy
+        The limits and waits.
+    gate
+        The gate to wait at.
+    traffic
+        Where retries are counted.
+    subject
+        What is requested, at the beginning of the final error's message.
+    """
 
-    def progress(self) -> None:
-        """Bytes have arrived: forget the failures before."""
-        if self._failed:
-            self._failed.clear()
-        self._began = time.monotonic()
+    def __init__(self, policy: RetryPolicy, gate: RateLimitGate, traffic: Traffic, subject: str) -> None:
+        self._policy, self._gate, self._traffic, self._subject = policy, gate, traffic, subject
+        self._failures: Counter[Failure] = Counter()
+        self._since = time.monotonic()
 
-    def failed(self, error: Again) -> None:
-        """Wait for the next try. Raises `HubError` when there have been enough."""
-        retry = self._retry
-        self._failed[error.limit] += 1
+    def run(self, request: Callable[[], T]) -> T:
+        """The result of `request`, called until it raises no `RetryableError`. Raises as `wait_after`."""
+        while True:
+            try:
+                return request()
+            except RetryableError as error:
+                self.wait_after(error)
+
+    def reset(self) -> None:
+        """Forget the failures, because content has arrived."""
+        self._failures.clear()
+        self._since = time.monotonic()
+
+    def wait_after(self, error: RetryableError) -> None:
+        """Wait for the next attempt.
+
+        Raises `HubError` (`AccessError` where the Hub is unreachable) when the policy allows no further attempt.
+        """
+        policy, kind = self._policy, error.failure
+        self._failures[kind] += 1
         self._traffic.add(retries=1)
-        count = self._failed.total()
-        pause = min(retry.longest, retry.first * 2 ** (count - 1)) * random.uniform(0.75, 1.0)
-        if error.wait is not None:
-            pause = error.wait
-        spent = time.monotonic() - self._began
-        enough = self._failed[error.limit] >= getattr(retry, error.limit) or count >= retry.tries
-        if enough or spent + pause > retry.patience:
-            kind = AccessError if error.limit == "unreachable" else HubError
-            asked = f" and asks to wait {pause:.0f} s" if spent + pause > retry.patience else ""
+        count = self._failures.total()
+        pause = error.wait
+        if pause is None:  # at random, so that parallel workers do not all come back at the same moment
+            pause = min(policy.max_wait, policy.first_wait * 2 ** (count - 1)) * random.uniform(0.75, 1.0)
+        spent = time.monotonic() - self._since
+        too_long = spent + pause > policy.max_seconds
+        if self._failures[kind] >= policy.limit(kind) or count >= policy.max_attempts or too_long:
             times = f", {count} times in {spent:.0f} s" if count > 1 else ""
-            raise kind(f"{self._what}: {error}{times}{asked}; try again later")
+            requested = f" and asks to wait {pause:.0f} s" if too_long else ""
+            raise (AccessError if kind is Failure.UNREACHABLE else HubError)(
+                f"{self._subject}: {error}{times}{requested}; try again later"
+            )
         self._gate.wait(pause)
-
-
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """The result of a call that may hang. Raises `TimeoutError` when it takes too long; it is left to itself then."""
-    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answer.put((call(), None))
-        except BaseException as error:
-            answer.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        result, error = answer.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]

@@ -1,6 +1,6 @@
-"""Where checkpoints come from: a directory or the Hub, behind one protocol that reads byte ranges.
+"""The protocol of a source of checkpoints, which reads byte ranges of files by revision, and the values it hands out.
 
-`LocalSource` and `HubSource` implement `Source`; nothing after this module knows which one it holds.
+`LocalSource` (a directory) and `HubSource` (a repository) implement `Source`; code that reads checkpoints uses only it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 from pythia_dynamics.checkpoints.registry import step_of
 from pythia_dynamics.errors import CheckpointError, FormatError, HubError
@@ -19,17 +19,29 @@ __all__ = [
     "AccessError",
     "ByteStream",
     "FileMissingError",
+    "RefKind",
     "Revision",
     "Source",
     "Traffic",
-    "by_step",
     "checkpoint_files",
-    "require_plain_path",
+    "require_relative_path",
+    "revisions_by_step",
 ]
+
+RefKind = Literal["branch", "folder"]
+"""What a revision is in its source."""
 
 
 class FileMissingError(CheckpointError):
-    """A revision lacks the file that was asked for."""
+    """A revision lacks the requested file.
+
+    Parameters
+    ----------
+    message
+        The error's message.
+    file
+        Path of the file in the revision.
+    """
 
     def __init__(self, message: str, file: str = "") -> None:
         self.file = file
@@ -37,23 +49,38 @@ class FileMissingError(CheckpointError):
 
 
 class AccessError(HubError):
-    """Nothing of the repository can be had now: it is gated or not there, or the Hub is out of reach."""
+    """No file of the repository can be had now: it is gated, private or does not exist, or the Hub is unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One checkpoint: its step, what the source calls it (branch or folder), and its immutable commit, if any."""
+    """One checkpoint.
+
+    Parameters
+    ----------
+    step
+        The training step.
+    ref
+        Its branch or folder.
+    commit
+        What identifies its content: the commit on the Hub, a digest of a folder's files; None where unknown.
+    """
 
     step: int
     ref: str
     commit: str | None = None
 
+    @property
+    def address(self) -> str:
+        """What to request from the Hub: the commit where known, so that a branch that moves changes nothing."""
+        return self.commit or self.ref
+
 
 class Traffic:
-    """Counts what reading cost. Threads may add to one at once.
+    """Counts what reading cost. Threads may share one; it pickles with its counts.
 
-    `requests` are file requests (the Hub's rate limit counts these), `api` requests to the Hub's API, `bytes` the
-    content that arrived, `retries` the requests that had to be made again.
+    `requests` are file requests to the Hub and `api` requests to its API, which have a rate limit each; `bytes` is the
+    file content that arrived; `retries` are the attempts that failed and were repeated.
     """
 
     def __init__(self) -> None:
@@ -61,6 +88,7 @@ class Traffic:
         self._lock = threading.Lock()
 
     def add(self, *, requests: int = 0, api: int = 0, bytes: int = 0, retries: int = 0) -> None:
+        """Add to the counts."""
         with self._lock:
             self.requests += requests
             self.api += api
@@ -68,7 +96,7 @@ class Traffic:
             self.retries += retries
 
     def merge(self, other: Traffic) -> None:
-        """Add what another one counted."""
+        """Add the counts of another `Traffic`."""
         self.add(requests=other.requests, api=other.api, bytes=other.bytes, retries=other.retries)
 
     def __repr__(self) -> str:
@@ -83,14 +111,27 @@ class Traffic:
 
 
 class ByteStream:
-    """Bytes [start, stop) of a file of `size` bytes, read once from front to back; a context manager.
+    """Bytes [start, stop) of a file, read once from front to back; a context manager.
 
-    `sha256` is that of the whole file, where the source states it. `position` is the offset of the next byte.
+    `position` is the offset of the next byte.
+
+    Parameters
+    ----------
+    chunks
+        The bytes, in order.
+    start, stop
+        Offsets in the file of the first byte and behind the last one.
+    size
+        Size of the whole file in bytes.
+    sha256
+        Checksum of the whole file in hexadecimal, None where the source states none.
+    on_close
+        Called when the stream is closed.
     """
 
     def __init__(
         self,
-        pieces: Generator[bytes, None, None],
+        chunks: Generator[bytes, None, None],
         *,
         start: int,
         stop: int,
@@ -100,37 +141,37 @@ class ByteStream:
     ) -> None:
         self.start, self.stop, self.size, self.sha256 = start, stop, size, sha256
         self.position = start
-        self._pieces = pieces
+        self._chunks = chunks
         self._rest = b""
         self._on_close = on_close
 
-    def pieces(self, count: int) -> Iterator[bytes]:
-        """The next `count` bytes, in pieces as they arrive. Raises when the stream has fewer."""
+    def chunks(self, count: int) -> Iterator[bytes]:
+        """The next `count` bytes, in chunks as they arrive. Raises `FormatError` when the stream has fewer."""
         end = self.position + count
         if end > self.stop:
-            raise FormatError(f"byte {end} lies behind the range that was asked for, which ends at {self.stop}")
+            raise FormatError(f"byte {end} is outside the requested range, which ends at {self.stop}")
         while self.position < end:
-            piece = self._rest or next(self._pieces, b"")
-            if not piece:
+            chunk = self._rest or next(self._chunks, b"")
+            if not chunk:
                 raise FormatError(f"the source stopped at byte {self.position} of a range up to {self.stop}")
             wanted = end - self.position
-            self._rest = piece[wanted:]
-            piece = piece[:wanted]
-            self.position += len(piece)
-            yield piece
+            self._rest = chunk[wanted:]
+            chunk = chunk[:wanted]
+            self.position += len(chunk)
+            yield chunk
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes, or what is left when there are fewer."""
-        return b"".join(self.pieces(min(count, self.stop - self.position)))
+        """The next `count` bytes, or those that are left when there are fewer."""
+        return b"".join(self.chunks(min(count, self.stop - self.position)))
 
     def skip(self, count: int) -> None:
-        """Drop the next `count` bytes."""
-        for _ in self.pieces(count):
+        """Drop the next `count` bytes. Raises `FormatError` when the stream has fewer."""
+        for _ in self.chunks(count):
             pass
 
     def close(self) -> None:
         """Release the file or connection; bytes not read yet are not transferred."""
-        self._pieces.close()
+        self._chunks.close()
         self._on_close()
 
     def __enter__(self) -> Self:
@@ -143,16 +184,16 @@ class ByteStream:
 
 
 class Source(Protocol):
-    """Checkpoints of one model, by step."""
+    """Checkpoints of one model, by step. Threads may share one."""
 
     @property
     def location(self) -> str:
-        """Repository id or directory."""
+        """Repository id or absolute path of the directory."""
         ...
 
     @property
     def name(self) -> str:
-        """Short name; names the store."""
+        """Short name, which names the store."""
         ...
 
     @property
@@ -169,52 +210,81 @@ class Source(Protocol):
         ...
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
-        """The bytes ``file[start:stop]``, with the meaning of a Python slice; the stream says which they are.
+        """The bytes ``file[start:stop]`` of a revision.
 
-        Raises `FileMissingError` when the revision lacks the file, `HubError` when it cannot be had.
+        Parameters
+        ----------
+        revision
+            One of `revisions`.
+        file
+            Path of the file in the revision, relative.
+        start, stop
+            The range in bytes, with the meaning of a Python slice; the stream states which bytes these are.
+
+        Raises
+        ------
+        FileMissingError
+            When the revision has no such file.
+        FormatError
+            When the path leaves the revision, or the file has no byte in the range.
+        CheckpointError, HubError
+            When the file cannot be read.
         """
         ...
 
     def snapshot(self, revision: Revision) -> Path:
-        """A directory with the whole checkpoint (config, tokenizer, weights), downloaded if need be."""
+        """A directory with the whole checkpoint (config, tokenizer, weights), downloaded where necessary."""
         ...
 
     def evict(self, revision: Revision) -> None:
-        """Free what `snapshot` brought; what was there before stays."""
+        """Delete what `snapshot` downloaded; what was there before stays."""
         ...
 
-    def metered(self) -> Source:
-        """The same source, counting into a `Traffic` of its own."""
+    def with_own_traffic(self) -> Source:
+        """The same source, counting into a new `Traffic`."""
         ...
 
     def cancel(self) -> None:
-        """Make reads that wait in other threads end with an error, soon."""
+        """Make reads that wait in other threads end with an error."""
         ...
 
 
-def by_step(
-    named: Iterable[tuple[str, str | None]], pattern: str | None, *, where: str, kind: str
+def revisions_by_step(
+    refs: Iterable[tuple[str, str | None]], pattern: str | None, *, where: str, kind: RefKind
 ) -> dict[int, Revision]:
-    """Revisions by step, from (ref, commit) pairs; refs that name no step are left out.
+    """Revisions by step, in increasing order; refs that name no step are left out.
 
-    Raises `CheckpointError` when two refs name one step. `where` and `kind` (branch, folder) are for its message.
+    Parameters
+    ----------
+    refs
+        (ref, commit) of each branch or folder.
+    pattern
+        Regular expression with one group for the step, None for the usual names; see `step_of`.
+    where
+        The source, for the error's message.
+    kind
+        What a ref is, for the error's message.
+
+    Raises
+    ------
+    CheckpointError
+        When two refs name the same step.
     """
     found: dict[int, Revision] = {}
-    for ref, commit in named:
+    for ref, commit in refs:
         step = step_of(ref, pattern)
         if step is None:
             continue
         if step in found:
             raise CheckpointError(
-                f"{where}: {found[step].ref} and {ref} are both step {step}; say with --revision-pattern which "
-                f"{kind} is meant"
+                f"{where}: {found[step].ref} and {ref} are both step {step}; choose the {kind} with --revision-pattern"
             )
         found[step] = Revision(step, ref, commit)
     return dict(sorted(found.items()))
 
 
-def require_plain_path(file: str) -> str:
-    """The path itself, when it is a relative one that stays inside its checkpoint. Raises `FormatError`."""
+def require_relative_path(file: str) -> str:
+    """The path `file` itself. Raises `FormatError` unless it is relative and stays inside its checkpoint."""
     parts = PurePosixPath(file).parts
     inside = bool(parts) and not file.startswith("/") and ".." not in parts
     if not inside or "\\" in file or ":" in file or not file.isprintable():
@@ -222,14 +292,16 @@ def require_plain_path(file: str) -> str:
     return file
 
 
-_WEIGHTS = (".safetensors", ".bin")
-_OTHER = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+_OTHER_FILES = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:
-    """The files a whole model is loaded from: config, tokenizer and weights, safetensors rather than torch files."""
-    here = [name for name in names if "/" not in name]
-    safe = [name for name in here if name.endswith((".safetensors", ".safetensors.index.json"))]
-    torch = [name for name in here if name.startswith("pytorch_model") and name.endswith((".bin", ".bin.index.json"))]
-    other = [name for name in here if name in _OTHER or name.startswith(("tokenizer", "vocab"))]
+    """The files that a whole model is loaded from, sorted: config, tokenizer and weights.
+
+    `names` are the paths of a checkpoint's files. Where there are safetensors files, torch files are left out.
+    """
+    top = [name for name in names if "/" not in name]
+    safe = [name for name in top if name.endswith((".safetensors", ".safetensors.index.json"))]
+    torch = [name for name in top if name.startswith("pytorch_model") and name.endswith((".bin", ".bin.index.json"))]
+    other = [name for name in top if name in _OTHER_FILES or name.startswith(("tokenizer", "vocab"))]
     return sorted(other + (safe or torch))

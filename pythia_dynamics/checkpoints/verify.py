@@ -1,7 +1,7 @@
-"""What has bitten people: damaged chunks, one revision's weights under another's name, swapped and mixed shards.
+"""Verify a repository on the Hub before anything is downloaded: equal checkpoints, mixed shards, missing weights.
 
-`verify_store` looks at weights that were fetched, `verify_remote` at what the Hub states of files before any of them is
-downloaded. Neither believes a name: what two revisions have in common is found by content.
+Some published branches have the weights of another step. Revisions are therefore compared by the SHA-256 that the Hub
+states for each file, not by name. `pythia_dynamics.sweep.verify` checks weights that were fetched.
 """
 
 from __future__ import annotations
@@ -20,31 +20,51 @@ from pythia_dynamics.progress import Progress, silent
 __all__ = ["REMOTE", "verify_remote"]
 
 REMOTE = "files on the Hub"
-"""What `verify_remote` looks at, in place of a tensor."""
+"""The subject of `verify_remote`, in place of a tensor."""
 
-
-_WEIGHTS = {"safetensors": ".safetensors", "torch": ".bin"}
+_WEIGHT_SUFFIXES = {"safetensors": ".safetensors", "torch": ".bin"}
+"""How the names of weight files end, by format."""
 
 
 def verify_remote(
     source: HubSource, steps: Iterable[int] | None = None, *, threads: int = 8, progress: Progress = silent
 ) -> Verification:
-    """Check a repository by what the Hub's tree API states of its files (size, sha256): one API request per revision.
+    """Check a repository by what the Hub states of its files: one API request per revision, no download.
 
-    `steps` default to every branch there is and every step that Pythia publishes. Raises `AccessError`,
-    `CheckpointError`; a revision that fails by itself is a finding.
+    Parameters
+    ----------
+    source
+        The repository.
+    steps
+        The steps to check. Default: every branch, and for Pythia every published step.
+    threads
+        Requests at once; the default is that of `download`.
+    progress
+        Called with the number of revisions that are done and of all.
+
+    Returns
+    -------
+    Verification
+        Findings of the kinds ``missing``, ``unreadable``, ``equal`` and ``mixed``.
+
+    Raises
+    ------
+    AccessError
+        The repository does not exist, is gated, or cannot be reached.
+    CheckpointError
+        The repository has no branch that is a step.
     """
     revisions = source.revisions()
     published = resolve(source.location).published_steps
     wanted = tuple(sorted({*revisions, *published} if steps is None else set(steps)))
-    there = [revisions[step] for step in wanted if step in revisions]
+    available = [revisions[step] for step in wanted if step in revisions]
     findings = [
         Finding("missing", (step,), f"{source.location} has no branch step{step}")
         for step in wanted
         if step not in revisions
     ]
 
-    def ask(revision: Revision) -> Mapping[str, tuple[int, str | None]] | PythiaDynError:
+    def list_files(revision: Revision) -> Mapping[str, tuple[int, str | None]] | PythiaDynError:
         try:
             return source.entries(revision)
         except AccessError:
@@ -52,42 +72,39 @@ def verify_remote(
         except PythiaDynError as error:
             return error
 
-    shards: dict[str, dict[int, dict[str, str]]] = {kind: {} for kind in _WEIGHTS}
+    shards: dict[str, dict[int, dict[str, str]]] = {kind: {} for kind in _WEIGHT_SUFFIXES}
     with ThreadPoolExecutor(threads) as pool:
-        for done, (revision, found) in enumerate(zip(there, pool.map(ask, there), strict=True), 1):
-            progress(done, len(there))
+        for done, (revision, found) in enumerate(zip(available, pool.map(list_files, available), strict=True), 1):
+            progress(done, len(available))
             if isinstance(found, PythiaDynError):
                 findings.append(Finding("unreadable", (revision.step,), str(found)))
                 continue
-            by_kind = {kind: _weight_files(found, suffix) for kind, suffix in _WEIGHTS.items()}
+            by_kind = {kind: _weight_files(found, suffix) for kind, suffix in _WEIGHT_SUFFIXES.items()}
             if not any(by_kind.values()):
-                findings.append(Finding("missing", (revision.step,), f"{revision.ref} holds no weights"))
+                findings.append(Finding("missing", (revision.step,), f"{revision.ref} has no weights"))
             for kind, files in by_kind.items():
                 if files:
                     shards[kind][revision.step] = files
     for kind, by_step in shards.items():
         new = [*_equal_files(by_step, source.location, kind), *_mixed_shards(by_step)]
-        findings += [finding for finding in new if not _is_told(finding, findings)]
+        findings += [finding for finding in new if not _is_reported(finding, findings)]
     return Verification(source.name, source.location, REMOTE, wanted, tuple(findings))
 
 
-# -- equal content --------------------------------------------------------------------------------------------
-
-
 def _equal_files(by_step: Mapping[int, Mapping[str, str]], location: str, kind: str) -> list[Finding]:
-    """Steps whose weight files are all the same."""
+    """Steps whose weight files are all the same, by the SHA-256 of each file."""
     groups = groups_of_equal((step, tuple(sorted(files.values()))) for step, files in by_step.items())
     return [equal_content(group, location, f"{kind} files") for group in groups]
 
 
 def _mixed_shards(by_step: Mapping[int, Mapping[str, str]]) -> list[Finding]:
-    """Steps that have one shard in common, but not all of them."""
-    holders: dict[str, list[int]] = defaultdict(list)
+    """Steps that have a shard in common, but not all of their shards."""
+    steps_with: dict[str, list[int]] = defaultdict(list)
     for step, files in sorted(by_step.items()):
         for sha256 in set(files.values()):
-            holders[sha256].append(step)
+            steps_with[sha256].append(step)
     findings = []
-    for sha256, steps in holders.items():
+    for sha256, steps in steps_with.items():
         if len({tuple(sorted(by_step[step].values())) for step in steps}) > 1:
             file = next(name for name, own in by_step[steps[0]].items() if own == sha256)
             message = f"{listed(steps)} share the shard {file} but not the others: shards of different steps are mixed"
@@ -95,13 +112,13 @@ def _mixed_shards(by_step: Mapping[int, Mapping[str, str]]) -> list[Finding]:
     return findings
 
 
-def _is_told(finding: Finding, others: Iterable[Finding]) -> bool:
-    """Whether the other file format has told the same already."""
+def _is_reported(finding: Finding, others: Iterable[Finding]) -> bool:
+    """Whether the same was found in the files of the other format already."""
     return any((finding.kind, finding.steps) == (other.kind, other.steps) for other in others)
 
 
 def _weight_files(entries: Mapping[str, tuple[int, str | None]], suffix: str) -> dict[str, str]:
-    """sha256 by name of the files that hold weights in one format."""
+    """The SHA-256 of each weight file of one format, by name."""
     return {
         name: sha256
         for name, (_, sha256) in sorted(entries.items())
@@ -110,6 +127,3 @@ def _weight_files(entries: Mapping[str, tuple[int, str | None]], suffix: str) ->
         and name.startswith(("model", "pytorch_model"))
         and "/" not in name
     }
-
-
-# -- strays ---------------------------------------------------------------------------------------------------

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pythia_dynamics import __version__
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, size
 
 if TYPE_CHECKING:
-    from pythia_dynamics.progress import Progress
+    from pythia_dynamics.history.history import History
+    from pythia_dynamics.progress import Progress, Stage
     from pythia_dynamics.studies.pipeline import Outcome
 
 __all__ = [
     "Command",
     "Failure",
+    "Faults",
     "bar",
     "duration",
     "main",
     "model_names",
+    "note_written",
     "notes",
     "open_store",
+    "opened_history",
     "print_facts",
+    "resumable",
+    "rows_to_keep",
     "say",
     "say_missing",
     "say_outcome",
     "size",
+    "stages",
     "with_cache",
     "with_json",
     "with_models",
     "with_results",
     "with_steps",
 ]
+
+
+Command = Callable[..., Any]
 
 
 class Failure(click.ClickException):
@@ -47,26 +59,94 @@ class Failure(click.ClickException):
         click.echo(f"pythia-dyn: {' '.join(self.message.split())}", file=file, err=True)
 
 
+class Faults:
+    """What failed, model by model: a command goes on with the other models and fails at its end, in one line."""
+
+    def __init__(self) -> None:
+        self._reasons: list[str] = []
+
+    def add(self, reason: str) -> None:
+        """Add one failure."""
+        self._reasons.append(reason)
+
+    @contextmanager
+    def of_one_model(self) -> Iterator[None]:
+        """Take an error of the library in this block for the failure of one model."""
+        try:
+            yield
+        except PythiaDynError as error:
+            self.add(str(error))
+
+    def raise_if_any(self) -> None:
+        """Raise `Failure` with all reasons."""
+        if self._reasons:
+            raise Failure("; ".join(dict.fromkeys(self._reasons)))
+
+
 class _Group(click.Group):
+    """The group of all commands. Measures that other packages register are commands as well."""
+
+    other_measures: Callable[[str], click.Command]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(name.replace("_", "-") for name in _registered())})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        found = super().get_command(ctx, name)
+        if found is None and name.replace("-", "_") in _registered():
+            return self.other_measures(name.replace("-", "_"))
+        return found
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except PythiaDynError as error:
             raise Failure(str(error)) from error
-        except OSError as error:  # a full disk, a directory that is not ours to write
+        except OSError as error:  # a full disk, a directory that may not be written
             where = f"{error.filename}: " if error.filename else ""
             raise Failure(f"{where}{error.strerror or error}; what is finished is kept") from error
         except KeyboardInterrupt:
-            raise Failure("interrupted; finished steps are kept, run the same command again to go on") from None
+            raise Failure(f"interrupted; {_kept(ctx)}") from None
+
+
+def _registered() -> tuple[str, ...]:
+    """Names of the measures that other packages register, without importing them."""
+    from importlib.metadata import entry_points
+
+    return tuple(entry_points(group="pythia_dynamics.measures").names)
+
+
+_RESUMES, _WRITTEN = "pythia_dynamics.resumes", "pythia_dynamics.written"
+
+
+def resumable(command: Command) -> Command:
+    """Mark a command that keeps what is finished when it is interrupted, and goes on from there."""
+
+    @wraps(command)
+    def marked(*args: Any, **options: Any) -> Any:
+        click.get_current_context().meta[_RESUMES] = True
+        return command(*args, **options)
+
+    return marked
+
+
+def note_written(name: str) -> None:
+    """Note that the results of a model are written, for the message of an interrupt."""
+    click.get_current_context().meta.setdefault(_WRITTEN, []).append(name)
+
+
+def _kept(ctx: click.Context) -> str:
+    """What an interrupted command leaves."""
+    if ctx.meta.get(_RESUMES):
+        return "finished steps are kept, run the same command again to go on"
+    written = ctx.meta.get(_WRITTEN)
+    return f"the results of {', '.join(written)} are written" if written else "nothing written"
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="pythia-dyn")
 def main() -> None:
     """How the weights of language models move while they train."""
-
-
-Command = Callable[..., Any]
 
 
 def with_cache(command: Command) -> Command:
@@ -101,6 +181,28 @@ def with_models(required: bool) -> Callable[[Command], Command]:
 with_json = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 
 
+with_tensor = click.option("--tensor", default=None, help="Which tensor of the store.  [default: W_U]")
+
+_TOKENIZER = "tokenizer"
+
+
+class _Rows(click.IntRange):
+    """A number of rows, or the word for those that the tokenizer has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == _TOKENIZER else super().convert(value, param, ctx)
+
+
+with_rows = click.option(
+    "--drop-padding",
+    type=_Rows(1),
+    is_flag=False,
+    flag_value=_TOKENIZER,
+    metavar="[ROWS]",
+    help="Leave out the rows of the vocabulary beyond the entries of the tokenizer, or beyond so many ROWS.",
+)
+
+
 def with_steps(default: str | None) -> Callable[[Command], Command]:
     return click.option(
         "--steps",
@@ -123,6 +225,19 @@ def bar(label: str, unit: str = "it") -> Iterator[Progress]:
         yield progress
 
 
+def stages(as_json: bool) -> Stage:
+    """What a study calls when a stage begins: a bar while it runs, and a line with its time when it ends."""
+
+    @contextmanager
+    def stage(label: str, unit: str) -> Iterator[Progress]:
+        start = time.monotonic()
+        with bar(label, unit) as progress:
+            yield progress
+        say(f"{label:44}{time.monotonic() - start:9.1f} s", as_json)
+
+    return stage
+
+
 @contextmanager
 def notes(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
     """Print what the library warns of, a line each; the list holds the warnings afterwards."""
@@ -136,14 +251,6 @@ def notes(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=1, default=str))
-
-
-def size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def duration(seconds: float) -> str:
@@ -173,6 +280,24 @@ def say_outcome(outcome: Outcome, as_json: bool) -> None:
     say(f"  {outcome.summary}", as_json)
     for path in outcome.files:
         say(f"  {path}", as_json)
+
+
+def opened_history(name: str, tensor: str | None, steps: str | None, cache: Path) -> History:
+    """The history of a tensor of a model in the cache, of these steps."""
+    from pythia_dynamics.history.cache import open_history
+
+    return open_history(name, tensor, cache=cache, steps=steps)
+
+
+def rows_to_keep(drop_padding: int | str | None, history: History, as_json: bool) -> int | None:
+    """The number of rows that ``--drop-padding`` means; prints what is read of which history."""
+    from pythia_dynamics.history.vocabulary import tokenizer_entries
+
+    rows = tokenizer_entries(history) if isinstance(drop_padding, str) else drop_padding
+    kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
+    source = history.provenance["source"]
+    say(f"{history.name} ({source}): {history.tensor}, {len(history.steps)} steps{kept}", as_json)
+    return rows
 
 
 def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:

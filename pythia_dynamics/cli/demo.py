@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pythia_dynamics.cli.app import (
-    bar,
     main,
     notes,
     print_facts,
+    resumable,
     say,
     say_outcome,
     size,
+    stages,
     with_cache,
     with_json,
     with_results,
 )
 
 if TYPE_CHECKING:
-    from pythia_dynamics.progress import Progress
+    pass
 
 __all__ = ["demo"]
 
@@ -36,6 +35,7 @@ __all__ = ["demo"]
 @with_cache
 @with_results
 @with_json
+@resumable
 def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bool) -> None:
     """Train a small suite on the spot and put it through everything; no network, three minutes."""
     import time
@@ -46,16 +46,9 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
     from pythia_dynamics.training.plan import TrainingPlan
     from pythia_dynamics.training.text import read_text
 
-    @contextmanager
-    def stage(label: str, unit: str) -> Iterator[Progress]:
-        start = time.monotonic()
-        with bar(label, unit) as progress:
-            yield progress
-        say(f"{label:22}{time.monotonic() - start:7.1f} s", as_json)
-
     with notes(as_json):
         report = the_demo.run(
-            stage=stage,
+            stage=stages(as_json),
             text=read_text(corpus) if corpus else None,
             plan=TrainingPlan(seed=seed),
             cache=cache,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +11,14 @@ import click
 
 from pythia_dynamics.cli.app import (
     Failure,
-    bar,
     duration,
     notes,
     print_facts,
+    resumable,
     say,
     say_missing,
     size,
+    stages,
     with_cache,
     with_json,
     with_results,
@@ -28,7 +27,6 @@ from pythia_dynamics.cli.app import (
 from pythia_dynamics.cli.reproduce import reproduce
 
 if TYPE_CHECKING:
-    from pythia_dynamics.progress import Progress
     from pythia_dynamics.studies.garden import ModelPlan
 
 __all__ = ["garden"]
@@ -62,6 +60,7 @@ __all__ = ["garden"]
 @with_cache
 @with_results
 @with_json
+@resumable
 def garden(
     listed: str,
     skip_perplexity: bool,
@@ -99,17 +98,10 @@ def garden(
         click.confirm("Begin?", abort=True, err=True)
     began = time.monotonic()
 
-    @contextmanager
-    def stage(label: str, unit: str) -> Iterator[Progress]:
-        start = time.monotonic()
-        with bar(label, unit) as progress:
-            yield progress
-        say(f"{label:44}{time.monotonic() - start:9.1f} s", as_json)
-
     with notes(as_json):
         done = the_garden.run(
             names,
-            stage=stage,
+            stage=stages(as_json),
             steps=steps,
             corpus=corpus,
             limit=limit,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,7 @@ from pythia_dynamics.cli.app import (
     model_names,
     notes,
     print_facts,
+    resumable,
     say,
     say_missing,
     say_outcome,
@@ -23,8 +25,19 @@ from pythia_dynamics.cli.app import (
     with_results,
     with_steps,
 )
+from pythia_dynamics.device import DTYPES
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.evaluation.settings import HEADS, MODES, EvaluationSettings, Mode, requested_steps
+
+if TYPE_CHECKING:
+    from pythia_dynamics.checkpoints.registry import Model
 
 __all__ = ["perplexity"]
+
+
+def _gigabytes(context: click.Context, parameter: click.Parameter, value: float | None) -> int | None:
+    """The value of an option in bytes."""
+    return None if value is None else int(value * 1e9)
 
 
 @main.command()
@@ -32,105 +45,112 @@ __all__ = ["perplexity"]
 @click.option(
     "--mode",
     "modes",
-    type=click.Choice(["forward", "unmask", "last-word"]),
+    type=click.Choice(MODES),
     multiple=True,
     default=("forward",),
     show_default=True,
     help="Definition; repeatable, each checkpoint is then loaded once for all.",
 )
 @click.option(
-    "--corpus", default="lambada", show_default=True, help="lambada, cimec/lambada, or a .jsonl or text file."
+    "--corpus",
+    default=EvaluationSettings.corpus,
+    show_default=True,
+    help="lambada, cimec/lambada, or a .jsonl or text file.",
 )
-@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Passages.")
+@click.option("--limit", type=click.IntRange(1), default=EvaluationSettings.limit, show_default=True, help="Passages.")
 @with_steps(None)
-@click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
-@click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option(
+    "--source", default=EvaluationSettings.source, show_default=True, help="hub, or a directory of checkpoints."
+)
+@click.option("--device", default=EvaluationSettings.device, show_default=True, help="auto, cuda, mps or cpu.")
+@click.option("--dtype", type=click.Choice(DTYPES), default=EvaluationSettings.dtype, show_default=True)
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 matrix products on CUDA.")
 @click.option(
     "--head",
-    type=click.Choice(["as-is", "ternary"]),
-    default="as-is",
+    type=click.Choice(HEADS),
+    default=EvaluationSettings.head,
     show_default=True,
     help="W_U used; ternary: rounded to {−1, 0, +1}·scale, results in a folder of that name.",
 )
 @click.option("--batch-tokens", type=click.IntRange(1), default=None, help="Tokens held at once.  [default: by device]")
 @click.option(
-    "--disk-budget", type=click.FloatRange(0), default=None, help="GB of downloads kept.  [default: one ahead]"
+    "--disk-budget",
+    type=click.FloatRange(0),
+    default=None,
+    callback=_gigabytes,
+    help="GB of downloads kept.  [default: one ahead]",
 )
 @click.option("--show", metavar="PHRASE", default=None, help="Print how each prefix of a phrase is completed (Fig 5).")
 @with_cache
 @with_results
 @with_json
+@resumable
 def perplexity(
     models: tuple[str, ...],
-    modes: tuple[str, ...],
-    corpus: str,
-    limit: int,
-    steps: str | None,
-    source: str,
-    device: str,
-    dtype: str,
-    tf32: bool,
-    head: str,
-    batch_tokens: int | None,
-    disk_budget: float | None,
+    modes: tuple[Mode, ...],
     show: str | None,
     cache: Path,
     results: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Forward, causal-unmasking and last-word perplexity of every checkpoint."""
-    from dataclasses import asdict
-
-    from pythia_dynamics.checkpoints.registry import parse_steps
-    from pythia_dynamics.evaluation import runner
+    from pythia_dynamics.evaluation.corpus import load_corpus
     from pythia_dynamics.history.cache import find_model
+
+    names = model_names(models, cache)
+    settings = EvaluationSettings.from_mapping(options)
+    if show is None:  # loaded once for all models
+        settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
+    facts: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for name in names:
+        try:
+            model = find_model(name, cache)
+            say(f"{name} is {model.location}", as_json)
+            if show is None:
+                facts += _evaluate(model, modes, settings, results, as_json)
+            else:
+                facts.append(_complete(model, show, settings, as_json))
+        except PythiaDynError as error:  # the other models are evaluated all the same
+            failures.append(f"{name}: {error}")
+    if facts:
+        print_facts({"perplexity": facts}, as_json)
+    if gaps := sum(len(fact.get("missing", ())) for fact in facts):
+        failures.append(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
+    elif nonfinite := sum(fact.get("nonfinite", 0) for fact in facts):
+        failures.append(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")
+    if failures:
+        raise Failure("; ".join(failures))
+
+
+def _evaluate(
+    model: Model, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path, as_json: bool
+) -> list[dict[str, Any]]:
+    """Evaluate a model, draw and print the results; the facts of each mode."""
+    from pythia_dynamics.evaluation.runner import evaluate
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import draw_perplexity
 
-    facts: list[dict[str, Any]] = []
-    gaps = nonfinite = 0
-    for name in model_names(models, cache):
-        model = find_model(name, cache)
-        say(f"{name} is {model.location}", as_json)
-        if show is not None:
-            asked = parse_steps(steps) if steps else None
-            lines = runner.completions(
-                model, show, step=asked[-1] if asked else None, device=device, dtype=dtype, head=head, source=source
-            )
-            for line in lines:
-                say(f"{line.perplexity:10.2f}  {line.given}│{line.generated}", as_json)
-            facts.append({"model": model.name, "completions": [asdict(line) for line in lines]})
-            continue
-        out = Results(model.name, results)
-        if head != "as-is":  # beside the results of the head as it is, not in their place
-            out = Results(head, out.path)
-        with notes(as_json), bar(f"{model.name} perplexity", "step") as progress:
-            scores = runner.perplexity(
-                model,
-                mode=modes,
-                corpus=corpus,
-                limit=limit,
-                steps=steps,
-                device=device,
-                dtype=dtype,
-                head=head,
-                tf32=tf32,
-                out=out.path,
-                source=source,
-                batch_tokens=batch_tokens,
-                disk_budget=None if disk_budget is None else int(disk_budget * 1e9),
-                progress=progress,
-            )
-        for outcome in draw_perplexity(out, scores):
-            say_outcome(outcome, as_json)
-            say_missing(outcome.facts["missing"], as_json)
-            gaps += len(outcome.facts["missing"])
-            nonfinite += outcome.facts["nonfinite"]
-            facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
-    print_facts({"perplexity": facts}, as_json)
-    if gaps:
-        raise Failure(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
-    if nonfinite:
-        raise Failure(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")
+    out = Results(model.name, results)
+    if settings.head != "as-is":  # a folder of their own beside the results of the head as it is
+        out = Results(settings.head, out.path)
+    with notes(as_json), bar(f"{model.name} perplexity", "step") as progress:
+        scores = evaluate(model, modes, settings, out=out.path, progress=progress)
+    facts = []
+    for outcome in draw_perplexity(out, scores):
+        say_outcome(outcome, as_json)
+        say_missing(outcome.facts["missing"], as_json)
+        facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
+    return facts
+
+
+def _complete(model: Model, phrase: str, settings: EvaluationSettings, as_json: bool) -> dict[str, Any]:
+    """Print how the last of the steps completes a phrase; the facts."""
+    from pythia_dynamics.evaluation.portrait import completions
+
+    steps = requested_steps(settings.steps)
+    lines = completions(model, phrase, settings, step=steps[-1] if steps else None)
+    for line in lines:
+        say(f"{line.perplexity:10.2f}  {line.given}│{line.generated}", as_json)
+    return {"model": model.name, "completions": [asdict(line) for line in lines]}

@@ -11,9 +11,11 @@ import click
 
 from pythia_dynamics.cli.app import (
     Command,
+    Faults,
     bar,
     main,
     model_names,
+    note_written,
     print_facts,
     say,
     with_cache,
@@ -38,12 +40,18 @@ with_measured: Callable[[Command], Command] = click.option(
 )
 
 
-def _measured(models: tuple[str, ...], cache: Path, results: Path) -> list[Results]:
+with_measured_tensor = click.option(
+    "--tensor", default=None, help="Which tensor's results.  [default: W_U, or the only one measured]"
+)
+
+
+def _measured(models: tuple[str, ...], cache: Path, results: Path, tensor: str | None = None) -> list[Results]:
     """The results of the models that were named, or of all there are."""
     from pythia_dynamics.history.cache import find_model
     from pythia_dynamics.results.folder import Results
 
-    there = sorted(path.parent.name for path in results.glob("*/provenance.json"))
+    found = [*results.glob("*/provenance.json"), *(path.parent for path in results.glob("*/*/provenance.json"))]
+    there = sorted({path.parent.name for path in found})
     names = list(dict.fromkeys(name if name in there else find_model(name, cache).name for name in models or there))
     if not names:
         raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
@@ -51,7 +59,7 @@ def _measured(models: tuple[str, ...], cache: Path, results: Path) -> list[Resul
         if name not in there:
             known = f"; there: {', '.join(there)}" if there else ""
             raise PythiaDynError(f"no results of {name} in {results}{known}; run pythia-dyn msd --model {name}")
-    return [Results(name, results) for name in names]
+    return [Results(name, results, tensor=tensor) for name in names]
 
 
 @main.command()
@@ -61,18 +69,20 @@ def _measured(models: tuple[str, ...], cache: Path, results: Path) -> list[Resul
 @with_json
 def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
     """Draw every figure anew from saved results: of each model, and of all of them on the same axes."""
-    from pythia_dynamics.figures import gallery
+    from pythia_dynamics.figures.gallery import TOGETHER, of_models, of_weights
+    from pythia_dynamics.figures.plates import draw
     from pythia_dynamics.studies.sections import plates
 
     chosen = _measured(models, cache, results)
     facts: dict[str, Any] = {}
     for one in chosen:
         with bar(one.name, "figure") as progress:
-            facts[one.name] = gallery.draw(plates(one), one.path, progress=progress)
+            others = [plate for tensor in one.tensors for plate in of_weights(one.of(tensor))]
+            chosen_plates = {plate.path: plate for plate in [*plates(one), *others]}
+            facts[one.name] = draw(list(chosen_plates.values()), progress=progress)
     if len(chosen) > 1:
         with bar("side by side", "figure") as progress:
-            together = gallery.of_models(chosen)
-            facts[gallery.TOGETHER] = gallery.draw(together, results / gallery.TOGETHER, progress=progress)
+            facts[TOGETHER] = draw(of_models(chosen, results / TOGETHER), progress=progress)
     for files in facts.values():
         for path in files:
             say(f"  {path}", as_json)
@@ -81,44 +91,60 @@ def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) 
 
 @main.command()
 @with_measured
+@with_measured_tensor
 @with_cache
 @with_results
 @with_json
-def claims(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
+def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Path, as_json: bool) -> None:
     """Put every claim of the two works to its test on saved results, and write claims.json."""
     from pythia_dynamics.claims.scorecard import save
     from pythia_dynamics.studies.sections import verdicts
 
-    facts = []
-    for one in _measured(models, cache, results):
-        found = verdicts(one)
-        path = save(one, found)
-        say(f"{one.name}", as_json)
-        for verdict in found:
-            say(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
-        say(f"  {path}", as_json)
-        facts.append({"model": one.name, "file": path, "claims": [asdict(verdict) for verdict in found]})
-    print_facts({"claims": facts}, as_json)
+    facts: list[dict[str, Any]] = []
+    faults = Faults()
+    for one in _measured(models, cache, results, tensor):
+        with faults.of_one_model():
+            found = verdicts(one)
+            path = save(one, found)
+            note_written(one.name)
+            say(one.label, as_json)
+            for verdict in found:
+                say(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
+            say(f"  {path}", as_json)
+            facts.append({"model": one.name, "file": path, "claims": [asdict(verdict) for verdict in found]})
+    if facts:
+        print_facts({"claims": facts}, as_json)
+    faults.raise_if_any()
 
 
 @main.command()
 @with_measured
+@with_measured_tensor
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: report.html in --results]"
 )
 @with_cache
 @with_results
 @with_json
-def report(models: tuple[str, ...], out: Path | None, cache: Path, results: Path, as_json: bool) -> None:
+def report(
+    models: tuple[str, ...], tensor: str | None, out: Path | None, cache: Path, results: Path, as_json: bool
+) -> None:
     """Write one self-contained HTML page: claims, figures, tables, gaps and oddities, provenance."""
     from pythia_dynamics.studies.sections import write_report
 
-    chosen = _measured(models, cache, results)
-    with bar("report", "part") as progress:
-        path = write_report(chosen, out or results / "report.html", progress=progress)
-    size = path.stat().st_size
-    say(f"{path}  {size / 1e6:.1f} MB, {', '.join(one.name for one in chosen)}", as_json)
-    print_facts({"report": path, "bytes": size, "models": [one.name for one in chosen]}, as_json)
+    chosen: list[Results] = []
+    faults = Faults()
+    for one in _measured(models, cache, results, tensor):
+        with faults.of_one_model():
+            one.weights().require_same_weights()
+            chosen.append(one)
+    if chosen:
+        with bar("report", "part") as progress:
+            path = write_report(chosen, out or results / "report.html", progress=progress)
+        size = path.stat().st_size
+        say(f"{path}  {size / 1e6:.1f} MB, {', '.join(one.label for one in chosen)}", as_json)
+        print_facts({"report": path, "bytes": size, "models": [one.name for one in chosen]}, as_json)
+    faults.raise_if_any()
 
 
 @main.command()
@@ -133,30 +159,31 @@ def report(models: tuple[str, ...], out: Path | None, cache: Path, results: Path
 @with_json
 def portrait(
     models: tuple[str, ...],
-    steps: str | None,
-    phrase: str | None,
-    text: str | None,
-    source: str,
-    device: str,
     cache: Path,
     results: Path,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """First and last step of a model side by side: W_U, attention, logits (Fig 1), and a phrase completed (Fig 5)."""
     from pythia_dynamics.evaluation.portrait import portrait as take
-    from pythia_dynamics.figures import gallery
     from pythia_dynamics.history.cache import find_model
     from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import keep_portrait
 
-    given = {name: value for name, value in (("phrase", phrase), ("text", text)) if value is not None}
-    facts = []
+    given = {name: value for name, value in options.items() if value is not None}
+    facts: list[dict[str, Any]] = []
+    faults = Faults()
     for name in model_names(models, cache):
-        model = find_model(name, cache)
-        say(f"{name} is {model.location}", as_json)
-        with bar(f"{model.name} portrait", "step") as progress:
-            taken = take(model, steps=steps, device=device, source=source, progress=progress, **given)
-        files = gallery.keep_portrait(Results(model.name, results), taken)
-        for file in files:
-            say(f"  {file}", as_json)
-        facts.append({"model": model.name, "steps": taken["step"].to_numpy().tolist(), "files": files})
-    print_facts({"portrait": facts}, as_json)
+        with faults.of_one_model():
+            model = find_model(name, cache)
+            say(f"{name} is {model.location}", as_json)
+            with bar(f"{model.name} portrait", "step") as progress:
+                taken = take(model, progress=progress, **given)
+            files = keep_portrait(Results(model.name, results), taken)
+            note_written(model.name)
+            for file in files:
+                say(f"  {file}", as_json)
+            facts.append({"model": model.name, "steps": taken["step"].to_numpy().tolist(), "files": files})
+    if facts:
+        print_facts({"portrait": facts}, as_json)
+    faults.raise_if_any()

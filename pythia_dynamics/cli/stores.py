@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.cli.app import (
     Failure,
     bar,
@@ -16,6 +17,7 @@ from pythia_dynamics.cli.app import (
     model_names,
     open_store,
     print_facts,
+    resumable,
     say,
     say_missing,
     size,
@@ -36,7 +38,7 @@ with_tensors = click.option(
     "--tensor",
     "tensors",
     multiple=True,
-    default=("embed_out.weight",),
+    default=(UNEMBEDDING,),
     show_default=True,
     help="Name or glob of a tensor; repeatable.",
 )
@@ -51,6 +53,7 @@ with_tensors = click.option(
 @click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
 @with_cache
 @with_json
+@resumable
 def fetch(
     models: tuple[str, ...],
     steps: str | None,
@@ -61,25 +64,17 @@ def fetch(
     cache: Path,
     as_json: bool,
 ) -> None:
-    """Bring tensors of a model's checkpoints into the cache, by byte range."""
-    from pythia_dynamics.history.cache import find_model
+    """Fetch tensors of a model's checkpoints into the cache, by byte range."""
     from pythia_dynamics.history.fetch import download
+    from pythia_dynamics.history.request import FetchRequest
 
     facts, incomplete = [], False
     for name in models:
-        model = find_model(name, cache)
+        request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+        model = request.resolved
         say(f"{name} is {model.location}", as_json)
         with bar(model.name, "step") as progress:
-            report = download(
-                model,
-                source=source,
-                steps=steps,
-                tensors=tensors,
-                cache=cache,
-                workers=workers,
-                pattern=revision_pattern,
-                progress=progress,
-            )
+            report = download(request, workers=workers, progress=progress)
         incomplete = incomplete or not report.complete
         rate = report.bytes / max(report.seconds, 1e-9)
         say(
@@ -114,24 +109,24 @@ def fetch(
 @with_cache
 @with_json
 def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
-    """What is in the cache, what is missing and why."""
+    """List what is in the cache, and what is missing with the reason."""
     facts = []
     for name in model_names(models, cache):
         store = open_store(name, cache)
         for tensor, spec in store.tensors.items():
             recorded = store.records(tensor)
-            held = [step for step in sorted(recorded) if store.has(tensor, step)]
-            absent = {
+            stored = [step for step in sorted(recorded) if store.has(tensor, step)]
+            missing = {
                 step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
                 for step in sorted(store.steps)
-                if step not in held
+                if step not in stored
             } | store.missing(tensor)
             say(
-                f"{store.name}  {tensor} {spec.dtype}[{', '.join(map(str, spec.shape))}]  {len(held)} steps, "
-                f"{size(len(held) * spec.nbytes)}, from {store.source}",
+                f"{store.name}  {tensor} {spec.dtype}[{', '.join(map(str, spec.shape))}]  {len(stored)} steps, "
+                f"{size(len(stored) * spec.nbytes)}, from {store.source}",
                 as_json,
             )
-            say_missing(absent, as_json)
+            say_missing(missing, as_json)
             facts.append(
                 {
                     "model": store.name,
@@ -139,9 +134,9 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
                     "tensor": tensor,
                     "dtype": spec.dtype,
                     "shape": spec.shape,
-                    "steps": held,
-                    "missing": absent,
-                    "bytes": len(held) * spec.nbytes,
+                    "steps": stored,
+                    "missing": missing,
+                    "bytes": len(stored) * spec.nbytes,
                 }
             )
     print_facts({"stores": facts}, as_json)
@@ -149,7 +144,9 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
 
 @main.command()
 @with_models(required=False)
-@click.option("--remote", is_flag=True, help="Ask the Hub about every revision's files; nothing is downloaded.")
+@click.option(
+    "--remote", is_flag=True, help="Check what the Hub states of every revision's files; nothing is downloaded."
+)
 @with_steps(None)
 @with_cache
 @with_results
@@ -161,31 +158,32 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
 
     facts, faults = [], 0
     for name in model_names(models, cache):
-        looked = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
-        for found in looked:
+        verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
+        for found in verified:
             faults += len(found.faults)
             count = len(found.findings)
-            what = f"{count} {'finding' if count == 1 else 'findings'}" if count else "no oddity"
+            what = f"{count} {'finding' if count == 1 else 'findings'}" if count else "nothing found"
             say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
             for finding in found.findings:
                 say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
             keep_findings(Results(found.model, results), found)
-        facts += [asdict(found) for found in looked]
+        facts += [asdict(found) for found in verified]
     print_facts({"verify": facts}, as_json)
     if faults:
-        raise Failure(f"{faults} {'oddity' if faults == 1 else 'oddities'} found; fetch replaces damaged chunks")
+        raise Failure(f"{faults} {'fault' if faults == 1 else 'faults'} found; fetch replaces damaged chunks")
 
 
 def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
+    from pythia_dynamics.sweep.compute import Compute
     from pythia_dynamics.sweep.verify import verify_store
 
     if steps is not None:
-        raise click.UsageError("--steps is for --remote; the cache is checked whole")
+        raise click.UsageError("--steps is for --remote; without it all steps in the cache are checked")
     store = open_store(name, cache)
     found = []
     for tensor in store.tensors:
         with bar(f"{name} {tensor}") as progress:
-            found.append(verify_store(store, tensor, progress=progress))
+            found.append(verify_store(store, tensor, Compute(progress=progress)))
     return found
 
 
@@ -198,7 +196,7 @@ def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verificati
 
     model = find_model(name, cache)
     if model.is_local:
-        raise PythiaDynError(f"{model.location} is a directory; --remote asks the Hub, so name a repository")
+        raise PythiaDynError(f"{model.location} is a directory; --remote checks the Hub, so name a repository")
     with bar(model.name, "revision") as progress:
         chosen = parse_steps(steps) if steps is not None else None
         return [verify_remote(HubSource(model.location, name=model.name), chosen, progress=progress)]
@@ -207,7 +205,7 @@ def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verificati
 @main.command()
 @with_json
 def models(as_json: bool) -> None:
-    """The registry: shapes (Table 1 of the paper, corrected), aliases, seeds, steps."""
+    """List the registry: shapes (Table 1 of the paper, corrected), aliases, seeds, steps."""
     from pythia_dynamics.checkpoints.registry import (
         ALL_STEPS,
         PAPER_STEPS,
@@ -291,10 +289,10 @@ def plan(
     cache: Path,
     as_json: bool,
 ) -> None:
-    """What a fetch would cost: requests, bytes, disk, memory, time. Without --model: every size there is."""
+    """Estimate a fetch: requests, bytes, disk, memory, time. Without --model: every size of Pythia."""
     from pythia_dynamics.checkpoints.registry import SIZES
-    from pythia_dynamics.history.cache import find_model
-    from pythia_dynamics.history.estimate import REGISTRY, preview
+    from pythia_dynamics.history.estimate import preview
+    from pythia_dynamics.history.request import HUB, REGISTRY, FetchRequest
 
     facts, total = [], 0
     say(
@@ -303,8 +301,8 @@ def plan(
         as_json,
     )
     for name in models or tuple(SIZES):
-        model = find_model(name, cache)
-        found = preview(model, source=source, steps=steps, tensors=tensors, cache=cache, pattern=revision_pattern)
+        request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+        model, found = request.resolved, preview(request)
         seconds = found.seconds(bandwidth * 1e6, workers=workers)
         memory = found.memory_bytes(workers)
         total += found.bytes
@@ -325,8 +323,8 @@ def plan(
                 "seconds": seconds,
             }
         )
-        if found.note and source == "hub":  # it will not be reached for the next model either
-            source = REGISTRY if not models else source
+        if found.note and source == HUB and not models:  # the Hub cannot be reached for the next model either
+            source = REGISTRY
     if len(facts) > 1:
         say(f"{'all':24} {'':9} {'':8} {size(total):>9}", as_json)
     print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)

@@ -1,4 +1,4 @@
-"""What needs a whole model: forward, causal-unmasking and last-word perplexity, and the portrait of two steps."""
+"""Evaluation of whole models: forward, causal-unmasking and last-word perplexity, and the portrait of two steps."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""One batching layer for every engine: sequences sorted by length, batches bounded by what they hold, and smaller
-batches when the device runs out of memory. Pure: knows lengths, not models."""
+"""Batches of sequences, sorted by length and bounded by a cost, and halved when the device runs out of memory.
+
+All modes use it. It knows the lengths of sequences only, no models and no tensors.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +14,51 @@ from pythia_dynamics.errors import PythiaDynError
 __all__ = ["Batch", "Cost", "evaluate_in_batches", "padded_tokens", "plan"]
 
 Cost = Callable[[int, int], int]
-"""``cost(count, width)``: what a batch of `count` sequences, the longest of `width` tokens, holds at once."""
+"""``cost(count, width)``: units of memory of a batch of `count` sequences, the longest of `width` tokens."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Which sequences go together: their positions in the caller's list, longest first, and the longest's length."""
+    """Sequences that are evaluated together.
+
+    Parameters
+    ----------
+    members
+        Positions of the sequences in the caller's list, the longest first.
+    width
+        Length of the longest.
+    """
 
     members: tuple[int, ...]
     width: int
 
 
 def padded_tokens(count: int, width: int) -> int:
-    """Tokens of a right-padded rectangle; the cost of a batch that is only read forward."""
+    """Tokens of a right-padded rectangle: the cost of a batch that is read in one forward pass."""
     return count * width
 
 
 def plan(lengths: Sequence[int], budget: int, cost: Cost = padded_tokens) -> list[Batch]:
-    """Batches that cover all sequences, longest first, each within `budget` or of a single sequence.
+    """Batches that cover all sequences, the longest first.
 
-    Longest first because the batch that may not fit in memory then comes at once, not at the end.
+    The batch that is most likely to exceed the memory then comes at the start of a run, not at its end.
+
+    Parameters
+    ----------
+    lengths
+        Length of each sequence.
+    budget
+        Largest cost of a batch; only a batch of a single sequence may exceed it.
+    cost
+        The cost of a batch.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[Batch] = []
     start = 0
     while start < len(order):
-        batch = _take(order[start:], lengths, budget, cost)
+        batch = _next_batch(order[start:], lengths, budget, cost)
         batches.append(batch)
         start += len(batch.members)
     return batches
@@ -54,14 +73,31 @@ def evaluate_in_batches(
     free: Callable[[], None],
     cost: Cost = padded_tokens,
 ) -> Iterator[tuple[Batch, _Result]]:
-    """Evaluate every batch of the plan; when one does not fit in memory, halve it, and the budget from there on.
+    """Evaluate every batch of the plan; a batch that does not fit in memory is halved, and later ones with it.
 
-    `out_of_memory` tells such an error from others, `free` returns cached memory to the device. Raises
-    `PythiaDynError` when a single sequence does not fit.
+    Parameters
+    ----------
+    lengths, budget, cost
+        As for `plan`.
+    evaluate
+        Computes the result of a batch.
+    out_of_memory
+        Whether an exception of `evaluate` means that a smaller batch may fit; other exceptions are raised.
+    free
+        Returns cached memory to the device, before the smaller batch is tried.
+
+    Yields
+    ------
+    tuple of Batch and result
+
+    Raises
+    ------
+    PythiaDynError
+        When a single sequence does not fit.
     """
     order = [i for batch in plan(lengths, budget, cost) for i in batch.members]
     while order:
-        batch = _take(order, lengths, budget, cost)
+        batch = _next_batch(order, lengths, budget, cost)
         fits = True
         try:
             result = evaluate(batch)
@@ -70,7 +106,7 @@ def evaluate_in_batches(
                 raise
             fits = False
         if not fits:
-            # Outside the handler: the exception's frames hold the tensors that have to go first.
+            # Outside the handler: its exception keeps frames alive, and the tensors in them.
             free()
             if len(batch.members) == 1:
                 raise PythiaDynError(
@@ -83,7 +119,8 @@ def evaluate_in_batches(
         order = order[len(batch.members) :]
 
 
-def _take(order: Sequence[int], lengths: Sequence[int], budget: int, cost: Cost) -> Batch:
+def _next_batch(order: Sequence[int], lengths: Sequence[int], budget: int, cost: Cost) -> Batch:
+    """The first sequences of `order`, as many as the budget allows."""
     width = lengths[order[0]]
     count = 1
     while count < len(order) and cost(count + 1, width) <= budget:

@@ -1,7 +1,7 @@
-"""The text a perplexity is measured on: LAMBADA, or a file; and the tokenizer of a checkpoint.
+"""The text of an evaluation, LAMBADA or a file, and the tokenizer of a checkpoint.
 
-The paper takes the first 500 passages of the LAMBADA test set (Paperno et al. 2016); `EleutherAI/lambada_openai`
-is OpenAI's re-processed variant, which lm-evaluation-harness and the published Pythia results use.
+The paper uses the first 500 passages of the LAMBADA test set (Paperno et al. 2016); `EleutherAI/lambada_openai` is the
+variant processed by OpenAI, which lm-evaluation-harness and the published Pythia results use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DATASETS: Mapping[str, str] = {
     "EleutherAI/lambada_openai": "EleutherAI/lambada_openai",
     "cimec/lambada": "cimec/lambada",
 }
-"""Names `load_corpus` knows, and the data set of the Hub each stands for (its ``test`` split is taken)."""
+"""Names that `load_corpus` knows, and the data set of the Hub that each stands for; its ``test`` split is used."""
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _OFFLINE_HINT = "give a file instead: --corpus FILE (.jsonl with a `text` field, or plain text, a passage a line)"
@@ -33,9 +33,21 @@ _OFFLINE_HINT = "give a file instead: --corpus FILE (.jsonl with a `text` field,
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Passages in their order, where they came from, and what identifies them.
+    """Passages of text.
 
-    A passage may be empty: the engines count it as unscored, so that nothing disappears on the way.
+    Parameters
+    ----------
+    name
+        Name of the file or data set.
+    texts
+        The passages in order, at least one. A passage may be empty; it is counted as unscored.
+    provenance
+        Attributes that are written beside a result.
+
+    Raises
+    ------
+    CorpusError
+        When there is no passage.
     """
 
     name: str
@@ -58,12 +70,22 @@ class Corpus:
 
 
 def load_corpus(spec: str | Path | Corpus = "lambada", *, limit: int | None = 500) -> Corpus:
-    """The first `limit` passages of a corpus (None: all of them).
+    """The first passages of a corpus.
 
-    `spec` is ``"lambada"``, ``"cimec/lambada"``, or a file: ``.jsonl`` with a ``text`` field in every line, anything
-    else plain UTF-8 text with a passage a line, in which blank lines only separate. A `Corpus` passes through.
+    Parameters
+    ----------
+    spec
+        A name of `DATASETS`, or a file: ``.jsonl`` with a ``text`` field in every line, or plain UTF-8 text with one
+        passage in a line, where blank lines are skipped. Of a `Corpus` the first passages are taken.
+    limit
+        Number of passages, at least 1; None takes all.
 
-    Raises `CorpusError` where the text cannot be had, `UnknownNameError` for a name that is neither.
+    Raises
+    ------
+    CorpusError
+        For a text that cannot be loaded, and for one without a passage.
+    UnknownNameError
+        For a name that is neither a data set nor a file.
     """
     if limit is not None and limit < 1:
         raise CorpusError(f"limit must be at least 1 passage, not {limit}")
@@ -81,9 +103,10 @@ def load_corpus(spec: str | Path | Corpus = "lambada", *, limit: int | None = 50
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint, from its ``tokenizer.json``; `CheckpointError` where there is none.
+    """The tokenizer of a checkpoint, from its ``tokenizer.json``, without truncation and padding.
 
-    Texts are encoded with ``add_special_tokens=False``: no token is scored that is not in the text.
+    Its callers encode with ``add_special_tokens=False``, so that only tokens of the text are scored. Raises
+    `CheckpointError` for a file that is missing or cannot be read.
     """
     from tokenizers import Tokenizer
 
@@ -94,7 +117,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for whatever it cannot parse
         raise CheckpointError(f"cannot read {file}: {error}") from error
-    # Truncation and padding stored in the file are settings of somebody else's training run.
+    # The file may store truncation and padding of the training run that wrote it.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

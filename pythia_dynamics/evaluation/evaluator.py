@@ -1,53 +1,55 @@
-"""A corpus on a device, evaluated by one model whose weights change."""
+"""A corpus on a device, evaluated by one model whose weights change from checkpoint to checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import PreTrainedModel
 
-from pythia_dynamics.device import resolve_dtype
+from pythia_dynamics.device import resolve_device, resolve_dtype
 from pythia_dynamics.errors import CheckpointError
 from pythia_dynamics.evaluation.corpus import Corpus, load_tokenizer
 from pythia_dynamics.evaluation.forward import forward_row, forward_scores
 from pythia_dynamics.evaluation.last_word import encode_targets, last_word_row, last_word_scores
 from pythia_dynamics.evaluation.model import build_model, context_length, load_weights, prefix_token, round_head
 from pythia_dynamics.evaluation.records import Row
+from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
 from pythia_dynamics.evaluation.unmasking import prefix_curves, unmask, unmask_row
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["HEADS", "Evaluator", "Options", "encode", "load", "prepare"]
-
-HEADS = ("as-is", "ternary")
-"""What may be done to W_U before it is used; ``ternary`` rounds it to {−1, 0, +1}·scale."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a model is evaluated, as against what it is evaluated on."""
-
-    device: torch.device
-    dtype: str = "float32"
-    head: str = "as-is"
-    batch_tokens: int | None = None
-    max_tokens: int | None = None
+__all__ = ["Evaluator", "build", "encode", "load_checkpoint"]
 
 
 class Evaluator:
-    """One model on the device, built from a checkpoint's config, and the corpus as its tokenizer's tokens."""
+    """One model on the device, built from the config of a checkpoint, and the corpus as token ids.
 
-    def __init__(self, directory: Path, corpus: Corpus, modes: Sequence[str], options: Options) -> None:
-        self.options = options
-        self.model, tokenizer = prepare(directory, options)
+    Parameters
+    ----------
+    directory
+        The checkpoint whose config and tokenizer are used; its weights are not loaded yet.
+    corpus
+        The passages.
+    modes
+        The modes that will be evaluated; last-word targets are only made where they are needed.
+    settings
+        How to load and evaluate. The corpus and steps in it are not used.
+
+    Raises
+    ------
+    CheckpointError
+        As `build` and `encode`.
+    """
+
+    def __init__(self, directory: Path, corpus: Corpus, modes: Sequence[Mode], settings: EvaluationSettings) -> None:
+        self.settings = settings
+        self.model, tokenizer = build(directory, settings)
         sequences = encode(tokenizer, corpus.texts, self.model)
         context = context_length(self.model)
-        width = min(context, options.max_tokens or context)
+        width = min(context, settings.max_tokens or context)
         self.sequences = [sequence[:width] for sequence in sequences]
         unscored = sum(len(sequence) < 2 for sequence in self.sequences)
         truncated = sum(len(sequence) > width for sequence in sequences)
@@ -66,16 +68,16 @@ class Evaluator:
             }
 
     def load(self, directory: Path) -> None:
-        """Take the weights of a checkpoint; see `load_weights` for what it raises."""
-        load(self.model, directory, self.options)
+        """Load the weights of a checkpoint; raises as `load_weights`."""
+        load_checkpoint(self.model, directory, self.settings)
 
-    def notes(self, mode: str) -> dict[str, int]:
+    def notes(self, mode: Mode) -> dict[str, int]:
         """What holds for every row of a mode: passages unscored and truncated, and the longest sequence read."""
         return dict(self._word_notes if mode == "last-word" else self._notes)
 
-    def row(self, mode: str) -> Row:
-        """Evaluate the weights loaded last."""
-        budget = self.options.batch_tokens
+    def row(self, mode: Mode) -> Row:
+        """The row of the weights that were loaded last."""
+        budget = self.settings.batch_tokens
         if mode == "forward":
             return Row(forward_row(forward_scores(self.model, self.sequences, batch_tokens=budget)))
         if mode == "last-word":
@@ -84,16 +86,23 @@ class Evaluator:
         return Row(unmask_row(results), prefix_curves(results))
 
 
-def prepare(directory: Path, options: Options) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model of a checkpoint, without its weights yet, and its tokenizer."""
+def build(directory: Path, settings: ModelSettings) -> tuple[PreTrainedModel, Tokenizer]:
+    """The model of a checkpoint, without its weights yet, and its tokenizer.
+
+    Raises `CheckpointError` as `build_model` and `load_tokenizer`.
+    """
     tokenizer = load_tokenizer(directory)
-    return build_model(directory, device=options.device, dtype=resolve_dtype(options.dtype)), tokenizer
+    device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
+    return build_model(directory, device=device, dtype=dtype), tokenizer
 
 
-def load(model: PreTrainedModel, directory: Path, options: Options) -> None:
-    """Take a checkpoint's weights, with W_U as the options want it."""
+def load_checkpoint(model: PreTrainedModel, directory: Path, settings: ModelSettings) -> None:
+    """Load the weights of a checkpoint into the model, and round W_U where ``settings.head`` says so.
+
+    Raises as `load_weights` and `round_head`.
+    """
     load_weights(model, directory)
-    if options.head == "ternary":
+    if settings.head == "ternary":
         round_head(model)
 
 

@@ -1,4 +1,4 @@
-"""Forward perplexity: how surprised the model is by a text (Garden, Eq 6).
+"""Forward perplexity: that of a given text under the model (Garden, Eq 6).
 
 PPL = exp(−1/T Σ_{i=1}^{T} log p(x_i | x_{<i})); the first token x_0 is context only.
 """
@@ -17,13 +17,25 @@ __all__ = ["forward_row", "forward_scores"]
 def forward_scores(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None
 ) -> Sentences:
-    """NLL of every token but the first, summed per sentence; a sentence of one token or none scores nothing.
+    """NLL of every token but the first, summed per sentence.
 
-    `sequences` are token ids no longer than the model's context; `batch_tokens` bounds the tokens read at once.
+    Parameters
+    ----------
+    model
+        A model in evaluation mode.
+    sequences
+        Token ids of each sentence, no longer than the model's context. One of fewer than two tokens is not scored.
+    batch_tokens
+        Bound on the tokens read at once, padding included; None chooses by device.
+
+    Raises
+    ------
+    PythiaDynError
+        When a single sentence does not fit in memory.
     """
     return score(model, sequences, [1] * len(sequences), batch_tokens=batch_tokens)
 
 
 def forward_row(scores: Sentences) -> dict[str, float]:
-    """One row of ``perplexity-forward.csv`` (see `summarise` for what its columns mean)."""
+    """One row of ``perplexity-forward.csv``; `summarise` explains the columns."""
     return summarise(scores.nll, scores.entropy, scores.tokens)

@@ -1,7 +1,7 @@
 """Perplexity and accuracy of the last word, as lm-evaluation-harness 0.4 defines its task ``lambada_openai``.
 
-The text is split at its last space; the target is that space and the word. The perplexity is exp(−mean of the
-targets' log-likelihoods): per word, not per token. A target counts as guessed when each of its tokens is the likeliest.
+The text is split at its last space; the target is that space and the word. The perplexity is exp(−mean log-likelihood
+of the targets): per word, not per token. A target is predicted when each of its tokens is the likeliest one.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ from pythia_dynamics.evaluation.scoring import Sentences, score, valid_sentences
 __all__ = ["Target", "encode_targets", "last_word_row", "last_word_scores", "split_last_word"]
 
 Encode = Callable[[str], Sequence[int]]
+"""Token ids of a text, without special tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Token ids of a context and its continuation; those from `start` on are the target."""
+    """A context and its continuation.
+
+    Parameters
+    ----------
+    tokens
+        Token ids of both.
+    start
+        Index of the first token of the continuation, which is scored; ``len(tokens)`` where nothing is.
+    """
 
     tokens: tuple[int, ...]
     start: int
 
 
 def split_last_word(text: str) -> tuple[str, str]:
-    """Context and target: everything before the last space, and that space with what follows it."""
+    """Context and target of a text: what is before the last space, and that space with what follows it."""
     context, _, word = text.rpartition(" ")
     return context, f" {word}"
 
@@ -36,10 +45,26 @@ def split_last_word(text: str) -> tuple[str, str]:
 def encode_targets(
     texts: Sequence[str], encode: Encode, *, context_length: int, prefix_token: int | None
 ) -> list[Target]:
-    """Tokenise as the harness does: context and target together, cut where the context alone would end.
+    """Context and target of each text as token ids, as the harness makes them.
 
-    A text of a single word has the `prefix_token` (end of text) for context; where the model has none, or the
-    target comes to no token, nothing is scored. What is too long loses tokens on the left.
+    Both are tokenised together and cut where the context alone would end.
+
+    Parameters
+    ----------
+    texts
+        The passages.
+    encode
+        The tokenizer.
+    context_length
+        The longest input of the model; longer texts lose tokens on the left.
+    prefix_token
+        Context of a text of a single word (end of text); None where the model has no such token.
+
+    Returns
+    -------
+    list of Target
+        One for each text. Nothing is scored of a text that has no context, whose target has no token, or whose target
+        is longer than the context length.
     """
     targets = []
     for text in texts:
@@ -67,14 +92,39 @@ def encode_targets(
 def last_word_scores(
     model: PreTrainedModel, targets: Sequence[Target], *, batch_tokens: int | None = None
 ) -> Sentences:
-    """Summed NLL of each target, and whether greedy decoding would have produced it."""
+    """Summed NLL of each target, and whether greedy decoding would produce it.
+
+    Parameters
+    ----------
+    model
+        A model in evaluation mode.
+    targets
+        From `encode_targets`.
+    batch_tokens
+        Bound on the tokens read at once, padding included; None chooses by device.
+
+    Raises
+    ------
+    PythiaDynError
+        When a single text does not fit in memory.
+    """
     return score(model, [t.tokens for t in targets], [t.start for t in targets], batch_tokens=batch_tokens)
 
 
 def last_word_row(scores: Sentences) -> dict[str, float]:
-    """One row of ``perplexity-last-word.csv``: ``ppl``, ``accuracy``, over ``sentences``; ``nonfinite`` are the others.
+    """One row of ``perplexity-last-word.csv``.
 
-    A target whose log-likelihood is not finite is out of both, and counted.
+    Parameters
+    ----------
+    scores
+        From `last_word_scores`.
+
+    Returns
+    -------
+    dict
+        ``ppl``, exp of the mean NLL of a target, and ``accuracy``, the share of targets that are predicted: both over
+        the valid targets, and NaN when there is none. ``sentences`` counts the valid targets; ``nonfinite`` those that
+        were scored but have exp(NLL) not finite or below 1.
     """
     words = (scores.tokens > 0).astype(np.int64)
     valid = valid_sentences(scores.nll, words)

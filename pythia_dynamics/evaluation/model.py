@@ -1,7 +1,7 @@
-"""One model built once, and the weights of checkpoint after checkpoint loaded straight into it.
+"""Build a model once, and load the weights of one checkpoint after the other into it.
 
-Checkpoints come as one safetensors file, one torch file, or shards of either with an index. Names and shapes have to
-match exactly; only buffers that older versions of transformers saved beside the weights are passed over, by name.
+A checkpoint is one safetensors file, one torch file, or shards of either with an index. Names and shapes must match
+exactly. Only buffers that older versions of transformers saved beside the weights are skipped, by name.
 """
 
 from __future__ import annotations
@@ -21,21 +21,31 @@ from pythia_dynamics.evaluation.scoring import head_of
 
 __all__ = ["build_model", "context_length", "load_weights", "prefix_token", "round_head", "weight_files"]
 
-_LAYOUTS = ("model.safetensors", "pytorch_model.bin")
-_RENAMED = re.compile(r"^embed_out\.")  # what the files call lm_head
+_FILES = ("model.safetensors", "pytorch_model.bin")
+_UNEMBEDDING_IN_FILES = re.compile(r"^embed_out\.")  # transformers 5 calls it lm_head
 _MASK_OR_ROTARY_BUFFER = re.compile(r"(^|\.)(attention|attn)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|cos|sin)\b")
 
 
 def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a checkpoint's ``config.json``, with no weights of use yet, in evaluation mode.
+    """The model of a checkpoint's ``config.json``, in evaluation mode, with random weights.
 
-    Raises `CheckpointError` when there is no such file, or for an architecture that computes its logits by more than
-    one matrix from the last hidden state, which the engines rely on.
+    Parameters
+    ----------
+    directory
+        The checkpoint.
+    device, dtype
+        Where the weights are put, and their precision.
+
+    Raises
+    ------
+    CheckpointError
+        When there is no such file or no such architecture, or when the logits are not the product of W_U and the last
+        hidden state, which scoring relies on.
     """
     cuda = [device] if device.type == "cuda" else []
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
-        # Building draws initial weights; the caller's random state is none of our business.
+        # Building draws initial weights; the random state of the caller must not change.
         with torch.random.fork_rng(devices=cuda), torch.device(device):
             build = AutoModelForCausalLM.from_config
             model = build(config, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
@@ -55,12 +65,12 @@ def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Longest sequence the model was made for."""
+    """Longest sequence, in tokens, that the model was trained for."""
     return int(model.config.max_position_embeddings)
 
 
 def prefix_token(model: PreTrainedModel) -> int | None:
-    """The token that stands for an empty context: begin of text, or else end of text."""
+    """The token that stands for an empty context: begin of text, else end of text, else None."""
     config = model.config
     for value in (config.bos_token_id, config.eos_token_id):
         if isinstance(value, int) and 0 <= value < config.vocab_size:
@@ -69,8 +79,11 @@ def prefix_token(model: PreTrainedModel) -> int | None:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, safetensors before torch. Raises `CheckpointError` for none."""
-    for single in _LAYOUTS:
+    """The files that hold the weights of a checkpoint; safetensors files are preferred to torch files.
+
+    Raises `CheckpointError` when there are none or a shard is missing, `FormatError` for an index that cannot be read.
+    """
+    for single in _FILES:
         index = directory / f"{single}.index.json"
         if (directory / single).is_file():
             return [directory / single]
@@ -91,17 +104,28 @@ def _shards(index: Path) -> list[Path]:
 
 
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
-    """Copy a checkpoint's weights into the model, casting to its dtype.
+    """Copy the weights of a checkpoint into the model, converted to its dtype.
 
-    Raises `CheckpointError` unless every parameter is there once, in its shape, and nothing else is. After an error
-    the model holds a mixture, to be loaded again before use.
+    Parameters
+    ----------
+    model
+        From `build_model`. After an error it holds a mixture of two checkpoints and must be loaded again before use.
+    directory
+        The checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        When a parameter is missing or has another shape, or when there is a tensor that the model does not have.
+    FormatError
+        For a file that cannot be read, or that holds other things than floating-point tensors.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     missing = set(dict(model.named_parameters()))
     with torch.inference_mode():
         for file in weight_files(directory):
             for name, tensor in _tensors(file):
-                name = _RENAMED.sub("lm_head.", name)
+                name = _UNEMBEDDING_IN_FILES.sub("lm_head.", name)
                 if _MASK_OR_ROTARY_BUFFER.search(name):
                     continue
                 if name not in parameters:
@@ -141,7 +165,8 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def round_head(model: PreTrainedModel) -> None:
     """Round W_U in place to {−1, 0, +1}·γ with γ = mean |w| of the whole matrix (absmean, BitNet b1.58).
 
-    Raises `CheckpointError` where input and output embeddings are one matrix: that would round both.
+    The claim that weights quantise themselves is in Garden; the rounding is that of arXiv 2402.17764. Raises
+    `CheckpointError` where input and output embeddings are one matrix, because that would round both.
     """
     weight = head_of(model).weight
     if weight is model.get_input_embeddings().weight:

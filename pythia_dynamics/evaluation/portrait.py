@@ -1,8 +1,8 @@
-"""What a model looks like at its first step and at its last (Garden, Fig 1), and how it completes a phrase (Fig 5)."""
+"""Two checkpoints of a model side by side (Garden, Fig 1), and the completions of a phrase (Garden, Fig 5)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pythia_dynamics.checkpoints.open import open_source
-from pythia_dynamics.checkpoints.registry import Model, parse_steps, resolve
+from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Source
-from pythia_dynamics.device import matmul_precision, resolve_device
+from pythia_dynamics.device import matmul_precision
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.evaluation.evaluator import Options, encode, load, prepare
+from pythia_dynamics.evaluation.evaluator import build, encode, load_checkpoint
 from pythia_dynamics.evaluation.model import context_length
 from pythia_dynamics.evaluation.scoring import head_of
-from pythia_dynamics.evaluation.snapshots import snapshots
-from pythia_dynamics.evaluation.unmasking import illustrate
+from pythia_dynamics.evaluation.settings import ModelSettings, requested_steps
+from pythia_dynamics.evaluation.snapshots import checkpoint_source, snapshots
+from pythia_dynamics.evaluation.unmasking import Completion, illustrate
 from pythia_dynamics.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedModel
 
-__all__ = ["PHRASE", "TEXT", "TOKENS", "portrait"]
+__all__ = ["PHRASE", "TEXT", "TOKENS", "completions", "portrait"]
 
 TOKENS = 512
-"""Columns of W_U that are shown: the first tokens of the vocabulary."""
+"""Columns of W_U that are shown, those of the first tokens of the vocabulary: as many as in Fig 1 of the paper."""
 
 PHRASE = "The weights of a model move while it learns to read the world"
-"""The sentence whose attention is shown, and which is completed from each of its prefixes."""
+"""Default phrase: its attention is shown, and it is completed from each of its prefixes."""
 
 TEXT = (
     "In a garden of forking paths every choice is taken at once: the traveller who turns left and the one who turns "
@@ -43,7 +43,7 @@ TEXT = (
     "away, when many thousands of steps lie behind it, can one ask whether it wandered, whether it was led, or whether "
     "at some point on the way the ground divided and it had to choose a side."
 )
-"""The long sentence over which logits are averaged."""
+"""Default text: logits are averaged over its tokens. Saved results depend on every word of it."""
 
 
 def portrait(
@@ -52,56 +52,72 @@ def portrait(
     steps: str | Sequence[int] | None = None,
     phrase: str = PHRASE,
     text: str = TEXT,
-    device: str | torch.device = "auto",
-    dtype: str = "float32",
-    source: str = "hub",
     progress: Progress = silent,
+    **settings: Any,
 ) -> xr.Dataset:
-    """Two checkpoints of a model side by side: the first and the last, or the two of `steps`.
+    """Two checkpoints of a model side by side.
 
-    Returns a dataset over `step`:
+    Parameters
+    ----------
+    model
+        An alias, a repository id, a directory of checkpoints, a `Model` or a `Source`.
+    steps
+        Two steps, as numbers or as ``"1000,143000"``; None takes the first and the last there are.
+    phrase
+        Sentence of at least two tokens whose attention is shown and which is completed.
+    text
+        Text whose logits are averaged, over as many tokens as the context of the model holds.
+    progress
+        Called with the number of revisions that are done and their total.
+    **settings
+        Fields of `ModelSettings`: device, dtype, head, tf32, source.
 
-    * `unembedding` (step, dimension, token): the first 512 columns of W_U, float32;
-    * `attention` (step, head, query, key): what each token of `phrase` attends to in the first layer, 0 for
-      those ahead;
-    * `logits` (step, entry): the mean over the tokens of `text` (as many as the model's context takes) of the logit of
-      each vocabulary entry.
+    Returns
+    -------
+    xarray.Dataset
+        Float32 variables over `step`, the earlier step first:
 
-    The attributes hold the `words` of the phrase and its `completions` at the later step, from each of its prefixes (a
-    list of `Completion` as dicts). `progress` counts revisions. Raises `UnknownNameError` for a step that is not
-    there, and what stands in the way of loading either checkpoint.
+        * `unembedding` (step, dimension, token): the first 512 columns of W_U;
+        * `attention` (step, head, query, key): attention of the first layer on `phrase`, 0 for later keys;
+        * `logits` (step, entry): mean logit of each vocabulary entry over the tokens of `text`.
+
+        The attributes hold the `words` of the phrase and its `completions` at the later step (a list of `Completion`
+        as dicts).
+
+    Raises
+    ------
+    UnknownNameError
+        For an unknown model, step or setting.
+    PythiaDynError
+        For a number of steps other than two, a phrase that is too short, or a checkpoint that cannot be loaded.
     """
     import xarray as xr
 
-    if isinstance(model, str | Path):
-        model = resolve(model)
-    origin = open_source(model, source) if isinstance(model, Model) else model
-    available = origin.revisions()
-    chosen = _two(steps, tuple(available), origin.location)
-    options = Options(resolve_device(device), dtype)
-    taken: list[tuple[NDArray[np.float32], ...]] = []
-    loaded: PreTrainedModel | None = None
-    tokenizer: Tokenizer | None = None
+    chosen_settings = ModelSettings.from_mapping(settings)
+    source = checkpoint_source(model, chosen_settings.source)
+    available = source.revisions()
+    chosen = _two_steps(steps, tuple(available), source.location)
+    arrays: list[tuple[NDArray[np.float32], ...]] = []
+    built: tuple[PreTrainedModel, Tokenizer] | None = None
     words: list[str] = []
-    completions: list[dict[str, Any]] = []
+    completed: list[dict[str, Any]] = []
     progress(0, len(chosen))
-    with matmul_precision(tf32=False), torch.inference_mode():
-        for revision, found in snapshots(origin, [available[step] for step in chosen]):
+    with matmul_precision(tf32=chosen_settings.tf32), torch.inference_mode():
+        for revision, found in snapshots(source, [available[step] for step in chosen]):
             if isinstance(found, Exception):
                 raise found
-            if loaded is None or tokenizer is None:
-                loaded, tokenizer = prepare(found, options)
-            load(loaded, found, options)
-            sentence, long = encode(tokenizer, [phrase, text], loaded)
-            sentence, long = sentence[: context_length(loaded)], long[: context_length(loaded)]
-            if len(sentence) < 2 or not long:
-                raise PythiaDynError(f"{phrase!r} is {len(sentence)} token; a phrase needs at least two")
-            taken.append(_taken(loaded, sentence, long))
+            loaded, tokenizer = built = built or build(found, chosen_settings)
+            load_checkpoint(loaded, found, chosen_settings)
+            sentence = _phrase_tokens(phrase, loaded, tokenizer)
+            (long,) = encode(tokenizer, [text], loaded)
+            if not long:
+                raise PythiaDynError("the text holds no token; logits are averaged over at least one")
+            arrays.append(_arrays(loaded, sentence, long[: context_length(loaded)]))
             if revision.step == chosen[-1]:
                 words = [tokenizer.decode([token]) for token in sentence]
-                completions = [asdict(line) for line in illustrate(loaded, sentence, tokenizer.decode)]
-            progress(len(taken), len(chosen))
-    weights, attention, logits = (np.stack(parts) for parts in zip(*taken, strict=True))
+                completed = [asdict(line) for line in illustrate(loaded, sentence, tokenizer.decode)]
+            progress(len(arrays), len(chosen))
+    weights, attention, logits = (np.stack(parts) for parts in zip(*arrays, strict=True))
     return xr.Dataset(
         {
             "unembedding": (
@@ -118,40 +134,92 @@ def portrait(
         },
         coords={"step": np.asarray(chosen, np.int64)},
         attrs={
-            "model": origin.name,
-            "location": origin.location,
+            "model": source.name,
+            "location": source.location,
             "commits": {str(step): available[step].commit for step in chosen},
             "phrase": phrase,
             "text": text,
             "words": words,
-            "completions": completions,
-            "dtype": dtype,
+            "completions": completed,
+            "dtype": chosen_settings.dtype,
+            "head": chosen_settings.head,
+            "tf32": chosen_settings.tf32,
         },
     )
 
 
-def _two(steps: str | Sequence[int] | None, available: tuple[int, ...], location: str) -> tuple[int, int]:
-    wanted = parse_steps(steps) if isinstance(steps, str) else steps
-    if wanted is None:
-        wanted = (min(available), max(available))
+def completions(
+    model: str | Path | Model | Source, phrase: str, settings: ModelSettings, *, step: int | None = None
+) -> list[Completion]:
+    """How a model completes a phrase from each of its prefixes (Garden, Fig 5).
+
+    Parameters
+    ----------
+    model
+        As for `portrait`.
+    phrase
+        At least two tokens; what exceeds the context of the model is cut.
+    settings
+        How the checkpoint is loaded and run.
+    step
+        The checkpoint; None takes the last one.
+
+    Returns
+    -------
+    list of Completion
+        One for each prefix, the shortest first.
+
+    Raises
+    ------
+    UnknownNameError
+        For a step that is not there.
+    PythiaDynError
+        For a phrase that is too short, or a checkpoint that cannot be loaded.
+    """
+    source = checkpoint_source(model, settings.source)
+    available = source.revisions()
+    chosen = max(available) if step is None else step
+    _check_step(chosen, available, source.location)
+    directory = source.snapshot(available[chosen])
+    with matmul_precision(tf32=settings.tf32):
+        loaded, tokenizer = build(directory, settings)
+        load_checkpoint(loaded, directory, settings)
+        return illustrate(loaded, _phrase_tokens(phrase, loaded, tokenizer), tokenizer.decode)
+
+
+def _phrase_tokens(phrase: str, model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
+    """At least two tokens, no more than the model's context."""
+    tokens = encode(tokenizer, [phrase], model)[0][: context_length(model)]
+    if len(tokens) < 2:
+        raise PythiaDynError(f"{phrase!r} is {len(tokens)} token; a phrase needs at least two")
+    return tokens
+
+
+def _check_step(step: int, available: Iterable[int], location: str) -> None:
+    if step not in available:
+        raise UnknownNameError("step", step, available, where=location)
+
+
+def _two_steps(steps: str | Sequence[int] | None, available: tuple[int, ...], location: str) -> tuple[int, int]:
+    """The steps asked for, or the first and the last that are available, in increasing order."""
+    requested = requested_steps(steps)
+    wanted = (min(available), max(available)) if requested is None else requested
     for step in wanted:
-        if step not in available:
-            raise UnknownNameError("step", step, available, where=location)
-    first, last = min(wanted), max(wanted)
-    if first == last or len(set(wanted)) > 2:
+        _check_step(step, available, location)
+    if len(set(wanted)) != 2:
         raise PythiaDynError(f"a portrait needs two different steps; {location} gives {', '.join(map(str, wanted))}")
-    return first, last
+    return wanted[0], wanted[1]
 
 
-def _taken(model: PreTrainedModel, sentence: list[int], long: list[int]) -> tuple[NDArray[np.float32], ...]:
+def _arrays(model: PreTrainedModel, sentence: list[int], long: list[int]) -> tuple[NDArray[np.float32], ...]:
+    """Columns of W_U, attention of the first layer on the sentence, mean logits over the long text."""
     device = head_of(model).weight.device
-    weights = (
-        head_of(model).weight[:TOKENS].T.float().cpu().numpy().copy()
-    )  # the next checkpoint is loaded in its place
-    model.set_attn_implementation("eager")  # the fused kernels never form the pattern
+    # A copy: the weights of the next checkpoint overwrite these.
+    weights = head_of(model).weight[:TOKENS].T.float().cpu().numpy().copy()
+    model.set_attn_implementation("eager")  # the fused kernels do not return the attention matrix
     attentions = model(torch.tensor([sentence], device=device), output_attentions=True, use_cache=False).attentions
     if not attentions:
-        raise CheckpointError(f"{model.config.model_type} models do not give their attention")
+        raise CheckpointError(f"{model.config.model_type} models do not return their attention")
     pattern = attentions[0][0].float().cpu().numpy()
     logits = model(torch.tensor([long], device=device), use_cache=False).logits[0].float().mean(dim=0).cpu().numpy()
     model.set_attn_implementation("sdpa")

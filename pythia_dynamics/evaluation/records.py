@@ -1,18 +1,15 @@
-"""The rows of one mode: kept in memory, written to ``perplexity-<mode>.csv`` as they come, taken up again later.
+"""The rows of one mode: kept in memory, written to ``perplexity-<mode>.csv`` as they come, read again by a later run.
 
-Beside the table, ``perplexity-<mode>.json`` says under which settings the rows were computed and from which commit
-each; rows computed under others are not mixed with new ones.
+Beside the table, ``perplexity-<mode>.json`` holds the settings under which the rows were computed and the commit that
+each came from. Rows of other settings are never mixed with new ones.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,28 +17,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.files import atomic_file
+from pythia_dynamics.tables import csv_text, read_csv, read_json, write_json
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["COLUMNS", "CURVES", "MODES", "Records", "Row"]
+__all__ = ["COLUMNS", "CURVES", "Records", "Row"]
 
 _SENTENCES = ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "sentences", "nonfinite", "tokens", "entropy")
-COLUMNS: Mapping[str, tuple[str, ...]] = {
+COLUMNS: Mapping[Mode, tuple[str, ...]] = {
     "forward": _SENTENCES,
     "unmask": _SENTENCES,
     "last-word": ("ppl", "accuracy", "sentences", "nonfinite"),
 }
 """Columns of ``perplexity-<mode>.csv`` after `step`, and variables of the mode's dataset."""
 
-MODES = tuple(COLUMNS)
-
 CURVES = {"nll_mean": "prefix_nll", "entropy": "prefix_entropy", "sentences": "prefix_sentences"}
 """Columns of ``perplexity-unmask-prefix.csv`` after `step` and `prefix`, and their names in the dataset."""
 
 _COUNTS = ("sentences", "nonfinite", "tokens")
-_MEANING: Mapping[str, tuple[str, str]] = {
+"""Columns that are written as integers."""
+
+_UNITS_AND_NAMES: Mapping[str, tuple[str, str]] = {
     "ppl": ("1", "perplexity of the last word"),
     "ppl_mean": ("1", "mean perplexity of a sentence"),
     "ppl_median": ("1", "median perplexity of a sentence"),
@@ -57,69 +56,114 @@ _MEANING: Mapping[str, tuple[str, str]] = {
     "prefix_sentences": ("1", "sentences longer than the prefix"),
 }
 _FLUSH_SECONDS = 1.0
+"""Least time between two writes. A write replaces the files and waits for the disk, and it takes longer the more rows
+there are; once a second it stays a small part of the run, and a run that is killed loses one second of rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one revision gave: a value by column, and for unmasking arrays by prefix length 1 … K."""
+    """The result of one revision in one mode.
+
+    Parameters
+    ----------
+    values
+        Value of each column of `COLUMNS`; NaN, or no entry, where there is none.
+    curves
+        Only of unmasking: for each column of `CURVES` the values by prefix length 1 … K, shape (K,), float64.
+    """
 
     values: Mapping[str, float]
     curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Records:
-    """Rows by step. With a `directory`, rows found there that were computed under the same `settings` are taken up."""
+    """The rows of one mode by step, and their files.
 
-    def __init__(self, mode: str, directory: Path | None, settings: Mapping[str, Any]) -> None:
+    Parameters
+    ----------
+    mode
+        Which table the rows belong to.
+    directory
+        Where the files are; rows found there that were computed under the same `settings` are used again, others are
+        replaced with a warning. None keeps the rows in memory only.
+    settings
+        What decides the values of a row besides the checkpoint; values that JSON can hold.
+
+    Attributes
+    ----------
+    missing
+        Reason by step, of the steps that could not be evaluated.
+    notes
+        What holds for every row of the mode, such as the number of passages that were cut.
+    """
+
+    def __init__(self, mode: Mode, directory: Path | None, settings: Mapping[str, Any]) -> None:
         self.mode = mode
         self.settings = dict(settings)
         self.missing: dict[int, str] = {}
         self.notes: dict[str, Any] = {}
-        self._identities: dict[int, str | None] = {}
+        self._commits: dict[int, str | None] = {}
         self._rows: dict[int, Row] = {}
-        self._lines: dict[int, tuple[str, str]] = {}
+        self._lines: dict[int, tuple[str, str]] = {}  # CSV text of each row, so that a flush formats only new rows
         self._directory = directory
         self._changed = False
         self._flushed = time.monotonic()
         if directory is not None:
-            self._take_up(directory)
+            self._load(directory)
 
-    def has(self, step: int, identity: str | None) -> bool:
-        """Whether there is a row for a step, from the checkpoint of that identity."""
-        return step in self._rows and self._identities.get(step) == identity
+    def has(self, step: int, commit: str | None) -> bool:
+        """Whether there is a row of a step that was computed from this commit."""
+        return step in self._rows and self._commits.get(step) == commit
 
-    def add(self, step: int, identity: str | None, row: Row) -> None:
-        """Add or replace the row of a step."""
+    def add(self, step: int, commit: str | None, row: Row) -> None:
+        """Add the row of a step, or replace it. `commit` identifies the checkpoint; None where it has no identity."""
         self.missing.pop(step, None)
         self._lines.pop(step, None)
-        self._identities[step] = identity
+        self._commits[step] = commit
         self._rows[step] = row
         self._changed = True
 
     def add_missing(self, step: int, reason: str) -> None:
         """Record that a step could not be evaluated; its row is empty and it is tried again next time."""
-        for known in (self._rows, self._lines, self._identities):
+        for known in (self._rows, self._lines, self._commits):
             known.pop(step, None)
         self.missing[step] = reason
         self._changed = True
 
     def flush(self, *, force: bool = False) -> None:
-        """Write what has changed, unless that was done less than a second ago. Files appear whole or not at all."""
+        """Write what has changed, unless the last write was less than a second ago and `force` is not set.
+
+        Each file appears whole or not at all. Raises `OSError`.
+        """
         if self._directory is None or not self._changed:
             return
         if not force and time.monotonic() - self._flushed < _FLUSH_SECONDS:
             return
         table, curves = self._tables()
         if self.mode == "unmask":
-            self._write(f"{self._stem}-prefix.csv", curves)
-        self._write(f"{self._stem}.csv", table)
-        # Last, so that a run that ends in between leaves rows to be computed again, never rows taken for others.
-        self._write(f"{self._stem}.json", self._sidecar())
+            _write_text(self._directory / f"{self._stem}-prefix.csv", curves)
+        _write_text(self._directory / f"{self._stem}.csv", table)
+        # Last: a run that ends before this line leaves rows that are computed again, never rows of wrong settings.
+        write_json(self._directory / f"{self._stem}.json", self._sidecar())
         self._changed = False
         self._flushed = time.monotonic()
 
     def dataset(self, steps: Sequence[int], attributes: Mapping[str, Any]) -> xr.Dataset:
-        """The rows of these steps over a `step` coordinate, NaN where missing; unmasking adds a `prefix` axis."""
+        """The rows as a dataset.
+
+        Parameters
+        ----------
+        steps
+            The `step` coordinate; a step without a row is NaN.
+        attributes
+            Attributes of the dataset besides the settings, the notes, the mode and the missing steps.
+
+        Returns
+        -------
+        xarray.Dataset
+            One float64 variable for each column; unmasking adds the curves over `prefix`, NaN beyond the longest
+            prefix of a step.
+        """
         import xarray as xr
 
         empty = Row({})
@@ -150,64 +194,61 @@ class Records:
     def _stem(self) -> str:
         return f"perplexity-{self.mode}"
 
-    def _write(self, name: str, content: str) -> None:
-        assert self._directory is not None
-        with atomic_file(self._directory / name) as file:
-            file.write(content.encode())
-
-    def _sidecar(self) -> str:
-        content = {
+    def _sidecar(self) -> dict[str, Any]:
+        return {
             "settings": self.settings,
             "notes": self.notes,
             "missing": {str(step): reason for step, reason in sorted(self.missing.items())},
-            "revisions": {str(step): identity for step, identity in sorted(self._identities.items())},
+            "revisions": {str(step): commit for step, commit in sorted(self._commits.items())},
         }
-        return json.dumps(content, indent=1) + "\n"
 
     def _tables(self) -> tuple[str, str]:
-        columns = COLUMNS[self.mode]
-        for step, row in self._rows.items():
-            if step not in self._lines:
-                main = _line([step, *(_field(name, row.values.get(name, math.nan)) for name in columns)])
-                self._lines[step] = (main, _curve_lines(step, row))
-        blank = "," * len(columns) + "\n"
-        lines = {**{step: (f"{step}{blank}", "") for step in self.missing}, **self._lines}
-        ordered = [lines[step] for step in sorted(lines)]
-        table = _line(["step", *columns]) + "".join(main for main, _ in ordered)
-        return table, _line(["step", "prefix", *CURVES]) + "".join(curves for _, curves in ordered)
+        """Text of the table and of the curves."""
+        columns, curve_columns = ("step", *COLUMNS[self.mode]), ("step", "prefix", *CURVES)
+        for step in self._rows.keys() - self._lines.keys():
+            row = self._rows[step]
+            values = (_cell(name, row.values.get(name, math.nan)) for name in columns[1:])
+            main = _lines(columns, [(step, *values)])
+            self._lines[step] = (main, _lines(curve_columns, _curve_rows(step, row)))
+        empty = {step: (_lines(columns, [(step, *[None] * (len(columns) - 1))]), "") for step in self.missing}
+        lines = [line for _, line in sorted({**empty, **self._lines}.items())]
+        table = csv_text(columns, ()) + "".join(main for main, _ in lines)
+        return table, csv_text(curve_columns, ()) + "".join(curves for _, curves in lines)
 
-    def _take_up(self, directory: Path) -> None:
+    def _load(self, directory: Path) -> None:
+        """Use the rows that are there, or warn that they will be replaced."""
         table, sidecar = directory / f"{self._stem}.csv", directory / f"{self._stem}.json"
         if not table.is_file():
             return
         try:
-            before = json.loads(sidecar.read_text())
+            before = read_json(sidecar)
             changed = _differences(before["settings"], self.settings)
             rows = {} if changed else self._read(directory)
-            identities = {int(step): identity for step, identity in before["revisions"].items()}
+            commits = {int(step): commit for step, commit in before["revisions"].items()}
             missing = {int(step): str(reason) for step, reason in before["missing"].items()}
             notes = dict(before["notes"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            changed, rows, identities, missing, notes = ["they cannot be read"], {}, {}, {}, {}
+            changed, rows, commits, missing, notes = ["they cannot be read"], {}, {}, {}, {}
         if changed:
             warnings.warn(
                 f"rows of {table} were computed under other settings and are replaced ({'; '.join(changed)})",
                 stacklevel=2,
             )
             return
-        self._rows, self._identities, self.missing, self.notes = rows, identities, missing, notes
+        self._rows, self._commits, self.missing, self.notes = rows, commits, missing, notes
 
     def _read(self, directory: Path) -> dict[int, Row]:
+        """The rows of the files that are not empty."""
         curves: dict[int, list[tuple[float, ...]]] = {}
         if self.mode == "unmask":
-            for record in _records(directory / f"{self._stem}-prefix.csv"):
+            for record in read_csv(directory / f"{self._stem}-prefix.csv"):
                 line = tuple(_number(record[name]) for name in CURVES)
                 curves.setdefault(int(record["step"]), []).append(line)
         rows = {}
-        for record in _records(directory / f"{self._stem}.csv"):
+        for record in read_csv(directory / f"{self._stem}.csv"):
             step = int(record["step"])
             if not record["sentences"]:
-                continue  # a gap, to be tried again
+                continue  # a missing step, which is tried again
             values = {name: _number(record[name]) for name in COLUMNS[self.mode]}
             by_prefix = np.array(curves.get(step, [])).reshape(-1, len(CURVES)).T
             rows[step] = Row(values, dict(zip(CURVES, by_prefix, strict=True)) if self.mode == "unmask" else {})
@@ -215,39 +256,36 @@ class Records:
 
 
 def _attributes(name: str) -> dict[str, str]:
-    units, long_name = _MEANING[name]
+    units, long_name = _UNITS_AND_NAMES[name]
     return {"units": units, "long_name": long_name}
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ, as text."""
     names = sorted(before.keys() | now.keys())
     return [f"{name}: {before.get(name)} → {now.get(name)}" for name in names if before.get(name) != now.get(name)]
-
-
-def _records(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _number(text: str) -> float:
     return float(text) if text else math.nan
 
 
-def _field(name: str, value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return str(int(value)) if name in _COUNTS else repr(float(value))
+def _cell(name: str, value: float) -> float:
+    """A value as its column is written: counts as integers."""
+    return int(value) if name in _COUNTS and not math.isnan(value) else float(value)
 
 
-def _line(fields: Sequence[object]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(fields)
-    return buffer.getvalue()
+def _curve_rows(step: int, row: Row) -> Iterable[Sequence[float]]:
+    values = zip(*(row.curves[name].tolist() for name in CURVES), strict=True) if row.curves else ()
+    for prefix, line in enumerate(values, start=1):
+        yield step, prefix, *(_cell(name, value) for name, value in zip(CURVES, line, strict=True))
 
 
-def _curve_lines(step: int, row: Row) -> str:
-    lines = zip(*(row.curves[name] for name in CURVES), strict=True) if row.curves else ()
-    return "".join(
-        _line([step, k, *(_field(name, float(value)) for name, value in zip(CURVES, line, strict=True))])
-        for k, line in enumerate(lines, start=1)
-    )
+def _lines(columns: Sequence[str], rows: Iterable[Sequence[float | None]]) -> str:
+    """The rows as CSV text without the line of the columns."""
+    return csv_text(columns, rows).removeprefix(csv_text(columns, ()))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())

@@ -1,7 +1,7 @@
-"""What every engine shares: statistics of logits, sentences scored in batches, and their summary.
+"""Shared by all modes: statistics of logits, scores of sentences in batches, and their summary.
 
-Log-softmax is taken in float32 whatever the model's dtype, and logits are never kept for more than a chunk of
-tokens: with Pythia's vocabulary they are 200 KB a token.
+Log-softmax is float32 for every dtype of the model. Logits are computed in chunks of tokens and dropped after each
+chunk: with Pythia's vocabulary they take 200 KB a token.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from pythia_dynamics.device import free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
+from pythia_dynamics.evaluation.memory import free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import linear
 
 __all__ = [
@@ -31,17 +31,31 @@ __all__ = [
     "valid_sentences",
 ]
 
-_CACHED_BYTES = 1 << 22  # on a CPU several passes are made over this much: it stays in the cache, and malloc keeps it
-_LOGIT_BYTES = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 25}
 _BATCH_TOKENS = {"cuda": 16384, "mps": 4096, "cpu": 2048}
+"""Tokens read at once, by device: many rows for each matrix product. Hidden states stay small beside the weights: for
+a 12b in float16, 16,384 tokens have 168 MB of them and the weights are 24 GB."""
+
+_LOGIT_BYTES = {"cuda": 1 << 30, "mps": 1 << 28, "cpu": 1 << 25}
+"""Bytes of float32 logits computed by one matrix product, by device; with Pythia's vocabulary 5,300, 1,300 and 166
+tokens. Enough rows for a product at full speed, and a bounded part of the device's memory."""
+
+_CACHED_BYTES = 1 << 22
+"""Bytes of logits that the statistics are taken of at once on a CPU. They pass over them several times, so they should
+stay in the processor's cache; and a buffer of 4 MiB is reused by malloc, where a large one is mapped anew each time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
-    """Of N next-token distributions: NLL of the target (nats), the likeliest token, entropy (nats). Shape (N,) each.
+    """Statistics of N next-token distributions; each has shape (N,).
 
-    Without targets the NLL is that of the likeliest token. Of tokens that tie, the likeliest is the first, as
-    `torch.argmax` and `generate` have it.
+    Parameters
+    ----------
+    nll
+        Negative log-likelihood (NLL, nats, float32) of the target; without targets, of the likeliest token.
+    top
+        The likeliest token, int64; of equal ones the first, as in `torch.argmax` and `generate`.
+    entropy
+        Entropy of the distribution, nats, float32.
     """
 
     nll: torch.Tensor
@@ -51,9 +65,16 @@ class TokenStatistics:
 
 @dataclass(frozen=True, slots=True)
 class Sentences:
-    """Scores of S sentences: summed NLL and entropy (nats, float64), number of scored tokens, all of them greedy?
+    """Scores of S sentences; each array has shape (S,).
 
-    A sentence without a token to score has ``tokens`` 0.
+    Parameters
+    ----------
+    nll, entropy
+        Sums over the scored tokens, nats, float64. NaN or infinite where the arithmetic of the model was.
+    tokens
+        Number of scored tokens, int64; 0 for a sentence without any.
+    greedy
+        Whether every scored token is the likeliest one; True without scored tokens.
     """
 
     nll: NDArray[np.float64]
@@ -63,12 +84,12 @@ class Sentences:
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens of text read at once: enough to keep the device busy, little beside the model's own memory."""
+    """Tokens of text read at once on a device, where the caller gives no number."""
     return _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])
 
 
 def head_of(model: PreTrainedModel) -> torch.nn.Linear:
-    """The unembedding, W_U: ``head.weight`` has shape (vocab, d_model)."""
+    """The unembedding layer; its ``weight`` is W_U, shape (vocab, d_model)."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     assert isinstance(head, torch.nn.Linear)
     return head
@@ -77,7 +98,22 @@ def head_of(model: PreTrainedModel) -> torch.nn.Linear:
 def head_statistics(
     model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor | None = None
 ) -> TokenStatistics:
-    """Statistics of the logits of final hidden states (N, d_model), computed in chunks of bounded memory."""
+    """Statistics of the next-token distributions of final hidden states, computed in chunks of bounded memory.
+
+    Parameters
+    ----------
+    model
+        The model whose unembedding makes the logits.
+    hidden
+        Final hidden states, shape (N, d_model), in the model's dtype.
+    targets
+        The token that each state should predict, int64, shape (N,); None takes the likeliest token.
+
+    Returns
+    -------
+    TokenStatistics
+        Shape (N,) each, on the device of `hidden`.
+    """
     head = head_of(model)
     vocab = head.weight.shape[0]
     chunk = max(1, _LOGIT_BYTES.get(hidden.device.type, _LOGIT_BYTES["cpu"]) // (4 * vocab))
@@ -86,8 +122,8 @@ def head_statistics(
     for i in range(0, hidden.shape[0], chunk):
         logits = linear(head, hidden[i : i + chunk])
         for j in range(0, logits.shape[0], rows):
-            some = logits[j : j + rows]
-            parts.append(_statistics(some, None if targets is None else targets[i + j : i + j + some.shape[0]]))
+            part = logits[j : j + rows]
+            parts.append(_statistics(part, None if targets is None else targets[i + j : i + j + part.shape[0]]))
     if len(parts) == 1:
         return parts[0]
     return TokenStatistics(
@@ -98,8 +134,8 @@ def head_statistics(
 
 
 def _statistics(logits: torch.Tensor, targets: torch.Tensor | None) -> TokenStatistics:
-    shifted = logits.float().contiguous()  # the logits are ours alone: work in place where no copy was made
-    largest, top = _largest(shifted)
+    shifted = logits.float().contiguous()  # nothing else reads the logits, so they may be changed in place
+    largest, top = _max_and_argmax(shifted)
     shifted -= largest[:, None]
     # The largest term is exp(0) = 1, so the partition function is at least 1 and no NLL is below 0 by rounding.
     at_target = shifted.gather(1, (top if targets is None else targets)[:, None]).squeeze(1)
@@ -110,9 +146,13 @@ def _statistics(logits: torch.Tensor, targets: torch.Tensor | None) -> TokenStat
     return TokenStatistics(log_partition - at_target, top, log_partition - mean_energy)
 
 
-def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``logits.max(dim=-1)``, first of equals, NaN above all; in two stages, as amax is ten times as fast as max."""
+def _max_and_argmax(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``logits.max(dim=-1)``: of equals the first, NaN above all.
+
+    In two stages, blocks and then the best block, because amax is ten times as fast as max with its index.
+    """
     count, vocab = logits.shape
+    # Blocks of 64 to 512 columns: the second stage reads one value a block, and one block a row.
     width = next((width for width in range(512, 63, -1) if vocab % width == 0), vocab)
     blocks = logits.view(count, vocab // width, width)
     largest, block = blocks.amax(dim=-1).max(dim=-1)
@@ -121,7 +161,15 @@ def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def right_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """Token ids as an (n, width) rectangle, zeros on the right, where causal attention never looks back from."""
+    """Token ids as an (n, width) rectangle with zeros on the right, where causal attention does not see them.
+
+    Parameters
+    ----------
+    sequences
+        At least one sequence of token ids; the longest gives the width.
+    device
+        Where the int64 tensor is put.
+    """
     width = max(len(sequence) for sequence in sequences)
     array = np.zeros((len(sequences), width), dtype=np.int64)
     for row, sequence in zip(array, sequences, strict=True):
@@ -136,9 +184,28 @@ def score(
     *,
     batch_tokens: int | None = None,
 ) -> Sentences:
-    """Score the tokens ``starts[i]:`` of every sequence, given all tokens before each.
+    """Score the tokens of sequences, each given all tokens before it.
 
-    ``starts[i]`` is at least 1: the first token is context only. The model must be in evaluation mode.
+    Parameters
+    ----------
+    model
+        A model in evaluation mode.
+    sequences
+        Token ids of S sentences, no longer than the model's context.
+    starts
+        Index of the first token of each sentence that is scored, at least 1: the first token is context only.
+    batch_tokens
+        Bound on the tokens read at once, padding included; None chooses by device. It is halved when memory is short.
+
+    Returns
+    -------
+    Sentences
+        Sums over the tokens from ``starts[i]`` on.
+
+    Raises
+    ------
+    PythiaDynError
+        When a single sequence does not fit in memory.
     """
     device = head_of(model).weight.device
     count = len(sequences)
@@ -169,13 +236,13 @@ def _score_batch(
 ) -> None:
     tokens = right_pad([sequences[i] for i in members], device)
     hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    # Which predictions count: column j of `hidden` predicts token j + 1.
+    # Positions whose predictions are scored: column j of `hidden` predicts token j + 1.
     spans = [np.arange(starts[i] - 1, len(sequences[i]) - 1) for i in members]
     rows = np.repeat(np.arange(len(members)), [len(span) for span in spans])
     at = torch.from_numpy(np.stack([rows, np.concatenate(spans)])).to(device)
     targets = tokens[at[0], at[1] + 1]
     statistics = head_statistics(model, hidden[at[0], at[1]], targets)
-    # One transfer; float64 only on the host, where every device has it.
+    # One transfer to the host, and float64 only there: MPS has none.
     nll, entropy, missed = (
         torch.stack([statistics.nll, statistics.entropy, (statistics.top != targets).float()]).cpu().double().numpy()
     )
@@ -187,9 +254,21 @@ def _score_batch(
 
 
 def valid_sentences(nll: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which summed NLLs are those of a perplexity: finite, at least 1, over at least one token.
+    """Which sentences have a valid perplexity exp(NLL/T): finite, at least 1, over at least one token.
 
-    What is scored but not valid is a ``nonfinite`` sentence: an error of the arithmetic, to be counted and named.
+    A perplexity below 1 would be a probability above 1. Sentences that are scored but not valid are errors of the
+    arithmetic and are counted as ``nonfinite``.
+
+    Parameters
+    ----------
+    nll
+        Sums over the scored tokens, nats, shape (S,).
+    tokens
+        Number of scored tokens T, shape (S,).
+
+    Returns
+    -------
+    ndarray of bool, shape (S,)
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         perplexity = np.exp(nll / tokens)
@@ -197,12 +276,22 @@ def valid_sentences(nll: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDAr
 
 
 def summarise(nll: NDArray[np.float64], entropy: NDArray[np.float64], tokens: NDArray[np.int64]) -> dict[str, float]:
-    """One row of ``perplexity-forward.csv`` from sums over the tokens of each sentence, shape (S,) each.
+    """One row of ``perplexity-forward.csv`` or ``perplexity-unmask.csv``.
 
-    ``ppl_mean`` and ``ppl_median`` are over the sentences' perplexities exp(NLL/T) (Garden Eq 6), ``nll_mean`` is
-    the mean of the sentences' NLL per token and ``entropy`` that of their entropy; ``ppl_corpus`` weighs tokens
-    alike. All are over the ``sentences`` that are valid (see `valid_sentences`) and NaN when none is; ``nonfinite``
-    counts the others that were scored, ``tokens`` what the valid ones hold.
+    Parameters
+    ----------
+    nll, entropy
+        Sums over the scored tokens of each sentence, nats, shape (S,).
+    tokens
+        Number of scored tokens T of each sentence, shape (S,).
+
+    Returns
+    -------
+    dict
+        ``ppl_mean`` and ``ppl_median`` of the perplexities exp(NLL/T) of the sentences (Garden Eq 6), ``ppl_corpus``
+        over all tokens alike, ``nll_mean`` and ``entropy``, means over sentences of the values per token (nats). All
+        are over the valid sentences (see `valid_sentences`), and NaN when there is none. ``sentences`` counts the valid
+        sentences, ``tokens`` their scored tokens, ``nonfinite`` the sentences that were scored but are not valid.
     """
     valid = valid_sentences(nll, tokens)
     row = {

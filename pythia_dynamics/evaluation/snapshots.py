@@ -1,4 +1,7 @@
-"""Whole checkpoints one after the other: the next one comes while the current one is used, and disk stays bounded."""
+"""Whole checkpoints one after the other: the next one is downloaded while the current one is used.
+
+Disk use stays bounded: checkpoints that were downloaded are removed when they are no longer needed.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,72 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+from pythia_dynamics.checkpoints.open import open_source
+from pythia_dynamics.checkpoints.registry import Model, resolve
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import PythiaDynError
 
-__all__ = ["snapshots"]
+__all__ = ["checkpoint_source", "snapshots"]
+
+
+def checkpoint_source(model: str | Path | Model | Source, source: str = "hub") -> Source:
+    """The source that the checkpoints of a model are read from.
+
+    Parameters
+    ----------
+    model
+        An alias, a repository id, a directory of checkpoints, or a `Model`. A `Source` is returned as it is.
+    source
+        ``"hub"``, or a directory to read instead.
+
+    Raises
+    ------
+    UnknownNameError
+        For a name that stands for no model.
+    CheckpointError
+        For a directory that does not exist.
+    """
+    if isinstance(model, str | Path):
+        model = resolve(model)
+    return open_source(model, source) if isinstance(model, Model) else model
 
 
 def snapshots(
     source: Source, revisions: Sequence[Revision], *, disk_budget: int | None = None
 ) -> Iterator[tuple[Revision, Path | Exception]]:
-    """Each revision with the directory of its checkpoint, or with the error that stands in its way.
+    """Each revision with the directory of its checkpoint, or with the error that prevented the download.
 
-    While the caller works with one, a thread fetches the next. Without a `disk_budget` (bytes) a checkpoint is evicted
-    when the next one is there and asked for, so that two are on disk at most; with one, checkpoints stay as long as
-    they fit, oldest evicted first, and the next is fetched ahead only where there is room for it.
-    `AccessError` (nothing of the repository can be had) is raised, not handed over.
+    Parameters
+    ----------
+    source
+        Where the checkpoints come from.
+    revisions
+        The revisions, in the order in which they are yielded. A thread fetches the next one while the caller works.
+    disk_budget
+        Bytes of checkpoints to keep. The oldest is removed first, and the next one is fetched ahead only where there
+        is room for another of the largest size so far. None removes a checkpoint as soon as the next one is there and
+        asked for, so that at most two are on disk.
+
+    Raises
+    ------
+    AccessError
+        When nothing of the repository can be read. Other errors belong to one revision and are yielded.
     """
     kept: deque[tuple[Revision, int]] = deque()
     largest = 0
 
-    def held() -> int:
+    def kept_bytes() -> int:
         return sum(size for _, size in kept)
 
     def has_room() -> bool:
-        return disk_budget is None or held() + largest <= disk_budget
+        return disk_budget is None or kept_bytes() + largest <= disk_budget
 
     def make_room(spare: int) -> None:
         while len(kept) > spare and not has_room():
             source.evict(kept.popleft()[0])
 
-    def free() -> None:
-        while kept and (disk_budget is None or held() > disk_budget):
+    def evict_excess() -> None:
+        while kept and (disk_budget is None or kept_bytes() > disk_budget):
             source.evict(kept.popleft()[0])
 
     with ThreadPoolExecutor(1, thread_name_prefix="snapshot") as pool:
@@ -49,8 +87,8 @@ def snapshots(
                     pending = pool.submit(source.snapshot, revision)
                 outcome = _outcome(pending)
                 pending = None
-                # Only now, with no download under way: it may share files with what is evicted.
-                free()
+                # Not earlier: a download that is under way may share files with the checkpoint that is removed.
+                evict_excess()
                 if isinstance(outcome, Path):
                     kept.append((revision, _size(outcome)))
                     largest = max(largest, kept[-1][1])
@@ -63,7 +101,7 @@ def snapshots(
             if pending is not None and not pending.cancel():
                 source.cancel()
                 wait([pending])
-            free()
+            evict_excess()
 
 
 def _outcome(pending: Future[Path]) -> Path | Exception:

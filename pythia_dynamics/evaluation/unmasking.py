@@ -1,14 +1,14 @@
-"""Perplexity by causal unmasking: how sure the model is of what it writes itself (Garden, §4.2.2).
+"""Perplexity by causal unmasking: that of the text which the model generates itself (Garden, §4.2.2).
 
 For every prefix length k of a sentence of t tokens, 1 ≤ k < t, the model completes the sentence greedily to t
-tokens; the perplexity is that of the t − k tokens generated. As with ``generate(do_sample=False)``, of tokens that tie
-the first is taken; unlike there, an end-of-text token does not stop a completion, which always reaches t tokens.
+tokens; the perplexity is that of the t − k tokens generated. As in ``generate(do_sample=False)``, the first of equally
+likely tokens is taken; unlike there, an end-of-text token does not stop a completion, which always reaches t tokens.
 
-Generated one by one these are t(t−1)/2 tokens a sentence. Here all prefixes of all sentences of a batch go in
-lockstep: at position p every live row has length p, so there is neither padding nor a mask, and the row of prefix p
-is born from the cache of one forward pass over the sentence, which also gives the first token of every completion.
-A prefix whose first generated token is the sentence's own continues exactly as the next longer prefix does, and
-is not computed a second time.
+Generated one by one these are t(t−1)/2 tokens for a sentence. Here all prefixes of all sentences of a batch are
+completed in lockstep: at position p every active row has length p, so there is neither padding nor a mask. The row of
+prefix p starts with the cache of one forward pass over the sentence, which also gives the first token of every
+completion. A prefix whose first generated token is the next token of the sentence continues exactly as the next longer
+prefix does, and is not computed a second time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from pythia_dynamics.device import cached_positions_budget, free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
 from pythia_dynamics.evaluation.lockstep import LockstepCache
-from pythia_dynamics.evaluation.products import quick_linear_layers
+from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
+from pythia_dynamics.evaluation.products import transposed_linear_layers
 from pythia_dynamics.evaluation.scoring import head_of, head_statistics, right_pad, summarise, valid_sentences
 
 __all__ = ["Completion", "Unmasking", "cached_positions", "illustrate", "prefix_curves", "unmask", "unmask_row"]
@@ -38,10 +38,16 @@ _Number = TypeVar("_Number", np.int64, np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Unmasking:
-    """All completions of one sentence of t tokens; row k − 1 is that of the prefix of k tokens. Shape (t − 1, t).
+    """All completions of one sentence of t tokens; each array has shape (t − 1, t).
 
-    `tokens` holds prefix and completion; `nll` and `entropy` (nats, float32) are those of the model when it
-    generated the token, and NaN where the token was given. A sentence of fewer than two tokens has no rows.
+    Row k − 1 belongs to the prefix of k tokens. A sentence of fewer than two tokens has no rows.
+
+    Parameters
+    ----------
+    tokens
+        Prefix and completion, int64.
+    nll, entropy
+        Of the model when it generated the token, nats, float32; NaN where the token was given.
     """
 
     tokens: NDArray[np.int64]
@@ -54,14 +60,26 @@ class Unmasking:
         return int(self.tokens.shape[0])
 
     def per_prefix(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Sum of `nll` or `entropy` over the generated tokens of each prefix length; shape (t − 1,), float64."""
+        """Sums of `nll` or `entropy` over the generated tokens, by prefix length; shape (t − 1,), float64."""
         generated = np.triu(np.ones(values.shape, np.bool_), k=1)
         return np.asarray(np.where(generated, values, 0).sum(axis=1, dtype=np.float64), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One line of the paper's Fig 5: the words given, what the model made of them, and how sure it was (nats)."""
+    """One line of the paper's Fig 5.
+
+    Parameters
+    ----------
+    prefix
+        Number of tokens given.
+    given, generated
+        Text of the prefix, and what the model added to it.
+    perplexity
+        Of the generated tokens.
+    entropy
+        Mean entropy of the generated tokens, nats.
+    """
 
     prefix: int
     given: str
@@ -72,7 +90,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class _Statistics:
-    """Tokens, NLL and entropy, on the host, of equal shape."""
+    """Tokens, NLL and entropy (nats) on the host, of equal shape."""
 
     tokens: NDArray[np.int64]
     nll: NDArray[np.float32]
@@ -81,7 +99,7 @@ class _Statistics:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The completions to compute, in order of birth: the sentence of each, its prefix length, its last index."""
+    """The completions to compute, in order of prefix length: sentence, prefix length and last index of each."""
 
     sentence: NDArray[np.int64]
     prefix: NDArray[np.int64]
@@ -89,28 +107,47 @@ class _Rows:
 
 
 def cached_positions(count: int, width: int) -> int:
-    """Key-value positions that `count` sentences of `width` tokens hold at once: theirs and those of every prefix."""
+    """Key-value positions that `count` sentences of `width` tokens hold at once: a row of `width` for each prefix."""
     return count * width * width
 
 
 def unmask(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None
 ) -> list[Unmasking]:
-    """Complete every prefix of every sentence; token for token what `generate` gives prefix by prefix.
+    """Complete every prefix of every sentence, with the tokens that `generate` gives for each prefix alone.
 
-    `sequences` are token ids no longer than the model's context, `batch_tokens` bounds the key-value positions held
-    at once (default: what fits in 1 GiB, or in half of a GPU's free memory). Where the two likeliest tokens differ by
-    less than the rounding of a matrix product, either may come out, as in `generate` itself at another batch size.
+    Where the logits of the two likeliest tokens differ by less than the rounding of a matrix product, either may be
+    taken, as in `generate` itself at another batch size.
+
+    Parameters
+    ----------
+    model
+        A model in evaluation mode.
+    sequences
+        Token ids of each sentence, no longer than the model's context.
+    batch_tokens
+        Bound on the key-value positions held at once; None takes what fits in 1 GiB, or in half of the free memory of
+        a GPU. It is halved when memory is short.
+
+    Returns
+    -------
+    list of Unmasking
+        One for each sentence.
+
+    Raises
+    ------
+    PythiaDynError
+        When a single sentence does not fit in memory.
     """
     device = head_of(model).weight.device
     results = [_empty(sequence) for sequence in sequences]
     work = [i for i, sequence in enumerate(sequences) if len(sequence) > 1]
 
     def evaluate(batch: Batch) -> list[Unmasking]:
-        return list(_lockstep(model, [sequences[work[i]] for i in batch.members], device))
+        return list(_complete_batch(model, [sequences[work[i]] for i in batch.members], device))
 
     budget = batch_tokens or cached_positions_budget(device, _bytes_per_position(model))
-    with torch.inference_mode(), quick_linear_layers(model, but=head_of(model)):
+    with torch.inference_mode(), transposed_linear_layers(model, exclude=head_of(model)):
         for batch, done in evaluate_in_batches(
             [len(sequences[i]) for i in work],
             budget,
@@ -130,12 +167,15 @@ def _empty(sequence: Sequence[int]) -> Unmasking:
 
 
 def _bytes_per_position(model: PreTrainedModel) -> int:
+    """Size of the keys and values of one position in all layers."""
     config = model.config
     itemsize = head_of(model).weight.element_size()
     return int(2 * config.num_hidden_layers * config.hidden_size * itemsize)
 
 
-def _lockstep(model: PreTrainedModel, sentences: Sequence[Sequence[int]], device: torch.device) -> Iterator[Unmasking]:
+def _complete_batch(
+    model: PreTrainedModel, sentences: Sequence[Sequence[int]], device: torch.device
+) -> Iterator[Unmasking]:
     """Complete all prefixes of a batch of sentences, each of at least two tokens."""
     lengths = np.array([len(sentence) for sentence in sentences])
     count, width = len(sentences), int(lengths.max())
@@ -152,22 +192,22 @@ def _lockstep(model: PreTrainedModel, sentences: Sequence[Sequence[int]], device
         after.entropy.view(count, width - 1).cpu().numpy(),
     )
     given = tokens.cpu().numpy()
-    leaves = first.tokens != given[:, 1:]
-    rows = _rows_to_compute(lengths, leaves)
-    computed = _run(model, cache, rows, width, top)
+    diverges = first.tokens != given[:, 1:]
+    rows = _rows_to_compute(lengths, diverges)
+    computed = _generate(model, cache, rows, width, top)
     for s, t in enumerate(lengths):
-        yield _assemble(s, given[s, :t], leaves[s], first, rows, computed)
+        yield _assemble(s, given[s, :t], diverges[s], first, rows, computed)
 
 
-def _rows_to_compute(lengths: NDArray[np.int64], leaves: NDArray[np.bool_]) -> _Rows:
-    """Prefixes whose completion leaves the sentence at its first token and goes on after it."""
-    prefix = np.arange(1, leaves.shape[1] + 1)
-    wanted = leaves & (prefix < lengths[:, None] - 1)
-    birth, sentence = np.nonzero(wanted.T)
-    return _Rows(sentence, birth + 1, lengths[sentence] - 1)
+def _rows_to_compute(lengths: NDArray[np.int64], diverges: NDArray[np.bool_]) -> _Rows:
+    """Prefixes whose completion differs from the sentence at its first token and has further tokens."""
+    prefix = np.arange(1, diverges.shape[1] + 1)
+    wanted = diverges & (prefix < lengths[:, None] - 1)
+    index, sentence = np.nonzero(wanted.T)
+    return _Rows(sentence, index + 1, lengths[sentence] - 1)
 
 
-def _run(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: int, top: torch.Tensor) -> _Statistics:
+def _generate(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: int, top: torch.Tensor) -> _Statistics:
     """Generate all rows in lockstep; column p of the results, shape (rows, width), belongs to the token at p."""
     device, total = top.device, len(rows.prefix)
     if not total:
@@ -176,26 +216,26 @@ def _run(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: int, t
     tokens = torch.zeros((total, width), dtype=torch.int64, device=device)
     nll, entropy = torch.zeros((total, width), device=device), torch.zeros((total, width), device=device)
     sentence = torch.from_numpy(rows.sentence).to(device)
-    lockstep = LockstepCache(cache, _most_alive(rows, width), width - 1)
-    alive = np.zeros(0, np.int64)
-    index = torch.from_numpy(alive).to(device)
+    lockstep = LockstepCache(cache, _max_active(rows, width), width - 1)
+    active = np.zeros(0, np.int64)  # rows being generated, and the same on the device
+    index = torch.from_numpy(active).to(device)
     current = tokens[:0, 0]
     for position in range(int(rows.prefix[0]), width - 1):
-        done = rows.last[alive] == position
+        done = rows.last[active] == position
         if done.any():
             kept = torch.from_numpy(np.flatnonzero(~done)).to(device)
             lockstep.keep(kept)
-            alive, index, current = alive[~done], index[kept], current[kept]
-        newest = np.searchsorted(rows.prefix, [position, position + 1])
-        born = None
-        if newest[0] < newest[1]:
-            fresh = torch.arange(newest[0], newest[1], device=device)
-            born = sentence[fresh]
-            alive, index = np.concatenate([alive, np.arange(*newest)]), torch.cat([index, fresh])
-            current = torch.cat([current, top[born, position - 1]])
-        if not alive.size:
+            active, index, current = active[~done], index[kept], current[kept]
+        starting = np.searchsorted(rows.prefix, [position, position + 1])
+        sentences = None
+        if starting[0] < starting[1]:
+            new = torch.arange(starting[0], starting[1], device=device)
+            sentences = sentence[new]
+            active, index = np.concatenate([active, np.arange(*starting)]), torch.cat([index, new])
+            current = torch.cat([current, top[sentences, position - 1]])
+        if not active.size:
             continue
-        lockstep.begin(position, born)
+        lockstep.begin(position, sentences)
         states = model.base_model(input_ids=current[:, None], past_key_values=lockstep, use_cache=True)
         statistics = head_statistics(model, states.last_hidden_state[:, 0])
         current = statistics.top
@@ -205,8 +245,8 @@ def _run(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: int, t
     return _Statistics(tokens.cpu().numpy(), nll.cpu().numpy(), entropy.cpu().numpy())
 
 
-def _most_alive(rows: _Rows, width: int) -> int:
-    """The largest number of rows that live at one position."""
+def _max_active(rows: _Rows, width: int) -> int:
+    """The largest number of rows that are active at one position."""
     change = np.bincount(rows.prefix, minlength=width + 1) - np.bincount(rows.last, minlength=width + 1)
     return int(np.cumsum(change).max())
 
@@ -214,19 +254,19 @@ def _most_alive(rows: _Rows, width: int) -> int:
 def _assemble(
     s: int,
     given: NDArray[np.int64],
-    leaves: NDArray[np.bool_],
+    diverges: NDArray[np.bool_],
     first: _Statistics,
     rows: _Rows,
     computed: _Statistics,
 ) -> Unmasking:
-    """Put the completions of sentence `s` together.
+    """The completions of sentence `s`.
 
-    The completion of prefix k follows the sentence up to the first prefix m ≥ k at which the model leaves it: up to
-    column m it is what the one forward pass predicted, from there on the computed row of prefix m.
+    The completion of prefix k follows the sentence up to the first prefix m ≥ k at which the model diverges from it: up
+    to column m it is the prediction of the forward pass over the sentence, after it the computed row of prefix m.
     """
     t = given.shape[0]
     prefix, column = np.arange(1, t)[:, None], np.arange(t)[None, :]
-    stops = np.where(leaves[: t - 1], np.arange(1, t), t - 1)
+    stops = np.where(diverges[: t - 1], np.arange(1, t), t - 1)
     m = np.minimum.accumulate(stops[::-1])[::-1][:, None]
     row_of = np.zeros(t, np.int64)
     own = np.flatnonzero(rows.sentence == s)
@@ -235,8 +275,8 @@ def _assemble(
     before = np.broadcast_to(np.maximum(column - 1, 0), from_forward.shape)
 
     def merge(forward: NDArray[_Number], generated: NDArray[_Number]) -> NDArray[_Number]:
-        ahead = forward[s][before]
-        return np.where(from_forward, ahead, generated[row_of[m], column]) if own.size else ahead
+        predicted = forward[s][before]
+        return np.where(from_forward, predicted, generated[row_of[m], column]) if own.size else predicted
 
     is_given = column < prefix
     return Unmasking(
@@ -247,6 +287,7 @@ def _assemble(
 
 
 def _sums(results: Sequence[Unmasking]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """NLL, entropy and number of all tokens generated for each sentence."""
     nll = np.array([result.per_prefix(result.nll).sum() for result in results])
     entropy = np.array([result.per_prefix(result.entropy).sum() for result in results])
     tokens = np.array([result.prefixes * (result.prefixes + 1) // 2 for result in results], dtype=np.int64)
@@ -254,17 +295,27 @@ def _sums(results: Sequence[Unmasking]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def unmask_row(results: Sequence[Unmasking]) -> dict[str, float]:
-    """One row of ``perplexity-unmask.csv``; see `summarise` for what the columns mean.
+    """One row of ``perplexity-unmask.csv``; `summarise` explains the columns.
 
-    A sentence's NLL is the mean over all t(t−1)/2 tokens generated for all of its prefixes.
+    The tokens of a sentence are the t(t−1)/2 tokens generated for all of its prefixes.
     """
     return summarise(*_sums(results))
 
 
 def prefix_curves(results: Sequence[Unmasking]) -> dict[str, NDArray[np.float64]]:
-    """By prefix length k = 1 … K: means over valid sentences with t > k of their NLL and entropy per generated token.
+    """Means over sentences by prefix length k = 1 … K, where K is that of the longest sentence.
 
-    Keys ``nll_mean``, ``entropy`` (nats) and ``sentences`` (how many); a length that no sentence has is NaN.
+    Parameters
+    ----------
+    results
+        From `unmask`.
+
+    Returns
+    -------
+    dict
+        Arrays of shape (K,), float64: ``nll_mean`` and ``entropy`` (nats), means over the valid sentences of more than
+        k tokens of their NLL and entropy per generated token, NaN where there is no such sentence; ``sentences``, the
+        number of these sentences.
     """
     nll, _, tokens = _sums(results)
     valid = valid_sentences(nll, tokens)
@@ -286,7 +337,17 @@ def prefix_curves(results: Sequence[Unmasking]) -> dict[str, NDArray[np.float64]
 def illustrate(
     model: PreTrainedModel, tokens: Sequence[int], decode: Callable[[Sequence[int]], str]
 ) -> list[Completion]:
-    """The completions of one phrase, prefix by prefix: the paper's Fig 5."""
+    """The completions of one phrase from each of its prefixes: the paper's Fig 5.
+
+    Parameters
+    ----------
+    model
+        A model in evaluation mode.
+    tokens
+        The phrase, at least two token ids.
+    decode
+        Text of token ids.
+    """
     (result,) = unmask(model, [tokens])
     generated = np.arange(result.prefixes, 0, -1)
     nll = result.per_prefix(result.nll) / generated

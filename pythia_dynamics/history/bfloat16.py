@@ -1,9 +1,9 @@
-"""bfloat16 as a Zarr v3 data type, so that such checkpoints are stored without loss.
+"""bfloat16 as a Zarr v3 data type, so that bfloat16 checkpoints are stored without loss.
 
-zarr-python has no bfloat16 of its own but a registry for others' data types: importing this module registers one
-that reads as `ml_dtypes.bfloat16`. (Its entry-point group ``zarr.data_type`` is collected but never loaded in zarr
-3.1, so plain ``zarr.open`` of a bfloat16 array needs this import first.) The name and the encoding are those of the
-zarr-extensions registry, which TensorStore reads natively.
+zarr-python does not have bfloat16, but a registry for further data types. Importing this module registers one that
+reads as `ml_dtypes.bfloat16`. Plain ``zarr.open`` of a bfloat16 array needs this import first, since zarr 3.1 collects
+its entry-point group ``zarr.data_type`` but never loads it. The name and the encoding are those of the zarr-extensions
+registry, which TensorStore reads without any addition.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _NATIVE = np.dtype(ml_dtypes.bfloat16)
 
 @dataclass(frozen=True, kw_only=True)
 class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
-    """The Zarr v3 data type ``bfloat16``; little-endian only, as every machine we run on."""
+    """The Zarr v3 data type ``bfloat16``, little-endian only. The methods are those of `zarr.dtype.ZDType`."""
 
     _zarr_v3_name: ClassVar[Literal["bfloat16"]] = "bfloat16"
     dtype_cls = type(_NATIVE)
 
     @classmethod
     def from_native_dtype(cls, dtype: Any) -> Self:
-        """The Zarr data type of NumPy's; only `ml_dtypes.bfloat16` is taken."""
+        """The Zarr data type of `ml_dtypes.bfloat16`. Raises `DataTypeValidationError` for any other `dtype`."""
         if dtype != _NATIVE:
             raise DataTypeValidationError(f"not a bfloat16 data type: {dtype}")
         return cls()
 
     def to_native_dtype(self) -> Any:
-        """NumPy's name for it."""
+        """The NumPy dtype `ml_dtypes.bfloat16`."""
         return _NATIVE
 
     @classmethod
@@ -52,7 +52,7 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         return cls()
 
     def to_json(self, zarr_format: Literal[2, 3]) -> Any:
-        """Its name in ``zarr.json``."""
+        """The name in ``zarr.json``. Raises `DataTypeValidationError` for a `zarr_format` of 2."""
         if zarr_format == 2:
             raise DataTypeValidationError("bfloat16 is a data type of Zarr v3 only")
         return self._zarr_v3_name
@@ -61,7 +61,7 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         return isinstance(data, (int, float, np.floating, np.integer, ml_dtypes.bfloat16))
 
     def cast_scalar(self, data: object) -> Any:
-        """A bfloat16 scalar of a number."""
+        """A number as a bfloat16 scalar. Raises `TypeError` for anything else."""
         if not self._check_scalar(data):
             raise TypeError(f"cannot make a bfloat16 of {data!r}")
         return _NATIVE.type(data)
@@ -71,11 +71,11 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         return _NATIVE.type(0)
 
     def from_json_scalar(self, data: Any, *, zarr_format: Literal[2, 3]) -> Any:
-        """A fill value: a number, or NaN and the infinities by name."""
+        """A fill value from JSON: a number, or ``NaN``, ``Infinity``, ``-Infinity``."""
         return _NATIVE.type(float(data))
 
     def to_json_scalar(self, data: Any, *, zarr_format: Literal[2, 3]) -> Any:
-        """A fill value as JSON: a number, or NaN and the infinities by name."""
+        """A fill value as JSON: a number, or ``NaN``, ``Infinity``, ``-Infinity``."""
         value = float(data)
         if math.isnan(value):
             return "NaN"

@@ -1,4 +1,4 @@
-"""The directory of weight stores: which models are in it, and the history of one of them."""
+"""The cache, a directory of weight stores: which models are in it, and the history of one of them."""
 
 from __future__ import annotations
 
@@ -7,49 +7,104 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics.checkpoints.registry import Model, parse_steps, resolve
-from pythia_dynamics.errors import StoreError
+from pythia_dynamics.errors import StoreError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
 
-__all__ = ["as_history", "cache_directory", "cached", "find_model", "open_history", "store_path"]
+__all__ = ["DEMO", "as_history", "cache_directory", "cached", "find_model", "open_history", "store_path"]
+
+DEMO = "demo"
+"""Name of the suite, the store and the results that ``pythia-dyn demo`` makes."""
 
 
 def cache_directory(cache: Path | str | None = None) -> Path:
-    """Where stores are kept: the argument, else the environment's ``PYTHIA_DYN_CACHE``, else ``cache``."""
+    """The directory of the stores.
+
+    Parameters
+    ----------
+    cache
+        A directory. Default: the environment's ``PYTHIA_DYN_CACHE``, else ``cache``.
+    """
     return Path(cache or os.environ.get("PYTHIA_DYN_CACHE") or "cache")
 
 
 def cached(cache: Path | str | None = None) -> tuple[str, ...]:
-    """Names of the stores in the cache, sorted."""
-    return tuple(sorted(path.name.removesuffix(".zarr") for path in cache_directory(cache).glob("[!.]*.zarr")))
+    """Names of the stores in the cache, sorted. `cache` as for `cache_directory`."""
+    paths = cache_directory(cache).glob("[!.]*.zarr")
+    return tuple(sorted(path.name.removesuffix(".zarr") for path in paths if Store.exists(path)))
 
 
 def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
-    """The model a name stands for: that of a store in the cache, else as `pythia_dynamics.resolve`."""
-    here = cached(cache)
-    if str(model) in here:
+    """The model that a name means.
+
+    Parameters
+    ----------
+    model
+        The name of a store in the cache, or what `pythia_dynamics.resolve` takes: an alias, a repository id, or a
+        directory of checkpoints.
+    cache
+        As for `cache_directory`.
+
+    Raises
+    ------
+    UnknownNameError
+        It is none of these; the message names the nearest stores and aliases.
+    StoreError
+        The demo is meant and was not run, or the store of that name is damaged.
+    """
+    names = cached(cache)
+    if str(model) in names:
         return resolve(Store.open(store_path(str(model), cache)).source)
-    return resolve(model, known=here)
+    try:
+        return resolve(model, known=names)
+    except UnknownNameError:
+        if str(model) != DEMO:
+            raise
+        raise StoreError(f"{DEMO} is not in {cache_directory(cache)}/: `pythia-dyn demo` makes it") from None
 
 
 def store_path(name: str, cache: Path | str | None = None) -> Path:
-    """Where the store of a model of that name is, or would be."""
+    """The path of the store of a model, existing or not.
+
+    Parameters
+    ----------
+    name
+        `Model.name`.
+    cache
+        As for `cache_directory`.
+    """
     return cache_directory(cache) / f"{name}.zarr"
 
 
 def open_history(
     model: str | Path, tensor: str | None = None, *, cache: Path | str | None = None, steps: str | None = None
 ) -> History:
-    """The history of a model that has been fetched: an alias, a repository id, the name of a store or its path.
+    """The history of a tensor of a model that is in the cache. Nothing is fetched and no weights are read yet.
 
-    `steps` as on the command line (``paper``, ``all``, ``1000,2000``, ``1000:9000:1000``) leaves out the others.
+    Parameters
+    ----------
+    model
+        An alias, a repository id, the name of a store, or the path of one (``….zarr``).
+    tensor
+        Name of a tensor in the store. Default: as for `History.from_store`.
+    cache
+        As for `cache_directory`.
+    steps
+        The steps to keep, as on the command line: ``paper``, ``all``, ``1000,2000``, ``1000:9000:1000``. Default: all.
+
+    Raises
+    ------
+    StoreError
+        The model is not in the cache, or its store is empty or damaged.
+    UnknownNameError
+        There is no model, tensor or step of that name.
     """
     path = Path(model)
     if path.suffix != ".zarr":
-        here = cached(cache)
-        path = store_path(str(model) if str(model) in here else resolve(model, known=here).name, cache)
-        if not path.exists():
-            stores = f"; there: {', '.join(here)}" if here else ""
+        names = cached(cache)
+        path = store_path(str(model) if str(model) in names else find_model(model, cache).name, cache)
+        if not Store.exists(path):
+            stores = f"; there: {', '.join(names)}" if names else ""
             raise StoreError(f"{model} is not in {path.parent}{stores}; run pythia-dyn fetch --model {model}")
     history = History.from_store(Store.open(path), tensor)
     chosen = parse_steps(steps) if steps is not None else None
@@ -57,7 +112,19 @@ def open_history(
 
 
 def as_history(source: Any) -> History:
-    """What analyses take as a history: one already, the name or path of a fetched model, or an array (T, V, D)."""
+    """What a measure was given, as a history.
+
+    Parameters
+    ----------
+    source
+        A `History`; the name or path of a model that is in the cache, as for `open_history`; or an array of shape
+        (T, V, D), as for `History.from_array`.
+
+    Raises
+    ------
+    PythiaDynError
+        As `open_history` and `History.from_array`.
+    """
     if isinstance(source, History):
         return source
     if isinstance(source, (str, Path)):

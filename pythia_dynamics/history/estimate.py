@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pythia_dynamics.checkpoints.layout import FIRST_HEADER, FIRST_TAIL, Memory
-from pythia_dynamics.checkpoints.open import open_source
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model, resolve
+from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model
 from pythia_dynamics.checkpoints.source import AccessError, Source, checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.cache import store_path
+from pythia_dynamics.history.request import REGISTRY, FetchRequest
 from pythia_dynamics.history.store import Store, TensorSpec
-from pythia_dynamics.history.survey import held_steps, survey, wanted_steps
+from pythia_dynamics.history.survey import stored_steps, survey
 
-__all__ = ["REGISTRY", "FetchPlan", "estimate", "preview"]
-
+__all__ = ["FetchPlan", "preview"]
 
 _WORKER_BYTES = 4 * 2**20
+"""Upper bound of what one worker needs for a published Pythia checkpoint: a piece of at most 1 MiB that is being
+written, and the header or the pickle of the file with what is parsed from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchPlan:
-    """What a fetch would cost: requests as the Hub counts them, bytes of the network and of the disk.
+    """What a fetch would cost. All sizes are in bytes.
 
-    Of `steps` that are asked for, `present` are in the store, `missing` the source does not have, and `revisions` are
-    to be fetched. `full_bytes` is what whole checkpoints of these would take. `note` says where the sizes are from, if
-    not from the files themselves.
+    Parameters
+    ----------
+    steps
+        Number of requested steps.
+    present
+        How many of them are in the store.
+    missing
+        How many of them the source does not have.
+    revisions
+        How many of them are to be fetched.
+    requests
+        File requests, as the Hub's rate limit counts them.
+    api_requests
+        Requests to the Hub's API.
+    tensor_bytes
+        Size of the tensors to be fetched.
+    bytes
+        Size of all that is transferred: the tensors and the headers read to find them.
+    full_bytes
+        Size of the whole checkpoints of these revisions.
+    disk_bytes
+        Size of the chunks that are written.
+    note
+        Where the sizes are from, if not from the files themselves.
     """
 
     steps: int
@@ -44,120 +65,117 @@ class FetchPlan:
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes that need not be moved."""
+        """Bytes of the whole checkpoints that are not transferred."""
         return max(0, self.full_bytes - self.bytes)
 
     @staticmethod
     def memory_bytes(workers: int = 8) -> int:
-        """Memory the fetch takes beside the interpreter: pieces in flight, headers and pickles of so many at once."""
+        """Memory of a fetch with so many `workers`, without that of the Python interpreter."""
         return workers * _WORKER_BYTES
 
     def seconds(self, bandwidth: float, *, latency: float = 0.1, workers: int = 8) -> float:
-        """Time it takes at `bandwidth` bytes/s, with `latency` seconds to each answer."""
+        """Estimated duration: the longer of transferring the bytes and of waiting for the answers.
+
+        Parameters
+        ----------
+        bandwidth
+            Bytes per second of all connections together.
+        latency
+            Seconds until an answer begins. A file request takes two, since the Hub redirects it. The default is that
+            of a distant server.
+        workers
+            Requests at once.
+        """
         return max(self.bytes / bandwidth, self.requests * 2 * latency / workers)
 
 
-def estimate(
-    sizes: Sequence[int], *, steps: int, present: int, missing: int, layout: str, checkpoint_bytes: int, note: str = ""
-) -> FetchPlan:
-    """The plan for tensors of these `sizes` in bytes, in `steps` revisions whose files take `checkpoint_bytes` each."""
-    revisions = max(0, steps - present - missing)
-    per_revision = 2 if layout.endswith("shards") else 1
-    headers = FIRST_HEADER if layout.startswith("safetensors") else FIRST_TAIL
-    tensors = revisions * sum(sizes)
-    return FetchPlan(
-        steps=steps,
-        present=present,
-        missing=missing,
-        revisions=revisions,
-        requests=revisions * per_revision,
-        api_requests=1,
-        tensor_bytes=tensors,
-        bytes=tensors + revisions * per_revision * headers,
-        full_bytes=revisions * checkpoint_bytes,
-        disk_bytes=tensors,
-        note=note,
-    )
+def preview(model: str | Path | Model | FetchRequest, **options: Any) -> FetchPlan:
+    """What `download` of the same request would cost, from the headers of one revision and two API requests.
 
+    If the Hub cannot be reached, or the source is ``"registry"``, the size of W_U of a Pythia model is taken from the
+    registry; `FetchPlan.note` says so.
 
-REGISTRY = "registry"
-"""A source for plans alone: what the registry says, no network."""
+    Parameters
+    ----------
+    model
+        As for `FetchRequest`, or a `FetchRequest`.
+    **options
+        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `pattern`.
 
-
-def preview(
-    model: str | Path | Model,
-    *,
-    source: str | Source = "hub",
-    steps: str | Iterable[int] | None = None,
-    tensors: str | Sequence[str] = (UNEMBEDDING,),
-    cache: str | Path | None = None,
-    pattern: str | None = None,
-) -> FetchPlan:
-    """What `download` with the same arguments would cost, from the headers of one revision and two API requests.
-
-    Where the Hub cannot be reached, or with `REGISTRY` as the source, W_U of a Pythia model is estimated from the
-    registry's shapes; `FetchPlan.note` says so. Raises as `download`.
+    Raises
+    ------
+    PythiaDynError
+        As `download`; or the registry does not know the tensors.
     """
-    found = model if isinstance(model, Model) else resolve(model)
-    patterns = (tensors,) if isinstance(tensors, str) else tuple(tensors)
-    wanted, _ = wanted_steps(found, steps)
-    if source == REGISTRY:
-        sizes = _registered(found, wanted, patterns, "from the registry's shapes")
+    request = FetchRequest.of(model, options)
+    if request.source == REGISTRY:
+        sizes = _sizes_from_registry(request, "from the registry's shapes")
     else:
-        opened = open_source(found, source, pattern=pattern) if isinstance(source, str) else source
+        source = request.open_source()
         try:
-            sizes = _stated(opened, wanted, patterns)
+            sizes = _sizes_from_headers(request, source)
         except AccessError as error:
-            if not _is_registered(found, patterns):
+            if not _in_registry(request):
                 raise
-            sizes = _registered(found, wanted, patterns, f"from the registry's shapes: {error}")
-    path = store_path(found.name, cache)
+            sizes = _sizes_from_registry(request, f"from the registry's shapes: {error}")
     present = set(sizes.steps)
     for spec in sizes.specs:
-        present &= held_steps(Store.open(path), spec) if path.is_dir() else set()
-    return estimate(
-        [spec.nbytes for spec in sizes.specs],
-        steps=len(sizes.steps),
-        present=len(present),
-        missing=sizes.missing,
-        layout=sizes.layout,
-        checkpoint_bytes=sizes.checkpoint_bytes,
-        note=sizes.note,
-    )
+        present &= stored_steps(Store.open(request.path), spec) if Store.exists(request.path) else set()
+    return sizes.plan(len(present))
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What a plan is made from: the steps asked for, those the source lacks, the tensors and files of one revision."""
+    """The requested steps, how many of them the source lacks, and the tensors and files of one revision."""
 
     steps: tuple[int, ...]
     missing: int
     specs: tuple[TensorSpec, ...]
-    layout: str
+    layout: Layout
     checkpoint_bytes: int
     note: str = ""
 
+    def plan(self, present: int) -> FetchPlan:
+        """The plan, when so many of the steps are in the store."""
+        revisions = max(0, len(self.steps) - present - self.missing)
+        requests = revisions * self.layout.files_read
+        tensor_bytes = revisions * sum(spec.nbytes for spec in self.specs)
+        return FetchPlan(
+            steps=len(self.steps),
+            present=present,
+            missing=self.missing,
+            revisions=revisions,
+            requests=requests,
+            api_requests=1,
+            tensor_bytes=tensor_bytes,
+            bytes=tensor_bytes + requests * self.layout.first_read_bytes,
+            full_bytes=revisions * self.checkpoint_bytes,
+            disk_bytes=tensor_bytes,
+            note=self.note,
+        )
 
-def _stated(source: Source, wanted: tuple[int, ...] | None, patterns: tuple[str, ...]) -> _Sizes:
-    """What the headers and the file list of the first readable revision say."""
+
+def _sizes_from_headers(request: FetchRequest, source: Source) -> _Sizes:
+    """The sizes that the headers and the file list of the first readable revision state."""
     revisions = source.revisions()
-    steps = tuple(revisions) if wanted is None else wanted
-    there = [revisions[step] for step in steps if step in revisions]
-    memory = Memory()
-    surveyed = survey(source, there, patterns, memory=memory)
+    steps = tuple(revisions) if request.wanted is None else request.wanted
+    available = [revisions[step] for step in steps if step in revisions]
+    cache = LayoutCache()
+    surveyed = survey(source, available, request.patterns, cache=cache)
     files = source.files(surveyed.revision)
-    whole = sum(files[name] for name in checkpoint_files(files))
-    return _Sizes(steps, len(steps) - len(there), surveyed.specs, memory.layouts[0], whole)
+    checkpoint_bytes = sum(files[name] for name in checkpoint_files(files))
+    return _Sizes(steps, len(steps) - len(available), surveyed.specs, cache.layouts[0], checkpoint_bytes)
 
 
-def _is_registered(model: Model, patterns: tuple[str, ...]) -> bool:
-    return model.is_pythia and patterns == (UNEMBEDDING,)
+def _in_registry(request: FetchRequest) -> bool:
+    return request.resolved.is_pythia and request.patterns == (UNEMBEDDING,)
 
 
-def _registered(model: Model, wanted: tuple[int, ...] | None, patterns: tuple[str, ...], note: str) -> _Sizes:
-    """What the registry says of W_U of a Pythia model."""
+def _sizes_from_registry(request: FetchRequest, note: str) -> _Sizes:
+    """The sizes of W_U of a Pythia model, from the shapes of the registry."""
+    model = request.resolved
     shape = model.architecture
-    if shape is None or not _is_registered(model, patterns):
+    if shape is None or not _in_registry(request):
         raise PythiaDynError(f"the registry knows {UNEMBEDDING} of Pythia models only, not {model.name}")
     specs = (TensorSpec(UNEMBEDDING, "float16", (shape.vocab, shape.d_model)),)
-    return _Sizes(wanted or model.published_steps, 0, specs, "safetensors", shape.checkpoint_bytes, note)
+    return _Sizes(request.wanted or model.published_steps, 0, specs, Layout.SAFETENSORS, shape.checkpoint_bytes, note)

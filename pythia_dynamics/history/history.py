@@ -1,6 +1,7 @@
 """The history of one tensor: its values at every step, read in place.
 
-Where the weights came from is not visible here: a store written by fetch, by a training run, or an array in memory.
+A history is the same value whether the weights are in a store that `fetch` or a training run wrote, or in an array in
+memory.
 """
 
 from __future__ import annotations
@@ -19,19 +20,37 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError, UnknownNameError
-from pythia_dynamics.history.store import CHECKSUM_BYTES, Store
+from pythia_dynamics.history.chunk import CHECKSUM_BYTES
+from pythia_dynamics.history.store import DTYPES, Store
 
 __all__ = ["History", "Weights"]
-
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """One tensor at T steps, each a frame of `frame_shape`, usually (vocab, d_model).
+    """One tensor at T steps. The weights of one step are called a frame.
 
-    `steps` is int64 of shape (T,), strictly increasing. A step in `missing` (step → reason) has no frame. Frames of
-    a store are read-only memory maps of the chunk files: opening costs nothing, and pickling a history sends paths.
+    Make one with `pythia_dynamics.fetch`, `pythia_dynamics.open_history` or `from_array`. Frames of a store are
+    read-only memory maps of the chunk files: opening a history reads no weights, and pickling it sends paths.
+
+    Parameters
+    ----------
+    name
+        Name of the model or the array.
+    tensor
+        Name of the tensor.
+    steps
+        Step numbers; int64 of shape (T,), strictly increasing.
+    frame_shape
+        Shape of the weights at one step, usually (vocab, d_model).
+    dtype
+        dtype of the weights: float16, bfloat16, float32 or float64.
+    missing
+        The steps without weights, with the reason of each.
+    frames
+        For every step the file or the array with its weights, None where missing.
+    provenance
+        Where the weights are from: `source`, `tensor` and, from a store, `commits` and `missing` by step.
     """
 
     name: str
@@ -59,9 +78,22 @@ class History:
         return Weights(self)
 
     def frame(self, index: int) -> NDArray[Any] | None:
-        """The weights at ``steps[index]``, C-contiguous and read-only, or None where missing.
+        """The weights of one step.
 
-        Raises `IntegrityError` when the chunk file has gone or has the wrong length.
+        Parameters
+        ----------
+        index
+            Index into `steps`.
+
+        Returns
+        -------
+        array of shape `frame_shape`, or None
+            C-contiguous and read-only; None where the step is missing.
+
+        Raises
+        ------
+        IntegrityError
+            The chunk file does not exist or has the wrong length. (Its checksum is compared by ``verify`` only.)
         """
         source = self.frames[index]
         if source is None or isinstance(source, np.ndarray):
@@ -76,10 +108,23 @@ class History:
                 f"the weights of {self.name} at step {self.steps[index]} are damaged ({source} should have "
                 f"{size + CHECKSUM_BYTES} bytes, has {max(found, 0)}); run the fetch again to replace them"
             )
-        return _mapped(source, self.dtype, self.frame_shape)
+        return _memory_map(source, self.dtype, self.frame_shape)
 
     def at(self, step: int) -> NDArray[Any]:
-        """The weights at a step number. Raises when the step is unknown or missing."""
+        """The weights of one step.
+
+        Parameters
+        ----------
+        step
+            A step number.
+
+        Raises
+        ------
+        UnknownNameError
+            The history does not have the step.
+        PythiaDynError
+            The step is missing; the message gives the reason.
+        """
         matches = np.flatnonzero(self.steps == step)
         if not len(matches):
             raise UnknownNameError("step", step, self.steps.tolist(), where=self.name)
@@ -89,7 +134,18 @@ class History:
         return frame
 
     def select(self, steps: Collection[int]) -> History:
-        """The same history with only these steps. Raises `UnknownNameError` for one that is not there."""
+        """The same history with fewer steps.
+
+        Parameters
+        ----------
+        steps
+            The step numbers to keep, in any order.
+
+        Raises
+        ------
+        UnknownNameError
+            The history does not have one of them.
+        """
         known = {int(step): i for i, step in enumerate(self.steps)}
         for step in steps:
             if step not in known:
@@ -113,10 +169,26 @@ class History:
 
     @classmethod
     def from_store(cls, store: Store, tensor: str | None = None) -> History:
-        """The history of a tensor of a store (default: W_U, or the only one), steps in increasing order.
+        """The history of a tensor of a store.
 
-        Steps that were not fetched, or could not be, have no frame and a reason in `missing`. Raises
-        `UnknownNameError` for a tensor it does not have, `StoreError` for an empty store.
+        Parameters
+        ----------
+        store
+            An open store.
+        tensor
+            Name of the tensor. Default: W_U of a GPT-NeoX model, else the first name.
+
+        Returns
+        -------
+        History
+            All steps of the store in increasing order. A step without weights of this tensor is in `missing`.
+
+        Raises
+        ------
+        UnknownNameError
+            The store does not have the tensor.
+        StoreError
+            The store is empty.
         """
         specs = store.tensors
         if not specs:
@@ -153,18 +225,35 @@ class History:
         tensor: str = "weights",
         missing: Mapping[int, str] | None = None,
     ) -> History:
-        """A history of an array-like of shape (T, …), of a floating dtype of at most 64 bits.
+        """The history of an array in memory.
 
-        `steps` are strictly increasing integers (default: the coordinate `step` of a `DataArray`, else 0 … T−1);
-        `missing` names those whose frame is not to be used, as are those that are masked whole. Raises
-        `PythiaDynError` for other dtypes, shapes, masks or step orders.
+        Parameters
+        ----------
+        array
+            Shape (T, …), dtype float16, bfloat16, float32 or float64: of NumPy, torch, or a `DataArray` with a `step`
+            axis. A step of a masked array that is masked completely is missing.
+        steps
+            T strictly increasing integers. Default: the coordinate `step` of a `DataArray`, else 0 … T−1.
+        name
+            Name of the history, used in messages and for its results.
+        tensor
+            Name of the tensor.
+        missing
+            Further steps whose weights are not to be used, with the reason of each.
+
+        Raises
+        ------
+        PythiaDynError
+            The array has another dtype or shape or is masked in part, or the steps are not as described.
+        UnknownNameError
+            A step in `missing` is not in `steps`.
         """
         if steps is None and "step" in getattr(array, "coords", ()):
             array = array.transpose("step", ...)
             steps = array["step"].to_numpy()
         data = _as_numpy(array)
-        if data.dtype.name not in _FLOATS:
-            raise PythiaDynError(f"weights must be {', '.join(_FLOATS)}; got an array of {data.dtype}")
+        if data.dtype.name not in DTYPES:
+            raise PythiaDynError(f"weights must be {', '.join(DTYPES)}; got an array of {data.dtype}")
         if data.ndim < 2:
             raise PythiaDynError(f"weights must have shape (steps, …); got shape {data.shape}")
         if data.size == 0:
@@ -194,7 +283,13 @@ class History:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A history's frames as a lazy array: indexing reads only what is asked; missing frames are NaN."""
+    """The frames of a history as one lazy array. Indexing reads the frames it needs; missing ones are NaN.
+
+    Parameters
+    ----------
+    history
+        The history.
+    """
 
     history: History
 
@@ -205,12 +300,12 @@ class Weights:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """dtype of the source."""
+        """dtype of the weights."""
         return self.history.dtype
 
     @property
     def ndim(self) -> int:
-        """Number of axes, the step axis included."""
+        """Number of axes, with the step axis."""
         return len(self.shape)
 
     def __len__(self) -> int:
@@ -245,7 +340,7 @@ class Weights:
 
 
 def _as_numpy(array: Any) -> NDArray[Any]:
-    """An array-like as an array; a tensor of torch shares its memory, bfloat16 as well."""
+    """An array-like as a NumPy array. A tensor of torch on the CPU is not copied, bfloat16 included."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
         if str(array.dtype) == "torch.bfloat16":
@@ -255,7 +350,7 @@ def _as_numpy(array: Any) -> NDArray[Any]:
 
 
 def _masked(array: Any, steps: NDArray[Any]) -> dict[int, str]:
-    """The steps of a masked array that are masked whole; one that is masked in part has no meaning here."""
+    """The steps of a masked array that are masked completely. Raises for one that is masked in part."""
     if not np.ma.isMaskedArray(array):
         return {}
     masks = np.ma.getmaskarray(array).reshape(len(steps), -1)
@@ -265,10 +360,10 @@ def _masked(array: Any, steps: NDArray[Any]) -> dict[int, str]:
     return {int(step): "masked" for step, mask in zip(steps, masks, strict=True) if mask.all()}
 
 
-def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The weights at the beginning of a file, as a read-only memory map.
+def _memory_map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The weights at the start of a file, as a read-only memory map.
 
-    In huge pages, where the system has them for files: it reads ahead by 2 MB, and there are fewer pages to map.
+    Huge pages are requested, which Linux has for files of some file systems: fewer pages to map, and 2 MB of readahead.
     """
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

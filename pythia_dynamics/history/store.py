@@ -1,14 +1,14 @@
 """The memory-mapped weight store: a Zarr v3 group with one array per tensor and one uncompressed chunk per step.
 
-A chunk file is the raw little-endian tensor followed by its CRC-32C, so a memory map of it needs no copy, and zarr,
-xarray and TensorStore read it as well. Chunks and records appear whole or not at all; any number of threads and
-processes may write one store. Layout, for a tensor of shape (vocab, d_model)::
+A chunk file is the raw little-endian tensor followed by its CRC-32C. It can be mapped into memory without a copy, and
+zarr, xarray and TensorStore read it as well. Chunks and metadata appear complete or not at all; any number of threads
+and processes may write one store. Layout, for a tensor of shape (vocab, d_model)::
 
-    <name>.zarr/zarr.json                    attributes: format, source, tool version
+    <name>.zarr/zarr.json                    attributes: format, source, version of this package
     <name>.zarr/step/                        int64 coordinate, in order of arrival: sort before plotting
     <name>.zarr/<tensor>/zarr.json           attributes: `provenance` and `missing`, by step
     <name>.zarr/<tensor>/c/<index>/0/0       the chunk of steps[index]
-    .<name>.zarr.lock, .<name>.zarr.partial/ beside it: the writers' lock and their unfinished chunks
+    .<name>.zarr.lock, .<name>.zarr.partial/ beside it: the lock of the writers, and chunks that are being written
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -29,101 +30,134 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from pythia_dynamics import __version__
 from pythia_dynamics.errors import IntegrityError, StoreError, UnknownNameError
-from pythia_dynamics.files import atomic_file, remove_stale
+from pythia_dynamics.files import atomic_file, remove_stale, store_errors
 from pythia_dynamics.history.bfloat16 import BFloat16
+from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter
 
-__all__ = ["CHECKSUM_BYTES", "ChunkWriter", "Store", "TensorSpec"]
+__all__ = ["DTYPES", "Store", "TensorSpec"]
 
-CHECKSUM_BYTES = 4
-"""The CRC-32C that ends each chunk file."""
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": BFloat16().to_native_dtype(),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+"""The dtypes of a history, by the name that Zarr stores. float64 occurs in training only: fetch takes the others."""
 
 _FORMAT = 1
-_KEY = "pythia_dynamics"
-_VOCABULARY = ("embed_out.weight", "embed_in.weight", "lm_head.weight", "wte.weight", "embed_tokens.weight")
+"""Version of the layout above; a store of a later one is not opened."""
+
+_ATTRIBUTE = "pythia_dynamics"
+"""The key under which the group's own attributes are stored."""
+
+_POLL_SECONDS = 0.004
+"""Wait between two attempts to take the writers' lock. Writing one record takes about 4 ms, so a shorter wait would
+only use the processor."""
+
+_VOCABULARY_TENSORS = ("embed_out.weight", "embed_in.weight", "lm_head.weight", "wte.weight", "embed_tokens.weight")
+"""Ends of the names of tensors of shape (vocab, d_model)."""
+
 _UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", "step/c/*.partial")
-"""What zarr calls the metadata it is writing."""
+"""What zarr names metadata files while it writes them."""
+
 _SAFE_NAME = re.compile(r"\w[\w.-]*")
-_TAKEN = ("step", "zarr.json", "c")
-_BFLOAT16 = BFloat16().to_native_dtype()
+_RESERVED_NAMES = ("step", "zarr.json", "c")
+_NO_STEP = -1
+"""Fill value of the step coordinate."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a tensor is at every step: its name in the files, a dtype (float16, bfloat16, float32), its shape."""
+    """Name, dtype and shape of a tensor, the same at every step.
+
+    Parameters
+    ----------
+    name
+        Its name in the checkpoint files.
+    dtype
+        One of `DTYPES`.
+    shape
+        Its shape at one step, without the step axis.
+
+    Raises
+    ------
+    UnknownNameError
+        `dtype` is none of `DTYPES`.
+    StoreError
+        `name` cannot be the name of a folder in the store.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        # The name becomes a folder, and it comes from a file somebody else wrote.
-        if not _SAFE_NAME.fullmatch(self.name) or self.name in _TAKEN:
+        if self.dtype not in DTYPES:
+            raise UnknownNameError("dtype", self.dtype, DTYPES)
+        # The name becomes a folder, and it is read from a file of unknown origin.
+        if not _SAFE_NAME.fullmatch(self.name) or self.name in _RESERVED_NAMES:
             raise StoreError(f"a tensor cannot be stored under the name {self.name!r}")
 
     @property
     def nbytes(self) -> int:
         """Bytes of one step."""
-        return int(np.prod(self.shape, dtype=np.int64)) * _native(self.dtype).itemsize
+        return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype of its values in memory."""
-        return _native(self.dtype)
+        return DTYPES[self.dtype]
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """Names of the axes of the stored array; xarray wants equal names to mean equal lengths."""
-        if len(self.shape) == 2 and self.name.endswith(_VOCABULARY):
+        """Names of the axes of the stored array. xarray requires axes of equal name to have equal lengths."""
+        if len(self.shape) == 2 and self.name.endswith(_VOCABULARY_TENSORS):
             return ("step", "vocab", "d_model")
         return ("step", *(f"{self.name}.{axis}" for axis in range(len(self.shape))))
 
 
-@dataclass
-class ChunkWriter:
-    """Takes the bytes of one chunk in order. Not for use after its context has ended."""
-
-    file: IO[bytes] = field(repr=False)
-    expected: int
-    written: int = 0
-    _checksum: Any = field(default_factory=google_crc32c.Checksum, repr=False)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes. Raises `IntegrityError` when they are more than the tensor has."""
-        view = memoryview(data).cast("B")
-        self.written += len(view)
-        if self.written > self.expected:
-            raise IntegrityError(f"more than the tensor's {self.expected} bytes arrived")
-        self._checksum.update(bytes(view) if not isinstance(data, bytes) else data)
-        self.file.write(view)
-
-    def finish(self) -> None:
-        """End the chunk with its checksum."""
-        if self.written != self.expected:
-            raise IntegrityError(f"{self.written} of the tensor's {self.expected} bytes arrived")
-        self.file.write(int.from_bytes(self._checksum.digest(), "big").to_bytes(CHECKSUM_BYTES, "little"))
-
-
 class Store:
-    """One model's weights on disk. Open it with `Store.open` or `Store.create`."""
+    """The weights of one model on disk. Use `Store.open` or `Store.create`, not the constructor.
+
+    Attributes
+    ----------
+    path
+        The directory ``<name>.zarr``.
+    source
+        Where the weights are from: a repository id, or a directory of checkpoints.
+    name
+        Name of the directory without ``.zarr``.
+    """
 
     def __init__(self, path: Path, source: str) -> None:
         self.path = path
         self.source = source
         self.name = path.name.removesuffix(".zarr")
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=0.004)  # a record takes 4 ms
-        self._places: dict[int, int] = {}  # step → index and tensor → spec never change once given
-        self._known: dict[str, TensorSpec] = {}
+        self._scratch = path.with_name(f".{path.name}.partial")
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=_POLL_SECONDS)
+        self._indices: dict[int, int] = {}  # the index of a step, and the spec of a tensor, never change
+        self._specs: dict[str, TensorSpec] = {}
 
     # -- opening ----------------------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, path: Path | str) -> Store:
-        """The store at a path. Raises `StoreError` when there is none, or it is not one of ours."""
+        """Open an existing store.
+
+        Parameters
+        ----------
+        path
+            The directory ``<name>.zarr``.
+
+        Raises
+        ------
+        StoreError
+            There is no store, it is damaged, or it was not written by this package or by a later version of it.
+        """
         path = Path(path)
-        if not path.is_dir():
+        if not cls.exists(path):
             raise StoreError(f"no weight store at {path}; make one with pythia-dyn fetch")
-        attributes = _open(path, zarr.open_group).attrs.get(_KEY)
+        attributes = _open(path, zarr.open_group).attrs.get(_ATTRIBUTE)
         if not isinstance(attributes, Mapping) or "source" not in attributes:
             raise StoreError(f"{path} is a Zarr group but not a weight store of pythia-dyn; name another --cache")
         if attributes.get("format") != _FORMAT:
@@ -132,39 +166,52 @@ class Store:
 
     @classmethod
     def create(cls, path: Path | str, *, source: str) -> Store:
-        """The store at a path for weights of `source` (a repository id or a directory), made if need be.
+        """Open a store for writing; make it if there is none.
 
-        Raises `StoreError` when it holds another source's weights.
+        Parameters
+        ----------
+        path
+            The directory ``<name>.zarr``.
+        source
+            Where the weights are from: a repository id, or a directory of checkpoints.
+
+        Raises
+        ------
+        StoreError
+            The store has weights of another source, or cannot be written.
         """
         path = Path(path)
         store = cls(path, source)
-        try:
+        with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with store._lock:
-                for pattern in _UNFINISHED:  # nobody else writes metadata now: a killed process left these
-                    for unfinished in path.glob(pattern):
-                        unfinished.unlink(missing_ok=True)
-                if path.exists() and any(path.iterdir()):
-                    found = cls.open(path)
-                    if found.source != source:
-                        raise StoreError(
-                            f"{path} holds the weights of {found.source}, not of {source}; "
-                            "name another --cache or remove it"
-                        )
-                else:
-                    attributes = {_KEY: {"format": _FORMAT, "source": source, "version": __version__}}
-                    zarr.create_group(path, attributes=attributes)
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror or error}") from None
-        if store._partial.is_dir():
-            remove_stale(store._partial)
+        with store._writing():
+            for pattern in _UNFINISHED:  # left by a killed process: only the owner of the lock writes metadata
+                for unfinished in path.glob(pattern):
+                    unfinished.unlink(missing_ok=True)
+            if cls.exists(path):
+                found = cls.open(path)
+                if found.source != source:
+                    raise StoreError(
+                        f"{path} holds the weights of {found.source}, not of {source}; "
+                        "name another --cache or remove it"
+                    )
+            else:
+                attributes = {_ATTRIBUTE: {"format": _FORMAT, "source": source, "version": __version__}}
+                zarr.create_group(path, attributes=attributes)
+        if store._scratch.is_dir():
+            remove_stale(store._scratch)
         return store
+
+    @staticmethod
+    def exists(path: Path) -> bool:
+        """Whether there is a store, or something else, at `path`. A `create` that failed leaves an empty directory."""
+        return path.is_dir() and any(not entry.name.endswith(".partial") for entry in path.iterdir())
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     @property
     def tensors(self) -> dict[str, TensorSpec]:
-        """The tensors it has, by name."""
+        """The tensors of the store, by name."""
         names = sorted(
             entry.name for entry in self.path.iterdir() if entry.name != "step" and (entry / "zarr.json").is_file()
         )
@@ -172,32 +219,51 @@ class Store:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Every step it has a place for, in order of arrival: the index of a step is the index of its chunk."""
+        """Every step that a chunk may be written for, in order of arrival.
+
+        The index of a step is the index of its chunk. A write that failed may have left fill values at the end.
+        """
         if not (self.path / "step" / "zarr.json").is_file():
             return ()
-        return tuple(int(step) for step in np.asarray(_open(self.path / "step", zarr.open_array)[:]))
+        stored = np.asarray(_open(self.path / "step", zarr.open_array)[:]).tolist()
+        return tuple(takewhile(lambda step: step != _NO_STEP, stored))
 
     def has(self, tensor: str, step: int) -> bool:
-        """Whether a step's weights are there: the record, and a chunk of the right length."""
+        """Whether the weights of `tensor` at `step` are stored: there is a record, and a chunk of the right length."""
         if step not in self.records(tensor):
             return False
         path = self.chunk_path(tensor, step)
         return path.is_file() and path.stat().st_size == self._spec(tensor).nbytes + CHECKSUM_BYTES
 
     def records(self, tensor: str) -> dict[int, dict[str, Any]]:
-        """Where the weights of each step came from, for every step that was written."""
+        """Where the weights of each stored step are from.
+
+        Returns
+        -------
+        dict of int to dict
+            By step: repository, branch, commit, file, byte range, dtype, time, as `Store.writer` was given them.
+            Empty for a tensor that the store does not have.
+        """
         if not self._has_array(tensor):
             return {}
         return {int(step): dict(record) for step, record in self._attributes(tensor)["provenance"].items()}
 
     def missing(self, tensor: str) -> dict[int, str]:
-        """The steps that could not be had, with the reason."""
+        """The steps that could not be fetched, with the reason of each. Empty for an unknown tensor."""
         if not self._has_array(tensor):
             return {}
         return {int(step): str(why) for step, why in self._attributes(tensor)["missing"].items()}
 
     def check(self, tensor: str, step: int) -> None:
-        """Read a chunk and compare it with its checksum. Raises `IntegrityError`."""
+        """Compare the chunk of `tensor` at `step` with its checksum.
+
+        Raises
+        ------
+        IntegrityError
+            The chunk cannot be read, has another length, or does not match its checksum.
+        UnknownNameError
+            The store does not have the tensor or the step.
+        """
         spec, path = self._spec(tensor), self.chunk_path(tensor, step)
         try:
             content = memoryview(path.read_bytes())
@@ -208,17 +274,28 @@ class Store:
             raise IntegrityError(f"step {step} of {tensor} in {self.path} fails its checksum; fetch it again")
 
     def chunk_path(self, tensor: str, step: int) -> Path:
-        """The file that holds, or will hold, a step's weights."""
-        return self._chunk(self._spec(tensor), self._place(step))
+        """The file of the weights of `tensor` at `step`, written or not. Raises `UnknownNameError`."""
+        spec, index = self._spec(tensor), self._index(step)
+        return self.path.joinpath(spec.name, "c", str(index), *("0" for _ in spec.shape))
 
     # -- writing ----------------------------------------------------------------------------------------------
 
     def ensure(self, tensors: Iterable[TensorSpec], steps: Iterable[int]) -> None:
-        """Make room for these tensors and steps; what is there already stays where it is.
+        """Create the arrays of these tensors, with room for these steps. Existing chunks stay where they are.
 
-        Raises `StoreError` when a tensor is there with another shape or dtype.
+        Parameters
+        ----------
+        tensors
+            Name, dtype and shape of each tensor.
+        steps
+            Step numbers, in any order; those that the store does not know yet are appended in increasing order.
+
+        Raises
+        ------
+        StoreError
+            The store has a tensor with another shape or dtype, or cannot be written.
         """
-        with self._lock:
+        with self._writing():
             known = self.steps
             grown = (*known, *sorted(set(steps) - set(known)))
             if len(grown) > len(known) or not known:
@@ -240,23 +317,57 @@ class Store:
 
     @contextmanager
     def writer(self, tensor: str, step: int, record: Mapping[str, Any]) -> Iterator[ChunkWriter]:
-        """Write the weights of a step, which `ensure` has made room for.
+        """Write the weights of one step, piece by piece.
 
-        After a clean exit with exactly the tensor's bytes, the chunk and its `record` (where it came from; JSON)
-        are in the store; after anything else the store is as it was. `record` is read at the exit, so the caller
-        may complete it while it writes.
+        The chunk and its record are in the store when the ``with`` block has ended without an exception and exactly
+        the bytes of the tensor were written. Otherwise the chunk is as it was.
+
+        Parameters
+        ----------
+        tensor, step
+            What is written; `ensure` has made room for it.
+        record
+            Where the weights are from: values that JSON can hold. Read when the block ends, so the caller may complete
+            it inside.
+
+        Yields
+        ------
+        ChunkWriter
+            Its `write` takes the little-endian bytes in order.
+
+        Raises
+        ------
+        IntegrityError
+            Fewer or more bytes were written than the tensor has.
+        StoreError
+            The chunk or its record cannot be written, as on a full disk.
+        UnknownNameError
+            `ensure` was not called for the tensor or the step.
         """
-        spec = self._spec(tensor)
-        with atomic_file(self.chunk_path(tensor, step), scratch=self._partial) as file:
+        spec, path = self._spec(tensor), self.chunk_path(tensor, step)
+        with store_errors(self.path), atomic_file(path, scratch=self._scratch) as file:
             writer = ChunkWriter(file, spec.nbytes)
             yield writer
             writer.finish()
-        self._record(tensor, {"provenance": {str(step): dict(record)}}, forget=("missing", str(step)))
+        self._update_records(tensor, {"provenance": {str(step): dict(record)}}, remove=("missing", str(step)))
 
     def write(self, tensor: str, step: int, array: np.ndarray[Any, Any], record: Mapping[str, Any]) -> None:
-        """Write the weights of a step from memory. The array has the tensor's shape and dtype, exactly."""
+        """Write the weights of one step from memory.
+
+        Parameters
+        ----------
+        tensor, step, record
+            As for `writer`.
+        array
+            The weights, of exactly the tensor's shape and dtype.
+
+        Raises
+        ------
+        StoreError
+            The array has another shape or dtype, or the store cannot be written.
+        """
         spec = self._spec(tensor)
-        if tuple(array.shape) != spec.shape or array.dtype != _native(spec.dtype):
+        if tuple(array.shape) != spec.shape or array.dtype != spec.numpy_dtype:
             raise StoreError(
                 f"{tensor} at step {step} is {array.dtype}{list(array.shape)}, "
                 f"the store holds {spec.dtype}{list(spec.shape)}"
@@ -265,16 +376,35 @@ class Store:
             writer.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
 
     def record_missing(self, tensor: str, reasons: Mapping[int, str]) -> None:
-        """Record why steps could not be had. Raises `StoreError` for a tensor or step without a place."""
+        """Record why steps of `tensor` could not be fetched.
+
+        Parameters
+        ----------
+        tensor
+            Name of a tensor of the store.
+        reasons
+            The reason for each step, in words.
+
+        Raises
+        ------
+        StoreError
+            `ensure` was not called for the tensor or one of the steps, or the store cannot be written.
+        """
         if unknown := set(reasons) - set(self.steps):
-            raise StoreError(f"{self.path} has no place for step {min(unknown)}")
-        self._record(tensor, {"missing": {str(step): why for step, why in reasons.items()}})
+            raise StoreError(f"{self.path} does not have step {min(unknown)}")
+        self._update_records(tensor, {"missing": {str(step): why for step, why in reasons.items()}})
 
-    def forget(self, tensor: str, step: int) -> None:
-        """Drop the record of a step, a damaged one say, so that the next fetch brings it again."""
-        self._record(tensor, {}, forget=("provenance", str(step)))
+    def remove_record(self, tensor: str, step: int) -> None:
+        """Remove the record of `tensor` at `step`, so that the next fetch replaces its chunk."""
+        self._update_records(tensor, {}, remove=("provenance", str(step)))
 
-    # -- the parts --------------------------------------------------------------------------------------------
+    # -- internal ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the writers' lock. An `OSError` inside, of zarr or the lock as well, becomes a `StoreError`."""
+        with store_errors(self.path), self._lock:
+            yield
 
     def _has_array(self, tensor: str) -> bool:
         return (self.path / tensor / "zarr.json").is_file()
@@ -282,26 +412,23 @@ class Store:
     def _attributes(self, tensor: str) -> dict[str, Any]:
         attributes = dict(_open(self.path / tensor, zarr.open_array).attrs)
         if not all(isinstance(attributes.get(key), Mapping) for key in ("provenance", "missing")):
-            raise StoreError(f"{self.path / tensor} has lost its records; move it away and fetch again")
+            raise StoreError(f"{self.path / tensor} has no valid records; move it away and fetch again")
         return attributes
 
     def _spec(self, tensor: str) -> TensorSpec:
-        if tensor not in self._known:
+        if tensor not in self._specs:
             if not self._has_array(tensor):
                 raise UnknownNameError("tensor", tensor, self.tensors, where=str(self.path))
             array = _open(self.path / tensor, zarr.open_array)
-            self._known[tensor] = TensorSpec(tensor, np.dtype(array.dtype).name, tuple(array.shape[1:]))
-        return self._known[tensor]
+            self._specs[tensor] = TensorSpec(tensor, np.dtype(array.dtype).name, tuple(array.shape[1:]))
+        return self._specs[tensor]
 
-    def _place(self, step: int) -> int:
-        if step not in self._places:
-            self._places = {known: index for index, known in enumerate(self.steps)}
-        if step not in self._places:
-            raise UnknownNameError("step", step, self._places, where=str(self.path))
-        return self._places[step]
-
-    def _chunk(self, spec: TensorSpec, index: int) -> Path:
-        return self.path.joinpath(spec.name, "c", str(index), *("0" for _ in spec.shape))
+    def _index(self, step: int) -> int:
+        if step not in self._indices:
+            self._indices = {known: index for index, known in enumerate(self.steps)}
+        if step not in self._indices:
+            raise UnknownNameError("step", step, self._indices, where=str(self.path))
+        return self._indices[step]
 
     def _write_steps(self, steps: tuple[int, ...]) -> None:
         path = self.path / "step"
@@ -312,10 +439,10 @@ class Store:
             array = zarr.create_array(
                 path,
                 shape=(len(steps),),
-                chunks=(4096,),
+                chunks=(4096,),  # 32 KB: more steps than any suite has published, in one file
                 dtype="int64",
                 dimension_names=["step"],
-                fill_value=-1,
+                fill_value=_NO_STEP,
                 compressors=None,
                 attributes={"long_name": "training step", "units": "1"},
             )
@@ -326,7 +453,7 @@ class Store:
             self.path / spec.name,
             shape=(length, *spec.shape),
             chunks=(1, *spec.shape),
-            dtype=_native(spec.dtype),
+            dtype=spec.numpy_dtype,
             dimension_names=spec.dimensions,
             fill_value=float("nan"),
             serializer=BytesCodec(endian="little"),
@@ -334,25 +461,21 @@ class Store:
             attributes={"provenance": {}, "missing": {}, "source_dtype": spec.dtype},
         )
 
-    def _record(
-        self, tensor: str, additions: Mapping[str, Mapping[str, Any]], forget: tuple[str, str] | None = None
+    def _update_records(
+        self, tensor: str, additions: Mapping[str, Mapping[str, Any]], remove: tuple[str, str] | None = None
     ) -> None:
-        with self._lock:
+        """Add entries to the attributes of a tensor, and remove the one named by an attribute and a step."""
+        with self._writing():
             array = _open(self.path / tensor, zarr.open_array, "r+")
             attributes = dict(array.attrs)
             changed = {key: {**attributes.get(key, {}), **new} for key, new in additions.items()}
-            if forget is not None and forget[1] in attributes.get(forget[0], {}):
-                kept = {key: why for key, why in attributes[forget[0]].items() if key != forget[1]}
-                changed[forget[0]] = kept
+            if remove is not None and remove[1] in attributes.get(remove[0], {}):
+                changed[remove[0]] = {key: why for key, why in attributes[remove[0]].items() if key != remove[1]}
             array.update_attributes(changed)
 
 
-def _native(dtype: str) -> np.dtype[Any]:
-    return _BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
-
-
 def _open(path: Path, opener: Any, mode: str = "r") -> Any:
-    """Open a node with zarr, so that damage is one of our errors and not one of zarr's many."""
+    """Open an array or a group; every error of zarr on a damaged one becomes a `StoreError`."""
     try:
         return opener(path, mode=mode, zarr_format=3)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:

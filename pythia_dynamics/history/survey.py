@@ -1,4 +1,4 @@
-"""What a source holds, found from headers alone, and what fetching it would cost."""
+"""What a source has, read from the headers of one revision; and what a store has of it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
-from pythia_dynamics.checkpoints.layout import Memory
-from pythia_dynamics.checkpoints.reader import RevisionReader
-from pythia_dynamics.checkpoints.registry import PAPER_STEPS, Model, parse_steps
+from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.history.store import CHECKSUM_BYTES, Store, TensorSpec
+from pythia_dynamics.history.chunk import CHECKSUM_BYTES
+from pythia_dynamics.history.store import Store, TensorSpec
 
-__all__ = ["Survey", "held_steps", "new_tickets", "summary", "survey", "wanted_steps"]
+__all__ = ["Survey", "most_common", "stored_steps", "survey"]
 
-
-_LISTINGS = 16
-"""Revisions whose file list may be asked for (an API request each) when their layout is a new one."""
-
-_ATTEMPTS = 3
+_UNKNOWN_NAME_LIMIT = 3
+"""Revisions that must all lack the tensor before its name counts as wrong: one or two may be broken uploads."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What one revision holds of the tensors: where they lie, and the whole size of the files they lie in."""
+    """What one revision has of the requested tensors.
+
+    Parameters
+    ----------
+    revision
+        The revision that was read.
+    tensors
+        File, byte range, dtype and shape of each tensor.
+    file_sizes
+        Bytes of every file that was opened, by name.
+    """
 
     revision: Revision
     tensors: tuple[TensorSlice, ...]
@@ -33,6 +40,7 @@ class Survey:
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
+        """Name, dtype and shape of each tensor."""
         return tuple(TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors)
 
 
@@ -41,65 +49,72 @@ def survey(
     revisions: Iterable[Revision],
     patterns: Sequence[str],
     *,
-    memory: Memory | None = None,
-    tickets: list[None] | None = None,
+    cache: LayoutCache | None = None,
+    listings: ListingBudget | None = None,
 ) -> Survey:
-    """What the first readable one of these revisions holds, from its headers alone.
+    """Read the headers of the first revision that has the requested tensors and can be read.
 
-    Raises `AccessError`; the `UnknownNameError` of three revisions that all lack the tensor, or of the only one; or
-    `CheckpointError` when none can be read.
+    Parameters
+    ----------
+    source
+        Where the revisions are.
+    revisions
+        The candidates, tried in this order.
+    patterns
+        Names and globs of tensors.
+    cache
+        What earlier revisions of the model looked like; it is updated.
+    listings
+        How many file lists may still be requested.
+
+    Raises
+    ------
+    AccessError
+        The repository cannot be reached.
+    UnknownNameError
+        Three revisions, or the only one, do not have a tensor of that name.
+    CheckpointError
+        None of the revisions can be read.
     """
-    memory = Memory() if memory is None else memory
-    tickets = new_tickets() if tickets is None else tickets
+    cache = LayoutCache() if cache is None else cache
+    listings = ListingBudget() if listings is None else listings
     errors: list[PythiaDynError] = []
     for revision in revisions:
-        reader = RevisionReader(source, revision, dry=True)
+        reader = RevisionReader(source, revision, headers_only=True)
         try:
-            found = tuple(take.tensor for take in reader.takes(patterns, memory, tickets=tickets))
+            found = tuple(request.tensor for request in reader.find(patterns, cache, listings=listings))
             return Survey(revision, found, dict(reader.sizes))
         except AccessError:
             raise
         except PythiaDynError as error:
             errors.append(error)
-            if sum(isinstance(each, UnknownNameError) for each in errors) == _ATTEMPTS:
+            if sum(isinstance(each, UnknownNameError) for each in errors) == _UNKNOWN_NAME_LIMIT:
                 raise
         finally:
             reader.close()
     if len(errors) == 1:
         raise errors[0]
-    raise CheckpointError(f"no revision of {source.location} can be read: {summary(map(str, errors))}")
+    raise CheckpointError(f"no revision of {source.location} can be read: {most_common(map(str, errors))}")
 
 
-def wanted_steps(model: Model, steps: str | Iterable[int] | None) -> tuple[tuple[int, ...] | None, bool]:
-    """The steps that are asked for, None for all there are; and whether the user named each of them."""
-    if steps is None:
-        return (PAPER_STEPS if model.is_pythia and not model.is_local else None), False
-    if isinstance(steps, str):
-        named = all(part.strip().isdigit() for part in steps.split(","))
-        return parse_steps(steps), named
-    chosen = tuple(sorted({int(step) for step in steps}))
-    if not chosen:
-        raise PythiaDynError("no step is asked for")
-    return chosen, True
-
-
-def held_steps(store: Store, spec: TensorSpec) -> set[int]:
-    """The steps whose chunk is there, whole, with its record."""
+def stored_steps(store: Store, spec: TensorSpec) -> set[int]:
+    """The steps of a tensor that have a record and a chunk of the right length. Checksums are not read."""
     size = spec.nbytes + CHECKSUM_BYTES
     chunks = {step: store.chunk_path(spec.name, step) for step in store.records(spec.name)}
     return {step for step, path in chunks.items() if path.is_file() and path.stat().st_size == size}
 
 
-def new_tickets() -> list[None]:
-    """Leave for a constant number of file lists, whatever the number of revisions."""
-    return [None] * _LISTINGS
+def most_common(reasons: Iterable[str]) -> str:
+    """The most common of several reasons, and the number of those that differ: ``… (and 3 more)``.
 
-
-def summary(reasons: Iterable[str]) -> str:
-    """The commonest of several reasons, and how many others there are."""
+    Parameters
+    ----------
+    reasons
+        Messages; equal ones are counted together. Without any the result is ``there is none``.
+    """
     counts = Counter(reasons)
     if not counts:
         return "there is none"
-    why, count = counts.most_common(1)[0]
+    reason, count = counts.most_common(1)[0]
     more = counts.total() - count
-    return f"{why} (and {more} more)" if more else why
+    return f"{reason} (and {more} more)" if more else reason

@@ -1,4 +1,4 @@
-"""The number of entries of a model's tokenizer: the rows of W_U beyond them are padding."""
+"""The number of entries of a model's tokenizer. The rows of W_U after them are padding."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ __all__ = ["tokenizer_entries"]
 
 
 def tokenizer_entries(history: History) -> int:
-    """The number of entries of a model's tokenizer, for `drop_padding`: rows of W_U from there on are padding.
+    """The number of entries of a model's tokenizer: the rows of W_U to keep with `drop_padding`.
 
-    Known for Pythia, and for a directory of checkpoints that has a ``tokenizer.json`` in it or in one of its steps.
-    Raises `PythiaDynError` for others, and where there are fewer rows than entries, as in tensors without a vocabulary.
+    It is known for Pythia, and for a directory of checkpoints with a ``tokenizer.json`` in it or in one of its steps.
+
+    Parameters
+    ----------
+    history
+        The history of W_U, or of another tensor with a row for each entry.
+
+    Raises
+    ------
+    PythiaDynError
+        The tokenizer is not known or cannot be read, or the tensor has fewer rows than the tokenizer has entries.
     """
     source = str(history.provenance.get("source", ""))
     files = [Path(source) / "tokenizer.json"]
@@ -42,5 +51,5 @@ def _entries(file: Path) -> int:
 
     try:
         return max(Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers has no exception class of its own
         raise PythiaDynError(f"cannot read {file}: {error}") from None

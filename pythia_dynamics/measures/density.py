@@ -8,25 +8,24 @@ least and greatest value come from the values themselves, in float64.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
-from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.measures.dip import dip_test
+from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep import kernels
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.frames import warn_missing
-from pythia_dynamics.sweep.sweep import sweep
+from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["MODES_METHOD", "QUANTILES", "count_modes", "density", "from_counts"]
+__all__ = ["DENSITY", "MODES_METHOD", "QUANTILES", "count_modes", "density"]
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 MODES_METHOD = (
@@ -41,54 +40,60 @@ _CELLS = 1 << 14
 def density(
     history: Any,
     *,
-    bins: int | Sequence[float] | NDArray[Any] = 512,
+    bins: Annotated[
+        int | Sequence[float] | NDArray[Any], Flag("Number of equal bins of the density.", minimum=1)
+    ] = 512,
     quantiles: Sequence[float] = QUANTILES,
-    drop_padding: int | None = None,
-    threads: int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = silent,
+    compute: Compute | None = None,
 ) -> xr.Dataset:
-    """Density, quantiles, moments and number of modes of the weights at every step.
+    """Density, quantiles, moments and number of modes of the weights at every step (Garden, Fig 2).
 
-    `bins` is a number of equal bins from the least to the greatest finite weight of the history, or their edges, which
-    count as in `numpy.histogram`: half open, the last one closed, what lies outside is not counted. `drop_padding` is
-    the number of rows (vocabulary entries) to keep.
+    Parameters
+    ----------
+    history : History, str, Path or array_like
+        The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
+    bins : int or sequence of float
+        A number of equal bins from the least to the greatest finite weight of the history, or their edges. Edges count
+        as in `numpy.histogram`: bins are half open, the last one is closed, what lies outside is not counted.
+    quantiles : sequence of float
+        Levels between 0 and 1.
+    compute : Compute, optional
+        How to compute.
 
-    Returns a dataset over `step`:
+    Returns
+    -------
+    xarray.Dataset
+        Over `step`, NaN at missing steps:
 
-    * `histogram` (step, weight), exact counts as float64, and `density`, the same over N times the bin width; `weight`
-      is the middle of a bin, `weight_low` and `weight_high` its edges;
-    * `counts` (step, value): exact counts of every 16-bit value that occurs (zero rows where a step is missing);
-    * `weight_quantile` (step, quantile): the least value whose cumulated count reaches the quantile (NumPy's
-      ``inverted_cdf``);
-    * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
-      (number of weights) and `modes` (see `MODES_METHOD`).
+        * `histogram` (step, weight), exact counts as float64, and `density`, the same over N times the bin width;
+          `weight` is the middle of a bin, `weight_low` and `weight_high` its edges;
+        * `counts` (step, value): exact counts of every 16-bit value that occurs (0 at missing steps);
+        * `weight_quantile` (step, quantile): the least value whose cumulated count reaches the quantile (NumPy's
+          ``inverted_cdf``);
+        * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
+          (number of weights) and `modes` (see `MODES_METHOD`).
 
-    Finite float32 and float64 weights beyond ±65,504, the largest float16, are in no bin and no count. Missing steps
-    are NaN. At a step with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
+        Finite float32 and float64 weights beyond ±65,504, the largest float16, are in no bin and no count. At a step
+        with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
+
+    Raises
+    ------
+    PythiaDynError
+        For quantiles outside 0 to 1, no bin, or edges that do not increase.
     """
-    history = as_history(history)
-    warn_missing(history)
-    (counts,) = sweep(
-        history, [Counts()], drop_padding=drop_padding, threads=threads, executor=executor, progress=progress
-    )
-    return from_counts(history, counts, bins=bins, quantiles=quantiles)
+    return DENSITY(history, bins=bins, quantiles=quantiles, compute=compute)
 
 
-def from_counts(
+def _finish(
     history: History,
     counts: Counts,
     *,
-    bins: int | Sequence[float] | NDArray[Any] = 512,
-    quantiles: Sequence[float] = QUANTILES,
+    bins: int | Sequence[float] | NDArray[Any],
+    quantiles: Sequence[float],
 ) -> xr.Dataset:
-    """The dataset of `density` from counts already made."""
-    import xarray as xr
-
     levels = np.asarray(quantiles, dtype=np.float64)
     if not np.all((levels >= 0) & (levels <= 1)):
         raise PythiaDynError(f"quantiles lie between 0 and 1; got {list(quantiles)}")
-    steps = len(history.steps)
     values, table = counts.occurring
     edges = _edges(values, bins)
     # values are sorted, so a bin is a difference of cumulated counts; the last bin is closed
@@ -97,49 +102,39 @@ def from_counts(
     cumulated = np.empty((len(table), len(values) + 1), np.int64)
     for row, sums in zip(table, cumulated, strict=True):
         kernels.cumulate(row, sums)
-    histogram = np.full((steps, len(edges) - 1), np.nan)
-    histogram[counts.indices] = np.diff(cumulated[:, borders])
-    full = table
-    if len(table) < steps:
-        full = np.zeros((steps, len(values)), np.uint32)
-        full[counts.indices] = table
-    levels_of = np.full((steps, len(levels)), np.nan)
-    modes = np.full(steps, np.nan)
+    histogram = np.diff(cumulated[:, borders]).astype(np.float64)
     moments = counts.moments
-    for t, row, bad, spread in zip(counts.indices, cumulated, moments.nonfinite, moments.std, strict=True):
+    quantile = np.full((len(table), len(levels)), np.nan)
+    modes = np.full(len(table), np.nan)
+    for t, (row, bad, spread) in enumerate(zip(cumulated, moments.nonfinite, moments.std, strict=True)):
         if not bad and row[-1]:
-            levels_of[t] = _quantiles(values, row, levels)
+            quantile[t] = _quantiles(values, row, levels)
             modes[t] = _modes(values, row, spread, counts.counted_as)
-    columns = {
-        "mean": ("mean weight", moments.mean),
-        "std": ("standard deviation of the weights", moments.std),
-        "skewness": ("skewness", moments.skewness),
-        "kurtosis": ("excess kurtosis", moments.kurtosis),
-        "bimodality": ("Sarle's bimodality coefficient", moments.bimodality),
-        "min": ("least weight", moments.min),
-        "max": ("greatest weight", moments.max),
-        "nonfinite": ("number of weights that are not finite", moments.nonfinite),
+    full = table
+    if len(table) < len(history.steps):
+        full = np.zeros((len(history.steps), len(values)), np.uint32)  # a missing step has no weights: 0, not NaN
+        full[counts.indices] = table
+    per_bin = ("step", "weight")
+    variables = {
+        "histogram": Variable(histogram, "number of weights in the bin", dims=per_bin),
+        "density": Variable(histogram / (counts.size * np.diff(edges)), "density of the weights", dims=per_bin),
+        "counts": Variable(full, "number of weights of this value", dims=("step", "value")),
+        "weight_quantile": Variable(quantile, "quantile of the weights", dims=("step", "quantile")),
+        "modes": Variable(modes, "number of modes", attrs={"method": MODES_METHOD}),
+        "mean": Variable(moments.mean, "mean weight"),
+        "std": Variable(moments.std, "standard deviation of the weights"),
+        "skewness": Variable(moments.skewness, "skewness"),
+        "kurtosis": Variable(moments.kurtosis, "excess kurtosis"),
+        "bimodality": Variable(moments.bimodality, "Sarle's bimodality coefficient"),
+        "min": Variable(moments.min, "least weight"),
+        "max": Variable(moments.max, "greatest weight"),
+        "nonfinite": Variable(moments.nonfinite, "number of weights that are not finite"),
     }
-    data: dict[str, Any] = {
-        "histogram": (("step", "weight"), histogram, {"long_name": "number of weights in the bin", "units": "1"}),
-        "density": (
-            ("step", "weight"),
-            histogram / (counts.size * np.diff(edges)),
-            {"long_name": "density of the weights", "units": "1"},
-        ),
-        "counts": (("step", "value"), full, {"long_name": "number of weights of this value", "units": "1"}),
-        "weight_quantile": (("step", "quantile"), levels_of, {"long_name": "quantile of the weights", "units": "1"}),
-        "modes": ("step", modes, {"long_name": "number of modes", "units": "1", "method": MODES_METHOD}),
-    }
-    for name, (label, column) in columns.items():
-        spread = np.full(steps, np.nan)
-        spread[counts.indices] = column
-        data[name] = ("step", spread, {"long_name": label, "units": "1"})
-    rounding = "float16" if counts.direct else "none"
-    return xr.Dataset(
-        data,
+    return step_dataset(
+        history,
+        variables,
+        at=counts.indices,
         coords={
-            "step": history.steps,
             "weight": (edges[1:] + edges[:-1]) / 2,
             "weight_low": ("weight", edges[:-1]),
             "weight_high": ("weight", edges[1:]),
@@ -147,12 +142,43 @@ def from_counts(
             "quantile": levels,
         },
         attrs={
-            **history.provenance,
             "weights_per_step": counts.size,
             "counted_as": counts.counted_as,
-            "rounding_before_counting": rounding,
+            "rounding_before_counting": "float16" if counts.direct else "none",
         },
     )
+
+
+def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
+    spread, modes = ends(dataset["std"]), ends(dataset["modes"])
+    sentence = f"standard deviation {course(spread)}; modes {course(modes)}"
+    return sentence, {"std": spread, "modes": modes, "nonfinite": float(np.nansum(dataset["nonfinite"]))}
+
+
+def _with_dip(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset.assign(dip_test(dataset))
+
+
+DENSITY = Measure(
+    name="density",
+    title="Weight density (Garden, Fig 2)",
+    source="Nicolini et al., arXiv 2403.08739, Fig 2; Silverman 1986; Sarle; Hartigan & Hartigan 1985",
+    function=density,
+    accumulators=(Counts,),
+    finish=_finish,
+    tables={
+        "moments": Table(
+            (
+                *("step", "mean", "std", "skewness", "kurtosis", "bimodality", "min", "max", "nonfinite"),
+                *("modes", "dip", "dip_p"),
+            ),
+            title="Moments of the weights",
+        )
+    },
+    saves_array=True,
+    on_save=_with_dip,
+    summarise=_summarise,
+)
 
 
 def count_modes(values: NDArray[np.float64], counts: NDArray[Any]) -> int:
@@ -174,18 +200,22 @@ def _modes(
     width = 0.9 * narrow * float(cumulated[-1]) ** -0.2
     if width == 0:
         return 1
-    if counted_as is not None:  # of rounded weights, every code would be a mode
-        furthest = max(abs(low), abs(high))
-        spacing = (
-            np.spacing(np.float32(furthest)) * 2.0**16 if counted_as == "bfloat16" else np.spacing(np.half(furthest))
-        )
-        width = max(width, float(spacing))
+    if counted_as is not None:  # otherwise every code would be a mode of rounded weights
+        width = max(width, _spacing(max(abs(low), abs(high)), counted_as))
     low, high = low - 4 * width, high + 4 * width
     cells = int(min(max(np.ceil((high - low) / (width / 4)), 16), _CELLS))
     grid = np.diff(cumulated[np.searchsorted(values, np.linspace(low, high, cells + 1))]).astype(np.float64)
     smooth = gaussian_filter1d(grid, width * cells / (high - low), mode="constant", truncate=6)
     peaks, _ = find_peaks(smooth, prominence=_PROMINENCE * smooth.max())
     return max(len(peaks), 1)
+
+
+def _spacing(value: float, counted_as: str) -> float:
+    """The distance from a positive 16-bit value to the next greater one; at the greatest value, to the next less."""
+    if counted_as == "bfloat16":
+        return float(np.spacing(np.float32(value))) * 2.0**16
+    above = float(np.spacing(np.half(value)))  # not finite at the greatest float16
+    return above if np.isfinite(above) else value - float(np.nextafter(np.half(value), np.half(0)))
 
 
 def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:

@@ -4,31 +4,34 @@ Parameter", Eq 3)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
-from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.measures.measure import Flag, Measure, Table
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.frames import warn_missing
-from pythia_dynamics.sweep.sweep import sweep
+from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
 
     Loss = Mapping[int, float] | Sequence[float] | NDArray[Any] | xr.DataArray
 
-__all__ = ["BrokenLine", "break_in_line", "derivative", "from_counts", "order_parameter"]
+__all__ = ["BrokenLine", "break_in_line", "derivative", "order_parameter"]
 
-_DEPENDENCES = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-_TRIED = 200  # draws at each of them
-_STALL = 1e-9  # relative change of b below which dL/db says nothing
+_AUTOCORRELATIONS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Of the noise of a straight line; finer towards 1, where the residuals change fastest with it."""
+
+_DRAWS_EACH = 200
+"""Random lines at each of them: enough for the mean autocorrelation of residuals to ± 0.01."""
+
+_STALL = 1e-9
+"""Relative change of b below which dL/db is a ratio of rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -52,61 +55,102 @@ class BrokenLine:
 def order_parameter(
     history: Any,
     *,
-    loss: Loss | None = None,
-    drop_padding: int | None = None,
-    threads: int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = silent,
+    loss: Annotated[
+        Loss | None,
+        Flag(
+            "CSV or JSON lines with step and loss (nll_mean, train_loss), or a trainer_state.json.  [default: the "
+            "forward perplexity, else losses.csv of the suite]",
+            is_file=True,
+        ),
+    ] = None,
+    compute: Compute | None = None,
 ) -> xr.Dataset:
-    """Frobenius norm and order parameter at every step, and the loss against it where one is given.
+    """Frobenius norm and order parameter at every step, and the loss against it where one is given (blog, Eq 3).
 
-    `loss` is the loss per step: a mapping or a Series of pandas by step number, a `DataArray` over `step`, or one value
-    for each step of the history (NaN where unknown), in nats per token.
+    Parameters
+    ----------
+    history : History, str, Path or array_like
+        The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
+    loss : mapping, Series, DataArray or sequence, optional
+        The loss in nats per token: by step number, over `step`, or one value for each step of the history (NaN where
+        it is not known).
+    compute : Compute, optional
+        How to compute.
 
-    Returns a dataset over `step`: `frobenius_norm` ‖W‖_F, `order_parameter` b = ‖W‖_F / d_model with d_model the last
-    axis of the frames, `rms` = ‖W‖_F / √(d v), and with a loss `loss` and `dloss_db`, (dL/dstep)/(db/dstep) by
-    second-order differences on the uneven grid of step numbers (first-order at both ends), NaN where b stalls. The
-    attributes of `loss` then hold the fit of loss against b by a line with one break: `break_b`, `slope_before`,
-    `slope_after`, `break_f`, `break_p` (see `BrokenLine`), absent with fewer than six points.
+    Returns
+    -------
+    xarray.Dataset
+        Over `step`: `frobenius_norm` ‖W‖_F, `order_parameter` b = ‖W‖_F / d_model with d_model the last axis of the
+        frames, `rms` = ‖W‖_F / √(d v), and with a loss `loss` and `dloss_db`, (dL/dstep)/(db/dstep) by second-order
+        differences on the uneven grid of step numbers (first-order at both ends), NaN where b stalls. The attributes of
+        `loss` then hold the fit of loss against b by a line with one break: `break_b`, `slope_before`, `slope_after`,
+        `break_f`, `break_p` (see `BrokenLine`), absent with fewer than six points. Missing steps, and steps with
+        weights that are not finite, are NaN.
 
-    Missing steps, and steps with weights that are not finite, are NaN. `drop_padding` is the number of rows to keep.
+    Raises
+    ------
+    PythiaDynError
+        For a loss of other steps, or of another number of them.
     """
-    history = as_history(history)
-    warn_missing(history)
-    (counts,) = sweep(
-        history, [Counts()], drop_padding=drop_padding, threads=threads, executor=executor, progress=progress
-    )
-    return from_counts(history, counts, loss=loss)
+    return ORDER(history, loss=loss, compute=compute)
 
 
-def from_counts(history: History, counts: Counts, *, loss: Loss | None = None) -> xr.Dataset:
-    """The dataset of `order_parameter` from counts already made."""
-    import xarray as xr
-
+def _finish(history: History, counts: Counts, *, loss: Loss | None) -> xr.Dataset:
     norm = np.full(len(history.steps), np.nan)
     norm[counts.indices] = np.sqrt(counts.moments.square_sum)
     b = norm / history.frame_shape[-1]
-    data: dict[str, Any] = {
-        "frobenius_norm": ("step", norm, {"long_name": "Frobenius norm of W", "units": "1"}),
-        "order_parameter": ("step", b, {"long_name": "order parameter b = ‖W‖_F / d_model", "units": "1"}),
-        "rms": ("step", norm / np.sqrt(counts.size), {"long_name": "root mean square weight", "units": "1"}),
+    variables = {
+        "frobenius_norm": Variable(norm, "Frobenius norm of W"),
+        "order_parameter": Variable(b, "order parameter b = ‖W‖_F / d_model"),
+        "rms": Variable(norm / np.sqrt(counts.size), "root mean square weight"),
     }
     if loss is not None:
         known = _aligned(history, loss)
-        attributes: dict[str, Any] = {"long_name": "loss", "units": "nat"}
         fit = break_in_line(b, known)
+        found: dict[str, Any] = {}
         if fit is not None:
-            attributes |= {
+            found = {
                 "break_b": fit.at,
                 "slope_before": fit.slope_before,
                 "slope_after": fit.slope_after,
                 "break_f": fit.f,
                 "break_p": fit.p,
             }
-        data["loss"] = ("step", known, attributes)
-        slope = derivative(history.steps, b, known)
-        data["dloss_db"] = ("step", slope, {"long_name": "dL/db", "units": "nat"})
-    return xr.Dataset(data, coords={"step": history.steps}, attrs=dict(history.provenance))
+        variables["loss"] = Variable(known, "loss", "nat", attrs=found)
+        variables["dloss_db"] = Variable(derivative(history.steps, b, known), "dL/db", "nat")
+    return step_dataset(history, variables)
+
+
+def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
+    first, last = ends(dataset["order_parameter"])
+    facts: dict[str, Any] = {"first": first, "last": last}
+    sentence = f"order parameter b {course((first, last), 6)}"
+    if "loss" in dataset:
+        losses, fit = ends(dataset["loss"]), dataset["loss"].attrs
+        facts |= {"loss": losses, "fit": dict(fit)}
+        sentence += f", loss {course(losses)}"
+        if "break_b" in fit:
+            sentence += (
+                f"; a line with one break fits best at b = {fit['break_b']:.4g}, where dL/db goes from "
+                f"{fit['slope_before']:.3g} to {fit['slope_after']:.3g} (p = {fit['break_p']:.2g} for no break)"
+            )
+    return sentence, facts
+
+
+ORDER = Measure(
+    name="order",
+    title="Order parameter",
+    source="Ziyin & Ueda 2022; A Large Language Model Order Parameter, Eq 3",
+    function=order_parameter,
+    accumulators=(Counts,),
+    finish=_finish,
+    tables={
+        "order": Table(
+            ("step", "frobenius_norm", "order_parameter", "rms", "loss", "dloss_db"), title="Order parameter"
+        )
+    },
+    summarise=_summarise,
+)
 
 
 def derivative(steps: NDArray[np.int64], b: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -164,8 +208,8 @@ def break_in_line(x: Any, y: Any, *, draws: int = 999, seed: int = 0) -> BrokenL
     # Noise as dependent from one point to the next as what is left. The fit follows such noise and leaves less of it:
     # of the dependences tried it is the one that leaves as much.
     draw = np.random.default_rng(seed).standard_normal((len(x), draws))
-    leaves = [np.mean(_dependence(fitted(_noise(phi, draw[:, :_TRIED]))[2])) for phi in _DEPENDENCES]
-    phi = float(np.interp(_dependence(left)[0], leaves, _DEPENDENCES))
+    leaves = [np.mean(_autocorrelation(fitted(_noise(phi, draw[:, :_DRAWS_EACH]))[2])) for phi in _AUTOCORRELATIONS]
+    phi = float(np.interp(_autocorrelation(left)[0], leaves, _AUTOCORRELATIONS))
     null = fitted(_noise(phi, draw))[0]
     return BrokenLine(
         at=float(low + at * span),
@@ -184,7 +228,7 @@ def _noise(phi: float, draws: NDArray[np.float64]) -> NDArray[np.float64]:
     return noise
 
 
-def _dependence(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
+def _autocorrelation(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
     """The autocorrelation of each column from one point to the next, 0 where there is nothing."""
     total = (residuals**2).sum(axis=0)
     correlation: NDArray[np.float64] = (residuals[1:] * residuals[:-1]).sum(axis=0) / np.where(total > 0, total, 1)

@@ -6,6 +6,7 @@ Each detector looks at one signal and fits it by straight lines, as many as pay 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, optional_import
-from pythia_dynamics.history.cache import as_history
-from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.measure import Measure
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.frames import warn_missing
+from pythia_dynamics.sweep.dataset import Variable, step_dataset
 from pythia_dynamics.sweep.gram import Gram
-from pythia_dynamics.sweep.sweep import sweep
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,36 +35,45 @@ DETECTORS: Mapping[str, str] = {
 """What each detector looks at. Of a random walk with steady increments all three are level, with independent noise: a
 squared displacement grows with the number of steps, Sarle's coefficient itself wanders, its changes do not."""
 
-_SHORTEST = 4  # records of a phase
+_SHORTEST = 4
+"""Records of a phase: a line has two parameters, so two records remain to tell it from noise."""
+
+STRENGTH = 5.0
+"""Penalty for one change point more, in units of σ² ln n; BIC's is 3, see `change_points`."""
+
+TOLERANCE = 0.05
+"""Share of the training within which two change points are the same: the window of the claims about changes."""
 
 
-def phases(
-    history: Any,
-    *,
-    strength: float = 5.0,
-    drop_padding: int | None = None,
-    threads: int | None = None,
-    progress: Progress = silent,
-) -> xr.Dataset:
-    """The signals of a history and where they change, over `step`.
+def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None = None) -> xr.Dataset:
+    """The signals of a history and where they change.
 
-    `displacement_rate` Σ(w_t − w_s)² / (t − s) from the present step s before t (weight²), `direction` the cosine
-    between the increments that end and begin at a step, `bimodality` Sarle's coefficient; NaN where not known. Beside
-    each, `<signal>_change` is true at the first step of every new phase by its detector (`DETECTORS`,
-    `change_points` with this `strength`). Missing steps, and those with weights that are not finite, are skipped.
+    Parameters
+    ----------
+    history : History, str, Path or array_like
+        The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
+    strength : float
+        Of the penalty for one change point more, in units of σ² ln n; see `change_points`.
+    compute : Compute, optional
+        How to compute.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `step`: `displacement_rate` Σ(w_t − w_s)² / (t − s) from the present step s before t (weight²),
+        `direction`, the cosine between the increments that end and begin at a step, `bimodality`, Sarle's coefficient;
+        NaN where not known. Beside each, `<signal>_change` is true at the first step of every new phase by its
+        detector (`DETECTORS`). Missing steps, and those with weights that are not finite, are skipped.
     """
-    import xarray as xr
+    return PHASES(history, strength=strength, compute=compute)
 
-    history = as_history(history)
-    warn_missing(history)
-    accumulators: list[Any] = [Gram(), Counts()]
-    gram, counts = sweep(history, accumulators, drop_padding=drop_padding, threads=threads, progress=progress)
+
+def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) -> xr.Dataset:
     steps = history.steps
     known = steps[gram.indices].astype(np.float64)
     products = gram.increments()
     sizes = np.diag(products)
-    length = len(steps)
-    columns = {name: np.full(length, np.nan) for name in DETECTORS}
+    columns = {name: np.full(len(steps), np.nan) for name in DETECTORS}
     columns["displacement_rate"][gram.indices[1:]] = sizes[1:] / np.diff(known)
     if len(known) > 2:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -76,12 +86,23 @@ def phases(
         "bimodality": _slope(steps, columns["bimodality"]),
     }
     units = {"displacement_rate": "weight^2", "direction": "1", "bimodality": "1"}
-    data: dict[str, Any] = {}
+    variables = {}
     for name, column in columns.items():
-        data[name] = ("step", column, {"long_name": name.replace("_", " "), "units": units[name]})
-        found = change_points(steps, watched[name], strength=strength)
-        data[f"{name}_change"] = ("step", np.isin(steps, found), {"detector": DETECTORS[name]})
-    return xr.Dataset(data, {"step": steps}, {**history.provenance, "strength": strength})
+        variables[name] = Variable(column, name.replace("_", " "), units[name])
+        changes = np.isin(steps, change_points(steps, watched[name], strength=strength))
+        label = f"change point of the {name.replace('_', ' ')}"
+        variables[f"{name}_change"] = Variable(changes, label, attrs={"detector": DETECTORS[name]})
+    return step_dataset(history, variables, attrs={"strength": strength})
+
+
+PHASES = Measure(
+    name="phases",
+    title="Phases of training",
+    source="Killick, Fearnhead & Eckley 2012; Liu, Wu & Zidek 1997",
+    function=phases,
+    accumulators=(Gram, Counts),
+    finish=_finish,
+)
 
 
 def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,7 +120,7 @@ def _slope(steps: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.
     return slope
 
 
-def change_points(steps: Any, signal: Any, *, strength: float = 5.0) -> tuple[int, ...]:
+def change_points(steps: Any, signal: Any, *, strength: float = STRENGTH) -> tuple[int, ...]:
     """The steps at which a signal (T,) over `steps` (T,) goes over to another straight line; NaN values are skipped.
 
     A line more must lower the sum of squares by more than strength · σ² ln n, with σ² the variance of the noise, from
@@ -154,12 +175,24 @@ def _line_cost(at: NDArray[np.float64]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change point, and who else sees it.
+    """One change point, and which others agree with it.
 
-    `before` and `after` are the medians of the signal over the phases beside it. `detectors` is the number of other
-    detectors of this model that have a change within the tolerance, `models` the number of other models whose detector
-    of this kind has one; `detectors_by_chance` and `models_by_chance` are what those numbers would be on average if
-    the others' changes lay anywhere.
+    Parameters
+    ----------
+    model, detector, step
+        Whose change point it is, by which detector, at which step.
+    before, after : float
+        Medians of the signal over the phases beside it.
+    detectors : int
+        Number of other detectors of this model with a change point within the tolerance.
+    detectors_by_chance : float
+        The mean of that number if the others' change points lay anywhere.
+    any_by_chance : float
+        The probability that it would be at least one.
+    models : int
+        Number of other models whose detector of this kind has a change point within the tolerance.
+    models_by_chance : float
+        The mean of that number if theirs lay anywhere.
     """
 
     model: str
@@ -169,14 +202,25 @@ class Change:
     after: float
     detectors: int
     detectors_by_chance: float
+    any_by_chance: float
     models: int
     models_by_chance: float
 
 
-def agreement(results: Mapping[str, xr.Dataset], *, tolerance: float = 0.05) -> tuple[Change, ...]:
-    """Every change point of the models (datasets of `phases`, by name), with those of others beside it.
+def agreement(results: Mapping[str, xr.Dataset], *, tolerance: float = TOLERANCE) -> tuple[Change, ...]:
+    """Every change point of some models, with the others that agree with it.
 
-    Two agree when they are apart by no more than `tolerance` times the span of the steps.
+    Parameters
+    ----------
+    results : mapping of str to xarray.Dataset
+        The results of `phases` by model.
+    tolerance : float
+        Two change points agree when they are apart by at most this share of the span of the steps.
+
+    Raises
+    ------
+    PythiaDynError
+        For a tolerance that is not between 0 and 1.
     """
     if not 0 <= tolerance <= 1:
         raise PythiaDynError(f"the tolerance is a share of the training, 0 to 1; got {tolerance:g}")
@@ -190,17 +234,19 @@ def agreement(results: Mapping[str, xr.Dataset], *, tolerance: float = 0.05) -> 
                 beside = [found[name][other] for other in DETECTORS if other != kind]
                 elsewhere = [found[other][kind] for other in results if other != name]
                 before, after = _levels(result, kind, step, own)
+                by_chance = _chances(step, beside, reach, steps)
                 changes.append(
                     Change(
-                        name,
-                        kind,
-                        step,
-                        before,
-                        after,
-                        _near(step, beside, reach),
-                        _chance(step, beside, reach, steps),
-                        _near(step, elsewhere, reach),
-                        _chance(step, elsewhere, reach, steps),
+                        model=name,
+                        detector=kind,
+                        step=step,
+                        before=before,
+                        after=after,
+                        detectors=_near(step, beside, reach),
+                        detectors_by_chance=sum(by_chance),
+                        any_by_chance=1 - math.prod(1 - chance for chance in by_chance),
+                        models=_near(step, elsewhere, reach),
+                        models_by_chance=sum(_chances(step, elsewhere, reach, steps)),
                     )
                 )
     return tuple(changes)
@@ -224,8 +270,8 @@ def _near(step: int, others: list[list[int]], reach: float) -> int:
     return sum(any(abs(other - step) <= reach for other in changes) for changes in others)
 
 
-def _chance(step: int, others: list[list[int]], reach: float, steps: NDArray[np.int64]) -> float:
-    """The expected number of `others` with a change that near, were each anywhere between the first and last step."""
+def _chances(step: int, others: list[list[int]], reach: float, steps: NDArray[np.int64]) -> list[float]:
+    """For each of `others` the probability of a change that near, were its changes anywhere between both ends."""
     low, high = max(step - reach, float(steps[0])), min(step + reach, float(steps[-1]))
     share = (high - low) / max(float(steps[-1] - steps[0]), 1.0)
-    return float(sum(1 - (1 - share) ** len(changes) for changes in others))
+    return [float(1 - (1 - share) ** len(changes)) for changes in others]

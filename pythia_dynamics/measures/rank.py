@@ -9,27 +9,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
-from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.sweep.frame_gram import FrameGram, Precision, over_grams
-from pythia_dynamics.sweep.frames import warn_missing
+from pythia_dynamics.measures.measure import Flag, Measure, Table
+from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.frame_gram import FrameGram
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["CONVENTIONS", "TOLERANCES", "Projection", "covariance_rank", "from_ranks"]
+__all__ = ["CONVENTIONS", "TOLERANCES", "Projection", "covariance_rank"]
 
 CONVENTIONS = ("absolute", "relative")
+BATCH_SIZES = (16, 32, 64)
+"""Of the paper."""
+
 TOLERANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Of the paper, absolute and relative."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class Projection:
     The batches depend on `seed`, the batch size and the width of the weights alone, so every step meets the same.
     """
 
-    batch_sizes: Sequence[int] = (16, 32, 64)
-    tolerances: Sequence[float] = TOLERANCES
-    draws: int = 8
-    seed: int = 0
+    batch_sizes: Sequence[int]
+    tolerances: Sequence[float]
+    draws: int
+    seed: int
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 2 or len(set(self.batch_sizes)) < len(self.batch_sizes):
@@ -85,86 +88,111 @@ def _batches(seed: int, draws: int, size: int, width: int) -> NDArray[np.float64
 def covariance_rank(
     history: Any,
     *,
-    batch_sizes: Sequence[int] = (16, 32, 64),
+    batch_sizes: Sequence[int] = BATCH_SIZES,
     tolerances: Sequence[float] = TOLERANCES,
-    draws: int = 8,
-    seed: int = 0,
-    drop_padding: int | None = None,
-    precision: Precision = "float32",
-    device: str = "cpu",
-    threads: int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = silent,
+    draws: Annotated[int, Flag("Random batches per size.", minimum=1)] = 8,
+    seed: Annotated[int, Flag("Seed of the batches.", minimum=0)] = 0,
+    compute: Compute | None = None,
 ) -> xr.Dataset:
-    """Rank of the covariance of random batches sent through the weights, at every step.
+    """Rank of the covariance of random batches sent through the weights, at every step (Garden, §4.3, Fig 7).
 
     The rank is the number of singular values of the covariance above a tolerance, either absolute (as the `tol` of
     `numpy.linalg.matrix_rank`) or relative to the largest. As the batch is centred, it is at most B − 1.
 
-    Returns a dataset with dimensions (step, batch_size, tolerance, convention): `rank`, its mean over `draws`
-    batches, `rank_se`, the standard error of that mean (NaN for one draw), and `rank_difference`, the change of the
-    mean since the present step before. `rank_infinite` (step, tolerance, convention) is the rank in the limit of an
-    infinite batch, whose covariance is exactly W_U W_Uᵀ.
+    Parameters
+    ----------
+    history : History, str, Path or array_like
+        The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
+    batch_sizes : sequence of int
+        Sizes B of the batches, at least 2.
+    tolerances : sequence of float
+        Tolerances, positive.
+    draws : int
+        Number of batches of each size.
+    seed : int
+        Seed of the batches. They depend on it, the batch size and the width of the weights alone: every step gets the
+        same.
+    compute : Compute, optional
+        How to compute.
 
-    Missing steps and steps with weights that are not finite are NaN. `precision`, `device`,
-    `threads` and `executor` are those of `spectrum`; `progress` counts steps.
+    Returns
+    -------
+    xarray.Dataset
+        `rank` (step, batch_size, tolerance, convention), its mean over the draws, `rank_se`, the standard error of that
+        mean (NaN for one draw), and `rank_difference`, the change of the mean since the present step before.
+        `rank_infinite` (step, tolerance, convention) is the rank in the limit of an infinite batch, whose covariance is
+        exactly W_U W_Uᵀ. Missing steps and steps with weights that are not finite are NaN.
+
+    Raises
+    ------
+    PythiaDynError
+        For batch sizes, tolerances, draws or a seed that cannot be.
     """
-    history = as_history(history)
-    warn_missing(history)
-    projection = Projection(tuple(batch_sizes), tuple(tolerances), draws, seed)
-    (rows,) = over_grams(
-        history,
-        [projection],
-        drop_padding=drop_padding,
-        precision=precision,
-        device=device,
-        threads=threads,
-        executor=executor,
-        progress=progress,
-    )
-    return from_ranks(history, projection, rows)
+    options = {"batch_sizes": batch_sizes, "tolerances": tolerances, "draws": draws, "seed": seed}
+    return RANK(history, **options, compute=compute)
 
 
-def from_ranks(
+def _finish(
     history: History,
-    projection: Projection,
     rows: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]] | None],
+    *,
+    batch_sizes: Sequence[int],
+    tolerances: Sequence[float],
+    draws: int,
+    seed: int,
 ) -> xr.Dataset:
-    """The dataset of `covariance_rank` from the ranks of each step, None where there are none."""
-    import xarray as xr
-
-    limits = (len(projection.tolerances), len(CONVENTIONS))
-    mean = np.full((len(rows), len(projection.batch_sizes), *limits), np.nan)
-    error, change = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    infinite = np.full((len(rows), *limits), np.nan)
-    before = None
-    for t, row in enumerate(rows):
-        if row is None:
-            continue
-        ranks, infinite[t] = row
-        mean[t] = ranks.mean(axis=1)
-        if projection.draws > 1:
-            error[t] = ranks.std(axis=1, ddof=1) / np.sqrt(projection.draws)
-        if before is not None:
-            change[t] = mean[t] - mean[before]
-        before = t
+    at = np.array([i for i, row in enumerate(rows) if row is not None], dtype=np.intp)
+    found = [row for row in rows if row is not None]
+    limits = (len(tolerances), len(CONVENTIONS))
+    ranks = np.array([row[0] for row in found]).reshape(len(found), len(batch_sizes), draws, *limits)
+    mean = ranks.mean(axis=2)
+    error = ranks.std(axis=2, ddof=1) / np.sqrt(draws) if draws > 1 else np.full_like(mean, np.nan)
+    change = np.full_like(mean, np.nan)
+    change[1:] = np.diff(mean, axis=0)
+    infinite = np.array([row[1] for row in found]).reshape(len(found), *limits)
     dims = ("step", "batch_size", "tolerance", "convention")
-    return xr.Dataset(
-        {
-            "rank": (dims, mean, {"long_name": "rank of the batch covariance", "units": "1"}),
-            "rank_se": (dims, error, {"long_name": "standard error of the rank", "units": "1"}),
-            "rank_difference": (dims, change, {"long_name": "change of rank since the step before", "units": "1"}),
-            "rank_infinite": (
-                ("step", *dims[2:]),
-                infinite,
-                {"long_name": "rank for an infinite batch", "units": "1"},
-            ),
-        },
-        coords={
-            "step": history.steps,
-            "batch_size": list(projection.batch_sizes),
-            "tolerance": list(projection.tolerances),
-            "convention": list(CONVENTIONS),
-        },
-        attrs={**history.provenance, "draws": projection.draws, "seed": projection.seed},
-    )
+    variables = {
+        "rank": Variable(mean, "rank of the batch covariance", dims=dims),
+        "rank_se": Variable(error, "standard error of the rank", dims=dims),
+        "rank_difference": Variable(change, "change of rank since the step before", dims=dims),
+        "rank_infinite": Variable(infinite, "rank for an infinite batch", dims=("step", *dims[2:])),
+    }
+    coords = {"batch_size": list(batch_sizes), "tolerance": list(tolerances), "convention": list(CONVENTIONS)}
+    return step_dataset(history, variables, at=at, coords=coords, attrs={"draws": draws, "seed": seed})
+
+
+SHOWN_TOLERANCES = {"absolute": 0.5, "relative": 0.1}
+"""By convention, the tolerance that figures and sentences show: the middle of the paper's range; a tenth."""
+
+
+def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
+    size = int(dataset["batch_size"][-1])
+    sentences, facts = [], {}
+    for convention, tolerance in SHOWN_TOLERANCES.items():
+        curve = dataset["rank"].sel(convention=convention, batch_size=size)
+        curve = curve.sel({"tolerance": tolerance}, method="nearest")
+        facts[convention] = ends(curve)
+        sentences.append(f"{convention} tolerance {tolerance:g}: rank {course(facts[convention], 6)}")
+    return f"batch {size}, " + "; ".join(sentences), {"batch_size": size, **facts}
+
+
+RANK = Measure(
+    name="rank",
+    title="Covariance rank (Garden, Fig 7)",
+    source="Nicolini et al., arXiv 2403.08739, §4.3",
+    function=covariance_rank,
+    per_step=Projection,
+    finish=_finish,
+    tables={
+        "rank": Table(
+            ("step", "batch_size", "tolerance", "convention", "rank", "rank_se", "rank_difference"),
+            keys=("step", "batch_size", "tolerance", "convention"),
+        ),
+        "rank-infinite": Table(
+            ("step", "tolerance", "convention", "rank"),
+            keys=("step", "tolerance", "convention"),
+            renamed={"rank": "rank_infinite"},
+        ),
+    },
+    summarise=_summarise,
+)

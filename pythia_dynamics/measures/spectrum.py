@@ -1,79 +1,73 @@
 """The singular values of the weights at every step, and what they say: entropy, ranks, conditioning, power law.
 
-All of it comes from the d×d Gram matrix G = WᵀW of each step, so the (v, d) matrix is read once and never decomposed.
-Unlike the other analyses this one goes step by step: the Gram matrices of all steps at once would not fit.
+All of it comes from the (d, d) Gram matrix G = WᵀW of each step, so the (v, d) matrix is read once and never
+decomposed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
-from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.sweep.frame_gram import FrameGram, Precision, over_grams
-from pythia_dynamics.sweep.frames import warn_missing
+from pythia_dynamics.measures.measure import Measure, Table
+from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.frame_gram import FrameGram
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Measures", "from_measures", "measure", "power_law", "spectrum"]
+__all__ = ["FrameSpectrum", "frame_spectrum", "power_law", "spectrum"]
 
-_LEAST_FOR_POWER_LAW = 10
-_CUTS = 64  # cut-offs tried at once
+_FEWEST_FOR_POWER_LAW = 10
+"""Eigenvalues that a power law is fitted to: with fewer the least Kolmogorov-Smirnov distance is that of two points."""
+
+_CUTS = 64
+"""Cut-offs tried at once: blocks of (64, d) float64 stay in the L2 cache for d up to 2,048."""
 
 
-def spectrum(
-    history: Any,
-    *,
-    drop_padding: int | None = None,
-    precision: Precision = "float32",
-    device: str = "cpu",
-    threads: int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = silent,
-) -> xr.Dataset:
+def spectrum(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     """Singular values of the weights at every step and what follows from them.
 
-    Returns a dataset over `step`: `singular_values` (step, index), descending, and with p_i = σ_i / Σσ
+    Parameters
+    ----------
+    history : History, str, Path or array_like
+        The weights: a history, the name or path of a fetched model, or an array of shape (T, …, d).
+    compute : Compute, optional
+        How to compute. Its `precision` ``"float32"`` resolves eigenvalues of WᵀW down to 1e-7 of the largest; a step
+        with some below 1e-6 is repeated in float64, which resolves 1e-13. ``"float64"`` does that to all steps and
+        takes twice as long.
 
-    * `entropy` H = −Σ p_i ln p_i in nats and `effective_rank` exp(H) (Roy & Vetterli 2007);
-    * `stable_rank` ‖W‖_F² / σ_1²;
-    * `condition_number` σ_1 / σ_min, infinite where σ_min is not resolved;
-    * `alpha`, the exponent of the density of the eigenvalues σ² above a cut-off, as WeightWatcher fits it (see
-      `power_law`), NaN with fewer than ten eigenvalues;
-    * `mean_row_fraction` v‖w̄‖² / ‖W‖_F², the share of the weight that all rows have in common (Godey et al. 2024).
+    Returns
+    -------
+    xarray.Dataset
+        Over `step`, NaN at missing steps and at steps with weights that are not finite: `singular_values` (step,
+        index), descending, and with p_i = σ_i / Σσ
 
-    ``precision="float32"`` multiplies blocks of 1,024 rows in float32 and adds them in float64, which resolves
-    eigenvalues of WᵀW down to 1e-7 of the largest; a step that has some below 1e-6 is computed once more in float64,
-    which goes to 1e-13. ``"float64"`` does that to all of them and takes twice as long. A CUDA `device` always works in
-    float64. Steps are shared out among `threads`, each of which needs a few (d, d) matrices; an `executor` gets one
-    task per step. `progress` counts steps. Missing steps and steps with weights that are not finite are NaN.
+        * `entropy` H = −Σ p_i ln p_i in nats and `effective_rank` exp(H) (Roy & Vetterli 2007);
+        * `stable_rank` ‖W‖_F² / σ_1²;
+        * `condition_number` σ_1 / σ_min, infinite where σ_min is not resolved;
+        * `alpha`, the exponent of the density of the eigenvalues σ² above a cut-off, as WeightWatcher fits it (see
+          `power_law`), NaN with fewer than ten eigenvalues;
+        * `mean_row_fraction` v‖w̄‖² / ‖W‖_F², the share of the weight that all rows have in common (Godey et al.
+          2024).
+
+    Raises
+    ------
+    PythiaDynError
+        Where the squares of the weights are not finite.
     """
-    history = as_history(history)
-    warn_missing(history)
-    (rows,) = over_grams(
-        history,
-        [measure],
-        drop_padding=drop_padding,
-        precision=precision,
-        device=device,
-        threads=threads,
-        executor=executor,
-        progress=progress,
-    )
-    return from_measures(history, rows)
+    return SPECTRUM(history, compute=compute)
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What `spectrum` says of one step."""
+class FrameSpectrum:
+    """The spectrum of one step; fields are those of the dataset of `spectrum`."""
 
     singular_values: NDArray[np.float64]
     entropy: float
@@ -94,17 +88,17 @@ _LABELS = {
 }
 
 
-def measure(frame: FrameGram) -> Measures:
-    """The measures of one step; NaN for all-zero weights."""
+def frame_spectrum(frame: FrameGram) -> FrameSpectrum:
+    """The spectrum of one step from its Gram matrix; NaN for all-zero weights."""
     eigenvalues = np.maximum(frame.eigenvalues, 0)
     resolved = eigenvalues[eigenvalues > frame.resolution * eigenvalues[0]]
     sigma = np.sqrt(eigenvalues)
     if not len(resolved):
-        return Measures(sigma, *[np.nan] * 6)
+        return FrameSpectrum(sigma, *[np.nan] * 6)
     p = np.sqrt(resolved) / np.sqrt(resolved).sum()  # the others are rounding
     entropy = float(-(p * np.log(p)).sum())
     norm = float(np.trace(frame.gram))
-    return Measures(
+    return FrameSpectrum(
         singular_values=sigma,
         entropy=entropy,
         effective_rank=float(np.exp(entropy)),
@@ -115,25 +109,35 @@ def measure(frame: FrameGram) -> Measures:
     )
 
 
-def from_measures(history: History, rows: Sequence[Measures | None]) -> xr.Dataset:
-    """The dataset of `spectrum` from the measures of each step, None where there is none."""
-    import xarray as xr
-
-    width = max((len(row.singular_values) for row in rows if row is not None), default=0)
-    sigma = np.full((len(rows), width), np.nan)
-    columns = {name: np.full(len(rows), np.nan) for name in _LABELS}
-    for t, row in enumerate(rows):
-        if row is not None:
-            sigma[t] = row.singular_values
-            for name, column in columns.items():
-                column[t] = getattr(row, name)
-    data: dict[str, Any] = {
-        "singular_values": (("step", "index"), sigma, {"long_name": "singular values of W", "units": "1"})
-    }
+def _finish(history: History, rows: Sequence[FrameSpectrum | None]) -> xr.Dataset:
+    at = np.array([i for i, row in enumerate(rows) if row is not None], dtype=np.intp)
+    found = [row for row in rows if row is not None]
+    sigma = np.array([row.singular_values for row in found]).reshape(len(found), -1 if found else 0)
+    method = {"method": "maximum likelihood above the cut-off of least Kolmogorov-Smirnov distance"}
+    variables = {"singular_values": Variable(sigma, "singular values of W", dims=("step", "index"))}
     for name, (label, units) in _LABELS.items():
-        data[name] = ("step", columns[name], {"long_name": label, "units": units})
-    data["alpha"][2]["method"] = "maximum likelihood above the cut-off of least Kolmogorov-Smirnov distance"
-    return xr.Dataset(data, coords={"step": history.steps, "index": np.arange(width)}, attrs=dict(history.provenance))
+        values = np.array([getattr(row, name) for row in found])
+        variables[name] = Variable(values, label, units, attrs=method if name == "alpha" else {})
+    return step_dataset(history, variables, at=at, coords={"index": np.arange(sigma.shape[1])})
+
+
+def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
+    names = ("entropy", "effective_rank", "stable_rank", "mean_row_fraction")
+    facts: dict[str, Any] = {name: ends(dataset[name]) for name in names}
+    return ", ".join(f"{name.replace('_', ' ')} {course(both)}" for name, both in facts.items()), facts
+
+
+SPECTRUM = Measure(
+    name="spectrum",
+    title="Spectrum of W_U",
+    source="Roy & Vetterli 2007; Godey et al., arXiv 2404.07647; Clauset, Shalizi & Newman 2009",
+    function=spectrum,
+    per_step=lambda: frame_spectrum,
+    finish=_finish,
+    tables={"spectrum": Table(("step", *_LABELS), title="Spectrum")},
+    saves_array=True,
+    summarise=_summarise,
+)
 
 
 def power_law(eigenvalues: NDArray[np.float64]) -> float:
@@ -145,7 +149,7 @@ def power_law(eigenvalues: NDArray[np.float64]) -> float:
     """
     data = np.sort(eigenvalues[eigenvalues > 0])
     count = len(data)
-    if count < _LEAST_FOR_POWER_LAW:
+    if count < _FEWEST_FOR_POWER_LAW:
         return np.nan
     logs = np.log(data)
     tails = np.cumsum(logs[::-1])[::-1]  # Σ_{j≥i} ln λ_j

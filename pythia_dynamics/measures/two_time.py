@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,139 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
-from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.sweep.frames import warn_missing
+from pythia_dynamics.measures.measure import Measure
+from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.dataset import Variable, step_dataset
 from pythia_dynamics.sweep.gram import Gram, displacements
-from pythia_dynamics.sweep.sweep import sweep
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Exponent", "classical_scaling", "fit_exponent", "from_gram", "lag_table", "two_time"]
+__all__ = ["Exponent", "classical_scaling", "fit_exponent", "lag_table", "two_time"]
 
+_BLOCKS = 10
+"""Blocks of waiting steps that the jackknife leaves out in turn: nine degrees of freedom for Student's interval."""
 
-def two_time(
-    history: Any,
-    *,
-    components: int = 5,
-    longest: float = 0.1,
-    confidence: float = 0.95,
-    drop_padding: int | None = None,
-    device: str = "cpu",
-    threads: int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = silent,
-) -> xr.Dataset:
-    """What every pair of steps says: Gram matrix, displacement, ageing, cosine, trajectory PCA.
-
-    Returns a dataset over `step` and `other_step` (the same numbers):
-
-    * `gram` K_ts = Σ_k w_tk w_sk and `cosine` K_ts / √(K_tt K_ss);
-    * `displacement` Δ(t,s) = Σ_k (w_tk − w_sk)² / N;
-    * `ageing` (step, lag): Δ(t_w, t_w + lag) for waiting step t_w, NaN where there is no step that far ahead. A lag is
-      a difference of step numbers; of those on an uneven grid the 4 T most frequent are kept;
-    * `displacement_by_lag`, its mean over waiting steps, and `pairs`, how many there were. Its attributes hold the
-      log-log `exponent` over lags up to `longest` of the whole span (at a tenth the interval covers 90 to 95 % of
-      random walks, at a quarter 85 %), with `exponent_low` and `exponent_high` (see
-      `fit_exponent`): 1 for a random walk, 2 for ballistic motion;
-    * `coordinate` (step, component), the trajectory on its first principal components, and `explained`, their shares
-      of variance; beside them `coordinate_null` and `explained_null`, those of a walk of infinitely many dimensions
-      with independent increments of the measured sizes, whose components are cosines (Antognini & Sohl-Dickstein 2018).
-
-    Relative errors: about 1e-7 of a displacement, however small it is beside the weights (where the weights come back
-    to where they have been, the history is read once more, in float64), and of √(K_tt K_ss). A CUDA `device` computes
-    in float64. Missing steps, and those with weights that are not finite, are NaN.
-    """
-    history = as_history(history)
-    warn_missing(history)
-    (gram,) = sweep(
-        history,
-        [Gram(device=device)],
-        drop_padding=drop_padding,
-        threads=threads,
-        executor=executor,
-        progress=progress,
-    )
-    return from_gram(history, gram, components=components, longest=longest, confidence=confidence)
-
-
-def from_gram(
-    history: History, gram: Gram, *, components: int = 5, longest: float = 0.1, confidence: float = 0.95
-) -> xr.Dataset:
-    """The dataset of `two_time` from products already made."""
-    import xarray as xr
-
-    at, length = gram.indices, len(history.steps)
-    steps = history.steps[at]
-    increments, squares = gram.increments(), gram.totals()[:, 1]
-    if not np.isfinite(increments).all():
-        if np.isfinite(squares).any():
-            raise PythiaDynError(f"the weights of {history.name} are too large for their squares; scale them")
-        increments[:], squares[:] = np.nan, np.nan  # no step was finite: there was nothing to leave out
-    squared = displacements(increments) + 0 * squares  # NaN on the diagonal, too
-    products = (squares[:, None] + squares - squared) / 2
-    norms = np.sqrt(squares)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cosine = products / norms / norms[:, None]
-    lags, table = lag_table(steps, squared / gram.size)
-    pairs = np.isfinite(table).sum(axis=0)
-    averaged = np.where(pairs > 0, np.nansum(table, axis=0) / np.maximum(pairs, 1), np.nan)
-    exponent = fit_exponent(lags, table, longest=longest * float(steps[-1] - steps[0]), confidence=confidence)
-    moved = np.cumsum(np.append(0.0, np.diag(increments)[1:]))
-    components = min(components, len(at))
-    explained, coordinate = classical_scaling(squared, components)
-    explained_null, coordinate_null = classical_scaling(np.abs(moved[:, None] - moved), components)
-
-    def pairwise(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        full = np.full((length, length), np.nan)
-        full[np.ix_(at, at)] = values
-        return full
-
-    def stepwise(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        full = np.full((length, values.shape[1]), np.nan)
-        full[at] = values
-        return full
-
-    both, by_component = ("step", "other_step"), ("step", "component")
-    walk = "of a random walk with the same step sizes"
-    data: dict[str, tuple[Any, Any, str, str]] = {
-        "gram": (both, pairwise(products), "Gram matrix of the weights", "weight^2"),
-        "cosine": (both, pairwise(cosine), "cosine between the weights", "1"),
-        "displacement": (both, pairwise(squared / gram.size), "mean squared displacement", "weight^2"),
-        "ageing": (("step", "lag"), stepwise(table), "mean squared displacement after waiting", "weight^2"),
-        "displacement_by_lag": (
-            "lag",
-            averaged,
-            "time-averaged mean squared displacement",
-            "weight^2",
-        ),
-        "pairs": ("lag", pairs, "pairs of steps at this lag", "1"),
-        "coordinate": (by_component, stepwise(coordinate), "principal coordinate", "weight"),
-        "coordinate_null": (by_component, stepwise(coordinate_null), f"principal coordinate {walk}", "weight"),
-        "explained": ("component", explained, "share of variance", "1"),
-        "explained_null": ("component", explained_null, f"share of variance {walk}", "1"),
-    }
-    result = xr.Dataset(
-        {
-            name: (dims, values, {"long_name": label, "units": units})
-            for name, (dims, values, label, units) in data.items()
-        },
-        coords={
-            "step": history.steps,
-            "other_step": history.steps,
-            "lag": lags,
-            "component": np.arange(1, components + 1),
-        },
-        attrs=dict(history.provenance),
-    )
-    found = {"exponent": exponent.value, "exponent_low": exponent.low, "exponent_high": exponent.high}
-    result["displacement_by_lag"].attrs |= {name: value for name, value in found.items() if np.isfinite(value)}
-    return result
-
-
-_BLOCKS = 10  # of waiting times, for the jackknife
+LONGEST = 0.1
+"""Longest lag of the fitted exponent, as a share of the span: see `two_time`."""
 
 
 def lag_table(steps: NDArray[np.int64], squared: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -226,3 +108,130 @@ def classical_scaling(squared: NDArray[np.float64], components: int) -> tuple[ND
     signs = np.where(vectors[0] > 0, -1.0, 1.0)
     share = values / total if total > 0 else np.full(len(values), np.nan)
     return share, vectors * signs * np.sqrt(values)
+
+
+def two_time(
+    history: Any,
+    *,
+    components: int = 5,
+    longest: float = LONGEST,
+    confidence: float = 0.95,
+    compute: Compute | None = None,
+) -> xr.Dataset:
+    """What every pair of steps says: Gram matrix, displacement, ageing, cosine, trajectory PCA.
+
+    Parameters
+    ----------
+    history : History, str, Path or array_like
+        The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
+    components : int
+        Number of principal components of the trajectory; fewer where there are fewer steps.
+    longest : float
+        The exponent is fitted over lags up to this share of the whole span of steps. At a tenth its interval covers 90
+        to 95 % of random walks, at a quarter 85 %.
+    confidence : float
+        Of the interval of the exponent.
+    compute : Compute, optional
+        How to compute.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `step` and `other_step` (the same numbers), NaN at missing steps and at steps with weights that are not
+        finite:
+
+        * `gram` K_ts = Σ_k w_tk w_sk and `cosine` K_ts / √(K_tt K_ss);
+        * `displacement` Δ(t,s) = Σ_k (w_tk − w_sk)² / N;
+        * `ageing` (step, lag): Δ(t_w, t_w + lag) for waiting step t_w, NaN where there is no step that far ahead. A lag
+          is a difference of step numbers; of those on an uneven grid the 4 T most frequent are kept;
+        * `displacement_by_lag`, its mean over waiting steps, and `pairs`, how many there were. Its attributes hold the
+          log-log `exponent`, `exponent_low` and `exponent_high` (see `fit_exponent`): 1 for a random walk, 2 for
+          ballistic motion;
+        * `coordinate` (step, component), the trajectory on its first principal components, and `explained`, their
+          shares of variance; beside them `coordinate_null` and `explained_null`, those of a walk of infinitely many
+          dimensions with independent increments of the measured sizes, whose components are cosines (Antognini &
+          Sohl-Dickstein 2018).
+
+        Relative errors are about 1e-7 of a displacement, however small it is beside the weights (where weights return
+        to earlier values, the history is read again in float64), and of √(K_tt K_ss).
+
+    Raises
+    ------
+    PythiaDynError
+        Where the squares of the weights are not finite.
+    """
+    return TWO_TIME(history, components=components, longest=longest, confidence=confidence, compute=compute)
+
+
+def _finish(history: History, gram: Gram, *, components: int, longest: float, confidence: float) -> xr.Dataset:
+    at = gram.indices
+    steps = history.steps[at]
+    increments, squares = gram.increments(), gram.totals()[:, 1]
+    if not np.isfinite(increments).all():
+        if np.isfinite(squares).any():
+            raise PythiaDynError(f"the weights of {history.name} are too large for their squares; scale them")
+        increments[:], squares[:] = np.nan, np.nan  # no step was finite: there was nothing to leave out
+    squared = displacements(increments) + 0 * squares  # NaN on the diagonal, too
+    products = (squares[:, None] + squares - squared) / 2
+    norms = np.sqrt(squares)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = products / norms / norms[:, None]
+    lags, table = lag_table(steps, squared / gram.size)
+    pairs = np.isfinite(table).sum(axis=0)
+    averaged = np.where(pairs > 0, np.nansum(table, axis=0) / np.maximum(pairs, 1), np.nan)
+    exponent = fit_exponent(lags, table, longest=longest * float(steps[-1] - steps[0]), confidence=confidence)
+    fit = {"exponent": exponent.value, "exponent_low": exponent.low, "exponent_high": exponent.high}
+    moved = np.cumsum(np.append(0.0, np.diag(increments)[1:]))
+    components = min(components, len(at))
+    explained, coordinate = classical_scaling(squared, components)
+    explained_null, coordinate_null = classical_scaling(np.abs(moved[:, None] - moved), components)
+    both, by_lag, by_component = ("step", "other_step"), ("step", "lag"), ("step", "component")
+    walk = "of a random walk with the same step sizes"
+    variables = {
+        "gram": Variable(products, "Gram matrix of the weights", "weight^2", both),
+        "cosine": Variable(cosine, "cosine between the weights", dims=both),
+        "displacement": Variable(squared / gram.size, "mean squared displacement", "weight^2", both),
+        "ageing": Variable(table, "mean squared displacement after waiting", "weight^2", by_lag),
+        "displacement_by_lag": Variable(
+            averaged,
+            "time-averaged mean squared displacement",
+            "weight^2",
+            ("lag",),
+            {name: value for name, value in fit.items() if np.isfinite(value)},
+        ),
+        "pairs": Variable(pairs, "pairs of steps at this lag", dims=("lag",)),
+        "coordinate": Variable(coordinate, "principal coordinate", "weight", by_component),
+        "coordinate_null": Variable(coordinate_null, f"principal coordinate {walk}", "weight", by_component),
+        "explained": Variable(explained, "share of variance", dims=("component",)),
+        "explained_null": Variable(explained_null, f"share of variance {walk}", dims=("component",)),
+    }
+    coords = {"lag": lags, "component": np.arange(1, components + 1)}
+    return step_dataset(history, variables, at=at, coords=coords)
+
+
+def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
+    fit = {name: float(value) for name, value in dataset["displacement_by_lag"].attrs.items() if "exponent" in name}
+    shares, nulls = (dataset[name].to_numpy()[:1].tolist() for name in ("explained", "explained_null"))
+    cosine = dataset["cosine"].dropna("step", how="all").dropna("other_step", how="all")
+    last = float(cosine[0, -1]) if cosine.size else np.nan
+    parts = []
+    if "exponent" in fit:
+        interval = f" (95 %: {fit['exponent_low']:.3g} to {fit['exponent_high']:.3g})" if "exponent_low" in fit else ""
+        parts.append(f"displacement ∝ lag^{fit['exponent']:.3g}{interval}")
+    parts.append(f"cosine of the last weights with the first {last:.4g}" if cosine.size else "no step is known")
+    sentence = ", ".join(parts)
+    if np.isfinite(shares).any():
+        sentence += f"; first principal component {shares[0]:.1%} of the variance, of a random walk's {nulls[0]:.1%}"
+    return sentence, {**fit, "cosine_of_ends": last, "explained": shares, "explained_null": nulls}
+
+
+TWO_TIME = Measure(
+    name="two_time",
+    title="Two-time displacement",
+    source="Baity-Jesi et al., arXiv 1803.06969; Antognini & Sohl-Dickstein, arXiv 1806.08805",
+    function=two_time,
+    accumulators=(Gram,),
+    finish=_finish,
+    saves_array=True,
+    summarise=_summarise,
+)

@@ -45,7 +45,7 @@ def explorers(results: Results, prefix: str) -> list[Explorer]:
     found = []
     for make in (_density, _cosine):
         try:
-            found.append(make(results, prefix))
+            found.append(make(results.weights(), prefix))
         except PythiaDynError:  # it has not been computed
             continue
     return found
@@ -56,7 +56,7 @@ def _density(results: Results, prefix: str) -> Explorer:
     result = result.isel(step=_spread(result.sizes["step"]))
     values = result["density"].to_numpy()
     chosen, key = _last_known(values), f"{prefix}-density"
-    title = f"Density of the weights of {results.name}, step by step"
+    title = f"Density of the weights of {results.label}, step by step"
     with figures.sheet(rows=2, width=5.2, height=2.9) as (figure, axes):
         figures.density_at(axes, result, chosen, key=key)
         drawing = figures.inline(figure, key, label=f"{title}: map over all steps, and its section at the chosen step")
@@ -84,7 +84,7 @@ def _cosine(results: Results, prefix: str) -> Explorer:
     result = result.isel(step=kept, other_step=kept)
     values = result["cosine"].transpose("step", "other_step").to_numpy()
     chosen, key = _last_known(values), f"{prefix}-cosine"
-    title = f"Cosine between the weights of {results.name} at every two steps"
+    title = f"Cosine between the weights of {results.label} at every two steps"
     with figures.sheet(rows=2, width=5.2, height=2.9) as (figure, axes):
         figures.cosine_at(axes, result, chosen, key=key)
         drawing = figures.inline(figure, key, label=f"{title}, and its section at the chosen step")
@@ -147,7 +147,11 @@ def _spread(count: int) -> NDArray[np.intp]:
 
 def _thinned(shown: xr.Dataset, results: Results) -> str:
     """What to say where not all steps are shown."""
-    return "" if shown.sizes["step"] < _STEPS else f" {_STEPS} steps are shown; all are in results/{results.name}."
+    return (
+        ""
+        if shown.sizes["step"] < _STEPS
+        else f" {_STEPS} steps are shown; all are in results/{results.name}/{results.tensor}."
+    )
 
 
 def _last_known(values: NDArray[np.float64]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results
+from pythia_dynamics.tables import read_json
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -19,16 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Gap", "Oddity", "Provenance", "Table", "gaps", "number", "oddities", "provenance", "spans", "tables"]
 
 _ROWS = 16
-_TABLES = {
-    "msd": "Displacement",
-    "moments": "Moments of the weights",
-    "order": "Order parameter",
-    "spectrum": "Spectrum",
+_PERPLEXITIES = {
     "perplexity-forward": "Forward perplexity",
     "perplexity-unmask": "Causal-unmasking perplexity",
     "perplexity-last-word": "Last-word perplexity",
 }
-_COMMAND = {"two_time": "msd", "first_last": "portrait"}
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,16 @@ class Provenance:
 
 def tables(results: Results) -> list[Table]:
     """The tables of one model, up to 16 rows of each, evenly spaced, the first and the last among them."""
-    found = []
-    for kind, title in _TABLES.items():
-        try:
-            table = results.read_table(kind)
-        except PythiaDynError:  # it has not been computed
-            continue
-        found.append(_excerpt(table, kind, title))
+    weights, found = results.weights(), []
+    titles = {name: table.title for one in known_measures().values() for name, table in one.tables.items()}
+    for folder, kinds in ((weights, titles), (results.model, _PERPLEXITIES)):
+        for kind, title in kinds.items():
+            try:
+                table = folder.read_table(kind) if title else None
+            except PythiaDynError:  # it has not been computed
+                continue
+            if table is not None:
+                found.append(_excerpt(table, kind, title))
     return found
 
 
@@ -108,7 +108,7 @@ def gaps(results: Results) -> list[Gap]:
 def oddities(results: Results) -> list[Oddity] | None:
     """What ``verify`` found; None where it has not been run."""
     try:
-        looked = json.loads((results.path / "verify.json").read_text())["verify"]
+        looked = read_json(results.model.path / "verify.json")["verify"]
         return [
             Oddity(
                 str(found["subject"]),
@@ -147,22 +147,23 @@ def provenance(results: Results) -> Provenance:
         software=tuple(software),
         computed="" if not times else times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}",
         commits=tuple((f"{step:,}", commits[step]) for step in sorted(commits)),
-        commands=tuple(_commands(results.name, kinds)),
+        commands=tuple(_commands(results, kinds)),
     )
 
 
-def _commands(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+def _commands(results: Results, kinds: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    name = results.name
     source = next((str(details["source"]) for details in kinds.values() if details.get("source")), None)
     if source is not None:
         tensor = next(str(details["tensor"]) for details in kinds.values() if details.get("source"))
-        named = "" if tensor == "embed_out.weight" else f" --tensor {shlex.quote(tensor)}"
+        named = "" if tensor == UNEMBEDDING else f" --tensor {shlex.quote(tensor)}"
         yield f"pythia-dyn fetch --model {shlex.quote(source)}{named}"
     made: dict[str, None] = {}
     for kind, details in kinds.items():
-        mode = kind.removeprefix("perplexity-")
-        if mode != kind:
+        if kind.startswith("perplexity-"):
             corpus = details.get("corpus_dataset") or details.get("corpus")
-            line = f"pythia-dyn perplexity --model {shlex.quote(str(details.get('location', name)))} --mode {mode}"
+            line = f"pythia-dyn perplexity --model {shlex.quote(str(details.get('location', name)))}"
+            line += f" --mode {kind.removeprefix('perplexity-')}"
             line += f" --corpus {shlex.quote(str(corpus))} --limit {details.get('corpus_passages')}"
             line += f" --dtype {details.get('dtype')} --device {details.get('device')}"
             line += " --head ternary" if details.get("head") == "ternary" else ""
@@ -172,7 +173,7 @@ def _commands(name: str, kinds: Mapping[str, Mapping[str, Any]]) -> Iterable[str
         elif kind == "order-parameter":
             line = "pythia-dyn reproduce order-parameter"
         else:
-            line = f"pythia-dyn {_COMMAND.get(kind, kind)} --model {shlex.quote(name)}"
+            line = results.weights().command_for(kind)
             rows = details.get("drop_padding")
             line += f" --drop-padding {rows}" if rows else ""
         made[line] = None
@@ -202,11 +203,8 @@ def number(value: object) -> str:
 
 
 def _provenance(results: Results) -> dict[str, dict[str, Any]]:
-    try:
-        content = json.loads((results.path / "provenance.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return {str(kind): details for kind, details in _mapping(content).items() if isinstance(details, dict)}
+    """Of the model, and of the weights that are shown."""
+    return {**results.weights().provenance(), **results.model.provenance()}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

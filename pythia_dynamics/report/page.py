@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from pythia_dynamics import __version__, figures
 from pythia_dynamics.claims.verdict import VERDICTS, Verdict
 from pythia_dynamics.errors import PythiaDynError, optional_import
-from pythia_dynamics.figures.gallery import Plate, of_models
+from pythia_dynamics.figures.gallery import of_models
+from pythia_dynamics.figures.plates import Plate
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report import facts
 from pythia_dynamics.report.explorer import Explorer, explorers
@@ -58,9 +60,11 @@ def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
     if not sections:
         raise PythiaDynError("no model to report on; name one with --model")
     folders = [section.results for section in sections]
-    names = [results.name for results in folders]
+    names = [results.label for results in folders]
     progress(0, len(sections) + 1)
-    together = [_picture(plate, f"all-{plate.key}") for plate in of_models(folders)] if len(sections) > 1 else []
+    together = (
+        [_picture(plate, f"all-{plate.key}") for plate in of_models(folders, Path())] if len(sections) > 1 else []
+    )
     progress(1, len(sections) + 1)
     parts = []
     for number, section in enumerate(sections, 1):
@@ -70,7 +74,7 @@ def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
         parts.append(
             {
                 "key": key,
-                "name": results.name,
+                "name": results.label,
                 "plates": [_picture(plate, f"{key}-{plate.key}") for plate in section.plates if plate.key not in shown],
                 "explorers": [_explorer(explorer) for explorer in looked],
                 "tables": facts.tables(results),
@@ -109,7 +113,7 @@ def _counts(found: Sequence[Verdict]) -> str:
 
 
 def _picture(plate: Plate, key: str) -> _Picture:
-    with plate.on() as (figure, axes):
+    with plate.sheet() as (figure, axes):
         plate.paint(axes)
         drawing = figures.inline(figure, key, label=f"{plate.title}. {plate.caption}")
     return _Picture(

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Loss by step from tables and logs, and the loss that is known of a model."""
 
 from __future__ import annotations
 
@@ -11,16 +11,30 @@ from pythia_dynamics.results.folder import Results
 __all__ = ["known_loss", "read_losses"]
 
 
-_LOSSES = ("loss", "nll_mean", "train_loss", "eval_loss")
+_COLUMNS = ("loss", "nll_mean", "train_loss", "eval_loss")
 
 
 def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]:
-    """Loss by step, in nats per token, from a table with `step` and a `column`.
+    """Loss by step, in nats per token.
 
-    `path` is a CSV, a log of one JSON object a line (``.jsonl``), or the ``trainer_state.json`` that transformers'
-    `Trainer` leaves in a checkpoint. Taken is `column` where there is one, else the first of `loss`, `nll_mean` (of
-    ``perplexity-forward.csv``), `train_loss`, `eval_loss`. Rows without it say nothing; of several rows of a step the
-    last one counts. Raises `PythiaDynError`.
+    Parameters
+    ----------
+    path : Path or str
+        A CSV, a log of one JSON object a line (``.jsonl``), or the ``trainer_state.json`` that the `Trainer` of
+        transformers leaves in a checkpoint.
+    column : str, optional
+        The column of the loss, where the table has it. Otherwise the first of `loss`, `nll_mean` (of
+        ``perplexity-forward.csv``), `train_loss`, `eval_loss` that it has.
+
+    Returns
+    -------
+    dict of int to float
+        Rows without a loss are left out; of several rows of a step the last one counts.
+
+    Raises
+    ------
+    PythiaDynError
+        For a file that cannot be read, or that has no such columns or no numbers in them.
     """
     import pandas as pd
 
@@ -36,14 +50,14 @@ def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]
         raise PythiaDynError(f"{path} is no trainer_state.json: it has no log_history") from None
     except (OSError, ValueError) as error:
         raise PythiaDynError(f"cannot read losses from {path}: {error}") from None
-    column = next((name for name in (column, *_LOSSES) if name in frame.columns), None)
+    column = next((name for name in (column, *_COLUMNS) if name in frame.columns), None)
     if column is None or "step" not in frame.columns:
         raise PythiaDynError(
             f"{path} must have the columns step and loss (or nll_mean); it has {', '.join(map(str, frame.columns))}"
         )
     try:
-        told = frame[["step", column]].dropna()
-        steps, values = pd.to_numeric(told["step"]), pd.to_numeric(told[column]).astype(float)
+        known = frame[["step", column]].dropna()
+        steps, values = pd.to_numeric(known["step"]), pd.to_numeric(known[column]).astype(float)
     except (ValueError, TypeError) as error:
         raise PythiaDynError(f"{path} must have a whole number and a number in every row: {error}") from None
     if (steps % 1 != 0).any():
@@ -52,13 +66,24 @@ def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]
 
 
 def known_loss(results: Results, source: str) -> tuple[dict[int, float], str] | None:
-    """The loss of a model by step, and the file it is from; None where nothing is known.
+    """The loss of a model by step and the file it is from; None where none is known.
 
-    It is that of the forward perplexity, else the validation loss in ``losses.csv`` of the suite in the directory
-    `source`. Raises `PythiaDynError` for a file that is damaged.
+    It is the mean NLL of the forward perplexity, else the validation loss in ``losses.csv`` of the suite.
+
+    Parameters
+    ----------
+    results : Results
+        The results of the model, or of a tensor of it.
+    source : str
+        Where its weights are from; a directory where it is a suite.
+
+    Raises
+    ------
+    PythiaDynError
+        For a file that is damaged.
     """
     for path, column in (
-        (results.path / "perplexity-forward.csv", "nll_mean"),
+        (results.model.path / "perplexity-forward.csv", "nll_mean"),
         (Path(source) / "losses.csv", "validation_loss"),
     ):
         if path.is_file():

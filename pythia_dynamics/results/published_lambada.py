@@ -1,27 +1,27 @@
-"""EleutherAI's own last-word perplexities of Pythia on LAMBADA, to draw ours over."""
+"""Last-word perplexities of Pythia on LAMBADA, as EleutherAI published them, to compare ours with."""
 
 from __future__ import annotations
 
-import csv
 from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_dynamics.errors import UnknownNameError
+from pythia_dynamics.tables import read_csv
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["SOURCE", "SUSPECT", "published_lambada", "published_models"]
+__all__ = ["LAST_SUSPECT_STEP", "SOURCE", "published_lambada", "published_models"]
 
 SOURCE = "EleutherAI/pythia, evals/pythia-v1: lambada_openai, zero-shot, whole test set (5,153 passages)"
 
-SUSPECT = {"pythia-2.8b-deduped": 43_000}
-"""Model → last step whose values are not believed: up to there they repeat those of pythia-2.8b."""
+LAST_SUSPECT_STEP = {"pythia-2.8b-deduped": 43_000}
+"""Last step of each model whose values cannot be right: up to it they repeat those of pythia-2.8b."""
 
-_COLUMNS = ("ppl", "ppl_stderr", "accuracy", "accuracy_stderr")
-_HEADINGS = ("ppl", "ppl_stderr", "acc", "acc_stderr")
+_VARIABLES = {"ppl": "ppl", "ppl_stderr": "ppl_stderr", "accuracy": "acc", "accuracy_stderr": "acc_stderr"}
+"""Variable of the dataset → column of the table."""
 
 
 def published_models() -> tuple[str, ...]:
@@ -30,10 +30,23 @@ def published_models() -> tuple[str, ...]:
 
 
 def published_lambada(name: str) -> xr.Dataset:
-    """The published points of a model (``pythia-70m-deduped``; its repository id will do) over `step`.
+    """The published values of a model.
 
-    Variables ``ppl`` and ``accuracy`` as in ``perplexity-last-word.csv``, their standard errors, and ``suspect``: do
-    not draw such points as evidence. Raises `UnknownNameError` for a model that is not in the table.
+    Parameters
+    ----------
+    name
+        ``pythia-70m-deduped``, or its repository id.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `step`: ``ppl`` and ``accuracy`` as in ``perplexity-last-word.csv``, their standard errors ``ppl_stderr``
+        and ``accuracy_stderr``, and the flag ``suspect`` of values that are no evidence (see `LAST_SUSPECT_STEP`).
+
+    Raises
+    ------
+    UnknownNameError
+        For a model that is not in the table.
     """
     import xarray as xr
 
@@ -43,14 +56,13 @@ def published_lambada(name: str) -> xr.Dataset:
         raise UnknownNameError("published model", name, published_models())
     steps = np.array([int(row["step"]) for row in rows], np.int64)
     variables = {
-        column: ("step", np.array([float(row[heading]) for row in rows]), {"units": "1"})
-        for column, heading in zip(_COLUMNS, _HEADINGS, strict=True)
+        name: ("step", np.array([float(row[column]) for row in rows]), {"units": "1"})
+        for name, column in _VARIABLES.items()
     }
-    suspect = {"suspect": ("step", steps <= SUSPECT.get(model, -1))}
+    suspect = {"suspect": ("step", steps <= LAST_SUSPECT_STEP.get(model, -1))}
     return xr.Dataset({**variables, **suspect}, {"step": steps}, {"model": model, "source": SOURCE})
 
 
 def _table() -> list[dict[str, str]]:
-    file = resources.files("pythia_dynamics") / "data" / "published_lambada.csv"
-    with file.open(encoding="utf-8") as lines:
-        return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    with resources.as_file(resources.files("pythia_dynamics") / "data" / "published_lambada.csv") as path:
+        return read_csv(path)

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from pythia_dynamics.checkpoints.registry import resolve
-from pythia_dynamics.evaluation.runner import perplexity
-from pythia_dynamics.history.cache import cache_directory, open_history, store_path
-from pythia_dynamics.history.fetch import FetchReport, download
-from pythia_dynamics.measures.analyse import ANALYSES
+from pythia_dynamics.evaluation.runner import evaluate
+from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode
+from pythia_dynamics.history.cache import DEMO, cache_directory, open_history, store_path
+from pythia_dynamics.history.fetch import download
+from pythia_dynamics.history.report import FetchReport
+from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.studies.pipeline import Outcome, draw_perplexity, measure
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.training.loop import train_suite
 from pythia_dynamics.training.plan import TrainingPlan
 from pythia_dynamics.training.suite import HELD_OUT, Suite
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NAME", "PASSAGES", "Report", "run"]
 
-NAME = "demo"
-PASSAGES = {"forward": 48, "last-word": 48, "unmask": 10}
+NAME = DEMO
+PASSAGES: dict[Mode, int] = {"forward": 48, "last-word": 48, "unmask": 10}
 """Held-out passages that are evaluated at every checkpoint; unmasking writes t²/2 tokens for one of t tokens."""
 
 
@@ -73,22 +76,15 @@ def run(
 
     with stage("fetch W_U", "step") as progress:
         fetched = download(model, cache=cache, progress=progress)
-    scores: dict[str, xr.Dataset] = {}
+    scores: dict[Mode, xr.Dataset] = {}
     for mode, passages in PASSAGES.items():
         with stage(f"{mode} perplexity", "step") as progress, _one_thread():
-            scores[mode] = perplexity(
-                model,
-                mode=mode,
-                corpus=suite.path / HELD_OUT,
-                limit=passages,
-                device="cpu",
-                out=out.path,
-                progress=progress,
-            )
+            settings = EvaluationSettings(corpus=suite.path / HELD_OUT, limit=passages, device="cpu")
+            scores |= evaluate(model, [mode], settings, out=out.path, progress=progress)
     with stage("measure", "block") as progress:
         history = open_history(NAME, cache=cache)
         options = {"order": {"loss": scores["forward"]["nll_mean"]}}
-        outcomes = measure(history, (*ANALYSES, "two_time"), out, options=options, progress=progress)
+        outcomes = measure(history, tuple(MEASURES), out, options=options, compute=Compute(progress=progress))
     with stage("draw", "figure") as progress:
         outcomes = [*outcomes, *draw_perplexity(out, scores, progress=progress)]
     return Report(suite, fetched, tuple(outcomes))

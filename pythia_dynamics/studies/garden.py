@@ -6,9 +6,8 @@ does not keep the others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,33 +16,33 @@ import numpy as np
 from pythia_dynamics.claims.scorecard import judge, save
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.portrait import portrait
-from pythia_dynamics.evaluation.records import MODES
-from pythia_dynamics.evaluation.runner import perplexity
-from pythia_dynamics.figures import gallery
+from pythia_dynamics.evaluation.runner import evaluate
+from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings
+from pythia_dynamics.figures.gallery import TOGETHER, of_models
+from pythia_dynamics.figures.plates import draw
 from pythia_dynamics.history.cache import find_model
 from pythia_dynamics.history.estimate import preview
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
-from pythia_dynamics.measures.analyse import ANALYSES
+from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results, results_directory
-from pythia_dynamics.studies.pipeline import draw_perplexity, keep_findings, measure
+from pythia_dynamics.studies.pipeline import draw_perplexity, keep_findings, keep_portrait, measure
 from pythia_dynamics.studies.sections import write_report
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.verify import verify_store
+from pythia_dynamics.tables import plain
 
 if TYPE_CHECKING:
     from pythia_dynamics.checkpoints.registry import Model
     from pythia_dynamics.claims.verdict import Verdict
     from pythia_dynamics.history.estimate import FetchPlan
 
-__all__ = ["KINDS", "MODELS", "PAGE", "RATES", "ModelPlan", "Reproduction", "plan", "run"]
+__all__ = ["MODELS", "PAGE", "RATES", "ModelPlan", "Reproduction", "plan", "run"]
 
 MODELS = ("14m", "31m", "70m", "160m", "410m", "1b")
 """The six of the paper's Table 1."""
-
-KINDS = (*ANALYSES, "two_time")
-"""The analyses."""
 
 PAGE = "report.html"
 """The report's name in the directory of results."""
@@ -129,32 +128,31 @@ def run(
     stage: Stage,
     steps: str | None = None,
     skip_perplexity: bool = False,
-    corpus: str | Path = "lambada",
-    limit: int = 500,
-    device: str = "auto",
-    dtype: str = "float32",
     workers: int = 8,
     cache: Path | str | None = None,
     results: Path | str | None = None,
+    **evaluation: Any,
 ) -> Reproduction:
     """Everything for each of the models, then the figures that hold all of them, and one page.
 
     Of each: W_U of its `steps` (default: the papers' 143) into the cache, checked by content; every analysis; unless
-    `skip_perplexity`, the three perplexities on `limit` passages of a `corpus`, that of the last step with a ternary
-    head, and a portrait of both ends; the claims. Missing revisions are gaps. A model that fails is left out, with the
-    reason in `Reproduction.failed`; the same call tries it again. Raises `PythiaDynError` when all of them failed.
+    `skip_perplexity`, the three perplexities, that of the last step with a ternary head, and a portrait of both ends;
+    the claims. `evaluation` are fields of `EvaluationSettings`: corpus, limit, device, dtype.
+
+    Missing revisions are gaps. A model that fails is left out, with the reason in `Reproduction.failed`; the same call
+    tries it again. Raises `PythiaDynError` when all of them failed.
     """
     done: dict[str, Results] = {}
     failed: dict[str, str] = {}
     missing: dict[str, Mapping[int, str]] = {}
     verdicts: dict[str, tuple[Verdict, ...]] = {}
     files: list[Path] = []
-    evaluate = None if skip_perplexity else {"corpus": corpus, "limit": limit, "device": device, "dtype": dtype}
+    settings = EvaluationSettings.from_mapping(evaluation)
     for name in dict.fromkeys(models):
         try:
             model = find_model(name, cache)
             out = Results(model.name, results)
-            gaps, made = _one(model, out, stage, steps, evaluate, workers, cache)
+            gaps, made = _one(model, out, stage, steps, None if skip_perplexity else settings, workers, cache)
             with stage(f"{model.name}: claims", "model") as progress:
                 verdicts[model.name] = judge(out)
                 files += [*made, save(out, verdicts[model.name])]
@@ -169,7 +167,7 @@ def run(
     chosen, directory = list(done.values()), results_directory(results)
     if len(chosen) > 1:
         with stage("figures of all models", "figure") as progress:
-            files += gallery.draw(gallery.of_models(chosen), directory / gallery.TOGETHER, progress=progress)
+            files += draw(of_models(chosen, directory / TOGETHER), progress=progress)
     with stage("report", "part") as progress:
         files.append(write_report(chosen, directory / PAGE, progress=progress))
     lacking = {name: gaps for name, gaps in missing.items() if gaps}
@@ -181,7 +179,7 @@ def _one(
     out: Results,
     stage: Stage,
     steps: str | None,
-    evaluate: Mapping[str, Any] | None,
+    settings: EvaluationSettings | None,
     workers: int,
     cache: Path | str | None,
 ) -> tuple[Mapping[int, str], list[Path]]:
@@ -192,55 +190,54 @@ def _one(
     files: list[Path] = []
     if fetched.fetched or not (out.path / "verify.json").is_file():
         with stage(f"{model.name}: verify", "part") as progress:
-            found = verify_store(Store.open(fetched.path), history.tensor, progress=progress)
+            found = verify_store(Store.open(fetched.path), history.tensor, Compute(progress=progress))
         files.append(keep_findings(out, found))
     files += _measure(history, out, stage)
-    if evaluate is not None:
-        files += _evaluate(model, history, out, stage, evaluate)
+    if settings is not None:
+        files += _evaluate(model, history, out, stage, settings)
         files += _measure(history, out, stage)  # the order parameter has a loss now
     return fetched.missing, files
 
 
 def _measure(history: History, out: Results, stage: Stage) -> list[Path]:
     """The analyses that are not there of these weights."""
-    kinds = [kind for kind in KINDS if not _is_current(out, kind, history)]
+    kinds = [kind for kind in MEASURES if not _is_current(out, kind, history)]
     if not kinds:
         return []
     with stage(f"{history.name}: measure", "block") as progress:
-        outcomes = measure(history, kinds, out, device="auto", progress=progress)
+        outcomes = measure(history, kinds, out, compute=Compute(device="auto", progress=progress))
     return [path for outcome in outcomes for path in outcome.files]
 
 
-def _evaluate(model: Model, history: History, out: Results, stage: Stage, options: Mapping[str, Any]) -> list[Path]:
+def _evaluate(model: Model, history: History, out: Results, stage: Stage, settings: EvaluationSettings) -> list[Path]:
     """The three perplexities, that of the last step with a ternary head, the first and the last step side by side."""
-    first, last = _ends(history)
+    first, last = _first_and_last(history)
     with stage(f"{model.name}: perplexities", "step") as progress:
-        scores = perplexity(model, mode=MODES, steps=history.steps.tolist(), out=out.path, progress=progress, **options)
+        at_steps = replace(settings, steps=history.steps.tolist())
+        scores = evaluate(model, MODES, at_steps, out=out.path, progress=progress)
     files = [path for outcome in draw_perplexity(out, scores) for path in outcome.files]
     ternary = out.path / "ternary"
     with stage(f"{model.name}: ternary head", "step") as progress:
-        perplexity(model, mode="forward", steps=[last], head="ternary", out=ternary, progress=progress, **options)
+        at_last = replace(settings, steps=[last], head="ternary")
+        evaluate(model, ["forward"], at_last, out=ternary, progress=progress)
     files.append(ternary / "perplexity-forward.csv")
     if first < last and not _has_portrait(out, history):
         with stage(f"{model.name}: first and last step", "step") as progress:
-            taken = portrait(model, steps=[first, last], device=options["device"], progress=progress)
-        files += gallery.keep_portrait(out, taken)
+            taken = portrait(model, steps=[first, last], device=settings.device, progress=progress)
+        files += keep_portrait(out, taken)
     return files
 
 
 def _is_current(out: Results, kind: str, history: History) -> bool:
     """Whether a result is of these very weights; and, of the order parameter, of the loss that is known now."""
-    if not (out.path / f"{kind}.png").is_file():
+    folder = out.of(history.tensor)
+    if not (folder.path / f"{kind}.png").is_file():
         return False
-    table, forward = out.path / "order.csv", out.path / "perplexity-forward.csv"
+    table, forward = folder.path / "order.csv", out.path / "perplexity-forward.csv"
     if kind == "order" and forward.is_file() and forward.stat().st_mtime > table.stat().st_mtime:
         return False
-    try:
-        known = json.loads((out.path / "provenance.json").read_text())[kind]
-    except (OSError, ValueError, KeyError):
-        return False
-    expected = json.loads(json.dumps(history.provenance, default=str))
-    return all(known.get(key) == value for key, value in expected.items())
+    known = folder.provenance().get(kind, {})
+    return all(known.get(key) == value for key, value in plain(history.provenance).items())
 
 
 def _has_portrait(out: Results, history: History) -> bool:
@@ -250,10 +247,10 @@ def _has_portrait(out: Results, history: History) -> bool:
     except PythiaDynError:
         return False
     commits = history.provenance["commits"]
-    return bool(taken.attrs.get("commits") == {str(step): commits[str(step)] for step in _ends(history)})
+    return bool(taken.attrs.get("commits") == {str(step): commits[str(step)] for step in _first_and_last(history)})
 
 
-def _ends(history: History) -> tuple[int, int]:
+def _first_and_last(history: History) -> tuple[int, int]:
     """The first and the last step that are there."""
     present = history.steps[history.present]
     return int(present[0]), int(present[-1])

@@ -8,7 +8,8 @@ from pathlib import Path
 from pythia_dynamics.claims.scorecard import judge, read
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.figures import blog
-from pythia_dynamics.figures.gallery import Plate, of_model
+from pythia_dynamics.figures.gallery import of_model
+from pythia_dynamics.figures.plates import Plate
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report.page import Section, report

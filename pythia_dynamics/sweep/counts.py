@@ -19,7 +19,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.frames import Frames
 
-__all__ = ["Counts", "Moments", "code_values"]
+__all__ = ["Counts", "Moments", "central_moments", "code_values"]
 
 
 CODES = 1 << 16
@@ -64,7 +64,7 @@ class Counts:
     others. For float32 and float64 weights (`direct`), also power sums in float64 about `shift`, one set per slab.
     """
 
-    couples: ClassVar[bool] = False
+    mixes_steps: ClassVar[bool] = False
 
     size: int = 0
     dtype: np.dtype[Any] = field(default=np.dtype(np.float16))
@@ -74,8 +74,8 @@ class Counts:
     table: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, CODES), np.uint32))
     sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
-    def begin(self, frames: Frames) -> Self:
-        """An empty table for these frames."""
+    def start(self, frames: Frames, device: str) -> Self:
+        """Empty tables for these frames."""
         if frames.size >= 1 << 32:
             raise PythiaDynError(f"a frame of {frames.size} weights is too large to count in 32 bits")
         direct = frames.like.dtype.kind == "f"
@@ -89,7 +89,7 @@ class Counts:
         )
 
     def fork(self) -> Self:
-        """An empty copy."""
+        """Empty tables for one more thread."""
         return replace(self, table=np.zeros_like(self.table), sums={})
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
@@ -113,19 +113,18 @@ class Counts:
         self.sums[start] = partial
 
     def merge(self, other: Self) -> None:
-        """Add another's counts."""
+        """Add the counts of another object of the same pass."""
         self.table += other.table
         self.sums |= other.sums
 
-    def suspects(self) -> NDArray[np.bool_]:
-        """Which frames hold weights that are not finite: all of them are counted, so this is certain. And float64
-        weights whose squares are not."""
+    def nonfinite_frames(self) -> NDArray[np.bool_]:
+        """Frames with weights that are not finite, from their counts, and float64 frames with squares that are not."""
         found = self._nonfinite() > 0
         if self.direct:
             found |= ~np.isfinite(np.sum([partial[:, 1] for partial in self.sums.values()], axis=0))
         return found
 
-    def again(self) -> Self | None:
+    def refine(self) -> Self | None:
         """Counts are exact."""
         return None
 
@@ -149,12 +148,12 @@ class Counts:
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """Moments in float64, exact up to the rounding of the last few additions. Final: ask when all is counted."""
+        """Moments in float64, exact up to the rounding of the last few additions. Computed once: ask after the pass."""
         return self._moments_of_values() if self.direct else self._moments_of_codes()
 
     @functools.cached_property
     def occurring(self) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
-        """The finite values that occur at any step, in order, and how often, (T', values). Final, as the moments are.
+        """The finite values that occur at any step, in order, and how often, (T', values). Computed once.
 
         +0 and −0 are two values.
         """
@@ -177,11 +176,28 @@ class Counts:
         partials = np.array([self.sums[start] for start in sorted(self.sums)])
         s1, s2, s3, s4 = np.moveaxis(partials[..., :4].sum(axis=0), -1, 0) / n
         with np.errstate(all="ignore"):
-            m2 = np.maximum(s2 - s1**2, 0)
-            m3 = s3 - 3 * s1 * s2 + 2 * s1**3
-            m4 = s4 - 4 * s1 * s3 + 6 * s1**2 * s2 - 3 * s1**4
+            m2, m3, m4 = central_moments(s1, s2, s3, s4)
         rows = (self.shift + s1, m2, m3, m4, partials[..., 4].min(axis=0), partials[..., 5].max(axis=0))
         return _moments(n, np.stack(rows, axis=1), self._nonfinite())
+
+
+def central_moments(s1: Any, s2: Any, s3: Any, s4: Any) -> tuple[Any, Any, Any]:
+    """Central moments of order 2, 3 and 4 from the means of x, x², x³ and x⁴, float64 scalars or arrays of one shape.
+
+    Parameters
+    ----------
+    s1, s2, s3, s4
+        Means of the powers, about any shift.
+
+    Returns
+    -------
+    tuple
+        m₂ (at least 0), m₃ and m₄, which do not depend on the shift.
+    """
+    m2 = np.maximum(s2 - s1**2, 0)
+    m3 = s3 - 3 * s1 * s2 + 2 * s1**3
+    m4 = s4 - 4 * s1 * s3 + 6 * s1**2 * s2 - 3 * s1**4
+    return m2, m3, m4
 
 
 @functools.cache

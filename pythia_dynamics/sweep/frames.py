@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -14,17 +13,19 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = [
     "Frames",
     "MissingStepsWarning",
     "NonFiniteWarning",
     "carrier",
     "is_finite",
-    "rows_kept",
     "slabs",
+    "to_device",
     "warn_missing",
     "warn_nonfinite",
-    "workers",
 ]
 
 
@@ -36,11 +37,18 @@ _CARRIERS: dict[np.dtype[Any], type[np.generic]] = {
 }
 
 
-_LEAST, _MOST = 1 << 13, 1 << 20  # weights in a slab: enough to amortise a call, little enough to share out evenly
-_ALIGNMENT = 64  # weights; slabs begin on cache lines
+_SMALLEST_SLAB = 1 << 13
+"""Weights: enough for the work on a slab to outweigh the call of its kernels."""
 
+_LARGEST_SLAB = 1 << 20
+"""Weights. Slabs of half a million were 15 to 20 % slower to count, because the counting tables (256 kB a step) leave
+the cache between two slabs; larger ones share out unevenly among threads."""
 
-_SHARES = 16  # the slabs of a pass are a multiple of this: few, as a counting table leaves the cache between two
+_ALIGNMENT = 64
+"""Weights: at least a cache line of 64 bytes for every dtype, so that no two threads read the same line."""
+
+_SLABS = 16
+"""The number of slabs is a multiple of this, so that 2, 4, 8 or 16 threads end together."""
 
 
 class MissingStepsWarning(UserWarning):
@@ -59,17 +67,40 @@ def carrier(weights: NDArray[Any]) -> NDArray[Any]:
 
 
 class Frames:
-    """The frames in use, as memory: T' present steps of the same `size`, in step order.
+    """The frames in use, as memory: T' present steps of equal size, in step order.
 
-    `indices` are their places on the history's step axis. `rows` keeps the first rows of each frame (the vocabulary
-    without its padding). The arrays stay referenced here, so the addresses stay valid as long as this object. It
-    pickles as its history: paths for a store, the weights themselves for an array.
+    It holds references to the arrays, so the addresses are valid as long as this object. It is pickled as its history:
+    paths for a store, the weights themselves for an array.
+
+    Parameters
+    ----------
+    history : History
+        The history whose present steps are used.
+    rows : int
+        Number of rows of each frame to use, the first ones.
+    without : sequence of int
+        Places on the step axis that are left out besides the missing ones.
+
+    Attributes
+    ----------
+    indices : array of int, shape (T',)
+        Places of the frames on the step axis of the history.
+    size : int
+        Weights of each frame.
+    addresses : array of uint64, shape (T',)
+        Where each frame begins in memory.
+    like : array, shape (1,)
+        Its dtype tells the kernels what lies at the addresses; see `pythia_dynamics.sweep.kernels`.
+
+    Raises
+    ------
+    PythiaDynError
+        Where no step has weights.
     """
 
-    def __init__(self, history: History, rows: int | None = None, *, without: Sequence[int] = ()) -> None:
+    def __init__(self, history: History, rows: int, *, without: Sequence[int] = ()) -> None:
         self.history, self.rows, self.without = history, rows, tuple(without)
-        kept = rows_kept(history, rows)
-        self.shape = (kept, *history.frame_shape[1:])
+        self.shape = (rows, *history.frame_shape[1:])
         self.size = int(np.prod(self.shape, dtype=np.int64))
         self.arrays: list[NDArray[Any]] = []
         indices = []
@@ -127,42 +158,28 @@ class Frames:
         return np.concatenate([self.addresses, np.repeat(self.addresses[-1:], short)])
 
 
-def _frames(history: History, rows: int | None, without: tuple[int, ...]) -> Frames:
+def _frames(history: History, rows: int, without: tuple[int, ...]) -> Frames:
     return Frames(history, rows, without=without)
 
 
 def slabs(size: int, slab: int | None = None) -> list[tuple[int, int]]:
-    """The ranges of weights of one pass over frames of `size` weights, of `slab` weights each; by default 16 equal
-    ranges or a multiple of it, fewer of a small frame."""
+    """The ranges (start, stop) of weights that one pass over frames goes through.
+
+    Parameters
+    ----------
+    size : int
+        Weights of a frame.
+    slab : int, optional
+        Weights of a range, rounded up to whole cache lines. By default there are 16 equal ranges or a multiple of 16,
+        fewer where the frame is small.
+    """
     if slab is None:
-        count = _SHARES * -(-size // (_SHARES * _MOST))
-        slab = max(-(-size // max(count, 1)), _LEAST)
+        count = _SLABS * -(-size // (_SLABS * _LARGEST_SLAB))
+        slab = max(-(-size // max(count, 1)), _SMALLEST_SLAB)
     if slab < 1:
         raise PythiaDynError(f"a slab must have at least one weight; got {slab}")
     slab = -(-slab // _ALIGNMENT) * _ALIGNMENT
     return [(start, min(start + slab, size)) for start in range(0, size, slab)]
-
-
-def workers(threads: int | None = None) -> int:
-    """The number of threads to use: `threads`, or the cores this process may run on."""
-    if threads is not None:
-        if threads < 1:
-            raise PythiaDynError(f"the number of threads must be at least 1; got {threads}")
-        return threads
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def rows_kept(history: History, drop_padding: int | None) -> int:
-    """Rows of each frame to use: all, or the first `drop_padding`. Raises when there are not that many."""
-    rows = history.frame_shape[0]
-    if drop_padding is None:
-        return rows
-    whole = isinstance(drop_padding, (int, np.integer)) and not isinstance(drop_padding, bool)
-    if not whole or not 1 <= drop_padding <= rows:
-        raise PythiaDynError(f"drop_padding is the number of rows to keep, 1 to {rows}; got {drop_padding}")
-    return int(drop_padding)
 
 
 def warn_missing(history: History) -> None:
@@ -187,6 +204,18 @@ def warn_nonfinite(history: History, steps: Sequence[int]) -> None:
 
 
 def is_finite(frames: Frames, position: int) -> bool:
+    """Whether all weights of one frame are finite; `position` counts the frames in use."""
     pieces = (frames.values(position, start, stop) for start, stop in slabs(frames.size))
-    with np.errstate(invalid="ignore"):  # bfloat16 remarks on signalling NaNs
+    with np.errstate(invalid="ignore"):  # bfloat16 warns of signalling NaNs
         return all(np.isfinite(piece).all() for piece in pieces)
+
+
+def to_device(values: NDArray[Any], device: str) -> torch.Tensor:
+    """A copy of weights on a device of torch, as float64; 16-bit weights are sent as they are and widened there."""
+    import torch
+
+    sent = values.copy()
+    kinds = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    if sent.dtype.name in kinds:
+        return torch.from_numpy(sent.view(np.int16)).to(device).view(kinds[sent.dtype.name]).to(torch.float64)
+    return torch.from_numpy(sent).to(device).to(torch.float64)

@@ -1,6 +1,6 @@
 """The two-time Gram matrix K_ts = Σ_k w_tk w_sk of a history, and the displacements that follow from it.
 
-What is accumulated is the Gram matrix of the *increments*, D_ij = Σ_k δ_ik δ_jk with δ_0 = w_0 and δ_i = w_i − w_{i−1}.
+It accumulates the Gram matrix of the *increments*, D_ij = Σ_k δ_ik δ_jk with δ_0 = w_0 and δ_i = w_i − w_{i−1}.
 K is its double running sum. A displacement over a short lag is a sum of the few entries of D inside the lag, not the
 difference of two large entries of K: it keeps its relative accuracy however small it is beside the weights.
 """
@@ -14,13 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.sweep import kernels
-from pythia_dynamics.sweep.frames import Frames
+from pythia_dynamics.sweep.frames import Frames, to_device
 
 __all__ = ["Gram", "displacements"]
 
-_RETURN = 0.02  # displacement over the largest increment within it, below which float32 does not do: 3e-6 / 0.02 ≤ 2e-4
-_SHRUNK = 1e-4  # the same of the squared norms of two steps
-_ON_DEVICE = 1 << 24  # float64 numbers of one slab on a device at a time: every thread has its own
+_FLOAT64_BELOW_INCREMENT = 0.02
+"""A squared displacement below this share of the largest squared increment within it is computed in float64: float32
+has an error of 3e-6 of that increment, hence 3e-6 / 0.02 < 2e-4 of the displacement."""
+
+_FLOAT64_BELOW_NORM = 1e-4
+"""So is a history whose least squared norm is below this share of the largest: products of small and large weights are
+lost in the rounding of the large ones."""
+
+_DEVICE_NUMBERS = 1 << 24
+"""float64 numbers of one slab that one thread has on a device at a time: 128 MB."""
 
 
 @dataclass
@@ -32,31 +39,26 @@ class Gram:
     1,024 weights, which bounds the relative error of a step size by 5e-6.
     """
 
-    couples: ClassVar[bool] = True
+    mixes_steps: ClassVar[bool] = True
 
-    device: str = "cpu"
     double: bool = False
+    device: str = "cpu"
     size: int = 0
     indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     products: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
-    def begin(self, frames: Frames) -> Self:
-        """Empty sums for these frames."""
-        device = self.device
-        if device != "cpu":
-            from pythia_dynamics.device import resolve_exact_device
-
-            device = resolve_exact_device(device)
+    def start(self, frames: Frames, device: str) -> Self:
+        """Empty sums for these frames, computed on this device."""
         double = self.double or device != "cpu" or frames.computing_type == np.float64
         return type(self)(device=device, double=double, size=frames.size, indices=frames.indices)
 
     def fork(self) -> Self:
-        """An empty copy."""
+        """Empty sums for one more thread."""
         return replace(self, products={}, sums={})
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
-        """Take in the weights `start` to `stop` of every frame."""
+        """Add the weights `start` to `stop` of every frame."""
         if self.device != "cpu":
             self.products[start], self.sums[start] = _on_device(frames, start, stop, self.device)
             return
@@ -67,30 +69,32 @@ class Gram:
         self.products[start], self.sums[start] = products, sums
 
     def merge(self, other: Self) -> None:
-        """Take in another's slabs."""
+        """Add the slabs of another object of the same pass."""
         self.products |= other.products
         self.sums |= other.sums
 
-    def suspects(self) -> NDArray[np.bool_]:
+    def nonfinite_frames(self) -> NDArray[np.bool_]:
         """Steps whose sum of squares is not finite."""
         return ~np.isfinite(self.totals()[:, 1])
 
-    def again(self) -> Self | None:
-        """In float64, where float32 does not do. A displacement that is a small rest of the increments between its
-        steps, as across a step that does not belong, is lost in their rounding; so is the product of small weights and
-        large ones."""
+    def refine(self) -> Self | None:
+        """Rerun in float64, or None.
+
+        float32 does not suffice for a displacement that is small beside the increments between its two steps, as
+        across a step with other weights, nor for products of small weights and large ones.
+        """
         if self.double:
             return None
         increments, squares = self.increments(), self.totals()[:, 1]
-        if squares.min() < _SHRUNK * squares.max():
-            return type(self)(device=self.device, double=True)
+        if squares.min() < _FLOAT64_BELOW_NORM * squares.max():
+            return type(self)(double=True)
         with np.errstate(invalid="ignore"):
             squared = displacements(increments)
         greatest = np.zeros(len(increments))
         for j in range(1, len(increments)):
             greatest[:j] = np.maximum(greatest[:j], increments[j, j])  # of those between i and j
-            if np.any(squared[:j, j] < _RETURN * greatest[:j]):
-                return type(self)(device=self.device, double=True)
+            if np.any(squared[:j, j] < _FLOAT64_BELOW_INCREMENT * greatest[:j]):
+                return type(self)(double=True)
         return None
 
     def totals(self) -> NDArray[np.float64]:
@@ -112,19 +116,15 @@ def _on_device(frames: Frames, start: int, stop: int, device: str) -> tuple[NDAr
     """One slab on a CUDA device, in float64."""
     import torch
 
-    length, kinds = len(frames), {"float16": torch.float16, "bfloat16": torch.bfloat16}
+    length = len(frames)
     products = torch.zeros((length, length), dtype=torch.float64, device=device)
     sums = torch.zeros((length, 2), dtype=torch.float64, device=device)
-    piece = max(_ON_DEVICE // length, 1)
+    piece = max(_DEVICE_NUMBERS // length, 1)
     for low in range(start, stop, piece):
         high = min(low + piece, stop)
         weights = torch.empty((length, high - low), dtype=torch.float64, device=device)
         for t, row in enumerate(weights):
-            values = frames.values(t, low, high)
-            if values.dtype.name in kinds:
-                row.copy_(torch.from_numpy(values.view(np.int16).copy()).to(device).view(kinds[values.dtype.name]))
-            else:
-                row.copy_(torch.from_numpy(values.copy()).to(device))
+            row.copy_(to_device(frames.values(t, low, high), device))
         sums[:, 0] += weights.sum(dim=1)
         sums[:, 1] += torch.linalg.vecdot(weights, weights)
         weights[1:] = weights[1:] - weights[:-1]

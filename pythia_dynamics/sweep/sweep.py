@@ -1,8 +1,8 @@
-"""One pass over a history for every statistic that was asked of it.
+"""One pass over a history for all statistics that are sums over weights.
 
-The pass goes over slabs: a range of weights, across all steps. Memory maps make that cheap, and whatever couples
-steps (running sums, Gram matrices) needs no more memory than a slab's, however large the model. Each slab is handed to
-every accumulator in turn while it is warm in the cache. Slabs are independent: threads take them one by one, or any
+The pass goes over slabs: a range of weights, across all steps. Memory maps make that cheap, and what mixes steps
+(running sums, Gram matrices) needs no more memory than a slab's, however large the model. Each slab is given to every
+accumulator in turn while it is in the cache. Slabs are independent: threads take them one by one, or any
 `concurrent.futures.Executor` takes them in groups, as values that can be pickled.
 
 An accumulator keeps one partial sum per slab and adds them up in slab order at the end, and slabs depend on the size
@@ -11,7 +11,7 @@ of the frame alone. So a result is the same to the last bit whatever the number 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol, Self, TypeVar
@@ -21,111 +21,173 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
-from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.sweep.frames import Frames, is_finite, slabs, warn_nonfinite, workers
+from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.frames import Frames, is_finite, slabs, warn_nonfinite
 
-__all__ = ["Accumulator", "run_jobs", "sweep"]
+__all__ = ["Accumulator", "SlabSums", "run_jobs", "sweep"]
 
 A = TypeVar("A", bound="Accumulator")
 
 
 class Accumulator(Protocol):
-    """A statistic of a history that is a sum over weights."""
+    """A statistic of a history that is a sum over weights.
 
-    couples: ClassVar[bool]
-    """Whether one step's weights enter another step's result; then steps that are not finite must be left out."""
+    One object says what is summed; `start` makes the empty sums for a history. `update` adds a slab of weights of all
+    steps, `merge` adds the sums of another thread or process. The object must be picklable for an `executor` of
+    processes.
+    """
 
-    def begin(self, frames: Frames) -> Self:
-        """One of its kind for these frames, empty."""
+    mixes_steps: ClassVar[bool]
+    """Whether the weights of one step enter the result of another. Then steps that are not finite are left out."""
+
+    def start(self, frames: Frames, device: str) -> Self:
+        """Empty sums for these frames; `device` is where Gram matrices are computed."""
 
     def fork(self) -> Self:
-        """An empty copy for one more worker."""
+        """Empty sums for one more thread."""
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
-        """Take in the weights `start` to `stop` of every frame. Called once per range, without the interpreter lock."""
+        """Add the weights `start` to `stop` of every frame. Called once per range, without the interpreter lock."""
 
     def merge(self, other: Self) -> None:
-        """Take in what another worker's copy has taken in."""
+        """Add the sums of another object of the same pass."""
 
-    def suspects(self) -> NDArray[np.bool_]:
-        """Which of the frames seem to hold weights that are not finite."""
+    def nonfinite_frames(self) -> NDArray[np.bool_]:
+        """Which of the frames may hold weights that are not finite, shape (T',)."""
 
-    def again(self) -> Self | None:
-        """What is to read the history once more in place of this one, which has found itself not precise enough."""
+    def refine(self) -> Self | None:
+        """What rereads the history in place of this one because float32 did not suffice; None where it did."""
+
+
+class SlabSums:
+    """An accumulator of K sums over the weights of each step: the way to a measure of one's own.
+
+    Parameters
+    ----------
+    function : callable
+        Gets some weights of one step, an array of shape (n,) in the dtype of the history, and returns K numbers. The
+        sums over all weights of the step are the result. Must be defined in a module for an `executor` of processes.
+
+    Attributes
+    ----------
+    indices : array of int, shape (T',)
+        Places on the step axis of the steps in use, after the pass.
+    """
+
+    mixes_steps: ClassVar[bool] = False
+
+    def __init__(self, function: Callable[[NDArray[Any]], Any]) -> None:
+        self.function = function
+        self.indices: NDArray[np.intp] = np.empty(0, np.intp)
+        self._sums: dict[int, NDArray[np.float64]] = {}
+
+    def start(self, frames: Frames, device: str) -> Self:
+        """Empty sums for these frames."""
+        empty = self.fork()
+        empty.indices = frames.indices
+        return empty
+
+    def fork(self) -> Self:
+        """Empty sums for one more thread."""
+        empty = type(self)(self.function)
+        empty.indices = self.indices
+        return empty
+
+    def update(self, frames: Frames, start: int, stop: int) -> None:
+        """Add the weights `start` to `stop` of every frame."""
+        rows = [self.function(frames.values(t, start, stop)) for t in range(len(frames))]
+        self._sums[start] = np.array(rows, dtype=np.float64).reshape(len(frames), -1)
+
+    def merge(self, other: Self) -> None:
+        """Add the sums of another object of the same pass."""
+        self._sums |= other._sums
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """The sums over all weights, shape (T', K), added in the order of the weights."""
+        total: NDArray[np.float64] = np.sum([self._sums[start] for start in sorted(self._sums)], axis=0)
+        return total
+
+    def nonfinite_frames(self) -> NDArray[np.bool_]:
+        """Frames with a sum that is not finite."""
+        return np.array([not np.isfinite(row).all() for row in self.total])
+
+    def refine(self) -> Self | None:
+        """Sums are float64."""
+        return None
 
 
 def sweep(
-    history: History,
-    accumulators: Sequence[A],
-    *,
-    drop_padding: int | None = None,
-    slab: int | None = None,
-    threads: int | None = None,
-    executor: Executor | None = None,
-    progress: Progress = silent,
+    history: History, accumulators: Sequence[A], compute: Compute | None = None, *, slab: int | None = None
 ) -> list[A]:
     """Read the history once and return the accumulators, filled, in the order given.
 
-    `drop_padding` is the number of rows to keep, `slab` the number of weights in a slab (default: by size), `threads`
-    the number of threads (default: the cores this process may use). With an `executor`, slabs go to it in groups, four
-    for each of `threads`; it may be of processes or machines. `progress` counts slabs.
+    Steps whose weights are not all finite are named in a `NonFiniteWarning`. Accumulators that mix steps then read the
+    history again without these steps, as if they were missing. So does one whose `refine` asks for it.
 
-    Steps whose weights are not all finite are named in a `NonFiniteWarning`, and the accumulators that couple steps
-    read the history once more without them, as if they were missing; so does one that has found itself not precise
-    enough (see `Accumulator.again`). Finite weights whose squares are not raise `PythiaDynError`.
+    Parameters
+    ----------
+    history : History
+        The weights.
+    accumulators : sequence of Accumulator
+        What to sum.
+    compute : Compute, optional
+        Threads or executor, device, rows. Its progress counts slabs. An executor gets the slabs in groups, four for
+        each worker.
+    slab : int, optional
+        Weights of a slab; by default by size, see `slabs`.
+
+    Raises
+    ------
+    PythiaDynError
+        Where finite weights have squares that are not, or no step has weights.
     """
-    frames = Frames(history, drop_padding)
-    filled = _pass(frames, accumulators, slab, threads, executor, progress)
+    compute = compute or Compute()
+    frames = Frames(history, compute.rows_of(history))
+    filled = _pass(frames, accumulators, compute, slab)
     suspected = np.zeros(len(frames), dtype=bool)
     for item in filled:
-        suspected |= item.suspects()
-    spoilt = [i for i in np.flatnonzero(suspected) if not is_finite(frames, int(i))]
-    large = frames.steps[sorted({*np.flatnonzero(suspected)} - {*spoilt})].tolist()
+        suspected |= item.nonfinite_frames()
+    nonfinite = [i for i in np.flatnonzero(suspected) if not is_finite(frames, int(i))]
+    large = frames.steps[sorted({*np.flatnonzero(suspected)} - {*nonfinite})].tolist()
     if large:
         raise PythiaDynError(
             f"the weights of {history.name} at {listed(large)} are too large for their squares; scale them"
         )
 
-    def replace(kinds: dict[int, A]) -> None:
-        for i, item in zip(kinds, _pass(frames, list(kinds.values()), slab, threads, executor, progress), strict=True):
+    def reread(kinds: dict[int, A]) -> None:
+        for i, item in zip(kinds, _pass(frames, list(kinds.values()), compute, slab), strict=True):
             filled[i] = item
 
-    if spoilt:
-        warn_nonfinite(history, frames.steps[spoilt].tolist())
-        if len(spoilt) == len(frames):
+    if nonfinite:
+        warn_nonfinite(history, frames.steps[nonfinite].tolist())
+        if len(nonfinite) == len(frames):
             return filled
-        frames = Frames(history, drop_padding, without=frames.indices[spoilt].tolist())
-        replace({i: kind for i, kind in enumerate(accumulators) if kind.couples})
-    replace({i: kind for i, item in enumerate(filled) if (kind := item.again()) is not None})
+        frames = Frames(history, frames.rows, without=frames.indices[nonfinite].tolist())
+        reread({i: kind for i, kind in enumerate(accumulators) if kind.mixes_steps})
+    reread({i: kind for i, item in enumerate(filled) if (kind := item.refine()) is not None})
     return filled
 
 
-def _pass(
-    frames: Frames,
-    kinds: Sequence[A],
-    slab: int | None,
-    threads: int | None,
-    executor: Executor | None,
-    progress: Progress,
-) -> list[A]:
-    """One reading of all slabs; none where nothing is asked."""
+def _pass(frames: Frames, kinds: Sequence[A], compute: Compute, slab: int | None) -> list[A]:
+    """One reading of all slabs; none where there is nothing to sum."""
     if not kinds:
         return []
     ranges = slabs(frames.size, slab)
-    count = min(workers(threads), len(ranges))
-    accumulators = [kind.begin(frames) for kind in kinds]
+    count, device, progress = min(compute.workers, len(ranges)), compute.exact_device, compute.progress
+    accumulators = [kind.start(frames, device) for kind in kinds]
     progress(0, len(ranges))
     done = 0
-    if executor is not None:
-        groups = [ranges[i :: 4 * workers(threads)] for i in range(min(4 * workers(threads), len(ranges)))]
-        jobs = ((len(group), (_task, frames, kinds, group)) for group in groups)
-        for size, result in run_jobs(executor, jobs, ahead=2 * workers(threads)):
+    if compute.executor is not None:
+        groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
+        jobs = ((len(group), (_task, frames, kinds, device, group)) for group in groups)
+        for size, result in run_jobs(compute.executor, jobs, ahead=2 * compute.workers):
             for item, other in zip(accumulators, result, strict=True):
                 item.merge(other)
             done += size
             progress(done, len(ranges))
         return accumulators
-    # One copy per thread, lent to whichever slab runs next: merging costs as many tables as threads, not as slabs.
+    # One copy per thread, used by one slab at a time: merging costs as many tables as threads, not as slabs.
     copies: SimpleQueue[list[A]] = SimpleQueue()
     copies.put(accumulators)
     others = [[item.fork() for item in accumulators] for _ in range(count - 1)]
@@ -150,9 +212,9 @@ def _pass(
     return accumulators
 
 
-def _task(frames: Frames, kinds: Sequence[A], ranges: list[tuple[int, int]]) -> list[A]:
+def _task(frames: Frames, kinds: Sequence[A], device: str, ranges: list[tuple[int, int]]) -> list[A]:
     """A group of slabs, as a task that can be sent to another process; tables are made where they are filled."""
-    mine = [kind.begin(frames) for kind in kinds]
+    mine = [kind.start(frames, device) for kind in kinds]
     for start, stop in ranges:
         for item in mine:
             item.update(frames, start, stop)

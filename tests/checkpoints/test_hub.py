@@ -1,4 +1,4 @@
-"""The Hub as a source: exact ranges or an error, whatever the server does."""
+"""The Hub as a source: exact ranges and listings or an error, whatever the server does."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ import pytest
 from support.hubserver import Fault, HubServer, at_random, once
 
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.retry import Retry
+from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, FileMissingError, Revision
 from pythia_dynamics.errors import CheckpointError, FormatError, HubError
 
 REPO = "org/model"
 BODY = os.urandom(700_000)
 WEIGHTS = "model.safetensors"
-QUICK = Retry(first=0.001, longest=0.01, timeout=5)
+QUICK = RetryPolicy(first_wait=0.001, max_wait=0.01, timeout=5)
 
 
 @pytest.fixture
 def source(hub: HubServer) -> HubSource:
     hub.add(REPO, {"step1": {WEIGHTS: BODY, "config.json": b'{"a": 1}', "empty.bin": b""}, "step20": {}})
-    return HubSource(REPO, retry=QUICK)
+    return HubSource(REPO, policy=QUICK)
 
 
 def first(source: HubSource) -> Revision:
@@ -81,10 +81,10 @@ def test_streams_can_be_left_and_used_again(source: HubSource) -> None:
     with source.read(first(source), WEIGHTS) as stream:
         assert stream.read(100) == BODY[:100]
         stream.skip(50)
-        assert b"".join(stream.pieces(70_000)) == BODY[150:70_150]
+        assert b"".join(stream.chunks(70_000)) == BODY[150:70_150]
         assert stream.position == 70_150
-        with pytest.raises(FormatError, match="behind the range"):
-            list(stream.pieces(len(BODY)))
+        with pytest.raises(FormatError, match="outside the requested range"):
+            list(stream.chunks(len(BODY)))
     assert read(source, 0, 10) == BODY[:10]
 
 
@@ -100,7 +100,7 @@ def test_a_source_travels_to_other_processes(source: HubSource) -> None:
     read(source, 0, 10)
     twin = pickle.loads(pickle.dumps(source))
     assert read(twin, 100, 200) == BODY[100:200]
-    alone = source.metered()
+    alone = source.with_own_traffic()
     read(alone, 0, 10)
     assert (alone.traffic.bytes, source.traffic.bytes) == (10, 10)
 
@@ -118,7 +118,7 @@ def test_snapshot_and_eviction(hub: HubServer, source: HubSource, tmp_path: Path
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", WEIGHTS, "tokenizer.json"]
     assert (folder / WEIGHTS).read_bytes() == BODY
     assert folder.is_relative_to(tmp_path / "huggingface")
-    other = HubSource(REPO, retry=QUICK)
+    other = HubSource(REPO, policy=QUICK)
     assert other.snapshot(first(other)) == folder
     other.evict(first(other))  # was there before
     assert (folder / WEIGHTS).exists()
@@ -166,14 +166,14 @@ def test_a_passing_fault_costs_nothing_but_a_retry(hub: HubServer, source: HubSo
 @pytest.mark.parametrize(
     ("fault", "kind", "message"),
     [
-        (Fault("wrong_range"), "cdn", "the answer is bytes 1001–"),
-        (Fault("ignore_range"), "cdn", "not the range that was asked for, but 200"),
+        (Fault("wrong_range"), "cdn", "the response is bytes 1001–"),
+        (Fault("ignore_range"), "cdn", "not the requested range, but 200"),
         (Fault("html"), "resolve", "instead of '[0-9a-f]{12}'"),
-        (Fault("html"), "cdn", "not the range that was asked for, but 200"),
+        (Fault("html"), "cdn", "not the requested range, but 200"),
         (Fault("moved"), "resolve", "commit 'f{12}' instead of"),
         (Fault("gzip"), "cdn", "compressed"),
         (Fault("truncate", after=400), "cdn", "400 bytes instead of 649000"),
-        (Fault("cut"), "cdn", "cut, 14 times"),
+        (Fault("cut"), "cdn", "connection was lost, 14 times"),
         (Fault("status", 503), "resolve", "the Hub answered 503, 14 times"),
         (Fault("status", 418), "resolve", "the Hub answered 418"),
         (Fault("expired"), "cdn", "the signed address answered 403"),
@@ -222,7 +222,7 @@ def test_a_rate_limit_holds_every_thread_back(hub: HubServer, source: HubSource,
 
 def test_too_long_a_wait_is_not_waited_for(hub: HubServer) -> None:
     hub.add(REPO, {"step1": {WEIGHTS: BODY}})
-    source = HubSource(REPO, retry=Retry(patience=30))
+    source = HubSource(REPO, policy=RetryPolicy(max_seconds=30))
     hub.faults.append(once(Fault("status", 429, {"Retry-After": "3600"}), "resolve"))
     with pytest.raises(HubError, match="429 and asks to wait 3600 s"):
         read(source)
@@ -231,19 +231,19 @@ def test_too_long_a_wait_is_not_waited_for(hub: HubServer) -> None:
 def test_the_list_of_branches_is_asked_again(hub: HubServer) -> None:
     hub.add(REPO, {"step1": {}})
     hub.faults += [once(Fault("status", 500), "api", times=2), once(Fault("html"), "api")]
-    source = HubSource(REPO, retry=QUICK)
+    source = HubSource(REPO, policy=QUICK)
     assert list(source.revisions()) == [1]
     assert source.traffic.retries == 3
 
 
 def test_a_hub_that_hangs_is_given_up(hub: HubServer) -> None:
     hub.add(REPO, {"step1": {WEIGHTS: BODY}})
-    source = HubSource(REPO, retry=Retry(tries=2, first=0.01, timeout=0.2))
+    source = HubSource(REPO, policy=RetryPolicy(max_attempts=2, first_wait=0.01, timeout=0.2))
     revision = source.revisions()[1]
     hub.latency = {"api": 1.0, "cdn": 1.0}
-    with pytest.raises(HubError, match="the server fell silent, 2 times"):
-        HubSource(REPO, retry=Retry(tries=2, first=0.01, timeout=0.2)).revisions()
-    with pytest.raises(HubError, match="the server fell silent, 2 times"):
+    with pytest.raises(HubError, match="the server stopped responding, 2 times"):
+        HubSource(REPO, policy=RetryPolicy(max_attempts=2, first_wait=0.01, timeout=0.2)).revisions()
+    with pytest.raises(HubError, match="the server stopped responding, 2 times"):
         source.read(revision, WEIGHTS)
 
 
@@ -297,16 +297,16 @@ def test_gated_private_and_absent_repositories(hub: HubServer, monkeypatch: pyte
     hub.add("org/private", {"step1": {WEIGHTS: BODY}}, token="hf_right")
     for token in ("", "hf_wrong"):
         monkeypatch.setenv("HF_TOKEN", token)
-        gated = HubSource("org/gated", retry=QUICK)
+        gated = HubSource("org/gated", policy=QUICK)
         with pytest.raises(AccessError, match=r"gated: accept its licence at http.*/org/gated, then .*hf auth login"):
             gated.read(gated.revisions()[1], WEIGHTS)
         for repo in ("org/private", "org/absent"):
             with pytest.raises(AccessError, match=f"no repository {repo}, or it is private") as caught:
-                HubSource(repo, retry=QUICK).revisions()
+                HubSource(repo, policy=QUICK).revisions()
             assert "hf_" not in str(caught.value)
     monkeypatch.setenv("HF_TOKEN", "hf_right")
     for repo in ("org/gated", "org/private"):
-        source = HubSource(repo, retry=QUICK)
+        source = HubSource(repo, policy=QUICK)
         assert read(source, 0, 10) == BODY[:10]
     assert all(request.authorized for request in hub.log[-2:] if request.kind == "resolve")
     assert not any(request.authorized for request in hub.log if request.kind == "cdn")
@@ -319,7 +319,7 @@ def test_no_network_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
         unused.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
         with pytest.raises(AccessError, match=r"cannot be reached \(no network\?\), 5 times"):
-            HubSource(REPO, retry=QUICK).revisions()
+            HubSource(REPO, policy=QUICK).revisions()
 
 
 def test_offline_mode_is_named(hub: HubServer) -> None:
@@ -335,7 +335,7 @@ def test_waiting_ends_when_cancelled(hub: HubServer) -> None:
     source = HubSource(REPO)
     revision = source.revisions()[1]
     hub.faults.append(once(Fault("status", 429, {"Retry-After": "300"}), "resolve"))
-    twin = source.metered()
+    twin = source.with_own_traffic()
     threading.Timer(0.3, source.cancel).start()
     with pytest.raises(HubError, match="cancelled"):
         twin.read(revision, WEIGHTS)

@@ -1,4 +1,4 @@
-"""Planning without I/O: the right bytes, as few requests as promised, guesses never believed unchecked."""
+"""Plans without I/O: the right bytes, no more requests than promised, every guess checked."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from support.checkpoints import HEAD, LAYOUTS, checkpoint, raw, state, torch_file
 
 from pythia_dynamics.checkpoints.layout import (
-    ENTRY_FILES,
     Answer,
-    List,
-    Memory,
-    Piece,
-    Probe,
+    FileBytes,
+    Layout,
+    LayoutCache,
+    ListingRequest,
+    RangeRequest,
     Request,
-    Take,
+    TensorRequest,
     find_tensors,
 )
 from pythia_dynamics.checkpoints.source import FileMissingError
@@ -30,28 +30,28 @@ from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError,
 
 @dataclass
 class Run:
-    """What a plan asked for and found."""
+    """What a plan requested and found."""
 
     taken: dict[str, bytes] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     headers: int = 0
 
     @property
-    def probes(self) -> list[Probe]:
-        return [request for request in self.requests if isinstance(request, Probe)]
+    def ranges(self) -> list[RangeRequest]:
+        return [request for request in self.requests if isinstance(request, RangeRequest)]
 
 
 def drive(
     files: Mapping[str, bytes],
     patterns: list[str],
-    memory: Memory | None = None,
+    cache: LayoutCache | None = None,
     *,
-    held: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
     listing: bool = True,
 ) -> Run:
     """The obvious driver: everything in memory, every request answered at once."""
     run = Run()
-    plan = find_tensors(patterns, memory if memory is not None else Memory(), where="here", held=held)
+    plan = find_tensors(patterns, cache if cache is not None else LayoutCache(), where="here", skip=skip)
     answer: Answer = None
     missing: FileMissingError | None = None
     while True:
@@ -61,16 +61,16 @@ def drive(
             return run
         run.requests.append(request)
         answer, missing = None, None
-        if isinstance(request, List):
+        if isinstance(request, ListingRequest):
             answer = {name: len(content) for name, content in files.items()} if listing else None
-        elif isinstance(request, Take):
+        elif isinstance(request, TensorRequest):
             tensor = request.tensor
-            assert request.ahead >= tensor.stop
+            assert request.prefetch_stop >= tensor.stop
             run.taken[tensor.name] = files[tensor.file][tensor.start : tensor.stop]
         elif request.file in files:
             content = files[request.file]
             start, _, _ = slice(request.start, request.stop).indices(len(content))
-            answer = Piece(content[request.start : request.stop], start, len(content))
+            answer = FileBytes(content[request.start : request.stop], start, len(content))
             run.headers += len(answer.data)
         else:
             missing = FileMissingError("not there", request.file)
@@ -102,48 +102,48 @@ def test_any_state_dict_any_choice(
     generator = torch.Generator().manual_seed(seed)
     tensors = {f"t.{k}": torch.randn(shape, generator=generator).to(dtype) for k, shape in enumerate(shapes)}
     wanted = [f"t.{k}" for k in chosen if k < len(shapes)] or ["t.0"]
-    memory = Memory()
+    cache = LayoutCache()
     files = checkpoint(tensors, layout, shards=shards)
     for _ in range(2):  # the second time by guessing
-        assert drive(files, wanted, memory).taken == {name: raw(tensors[name]) for name in wanted}
+        assert drive(files, wanted, cache).taken == {name: raw(tensors[name]) for name in wanted}
 
 
 def test_header_and_slice_are_one_request_the_second_time() -> None:
-    memory = Memory()
-    drive(checkpoint(state(1, vocab=3000)), [HEAD], memory)
-    run = drive(checkpoint(state(2, vocab=3000)), [HEAD], memory)
-    assert len(run.probes) == 1
+    cache = LayoutCache()
+    drive(checkpoint(state(1, vocab=3000)), [HEAD], cache)
+    run = drive(checkpoint(state(2, vocab=3000)), [HEAD], cache)
+    assert len(run.ranges) == 1
     take = run.requests[-1]
-    assert isinstance(take, Take)
-    assert run.probes[0].ahead == take.tensor.stop == take.ahead
-    assert run.probes[0].stop == take.tensor.start
+    assert isinstance(take, TensorRequest)
+    assert run.ranges[0].prefetch_stop == take.tensor.stop == take.prefetch_stop
+    assert run.ranges[0].stop == take.tensor.start
     assert run.headers == take.tensor.start
 
 
 def test_torch_pickle_is_read_once_for_all_that_share_it() -> None:
-    memory = Memory()
+    cache = LayoutCache()
     files = checkpoint(state(1), "torch")
-    assert len(drive(files, [HEAD], memory).probes) == 4  # no safetensors, tail, pickle, local header
-    later = drive(checkpoint(state(2), "torch"), [HEAD], memory)
-    assert len(later.probes) == 2
-    assert later.probes[0].start == -memory.tails["pytorch_model.bin"]
+    assert len(drive(files, [HEAD], cache).ranges) == 4  # no safetensors, tail, pickle, local header
+    later = drive(checkpoint(state(2), "torch"), [HEAD], cache)
+    assert len(later.ranges) == 2
+    assert later.ranges[0].start == -cache.tails["pytorch_model.bin"]
     assert later.headers < 4096
 
 
 def test_a_header_of_another_length_is_read_to_its_end() -> None:
-    memory = Memory()
-    drive(checkpoint(state(1)), [HEAD], memory)
+    cache = LayoutCache()
+    drive(checkpoint(state(1)), [HEAD], cache)
     tensors = {f"{k}.more": torch.ones(3) for k in range(50)} | state(2)
-    run = drive(checkpoint(tensors), [HEAD], memory)
+    run = drive(checkpoint(tensors), [HEAD], cache)
     assert run.taken == {HEAD: raw(tensors[HEAD])}
-    assert run.probes[1].start == run.probes[0].stop
+    assert run.ranges[1].start == run.ranges[0].stop
 
 
-def test_held_tensors_are_left_out() -> None:
+def test_tensors_to_skip_are_left_out() -> None:
     files = checkpoint(state(1), "safetensors shards")
-    run = drive(files, [HEAD, "gpt_neox.embed_in.weight"], held=(HEAD,))
+    run = drive(files, [HEAD, "gpt_neox.embed_in.weight"], skip=(HEAD,))
     assert set(run.taken) == {"gpt_neox.embed_in.weight"}
-    assert len({probe.file for probe in run.probes if probe.file.startswith("model-")}) == 1
+    assert len({request.file for request in run.ranges if request.file.startswith("model-")}) == 1
 
 
 def test_near_tensors_are_one_run_far_ones_are_not() -> None:
@@ -155,16 +155,16 @@ def test_near_tensors_are_one_run_far_ones_are_not() -> None:
         "e": torch.ones(9),
     }
     run = drive(checkpoint(tensors), ["a", "c", "e"])
-    takes = {take.tensor.name: take for take in run.requests if isinstance(take, Take)}
-    assert takes["a"].ahead == takes["c"].tensor.stop == takes["c"].ahead
-    assert takes["e"].ahead == takes["e"].tensor.stop
+    takes = {take.tensor.name: take for take in run.requests if isinstance(take, TensorRequest)}
+    assert takes["a"].prefetch_stop == takes["c"].tensor.stop == takes["c"].prefetch_stop
+    assert takes["e"].prefetch_stop == takes["e"].tensor.stop
 
 
 def test_small_pieces_do_not_add_up_to_much_waste() -> None:
     tensors = {f"{k:03}": torch.ones(500 if k % 2 else 3) for k in range(200)}
     run = drive(checkpoint(tensors), [f"{k:03}" for k in range(0, 200, 2)])
-    takes = [request for request in run.requests if isinstance(request, Take)]
-    spans = {take.ahead: take.tensor.start for take in reversed(takes)}
+    takes = [request for request in run.requests if isinstance(request, TensorRequest)]
+    spans = {take.prefetch_stop: take.tensor.start for take in reversed(takes)}
     assert sum(end - start for end, start in spans.items()) <= 100 * 12 + 16 * 1024
 
 
@@ -235,7 +235,7 @@ def test_damaged_files_end_in_our_errors(data: st.DataObject, layout: str) -> No
 def test_entry_files_are_those_transformers_writes() -> None:
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-    assert set(ENTRY_FILES.values()) == {
+    assert {layout.entry_file for layout in Layout} == {
         SAFE_WEIGHTS_INDEX_NAME,
         SAFE_WEIGHTS_NAME,
         WEIGHTS_INDEX_NAME,

@@ -126,7 +126,7 @@ HUGE = 2**64 - 1
         (build({"a": entry(0, 4)}, 3), "outside the file"),
         (build({"a": entry(0, 4)}, 5), "end at"),
         (build({"a": entry(0, 4), "b": entry(2, 6)}, 6), "overlaps"),
-        (build({"a": entry(0, 4), "b": entry(6, 8)}, 8), "hole"),
+        (build({"a": entry(0, 4), "b": entry(6, 8)}, 8), "leaves a gap"),
         (build({"a": entry(4, 2, [1])}, 4), "outside"),
         (build({"a": entry(0, 4, [3])}, 4), "does not take"),
         (build({"a": entry(0, 4, [HUGE, HUGE, HUGE])}, 4), "does not take"),

@@ -90,7 +90,7 @@ def test_index_maps_tensors_to_shards():
     ],
 )
 def test_shards_cannot_leave_the_directory(shard):
-    with pytest.raises(FormatError, match="no plain file name"):
+    with pytest.raises(FormatError, match="not a file name"):
         parse_index(json.dumps({"weight_map": {"a": shard}}).encode(), file="i")
 
 

@@ -18,9 +18,9 @@ from pythia_dynamics.checkpoints.source import (
     Revision,
     Source,
     Traffic,
-    by_step,
     checkpoint_files,
-    require_plain_path,
+    require_relative_path,
+    revisions_by_step,
 )
 from pythia_dynamics.errors import CheckpointError, FormatError
 
@@ -120,24 +120,24 @@ def test_open_source_follows_the_model(run: Path) -> None:
 def test_refs_of_one_step_are_refused() -> None:
     named = [("step10", "c1"), ("main", "c2"), ("step-10", "c3")]
     with pytest.raises(CheckpointError, match="step10 and step-10 are both step 10"):
-        by_step(named, None, where="here", kind="branch")
-    assert by_step(named, r"step(\d+)", where="here", kind="branch") == {10: Revision(10, "step10", "c1")}
+        revisions_by_step(named, None, where="here", kind="branch")
+    assert revisions_by_step(named, r"step(\d+)", where="here", kind="branch") == {10: Revision(10, "step10", "c1")}
 
 
 def test_streams_give_exactly_what_is_asked() -> None:
     closed = []
 
-    def pieces() -> Generator[bytes, None, None]:
+    def chunks() -> Generator[bytes, None, None]:
         yield from (b"abc", b"d", b"efgh")
 
-    with ByteStream(pieces(), start=10, stop=18, size=99, on_close=lambda: closed.append(True)) as stream:
+    with ByteStream(chunks(), start=10, stop=18, size=99, on_close=lambda: closed.append(True)) as stream:
         assert stream.read(2) == b"ab"
-        assert list(stream.pieces(4)) == [b"c", b"d", b"ef"]
+        assert list(stream.chunks(4)) == [b"c", b"d", b"ef"]
         assert stream.position == 16
         assert stream.read(100) == b"gh"
         assert stream.read(100) == b""
     assert closed == [True]
-    short = ByteStream(pieces(), start=0, stop=20, size=20)
+    short = ByteStream(chunks(), start=0, stop=20, size=20)
     with pytest.raises(FormatError, match="stopped at byte 8 of a range up to 20"):
         short.read(20)
 
@@ -152,8 +152,8 @@ def test_traffic_adds_up_and_travels() -> None:
 
 
 @pytest.mark.parametrize("path", ["model.safetensors", "sub/model.bin", "a-b_c.1"])
-def test_plain_paths(path: str) -> None:
-    assert require_plain_path(path) == path
+def test_relative_paths(path: str) -> None:
+    assert require_relative_path(path) == path
 
 
 def test_a_whole_model_is_its_config_tokenizer_and_one_kind_of_weights() -> None:

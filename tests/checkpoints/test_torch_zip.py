@@ -63,7 +63,7 @@ def directory_of(raw: bytes, tail: int = 64) -> ZipDirectory:
 
 def content(raw: bytes, directory: ZipDirectory, name: str) -> bytes:
     member = directory.members[name]
-    start, stop = member.reach()
+    start, stop = member.bounding_range()
     data = member_data_start(raw[start:stop], member)
     assert start <= data
     assert data + member.size <= stop
@@ -76,7 +76,7 @@ def slices_of(raw: bytes) -> dict[str, TensorSlice]:
     found = {}
     for name, view in views.items():
         member = directory.storage(view.key)
-        start, stop = member.reach()
+        start, stop = member.bounding_range()
         found[name] = locate(view, directory, member_data_start(raw[start:stop], member))
     return found
 
@@ -196,7 +196,7 @@ def test_a_strided_neighbour_does_no_harm():
     raw = saved({"strided": torch.arange(12.0).view(3, 4).T, "W": torch.arange(3.0)})
     directory = directory_of(raw)
     view = parse_state_dict(content(raw, directory, directory.pickle.name), file="m")["W"]
-    start, stop = directory.storage(view.key).reach()
+    start, stop = directory.storage(view.key).bounding_range()
     found = locate(view, directory, member_data_start(raw[start:stop], directory.storage(view.key)))
     assert raw[found.start : found.stop] == raw_bytes(torch.arange(3.0))
 
@@ -285,7 +285,7 @@ def test_archives_beyond_four_gigabytes(size, offset):
     directory = parse_zip_directory(tail, file="m", file_size=file_size)
     member = directory.storage("0")
     assert (member.header_offset, member.size, member.crc32, member.limit) == (offset, size, 7, start)
-    assert member.reach()[0] == offset
+    assert member.bounding_range()[0] == offset
     local = (
         struct.pack("<4s5H3L2H", b"PK\3\4", 45, 0x808, 0, 0, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF, 14, 18) + b"archive/data/0"
     )
@@ -315,9 +315,9 @@ def test_legacy_files_are_refused_with_advice():
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
         (b"<!DOCTYPE html><html><body>Not found</body></html>", "web page"),
         (bytes(5000), "cut short"),
-        (rezip({}), "not one of torch.save"),
-        (rezip({"a.txt": b"x"}), "not one of torch.save"),
-        (rezip({"a/data.pkl": b"x", "b/data.pkl": b"y"}), "not one of torch.save"),
+        (rezip({}), "torch.save did not write it"),
+        (rezip({"a.txt": b"x"}), "torch.save did not write it"),
+        (rezip({"a/data.pkl": b"x", "b/data.pkl": b"y"}), "torch.save did not write it"),
         (rezip({"a/data.pkl": b"x", "a/code/m.py": b"y"}), "TorchScript"),
         (rezip({"a/data.pkl": b"x", "a/constants.pkl": b"y"}), "TorchScript"),
         (rezip({"a/data.pkl": bytes(1000)}, method=zipfile.ZIP_DEFLATED), "compressed"),
@@ -399,7 +399,7 @@ def test_a_signature_within_a_comment_does_not_mislead():
 def test_local_headers_that_contradict_the_directory_are_refused(offset, value, message):
     raw = saved(plain_state())
     member = directory_of(raw).storage("3")
-    local = bytearray(raw[slice(*member.reach())])
+    local = bytearray(raw[slice(*member.bounding_range())])
     local[offset : offset + len(value)] = value
     with pytest.raises(FormatError, match=message):
         member_data_start(bytes(local), member)
@@ -416,7 +416,7 @@ def test_views_are_checked_against_the_storage():
     raw = saved({"a": torch.arange(12.0).view(3, 4)})
     directory = directory_of(raw)
     view = parse_state_dict(content(raw, directory, directory.pickle.name), file="m")["a"]
-    start = member_data_start(raw[slice(*directory.storage("0").reach())], directory.storage("0"))
+    start = member_data_start(raw[slice(*directory.storage("0").bounding_range())], directory.storage("0"))
     assert locate(view, directory, start).nbytes == 48
     with pytest.raises(FormatError, match="of which the file holds 48 bytes"):
         locate(replace(view, storage_numel=13), directory, start)
@@ -550,7 +550,7 @@ def test_one_huge_dict_under_many_names_takes_no_quadratic_time():
         ({"a": 1, "b": None, "c": [torch.ones(2)]}, "no tensor lies at its top level .*'c': list"),
         (torch.ones(3), "holds a tensor"),
         ([torch.ones(3)], "holds a list"),
-        ({3: torch.ones(3)}, "no string"),
+        ({3: torch.ones(3)}, "not a string"),
         ({"": torch.ones(3)}, "0 characters"),
     ],
 )
@@ -648,7 +648,7 @@ def test_damaged_tails_raise_nothing_else(tail, size, exact):
         assert "\n" not in str(outcome)
     else:
         for member in outcome.members.values():
-            start, stop = member.reach()
+            start, stop = member.bounding_range()
             assert 0 <= start < stop <= size
 
 

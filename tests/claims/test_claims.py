@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from support.saved_results import save_table
 
 from pythia_dynamics import figures
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import saved, statistics
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.claims.verdict import VERDICTS, Verdict
+from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.bifurcation import first_lasting
 from pythia_dynamics.measures.rank import covariance_rank
 from pythia_dynamics.measures.two_time import two_time
 from pythia_dynamics.results.folder import Results
@@ -74,17 +78,18 @@ def jump(generator: np.random.Generator) -> np.ndarray:
 
 def verdicts(directory: Path, frames: np.ndarray, name: str = "suite", **tables: xr.Dataset) -> Mapping[str, str]:
     results = Results(name, directory)
-    history = History.from_array(frames.astype(np.float32), STEPS, name=name)
+    history = History.from_array(frames.astype(np.float32), STEPS, name=name, tensor=UNEMBEDDING)
     measure(history, ("density", "msd", "order"), results)
-    results.write_zarr("two_time", two_time(history))
+    results.weights().write_zarr("two_time", two_time(history))
     for kind, table in tables.items():
         write(results, f"perplexity-{kind.replace('_', '-')}", table)
     return {verdict.claim: verdict.verdict for verdict in claims.judge(results)}
 
 
 def write(results: Results, kind: str, table: xr.Dataset) -> None:
-    results.path.mkdir(parents=True, exist_ok=True)
-    (results.path / f"{kind}.csv").write_text(table.to_dataframe().to_csv())
+    folder = results.path if kind.startswith("perplexity") else results.weights().path
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{kind}.csv").write_text(table.to_dataframe().to_csv())
 
 
 def scores(ppl: np.ndarray, steps: np.ndarray = STEPS) -> xr.Dataset:
@@ -162,17 +167,18 @@ def test_the_paper_s_step_is_looked_at_where_there_is_no_peak(tmp_path: Path) ->
     results = Results("pythia-70m-deduped", tmp_path)
     steps = np.arange(1000, 143_001, 1000)
     rising = np.arange(1.0, 144.0) ** 2
-    results.write_table(
+    save_table(
+        results,
         "msd",
         xr.Dataset(dict.fromkeys(("msd", "msd_null", "msd_time", "msd_time_null"), ("step", rising)), {"step": steps}),
     )
     norm = np.linspace(100, 200, 143)
     order = {"frobenius_norm": norm, "order_parameter": norm / 512, "rms": norm / np.sqrt(512 * 50304)}
-    results.write_table("order", xr.Dataset({name: ("step", v) for name, v in order.items()}, {"step": steps}))
+    save_table(results, "order", xr.Dataset({name: ("step", v) for name, v in order.items()}, {"step": steps}))
     smooth = 50 * np.exp(-steps / 30_000) + 80
     write(results, "perplexity-forward", scores(np.where(steps > 80_000, smooth * 0.7, smooth), steps))
     found = {verdict.claim: verdict for verdict in claims.judge(results)}
-    assert saved.Saved(results).shape == saved.Shape(rows=50304, width=512)
+    assert saved.SavedResults(results).shape == saved.Shape(rows=50304, width=512)
     assert found["msd-peak"].verdict == "not supported"
     assert found["perplexity-drops"].verdict == "supported"
     numbers = found["perplexity-drops"].numbers
@@ -253,14 +259,14 @@ def test_a_rank_that_drops_with_the_peak(tmp_path: Path) -> None:
     history = History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS)
     results = Results("suite", tmp_path)
     measure(history, ("msd", "order"), results)
-    results.write_table("rank", covariance_rank(history, batch_sizes=(16, 32), draws=2))
-    table = results.read_table("rank")
+    save_table(results, "rank", covariance_rank(history, batch_sizes=(16, 32), draws=2))
+    table = results.weights().read_table("rank")
     for drop, expected in ((5.0, "supported"), (0.0, "not supported")):
         level = xr.DataArray(12.0 - drop * (STEPS[AT] <= STEPS), dims="step", coords={"step": STEPS})
-        results.write_table("rank", table.assign(rank=level.broadcast_like(table["rank"])))
+        save_table(results, "rank", table.assign(rank=level.broadcast_like(table["rank"])))
         found = next(verdict for verdict in claims.judge(results) if verdict.claim == "rank-shrinks")
         assert found.verdict == expected
-    results.write_table("rank", table.assign(rank=xr.full_like(table["rank"], 63)))
+    save_table(results, "rank", table.assign(rank=xr.full_like(table["rank"], 63)))
     full = next(verdict for verdict in claims.judge(results) if verdict.claim == "rank-shrinks")
     assert full.verdict == "not testable here"
     assert "ceiling" in full.reason
@@ -271,11 +277,11 @@ def test_three_valued_heads(tmp_path: Path) -> None:
     write(results, "perplexity-forward", scores(curve()))
     by_id = {claim.id: decide for claim, decide in claims.CLAIMS.items()}
     decide = by_id["ternary-function"]
-    assert decide(saved.Saved(results)).verdict == "not testable here"
+    assert decide(saved.SavedResults(results)).verdict == "not testable here"
     for factor, expected in ((1.02, "supported"), (1.5, "not supported")):
         write(Results("ternary", results.path), "perplexity-forward", scores(curve()[-1:] * factor, steps))
         (results.path / "ternary" / "perplexity-forward.json").write_text('{"settings": {"head": "ternary"}}')
-        assert decide(saved.Saved(results)).verdict == expected
+        assert decide(saved.SavedResults(results)).verdict == expected
 
 
 # -- the file -------------------------------------------------------------------------------------------------
@@ -294,6 +300,40 @@ def test_claims_json_comes_back(tmp_path: Path) -> None:
     assert [entry["claim"] for entry in entries] == [claim.id for claim in claims.CLAIMS]
     assert all(entry["test"] and entry["tolerance"] and entry["figure"] and entry["reason"] for entry in entries)
     assert {entry["verdict"] for entry in entries} <= set(VERDICTS)
+
+
+def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    results = Results("suite", tmp_path)
+    write(
+        results, "msd", xr.Dataset({"msd": ("step", np.ones(60)), "msd_null": ("step", np.ones(60))}, {"step": STEPS})
+    )
+    reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
+    no_order = "order.csv is missing: run pythia-dyn order --model suite"
+    no_density = "density.zarr is missing: run pythia-dyn density --model suite"
+    no_perplexity = "perplexity-forward.csv is missing: run pythia-dyn perplexity --mode forward --model suite"
+    assert reasons["msd-peak"] == reasons["msd-time-peak"] == reasons["stationary"] == no_order
+    assert reasons["b-monotone"] == reasons["loss-falls-with-b"] == reasons["slope-changes"] == no_order
+    assert reasons["stop-when-stationary"] == no_order
+    assert reasons["density-bimodal"] == f"{no_density}; {no_order}"
+    assert reasons["ternary-density"] == no_density
+    assert reasons["perplexity-drops"] == reasons["perplexity-below-one"] == no_perplexity
+    assert reasons["ternary-function"].startswith(f"{no_perplexity}; ternary/perplexity-forward.csv is missing: run ")
+    assert reasons["rank-shrinks"] == "rank.csv is missing: run pythia-dyn rank --model suite"
+    assert all("is missing" in reason for reason in reasons.values())
+    measure(History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS), ("msd", "order"), results)
+    reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
+    no_pairs = "two_time.zarr is missing: run pythia-dyn two-time --model suite"
+    assert reasons["stationary"] == reasons["stop-when-stationary"] == no_pairs
+    assert reasons["slope-changes"].startswith(
+        "order.csv has no loss at six steps of different b: run pythia-dyn order"
+    )
+
+
+def test_the_commands_that_make_the_files_exist(tmp_path: Path) -> None:
+    read = saved.SavedResults(Results("suite", tmp_path))
+    files = ("density.zarr", "msd.csv", "order.csv", "rank.csv", "two_time.zarr", "ternary/perplexity-forward.csv")
+    for file in (*files, "perplexity-forward.csv", "perplexity-unmask.csv"):
+        assert read.command_for(file).split()[1] in main.commands, file
 
 
 def test_missing_steps_leave_the_verdicts_as_they_are(tmp_path: Path) -> None:
@@ -339,20 +379,20 @@ def test_second_modes_are_told_from_noise() -> None:
 def test_a_change_is_measured_beyond_the_trend() -> None:
     steps = np.arange(100) * 10
     trend = 3.0 - 0.02 * np.arange(100, dtype=np.float64)
-    assert statistics.change_at(saved.Curve(steps, trend), 500, within=100).value == pytest.approx(0, abs=1e-12)
+    assert statistics.level_shift_at(saved.Curve(steps, trend), 500, within=100).value == pytest.approx(0, abs=1e-12)
     dropped = saved.Curve(steps, trend - 2.0 * (steps >= 480))
-    found = statistics.change_at(dropped, 500, within=100)
-    assert (found.step, found.placebos >= 20) == (480, True)
+    found = statistics.level_shift_at(dropped, 500, within=100)
+    assert (found.step, found.comparisons >= 20) == (480, True)
     assert found.value == pytest.approx(-2.0, rel=0.15)
     assert found.elsewhere == pytest.approx(0, abs=1e-9)
-    assert statistics.change_at(saved.Curve(steps[:8], trend[:8]), 40, within=10) is None
+    assert statistics.level_shift_at(saved.Curve(steps[:8], trend[:8]), 40, within=10) is None
 
 
 def test_lasting_means_to_the_end() -> None:
     steps = np.arange(10)
     holds = np.array([0, 1, 0, 0, 1, 1, 1, 1, 1, 1], bool)
-    assert statistics.first_lasting(steps, holds) == 4
-    assert statistics.first_lasting(steps, ~holds) is None
-    assert statistics.first_lasting(steps, holds | True) == 0
+    assert first_lasting(steps, holds) == 4
+    assert first_lasting(steps, ~holds) is None
+    assert first_lasting(steps, holds | True) == 0
     assert statistics.drawdown(np.array([0.0, 4, 3, 5])) == pytest.approx(0.2)
     assert statistics.drawdown(np.ones(3)) == 0

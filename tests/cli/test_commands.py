@@ -76,8 +76,8 @@ def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> Non
     assert "4 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert "0 steps fetched, 4 were there" in succeeds(run("fetch", "--model", suite))
     assert "walk  embed_out.weight float16[64, 16]  4 steps" in succeeds(run("ls"))
-    assert "4 steps checked, no oddity" in succeeds(run("verify"))
-    out = tmp_path / "results" / "walk"
+    assert "4 steps checked, nothing found" in succeeds(run("verify"))
+    out = tmp_path / "results" / "walk" / HEAD
     for kind, table in (("density", "moments"), ("msd", "msd"), ("order", "order"), ("rank", "rank")):
         assert str(out / f"{table}.csv") in succeeds(run(kind, "--model", "walk"))
         assert (out / f"{kind}.png").stat().st_size > 5000
@@ -91,7 +91,7 @@ def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> Non
 
 def test_msd_compares_every_two_steps(run: Run, suite: Path, tmp_path: Path) -> None:
     succeeds(run("fetch", "--model", suite))
-    out = tmp_path / "results" / "walk"
+    out = tmp_path / "results" / "walk" / HEAD
     assert "two_time" not in succeeds(run("msd", "--no-two-time"))
     assert not (out / "two_time.zarr").exists()
     assert str(out / "two_time.zarr") in succeeds(run("msd", "--device", "cpu"))
@@ -142,7 +142,7 @@ def test_every_analysis_names_gaps_and_goes_on(run: Run, tmp_path: Path) -> None
         assert "hand has weights that are not finite at step 3000" in fails(result)
         assert "note: hand lacks step 4: NaN there" in result.stdout
         assert "11 steps, 30 of 40 rows" in result.stdout
-        saved = Results("hand", tmp_path / "results").read_table(table)
+        saved = Results("hand", tmp_path / "results").weights().read_table(table)
         assert saved["step"].values.tolist() == steps
         known = np.isfinite(saved[column].values.reshape(len(steps), -1)).all(axis=1)
         assert known.tolist() == [step not in (4, 3000) for step in steps]
@@ -155,7 +155,7 @@ def test_every_analysis_names_gaps_and_goes_on(run: Run, tmp_path: Path) -> None
         assert run(command, "--model", "hand", "--drop-padding", "many").exit_code == 2
         assert "no step of hand has weights" in fails(run(command, "--model", "hand", "--steps", "4"))
     kept = weights[:30].astype(np.float16).astype(np.float64)
-    order = Results("hand", tmp_path / "results").read_table("order")
+    order = Results("hand", tmp_path / "results").weights().read_table("order")
     assert float(order["order_parameter"][0]) == pytest.approx(np.linalg.norm(kept) / 8, rel=1e-9)
 
 
@@ -166,7 +166,7 @@ def test_a_store_without_weights_does_not_keep_the_others_waiting(run: Run, suit
     result = run("order")
     assert "a-empty.zarr holds no weights yet" in fails(result)
     assert "walk" in result.stdout
-    assert (tmp_path / "results" / "walk" / "order.csv").is_file()
+    assert (tmp_path / "results" / "walk" / HEAD / "order.csv").is_file()
     (fact,) = json.loads(run("order", "--json").stdout)["order"]
     assert fact["model"] == "walk"
     assert run("order", "--model", "a-empty", "--json").stdout == ""
@@ -182,7 +182,7 @@ def test_padding_is_what_the_tokenizer_does_not_have(run: Run, tmp_path: Path) -
     for arguments in (["--drop-padding"], ["--drop-padding", "--json"], ["--drop-padding", 50_277]):
         out = succeeds(run("order", "--model", "70m", *arguments))
         assert "--json" in arguments or "50277 of 50304 rows" in out
-        rows = (tmp_path / "results" / "pythia-70m-deduped" / "order.csv").read_text().splitlines()
+        rows = (tmp_path / "results" / "pythia-70m-deduped" / HEAD / "order.csv").read_text().splitlines()
         assert rows[1].split(",")[-1] == "1.0"
 
 
@@ -201,7 +201,7 @@ def test_order_takes_a_loss(run: Run, suite: Path, tmp_path: Path) -> None:
     run("fetch", "--model", suite)
     (tmp_path / "loss.csv").write_text("step,loss\n1000,3.0\n2000,2.5\n4000,2.0\n")
     succeeds(run("order", "--model", "walk", "--loss", tmp_path / "loss.csv"))
-    rows = (tmp_path / "results" / "walk" / "order.csv").read_text().splitlines()
+    rows = (tmp_path / "results" / "walk" / HEAD / "order.csv").read_text().splitlines()
     header = rows[0].split(",")
     assert [row.split(",")[header.index("loss")] for row in rows[1:]] == ["3.0", "2.5", "", "2.0"]
 
@@ -224,7 +224,7 @@ def test_steps_may_be_chosen(run: Run, suite: Path, tmp_path: Path) -> None:
     succeeds(run("fetch", "--model", suite, "--steps", "1000,3000"))
     assert "2 steps" in succeeds(run("ls"))
     succeeds(run("msd", "--steps", "1000"))
-    assert len((tmp_path / "results" / "walk" / "msd.csv").read_text().splitlines()) == 2
+    assert len((tmp_path / "results" / "walk" / HEAD / "msd.csv").read_text().splitlines()) == 2
 
 
 def test_fetch_from_a_hub(run: Run, hub: HubServer) -> None:
@@ -295,6 +295,8 @@ def test_help_names_every_command(run: Run) -> None:
 def test_unknown_names_list_the_nearest(run: Run, suite: Path, tmp_path: Path) -> None:
     assert "no model '70n'; did you mean 70m" in fails(run("fetch", "--model", "70n"))
     assert "no model '70n'; did you mean 70m" in fails(run("msd", "--model", "70n"))
+    for command in ("fetch", "msd", "ls"):
+        assert fails(run(command, "--model", "demo")).endswith("cache/: `pythia-dyn demo` makes it")
     line = fails(run("fetch", "--model", suite, "--tensor", "embed_uot.weight"))
     assert "no tensor 'embed_uot.weight'" in line
     assert "did you mean embed_out.weight" in line
@@ -339,7 +341,7 @@ def test_a_checkpoint_without_the_tensor_is_a_gap(run: Run, suite: Path, tmp_pat
     assert "missing 5000" in result.stdout
     result = run("msd")
     assert result.exit_code == 0
-    last = (tmp_path / "results" / "walk" / "msd.csv").read_text().splitlines()[-1]
+    last = (tmp_path / "results" / "walk" / HEAD / "msd.csv").read_text().splitlines()[-1]
     assert last == "5000,,,,,"
 
 
@@ -358,19 +360,19 @@ def test_a_damaged_chunk_is_named_and_fetched_again(run: Run, suite: Path, tmp_p
     chunk = store / HEAD / "c" / "1" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:100])
     assert "step 2000" in fails(run("msd"))
-    assert not (tmp_path / "results" / "walk" / "msd.csv").exists()
-    assert "1 oddity found" in fails(run("verify"))
+    assert not (tmp_path / "results" / "walk" / HEAD / "msd.csv").exists()
+    assert "1 fault found" in fails(run("verify"))
     assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert files(store)[str(chunk)] == whole[str(chunk)]
     flipped = bytearray(chunk.read_bytes())
     flipped[7] ^= 1
     chunk.write_bytes(flipped)
     result = run("verify")
-    assert "1 oddity found" in fails(result)
+    assert "1 fault found" in fails(result)
     assert "step 2000" in result.stdout
     assert "1 steps fetched" in succeeds(run("fetch", "--model", suite))
     assert files(store)[str(chunk)] == whole[str(chunk)]
-    assert "4 steps checked, no oddity" in succeeds(run("verify"))
+    assert "4 steps checked, nothing found" in succeeds(run("verify"))
 
 
 def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, suite: Path, tmp_path: Path) -> None:
@@ -380,7 +382,7 @@ def test_weights_that_are_not_finite_are_named_and_lose_nothing_else(run: Run, s
         line = fails(run(kind))
         assert "not finite" in line
         assert "2500" in line
-        rows = (tmp_path / "results" / "walk" / f"{table}.csv").read_text().splitlines()
+        rows = (tmp_path / "results" / "walk" / HEAD / f"{table}.csv").read_text().splitlines()
         assert len(rows) == 6
         bad, good = rows[3].split(","), rows[4].split(",")
         assert (bad[0], bad[1]) == ("2500", "")

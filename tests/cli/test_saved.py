@@ -13,8 +13,9 @@ from support.saved_results import save_results
 from support.tiny_models import model, write_checkpoint
 
 from pythia_dynamics import figures
+from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import scorecard as claims
-from pythia_dynamics.claims.verdict import Claim, Verdict, yes
+from pythia_dynamics.claims.verdict import Claim, Verdict, supported
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.results.folder import Results
 
@@ -71,7 +72,8 @@ def blog(directory: Path) -> Results:
                 f"{size},{seed},{step},{b + step / 1e5},{4 - step / 1e3},{4.1 - step / 1e3},-3" for step in (0, 500)
             ]
     (results.path / "runs.csv").write_text("\n".join(lines) + "\n")
-    verdict = Verdict.of(Claim("b-grows", "blog", "b grows.", "Fig 4", "test", "none"), yes("it does", first=0.1))
+    claim = Claim("b-grows", "A Large Language Model Order Parameter", "b grows.", "Fig 4", "test", "none")
+    verdict = Verdict.of(claim, supported("it does", first=0.1))
     claims.save(results, (verdict,))
     results.record("order-parameter", {})
     return results
@@ -79,10 +81,10 @@ def blog(directory: Path) -> Results:
 
 def test_figures_are_drawn_anew_alone_and_together(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
     some(tmp_path, "one", "two")
-    (tmp_path / "results" / "one" / "msd.png").unlink(missing_ok=True)
+    (tmp_path / "results" / "one" / UNEMBEDDING / "msd.png").unlink(missing_ok=True)
     facts = json.loads(succeeds(run("figures", "--json")))["figures"]
     folder = tmp_path / "results"
-    alone = ["msd", "order", "perplexity-forward"]
+    alone = [f"{UNEMBEDDING}/msd", f"{UNEMBEDDING}/order", "perplexity-forward"]
     together = ["garden-msd", "garden-msd-time", "garden-perplexity-forward"]
     assert drawn == [
         *(folder / name / kind for name in ("one", "two") for kind in alone),
@@ -91,7 +93,7 @@ def test_figures_are_drawn_anew_alone_and_together(run: Run, tmp_path: Path, dra
     assert set(facts) == {"one", "two", "figures"}
     drawn.clear()
     succeeds(run("figures", "--model", "two"))
-    assert [path.parent.name for path in drawn] == ["two"] * 3
+    assert [path.relative_to(folder).parts[0] for path in drawn] == ["two"] * 3
 
 
 def test_claims_are_judged_and_saved(run: Run, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_the_largest_logit_is_the_first_of_equals(vocab: int) -> None:
     logits[3, vocab // 3 :: 7] = torch.nan
     logits[4] = -torch.inf
     for layout in (logits, logits.t().contiguous().t()):
-        largest, top = scoring._largest(layout)
+        largest, top = scoring._max_and_argmax(layout)
         expected = logits.max(dim=-1)
         torch.testing.assert_close(largest, expected.values, equal_nan=True, rtol=0, atol=0)
         assert torch.equal(top, logits.argmax(dim=-1))

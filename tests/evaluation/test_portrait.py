@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from support.hubserver import HubServer
 from support.tiny_models import encode, model, write_checkpoint
 
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.evaluation.portrait import portrait
+from pythia_dynamics.evaluation.portrait import PHRASE as PHRASE_SHOWN
+from pythia_dynamics.evaluation.portrait import TEXT as TEXT_SHOWN
+from pythia_dynamics.evaluation.portrait import TOKENS, portrait
 from pythia_dynamics.results.folder import Results
 
 PHRASE, TEXT = "the cat sat on the mat", "she said that the answer was no"
@@ -51,6 +54,20 @@ def test_it_shows_what_each_checkpoint_computes(suite: Path, tmp_path: Path) -> 
     results.write_zarr("first_last", taken)
     again = results.read_zarr("first_last")
     assert again.identical(taken)
+
+
+def test_what_is_shown_by_default() -> None:
+    assert TOKENS == 512
+    digests = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in (PHRASE_SHOWN, TEXT_SHOWN)]
+    assert digests == ["2925923e2fe9a3d5", "e14a0737a6033d9c"]
+
+
+def test_a_ternary_head_is_shown_rounded(suite: Path) -> None:
+    taken = portrait(suite, phrase=PHRASE, text=TEXT, device="cpu", head="ternary")
+    assert [len(np.unique(taken["unembedding"].sel(step=step))) for step in (1000, 3000)] == [3, 3]
+    assert taken.attrs["head"] == "ternary"
+    with pytest.raises(UnknownNameError, match="no setting 'limit'"):
+        portrait(suite, limit=3)
 
 
 def test_two_steps_may_be_chosen(suite: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.tiny_models import model
 
-from pythia_dynamics.evaluation.products import linear, quick_linear_layers
+from pythia_dynamics.evaluation.products import linear, transposed_linear_layers
 
 ROWS = [1, 5, 6, 7, 32, 56, 57]
 
@@ -20,6 +20,14 @@ def test_a_product_asked_for_the_other_way_round_is_the_same(rows: int, bias: bo
         torch.testing.assert_close(linear(layer, hidden), layer(hidden), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch is built without MKL")
+@pytest.mark.parametrize("rows", ROWS)
+def test_products_of_6_to_56_rows_are_computed_transposed(rows: int) -> None:
+    layer, hidden = torch.nn.Linear(32, 96), torch.randn(rows, 32)
+    with torch.inference_mode():
+        assert linear(layer, hidden).is_contiguous() == (not 6 <= rows <= 56)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_model_with_quick_layers_is_the_same_model(rows: int, dtype: torch.dtype) -> None:
@@ -28,7 +36,7 @@ def test_a_model_with_quick_layers_is_the_same_model(rows: int, dtype: torch.dty
     tokens = torch.randint(0, 304, (rows, 1))
     with torch.inference_mode():
         expected = weights(tokens).logits
-        with quick_linear_layers(weights, but=weights.lm_head):
+        with transposed_linear_layers(weights, exclude=weights.lm_head):
             found = weights(tokens).logits
             assert type(weights.lm_head) is torch.nn.Linear
     assert found.dtype == dtype
@@ -43,7 +51,7 @@ def test_the_layers_are_themselves_again_afterwards() -> None:
     layers = [module for module in weights.modules() if isinstance(module, torch.nn.Linear)]
 
     def fail() -> None:
-        with quick_linear_layers(weights, but=weights.lm_head):
+        with transposed_linear_layers(weights, exclude=weights.lm_head):
             if torch.backends.mkl.is_available():
                 assert sum(type(layer) is not torch.nn.Linear for layer in layers) == len(layers) - 1
             raise KeyError

@@ -6,33 +6,34 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from support.hubserver import HubServer
 from support.tiny_models import TEXTS, encode, model, tokenizer, write_checkpoint
 
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.source import AccessError, Revision
-from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.evaluation import runner
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.evaluator import Evaluator
+from pythia_dynamics.evaluation.evaluator import encode as encode_for
 from pythia_dynamics.evaluation.forward import forward_row, forward_scores
 from pythia_dynamics.evaluation.model import build_model, load_weights, round_head, weight_files
-from pythia_dynamics.evaluation.runner import completions, perplexity
+from pythia_dynamics.evaluation.portrait import completions
+from pythia_dynamics.evaluation.runner import evaluate, perplexity
+from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, ModelSettings
 from pythia_dynamics.evaluation.snapshots import snapshots
 from pythia_dynamics.evaluation.unmasking import unmask, unmask_row
 
 CORPUS = Corpus("texts", TEXTS)
-MODES = ("forward", "unmask", "last-word")
 OPTIONS: dict[str, Any] = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
+SETTINGS = EvaluationSettings(**OPTIONS)
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +79,7 @@ def from_scratch(directory: Path) -> Any:
 def test_every_mode_over_all_revisions_in_one_pass(suite: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     out = tmp_path / "results"
-    results = perplexity(
-        suite, mode=list(MODES), out=out, progress=lambda done, total: seen.append((done, total)), **OPTIONS
-    )
+    results = evaluate(suite, MODES, SETTINGS, out=out, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert list(results) == list(MODES)
     sentences = [encode(text)[:8] for text in TEXTS]
@@ -100,6 +99,7 @@ def test_every_mode_over_all_revisions_in_one_pass(suite: Path, tmp_path: Path) 
     assert forward.attrs["truncated"] == sum(len(encode(text)) > 8 for text in TEXTS)
     assert set(results["last-word"].data_vars) == {"ppl", "accuracy", "sentences", "nonfinite"}
     assert results["last-word"].attrs["truncated"] == 0
+    assert [results[mode].attrs["unscored"] for mode in MODES] == [0, 0, 0]
     assert results["unmask"]["prefix_entropy"].dims == ("step", "prefix")
     assert results["unmask"]["prefix"].values.tolist() == list(range(1, 8))
     files = sorted(path.name for path in out.iterdir())
@@ -120,19 +120,27 @@ def test_one_mode_is_one_dataset_and_nothing_is_written_without_out(suite: Path)
     assert sorted(suite.rglob("*")) == before
 
 
+def test_passages_that_are_too_short_are_counted(suite: Path) -> None:
+    texts = Corpus("short", ("", " ", *TEXTS[:1]))
+    results = evaluate(suite, MODES, replace(SETTINGS, corpus=texts, steps=[2]))
+    for mode, unscored in (("forward", 2), ("unmask", 2), ("last-word", 2)):
+        assert results[mode].attrs["unscored"] == unscored, mode
+        assert results[mode]["sentences"].values.tolist() == [1]
+
+
 def test_a_second_run_takes_up_what_is_there(suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]]) -> None:
-    options = {**OPTIONS, "out": tmp_path / "results"}
-    perplexity(suite, mode=["forward"], steps=[1, 10], **options)
+    out = tmp_path / "results"
+    perplexity(suite, steps=[1, 10], out=out, **OPTIONS)
     assert evaluated == [("step1", "forward"), ("step10", "forward")]
     evaluated.clear()
-    both = perplexity(suite, mode=["forward", "unmask"], **options)
+    both = evaluate(suite, ["forward", "unmask"], SETTINGS, out=out)
     assert evaluated == [("step1", "unmask"), ("step2", "forward"), ("step2", "unmask"), ("step10", "unmask")]
     evaluated.clear()
-    again = perplexity(suite, mode=["forward", "unmask"], **options)
+    again = evaluate(suite, ["forward", "unmask"], SETTINGS, out=out)
     assert evaluated == []
     for mode in both:
         assert again[mode].identical(both[mode])
-    fresh = perplexity(suite, mode=["forward", "unmask"], **OPTIONS)
+    fresh = evaluate(suite, ["forward", "unmask"], SETTINGS)
     for mode in both:
         assert again[mode].equals(fresh[mode])
 
@@ -188,8 +196,8 @@ def test_what_is_missing_or_broken_is_a_named_gap(
     (suite / "step1" / "config.json").unlink()
     content = (suite / "step10" / "model.safetensors").read_bytes()
     (suite / "step10" / "model.safetensors").write_bytes(content[: len(content) // 2])
-    options = {**OPTIONS, "mode": ["forward", "unmask"], "steps": [1, 2, 3, 10], "out": tmp_path / "results"}
-    results = perplexity(suite, **options)
+    settings, out = replace(SETTINGS, steps=[1, 2, 3, 10]), tmp_path / "results"
+    results = evaluate(suite, ["forward", "unmask"], settings, out=out)
     for result in results.values():
         assert result["step"].values.tolist() == [1, 2, 3, 10]
         assert np.isnan(result["ppl_mean"].values).tolist() == [True, False, True, True]
@@ -204,7 +212,7 @@ def test_what_is_missing_or_broken_is_a_named_gap(
     )
     evaluated.clear()
     (suite / "step10" / "model.safetensors").write_bytes(content)
-    repaired = perplexity(suite, **options)["forward"]
+    repaired = evaluate(suite, ["forward", "unmask"], settings, out=out)["forward"]
     assert evaluated == [("step10", "forward"), ("step10", "unmask")]
     assert repaired.attrs["missing"].keys() == {"1", "3"}
     assert not math.isnan(repaired["ppl_mean"].values[3])
@@ -224,6 +232,12 @@ def test_when_nothing_can_be_evaluated_that_is_an_error(suite: Path, tmp_path: P
 def test_unknown_names_are_found_before_any_work(suite: Path) -> None:
     with pytest.raises(UnknownNameError, match="last-word"):
         perplexity(suite, mode="last_word", **OPTIONS)
+    with pytest.raises(UnknownNameError, match="did you mean forward"):
+        perplexity(suite, ["forward"], **OPTIONS)
+    with pytest.raises(UnknownNameError, match="known: forward, unmask, last-word"):
+        evaluate(suite, [], SETTINGS)
+    with pytest.raises(UnknownNameError, match="no setting 'limits'; did you mean limit"):
+        perplexity(suite, limits=3, **OPTIONS)
     with pytest.raises(UnknownNameError, match="float16"):
         perplexity(suite, dtype="fp16", **OPTIONS)
     with pytest.raises(UnknownNameError, match="ternary"):
@@ -236,7 +250,7 @@ def test_nan_weights_are_a_row_with_a_count_not_a_gap(suite: Path, tmp_path: Pat
     file = suite / "step2" / "model.safetensors"
     state = load_file(file)
     save_file({**state, "embed_out.weight": torch.full_like(state["embed_out.weight"], torch.nan)}, file)
-    results = perplexity(suite, mode=MODES, out=tmp_path / "results", **OPTIONS)
+    results = evaluate(suite, MODES, SETTINGS, out=tmp_path / "results")
     for result in results.values():
         assert result["nonfinite"].values.tolist() == [0, 6, 0]
         assert result["sentences"].values.tolist() == [6, 0, 6]
@@ -351,20 +365,21 @@ def test_a_ternary_head_has_three_values(suite: Path) -> None:
 
 
 def test_the_illustration_of_a_phrase_at_a_step(suite: Path) -> None:
-    lines = completions(suite, "the cat sat on the mat", step=2)
+    settings = ModelSettings(device="cpu")
+    lines = completions(suite, "the cat sat on the mat", settings, step=2)
     assert [line.prefix for line in lines] == list(range(1, len(encode("the cat sat on the mat"))))
-    assert completions(suite, "the cat sat", device="cpu") == completions(suite, "the cat sat", step=10)
+    assert completions(suite, "the cat sat", settings) == completions(suite, "the cat sat", settings, step=10)
     with pytest.raises(UnknownNameError, match="did you mean"):
-        completions(suite, "the cat sat", step=11)
+        completions(suite, "the cat sat", settings, step=11)
     with pytest.raises(PythiaDynError, match="at least two"):
-        completions(suite, "", step=2)
+        completions(suite, "", settings, step=2)
 
 
 def test_a_tokenizer_of_another_model_is_refused(suite: Path) -> None:
     small = build_model(suite / "step1", device=torch.device("cpu"), dtype=torch.float32)
     small.config.vocab_size = 256
     with pytest.raises(CheckpointError, match="the model knows 256"):
-        runner.encode(tokenizer(), ["the cat"], small)  # type: ignore[attr-defined]
+        encode_for(tokenizer(), ["the cat"], small)
 
 
 class Downloads:
@@ -456,10 +471,10 @@ def test_stopping_early_cancels_what_is_under_way(tmp_path: Path) -> None:
 def test_checkpoints_come_from_the_hub_and_go_again(suite: Path, hub: HubServer, tmp_path: Path) -> None:
     folders = {folder.name: folder for folder in suite.iterdir()}
     hub.add("somebody/tiny", {**folders, "step20": {"README.md": b"no weights here"}})
-    options = {"mode": ["forward", "last-word"], **OPTIONS}
-    remote = perplexity("somebody/tiny", **options, out=tmp_path / "results")
-    local = perplexity(suite, **options)
-    for mode in options["mode"]:
+    out = tmp_path / "results"
+    remote = evaluate("somebody/tiny", ["forward", "last-word"], SETTINGS, out=out)
+    local = evaluate(suite, ["forward", "last-word"], SETTINGS)
+    for mode in local:
         here = remote[mode].sel(step=[1, 2, 10])
         for name in here.data_vars:
             np.testing.assert_array_equal(here[name], local[mode][name])
@@ -469,7 +484,7 @@ def test_checkpoints_come_from_the_hub_and_go_again(suite: Path, hub: HubServer,
     branches = hub.repositories["somebody/tiny"].branches
     assert sidecar["revisions"] == {str(step): branches[f"step{step}"] for step in (1, 2, 10)}
     before = hub.count("resolve")
-    perplexity("somebody/tiny", steps=[1, 2, 10], **options, out=tmp_path / "results")
+    evaluate("somebody/tiny", ["forward", "last-word"], replace(SETTINGS, steps=[1, 2, 10]), out=out)
     assert hub.count("resolve") == before
 
 
@@ -507,16 +522,3 @@ def test_an_interrupted_run_keeps_its_rows(suite: Path, tmp_path: Path, evaluate
     evaluated.clear()
     perplexity(suite, **options)
     assert evaluated == [("step10", "forward")]
-
-
-def test_a_rounded_head_has_results_of_its_own(suite: Path, tmp_path: Path) -> None:
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS))
-    run = ["perplexity", "--model", str(suite), "--corpus", str(texts), "--results", str(tmp_path / "results")]
-    for options in ([], ["--head", "ternary"]):
-        done = CliRunner().invoke(main, [*run, "--device", "cpu", *options])
-        assert done.exit_code == 0, done.stderr
-    plain, rounded = (tmp_path / "results" / "tiny" / part / "perplexity-forward.csv" for part in ("", "ternary"))
-    assert plain.read_text() != rounded.read_text()
-    settings = json.loads(rounded.with_suffix(".json").read_text())["settings"]
-    assert settings["head"] == "ternary"

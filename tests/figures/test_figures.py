@@ -8,7 +8,8 @@ import xarray as xr
 
 from pythia_dynamics import figures
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.analyse import ANALYSES, analyse
+from pythia_dynamics.measures import MEASURES
+from pythia_dynamics.measures.analyse import analyse
 from pythia_dynamics.measures.two_time import two_time
 
 STEPS = np.array([0, 1, 2, 4, 1000, 2000, 3000])
@@ -20,7 +21,7 @@ def results() -> dict[str, xr.Dataset]:
     with pytest.warns(UserWarning, match="lacks step 1000"):
         return analyse(
             History.from_array(walk, STEPS, missing={1000: "lost"}),
-            (*ANALYSES, "two_time"),
+            tuple(MEASURES),
             options={"order": {"loss": np.arange(7.0)[::-1]}},
         )
 

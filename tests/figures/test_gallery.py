@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import xarray as xr
-from support.saved_results import STEPS, first_last, save_results
+from support.saved_results import STEPS, first_last, save_results, save_table
 
 from pythia_dynamics import figures
 from pythia_dynamics.figures import gallery
+from pythia_dynamics.figures.plates import draw
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_lambada import published_lambada
 
@@ -33,11 +35,14 @@ def test_every_result_has_its_figure(models: list[Results], tmp_path: Path) -> N
     for plate in plates:
         assert plate.caption.endswith(".")
         assert "nan" not in plate.caption
-        with plate.on() as (_, axes):
+        with plate.sheet() as (_, axes):
             plate.paint(axes)
             assert all(ax.has_data() or ax.texts for ax in np.atleast_1d(axes).flat), plate.key
     told: list[tuple[int, int]] = []
-    files = gallery.draw(plates[3:5], tmp_path, progress=lambda done, total: told.append((done, total)))
+    files = draw(
+        [replace(plate, path=tmp_path / plate.key) for plate in plates[3:5]],
+        progress=lambda done, total: told.append((done, total)),
+    )
     assert [path.name for path in files] == ["msd.png", "msd.svg", "two_time.png", "two_time.svg"]
     assert all(path.stat().st_size > 5000 for path in files)
     assert told == [(1, 2), (2, 2)]
@@ -46,20 +51,20 @@ def test_every_result_has_its_figure(models: list[Results], tmp_path: Path) -> N
 def test_what_has_not_been_computed_is_left_out(models: list[Results], tmp_path: Path) -> None:
     results = Results("little", tmp_path)
     assert gallery.of_model(results) == []
-    assert gallery.of_models([results]) == []
-    results.write_table("msd", models[0].read_table("msd"))
+    assert gallery.of_models([results], Path()) == []
+    save_table(results, "msd", models[0].weights().read_table("msd"))
     assert [plate.key for plate in gallery.of_model(results)] == ["msd"]
-    assert [plate.key for plate in gallery.of_models([results])] == ["garden-msd", "garden-msd-time"]
+    assert [plate.key for plate in gallery.of_models([results], Path())] == ["garden-msd", "garden-msd-time"]
 
 
 def test_models_share_the_axes(models: list[Results], tmp_path: Path) -> None:
-    plates = gallery.of_models(models)
+    plates = gallery.of_models(models, Path())
     keys = [plate.key for plate in plates]
     assert keys == [
         *("garden-msd", "garden-msd-time", "garden-perplexity-forward", "garden-perplexity-unmask"),
         *("garden-perplexity-last-word", "garden-rank"),
     ]
-    with plates[0].on() as (_, ax):
+    with plates[0].sheet() as (_, ax):
         plates[0].paint(ax)
         curves = {line.get_label(): line for line in ax.lines if len(line.get_xdata()) == len(STEPS)}
         assert set(curves) == {
@@ -67,7 +72,7 @@ def test_models_share_the_axes(models: list[Results], tmp_path: Path) -> None:
             *("_walk, random walk", "_pythia-2.8b-deduped, random walk"),
         }
         for name, results in zip(("walk", "pythia-2.8b-deduped"), models, strict=True):
-            table = results.read_table("msd")
+            table = results.weights().read_table("msd")
             np.testing.assert_array_equal(curves[name].get_ydata(), table["msd"])
             assert np.isnan(curves[name].get_ydata()[5])  # the gap
             null = curves[f"_{name}, random walk"]
@@ -111,7 +116,7 @@ def test_published_points_lie_under_the_line_and_suspect_ones_are_marked(models:
 
 
 def test_ranks_show_the_largest_batch(models: list[Results]) -> None:
-    tables = {results.name: results.read_table("rank") for results in models}
+    tables = {results.name: results.weights().read_table("rank") for results in models}
     with figures.sheet(columns=2) as (_, axes):
         figures.ranks(axes[0], tables, tolerance=0.5)
         figures.rank_differences(axes[1], tables, tolerance=0.5)
@@ -156,7 +161,7 @@ def test_unmasking_tells_given_from_generated() -> None:
 
 def drawn(models: list[Results], key: str = "msd") -> figures.Drawing:
     plate = next(plate for plate in gallery.of_model(models[0]) if plate.key == key)
-    with plate.on() as (figure, axes):
+    with plate.sheet() as (figure, axes):
         plate.paint(axes)
         return figures.inline(figure, f"test-{key}", label='a "figure" & more')
 
@@ -182,7 +187,7 @@ def test_ids_of_two_figures_never_meet(models: list[Results]) -> None:
     ids = []
     for key in ("one", "two"):
         with figures.sheet() as (figure, ax):
-            figures.msd(ax, models[0].read_table("msd"))
+            figures.msd(ax, models[0].weights().read_table("msd"))
             ids.append(set(re.findall(r' id="([^"]*)"', figures.inline(figure, key, label="x").svg)))
     assert ids[0]
     assert not ids[0] & ids[1]
@@ -194,7 +199,7 @@ def test_panels_say_where_the_curves_are(models: list[Results]) -> None:
     assert panel.y["scale"] == "log"
     assert panel.x["label"] == "training step"
     assert panel.series[0]["label"] == "demeaned over weights (Eq. 4)"
-    table = models[0].read_table("msd")
+    table = models[0].weights().read_table("msd")
     series = panel.series[0]
     assert panel.places[series["x"]] == STEPS.tolist()
     assert series["y"][5] is None  # a gap

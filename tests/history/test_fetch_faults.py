@@ -18,10 +18,11 @@ from support.hubserver import Fault, HubServer, Request, at_random, once
 
 import pythia_dynamics.history.fetch as fetching
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.retry import Retry
+from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.errors import CheckpointError, IntegrityError
-from pythia_dynamics.history.fetch import FetchReport, download
+from pythia_dynamics.history.fetch import download
+from pythia_dynamics.history.report import FetchReport
 from pythia_dynamics.history.store import Store
 
 REPO = "org/tiny"
@@ -40,7 +41,8 @@ FETCH = f"from pythia_dynamics.history.fetch import download; download({REPO!r},
 
 
 def impatient() -> HubSource:
-    return HubSource(REPO, retry=Retry(tries=40, senseless=40, first=0.001, longest=0.005))
+    policy = RetryPolicy(max_attempts=40, max_invalid_responses=40, first_wait=0.001, max_wait=0.005)
+    return HubSource(REPO, policy=policy)
 
 
 def chunks(store: Path) -> dict[str, bytes]:
@@ -91,7 +93,7 @@ def test_one_bad_revision_does_not_stop_the_others(hub: HubServer, tmp_path: Pat
     bad = {hub.repositories[REPO].branches[f"step{step}"]: step for step in (1, 7, 40)}
     moved = Fault("moved")
     hub.faults.append(lambda request: moved if request.revision in bad else None)
-    source = HubSource(REPO, retry=Retry(first=0.001, longest=0.01))
+    source = HubSource(REPO, policy=RetryPolicy(first_wait=0.001, max_wait=0.01))
     report = download(REPO, source=source, cache=tmp_path)
     assert tuple(report.missing) == (1, 7, 40)
     assert len(report.fetched) == 37

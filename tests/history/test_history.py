@@ -14,6 +14,7 @@ from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.displacement import msd
 from pythia_dynamics.measures.order import order_parameter
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import MissingStepsWarning
 
 WEIGHTS = np.random.default_rng(0).standard_normal((3, 20, 4)).astype(np.float32)
@@ -57,7 +58,7 @@ def test_no_weights_are_no_history(shape):
 @pytest.mark.parametrize("rows", [0, 21, 4.5, True, "tokenizer"])
 def test_rows_to_keep_are_a_number_of_rows(rows):
     with pytest.raises(PythiaDynError, match="number of rows to keep, 1 to 20"):
-        msd(WEIGHTS, drop_padding=rows)
+        msd(WEIGHTS, compute=Compute(rows=rows))
 
 
 def test_a_loss_finds_its_steps():

@@ -1,5 +1,7 @@
+import errno
 import json
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import zarr
 
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.cache import as_history, cached, open_history
+from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.history import History
-from pythia_dynamics.history.store import CHECKSUM_BYTES, Store, TensorSpec
+from pythia_dynamics.history.store import Store, TensorSpec
 
 W_U = TensorSpec("embed_out.weight", "float16", (7, 3))
 STEPS = (1000, 2000, 3000)
@@ -321,3 +324,72 @@ def test_an_array_is_a_history() -> None:
     ):
         with pytest.raises(PythiaDynError):
             History.from_array(**bad)
+
+
+# -- a full disk ----------------------------------------------------------------------------------------------
+
+
+def _no_space(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+FULL_DISKS = {"zarr": "zarr.storage._local._put", "the lock": "filelock._unix.os.open"}
+WRITES: dict[str, Callable[[Store], object]] = {
+    "create": lambda store: Store.create(store.path.with_name("new.zarr"), source="a/b"),
+    "new steps": lambda store: store.ensure([W_U], [4000]),
+    "new tensor": lambda store: store.ensure([TensorSpec("bias", "float32", (3,))], STEPS),
+    "weights": lambda store: store.write(W_U.name, 2000, frame(2000), {}),
+    "missing": lambda store: store.record_missing(W_U.name, {2000: "gone"}),
+    "record": lambda store: store.remove_record(W_U.name, 1000),
+}
+
+
+@pytest.mark.parametrize("full", list(FULL_DISKS))
+@pytest.mark.parametrize("write", list(WRITES))
+def test_a_full_disk_is_one_error_and_leaves_the_store_as_it_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch, write: str, full: str
+) -> None:
+    records, missing = store.records(W_U.name), store.missing(W_U.name)
+    with monkeypatch.context() as patch:
+        patch.setattr(FULL_DISKS[full], _no_space)
+        with pytest.raises(StoreError, match=r"^cannot write \S+\.zarr: the disk is full$"):
+            WRITES[write](store)
+    again = Store.open(store.path)
+    assert (again.records(W_U.name), again.missing(W_U.name), again.steps) == (records, missing, STEPS)
+    assert cached(store.path.parent) == ("suite",)
+    WRITES[write](again)
+
+
+def test_steps_that_a_full_disk_cut_short_are_written_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zarr.storage import _local
+
+    put = _local._put
+
+    def metadata_only(path: Path, *arguments: object, **options: object) -> int:
+        if "c" in path.parts[-2:]:
+            _no_space()
+        return put(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_local, "_put", metadata_only)
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.ensure([W_U], [4000, 5000])
+    again = Store.open(store.path)
+    assert again.steps == STEPS
+    again.ensure([W_U], [6000])
+    again.write(W_U.name, 6000, frame(6000), {})
+    assert History.from_store(again).steps.tolist() == [*STEPS, 6000]
+    assert xr.open_zarr(store.path, consolidated=False)["step"].values.tolist() == [*STEPS, 6000]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8", ""])
+def test_a_store_holds_floats_only(dtype: str) -> None:
+    with pytest.raises(UnknownNameError, match="no dtype"):
+        TensorSpec("w", dtype, (2, 2))
+
+
+def test_the_demo_names_its_command(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"^demo is not in .*: `pythia-dyn demo` makes it$"):
+        open_history("demo", cache=tmp_path)
+    with pytest.raises(UnknownNameError, match=r"no model 'xyz'; known: 14m, 31m, 70m, 160m, 410m, 1b, …"):
+        open_history("xyz", cache=tmp_path)

@@ -13,12 +13,13 @@ from support.checkpoints import HEAD, LAYOUTS, suite
 from support.hubserver import HubServer
 
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.registry import PAPER_STEPS, resolve
+from pythia_dynamics.checkpoints.registry import PAPER_STEPS
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.errors import CheckpointError, UnknownNameError
 from pythia_dynamics.history.estimate import preview
 from pythia_dynamics.history.fetch import download
-from pythia_dynamics.history.survey import summary, survey, wanted_steps
+from pythia_dynamics.history.request import FetchRequest
+from pythia_dynamics.history.survey import most_common, survey
 
 REPO = "org/tiny"
 KIB = 1024
@@ -94,14 +95,18 @@ def test_an_unknown_repository_has_no_preview(hub: HubServer, tmp_path: Path) ->
 
 
 def test_steps_default_to_the_papers_for_pythia_only() -> None:
-    assert wanted_steps(resolve("70m"), None) == (PAPER_STEPS, False)
-    assert wanted_steps(resolve(REPO), None) == (None, False)
-    assert wanted_steps(resolve("70m"), "all") == (None, False)
-    assert wanted_steps(resolve("70m"), "5,7") == ((5, 7), True)
-    assert wanted_steps(resolve("70m"), "5:9") == ((5, 6, 7, 8, 9), False)
-    assert wanted_steps(resolve("70m"), [7, 5, 7]) == ((5, 7), True)
+    def wanted(model: str, steps: str | list[int] | None = None) -> tuple[tuple[int, ...] | None, bool]:
+        request = FetchRequest(model, steps=steps)
+        return request.wanted, request.names_each_step
+
+    assert wanted("70m") == (PAPER_STEPS, False)
+    assert wanted(REPO) == (None, False)
+    assert wanted("70m", "all") == (None, False)
+    assert wanted("70m", "5,7") == ((5, 7), True)
+    assert wanted("70m", "5:9") == ((5, 6, 7, 8, 9), False)
+    assert wanted("70m", [7, 5, 7]) == ((5, 7), True)
 
 
 def test_reasons_are_counted() -> None:
-    assert summary(["a", "b", "a"]) == "a (and 1 more)"
-    assert summary(["a"]) == "a"
+    assert most_common(["a", "b", "a"]) == "a (and 1 more)"
+    assert most_common(["a"]) == "a"

@@ -13,6 +13,7 @@ from support.walks import DTYPES, walk
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.density import count_modes, density
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 
@@ -41,7 +42,7 @@ def counted(result, t):
 )
 def test_everything_is_as_counted_one_by_one(steps, rows, columns, dtype, threads, bins, seed):
     w = walk(steps, rows, columns, dtype, seed)
-    result = density(w, bins=bins, threads=threads)
+    result = density(w, bins=bins, compute=Compute(threads=threads))
     flat = w.reshape(steps, -1).astype(np.float64)
     coded = w if w.dtype.itemsize == 2 else w.astype(np.float16)
     coded = coded.reshape(steps, -1).astype(np.float64)
@@ -148,9 +149,9 @@ def test_weights_that_are_not_finite_poison_their_own_step_only(dtype):
 
 def test_padding_rows_can_be_left_out():
     w = walk(2, 10, 4, np.float16)
-    xr_equal(density(w, drop_padding=7), density(w[:, :7]))
+    xr_equal(density(w, compute=Compute(rows=7)), density(w[:, :7]))
     with pytest.raises(PythiaDynError, match="1 to 10"):
-        density(w, drop_padding=11)
+        density(w, compute=Compute(rows=11))
 
 
 def xr_equal(a, b):
@@ -164,7 +165,6 @@ def xr_equal(a, b):
         ({"bins": 0}, "at least 1"),
         ({"bins": [1, 0]}, "increasing"),
         ({"quantiles": [2]}, "between 0 and 1"),
-        ({"threads": 0}, "at least 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -15,6 +15,7 @@ from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.rank import covariance_rank
 from pythia_dynamics.measures.spectrum import power_law, spectrum
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frame_gram import frame_gram
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
@@ -31,7 +32,7 @@ NAMES = ("entropy", "effective_rank", "stable_rank", "condition_number", "mean_r
 )
 def test_measures_are_those_of_the_decomposition(rows, columns, dtype, precision, seed):
     w = walk(2, rows, columns, dtype, seed)
-    result = spectrum(w, precision=precision)
+    result = spectrum(w, compute=Compute(precision=precision))
     for t in range(2):
         expected = oracles.spectrum(w[t].astype(np.float64))
         sigma = expected["singular_values"]
@@ -46,7 +47,7 @@ def test_measures_are_those_of_the_decomposition(rows, columns, dtype, precision
 
 def test_an_orthogonal_matrix_has_full_effective_rank():
     q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((200, 30)))
-    result = spectrum(q[None], precision="float64")
+    result = spectrum(q[None], compute=Compute(precision="float64"))
     assert float(result["effective_rank"][0]) == pytest.approx(30)
     assert float(result["stable_rank"][0]) == pytest.approx(30)
     assert float(result["entropy"][0]) == pytest.approx(np.log(30))
@@ -103,7 +104,7 @@ def test_gaps_bad_and_zero_weights_are_nan():
 
 def test_padding_rows_can_be_left_out():
     w = walk(2, 30, 4, ml_dtypes.bfloat16)
-    assert spectrum(w, drop_padding=20).identical(spectrum(w[:, :20]))
+    assert spectrum(w, compute=Compute(rows=20)).identical(spectrum(w[:, :20]))
 
 
 def test_a_vector_is_one_column():
@@ -113,7 +114,7 @@ def test_a_vector_is_one_column():
 
 def test_bad_options_and_sizes_are_refused():
     with pytest.raises(UnknownNameError, match="float32"):
-        spectrum(np.ones((1, 3, 3)), precision="float16")  # type: ignore[arg-type]
+        spectrum(np.ones((1, 3, 3)), compute=Compute(precision="float16"))
     with pytest.raises(PythiaDynError, match="too large"):
         spectrum(np.full((1, 3, 3), 1e200))
 
@@ -124,7 +125,7 @@ def test_a_device_of_torch_gives_the_same(dtype):
     w = walk(2, 40, 5, dtype)
     w[1, 0, 0] = np.nan
     with pytest.warns(NonFiniteWarning, match="step 1"):
-        result = spectrum(w, device="cpu:0")
+        result = spectrum(w, compute=Compute(device="cpu:0"))
     sigma = np.linalg.svd(w[0].astype(np.float64), compute_uv=False)
     np.testing.assert_allclose(result["singular_values"][0], sigma, rtol=1e-9)
     assert np.isnan(result["singular_values"][1]).all()
@@ -132,9 +133,11 @@ def test_a_device_of_torch_gives_the_same(dtype):
 
 def test_pieces_on_a_device_add_up(monkeypatch):
     w = walk(2, 40, 5, np.float16)
-    whole = spectrum(w, device="cpu:0")
-    monkeypatch.setattr(frame_grams, "_ON_DEVICE", 35)  # seven rows
-    np.testing.assert_allclose(spectrum(w, device="cpu:0")["singular_values"], whole["singular_values"], rtol=1e-12)
+    whole = spectrum(w, compute=Compute(device="cpu:0"))
+    monkeypatch.setattr(frame_grams, "_DEVICE_WEIGHTS", 35)  # seven rows
+    np.testing.assert_allclose(
+        spectrum(w, compute=Compute(device="cpu:0"))["singular_values"], whole["singular_values"], rtol=1e-12
+    )
 
 
 def test_a_history_without_any_weights_is_refused():

@@ -13,6 +13,7 @@ from support.walks import DTYPES, walk
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.displacement import msd
 from pythia_dynamics.measures.two_time import classical_scaling, fit_exponent, lag_table, two_time
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 from pythia_dynamics.sweep.gram import displacements
 
@@ -36,9 +37,9 @@ def test_every_pair_is_as_computed_one_by_one(steps, rows, columns, dtype, threa
     history = History.from_array(w, numbers, missing=missing)
     if missing:
         with pytest.warns(MissingStepsWarning):
-            result = two_time(history, threads=threads)
+            result = two_time(history, compute=Compute(threads=threads))
     else:
-        result = two_time(history, threads=threads)
+        result = two_time(history, compute=Compute(threads=threads))
     flat = w.reshape(steps, -1).astype(np.float64)
     flat[~present] = np.nan
     gram, moved = oracles.gram(flat), oracles.displacement(flat)
@@ -69,7 +70,7 @@ def test_short_lags_do_not_cancel(dtype, threads):
     exact = oracles.displacement(w.astype(np.float64))
     ratio = exact[1, 2] / np.mean(w[1].astype(np.float64) ** 2)
     assert ratio < 1.2e-5
-    found = two_time(w, threads=threads)["displacement"].values
+    found = two_time(w, compute=Compute(threads=threads))["displacement"].values
     np.testing.assert_allclose(found, exact, rtol=2e-6)
 
 
@@ -214,7 +215,7 @@ def test_steps_that_are_not_finite_are_left_out():
 
 
 def test_nothing_is_known_where_no_step_is_finite():
-    with pytest.warns(NonFiniteWarning, match="3 steps"):
+    with pytest.warns(NonFiniteWarning, match="steps 0, 1, 2"):
         result = two_time(np.full((3, 20, 4), np.inf))
     for name, values in result.data_vars.items():
         assert name == "pairs" or np.isnan(values).all(), name
@@ -224,9 +225,9 @@ def test_nothing_is_known_where_no_step_is_finite():
 
 def test_pieces_on_a_device_add_up(monkeypatch):
     w = walk(6, 40, 5, np.float16)
-    whole = two_time(w, device="cpu:0")
-    monkeypatch.setattr("pythia_dynamics.sweep.gram._ON_DEVICE", 6 * 64)  # pieces of 64 weights
-    for name, values in two_time(w, device="cpu:0").data_vars.items():
+    whole = two_time(w, compute=Compute(device="cpu:0"))
+    monkeypatch.setattr("pythia_dynamics.sweep.gram._DEVICE_NUMBERS", 6 * 64)  # pieces of 64 weights
+    for name, values in two_time(w, compute=Compute(device="cpu:0")).data_vars.items():
         np.testing.assert_allclose(np.abs(values), np.abs(whole[name]), rtol=1e-9, atol=1e-12, err_msg=name)
 
 
@@ -235,7 +236,7 @@ def test_a_device_of_torch_gives_the_same(dtype):
     # "cpu:0" goes the way of a CUDA device, through torch and in float64
     w = walk(6, 40, 5, dtype)
     flat = w.reshape(6, -1).astype(np.float64)
-    result = two_time(w, device="cpu:0")
+    result = two_time(w, compute=Compute(device="cpu:0"))
     np.testing.assert_allclose(result["gram"], oracles.gram(flat), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(result["displacement"], oracles.displacement(flat), rtol=1e-9)
 

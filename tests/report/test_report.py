@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.saved_results import STEPS, save_results
+from support.saved_results import STEPS, save_results, save_table
 
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.errors import PythiaDynError
@@ -121,16 +121,18 @@ def test_tables_are_excerpts_with_both_ends(models: list[Results]) -> None:
     rows = tables["Displacement"].rows
     assert [row[0] for row in rows] == [f"{step:,}" for step in STEPS]
     assert rows[5][1:] == ("–",) * 5  # the gap
-    long = save_table(models[0], 100)
+    long = save_long_table(models[0], 100)
     (table,) = facts.tables(long)
     assert (len(table.rows), table.rows[0][0], table.rows[-1][0]) == (16, "0", "99,000")
     assert table.note == "16 of 100 steps; all are in msd.csv."
 
 
-def save_table(model: Results, count: int) -> Results:
+def save_long_table(model: Results, count: int) -> Results:
     results = Results("long", model.path.parent / "other")
-    table = model.read_table("msd").isel(step=np.zeros(count, int)).assign_coords(step=np.arange(count) * 1000)
-    results.write_table("msd", table)
+    table = (
+        model.weights().read_table("msd").isel(step=np.zeros(count, int)).assign_coords(step=np.arange(count) * 1000)
+    )
+    save_table(results, "msd", table)
     return results
 
 
@@ -147,7 +149,7 @@ def test_numbers_are_written_for_people(value: object, text: str) -> None:
 
 def test_a_model_with_little_still_has_a_page(models: list[Results], tmp_path: Path) -> None:
     results = Results("little", tmp_path)
-    results.write_table("msd", models[0].read_table("msd"))
+    save_table(results, "msd", models[0].weights().read_table("msd"))
     text = text_of(Reader(report([section(results)])))
     assert "not testable here" in text
     assert "Displacement (Garden, Fig 3)" in text
@@ -300,7 +302,7 @@ def test_the_slider_moves_by_key_and_by_pointer(
 
 
 def test_the_section_is_what_was_measured(chromium: Any, page: Path, models: list[Results]) -> None:
-    cosine = models[0].read_zarr("two_time")["cosine"]
+    cosine = models[0].weights().read_zarr("two_time")["cosine"]
     with Tab(chromium, page) as tab:
         tab.locator("#m1-cosine-step").focus()
         tab.keyboard.press("Home")
@@ -319,7 +321,7 @@ def test_the_section_is_what_was_measured(chromium: Any, page: Path, models: lis
 
 
 def test_values_are_read_off_a_figure(chromium: Any, page: Path, models: list[Results]) -> None:
-    table = models[0].read_table("msd")
+    table = models[0].weights().read_table("msd")
     with Tab(chromium, page) as tab:
         tab.locator("#m1-msd .plot").focus()
         tab.keyboard.press("End")

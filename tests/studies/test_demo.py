@@ -44,19 +44,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[demo.Report, Path, l
 
 def test_every_promised_file_is_there(made: tuple[demo.Report, Path, list[str]]) -> None:
     report, directory, _ = made
-    out = directory / "results" / "demo"
-    tables = ["moments", "msd", "order", "rank", "spectrum"]
-    tables += [f"perplexity-{mode}" for mode in ("forward", "unmask", "last-word")]
-    for name in tables:
-        rows = (out / f"{name}.csv").read_text().splitlines()
-        assert sorted({int(row.split(",")[0]) for row in rows[1:]}) == STEPS
-    for name in ["density", "two_time", *tables[1:]]:
-        assert (out / f"{name}.png").is_file()
-        assert (out / f"{name}.svg").is_file()
-    assert (out / "density.zarr").is_dir()
-    assert (out / "two_time.zarr").is_dir()
-    assert (out / "rank-infinite.csv").is_file()
-    assert set(json.loads((out / "provenance.json").read_text())) == {"density", "two_time", *tables[1:]}
+    model = directory / "results" / "demo"
+    weights = model / "embed_out.weight"
+    tables = {weights: ["msd", "order", "rank", "spectrum"]}
+    tables[model] = [f"perplexity-{mode}" for mode in ("forward", "unmask", "last-word")]
+    figures = {**tables, weights: ["density", "two_time", *tables[weights]]}
+    for folder, names in {**tables, weights: ["moments", *tables[weights]]}.items():
+        for name in names:
+            rows = (folder / f"{name}.csv").read_text().splitlines()
+            assert sorted({int(row.split(",")[0]) for row in rows[1:]}) == STEPS
+    for folder, names in figures.items():
+        for name in names:
+            assert (folder / f"{name}.png").is_file()
+            assert (folder / f"{name}.svg").is_file()
+        assert set(json.loads((folder / "provenance.json").read_text())) == set(names)
+    assert (weights / "density.zarr").is_dir()
+    assert (weights / "two_time.zarr").is_dir()
+    assert (weights / "rank-infinite.csv").is_file()
     assert {path.suffix for path in report.files} == {".csv", ".json", ".zarr", ".png", ".svg"}
     assert all(path.exists() for path in report.files)
 
@@ -71,12 +75,12 @@ def test_the_store_holds_what_was_trained(made: tuple[demo.Report, Path, list[st
 def test_the_results_hang_together(made: tuple[demo.Report, Path, list[str]]) -> None:
     _, directory, _ = made
     out = results.Results("demo", directory / "results")
-    order, moments = out.read_table("order"), out.read_table("moments")
+    order, moments = out.weights().read_table("order"), out.weights().read_table("moments")
     forward = read_losses(out.path / "perplexity-forward.csv")
     np.testing.assert_allclose(order["loss"], [forward[step] for step in STEPS])
     square = (moments["std"] ** 2 + moments["mean"] ** 2) * 300 * 16
     np.testing.assert_allclose(order["order_parameter"], np.sqrt(square) / 16, rtol=1e-12)
-    assert (out.read_table("msd")["msd"][1:] > 0).all()
+    assert (out.weights().read_table("msd")["msd"][1:] > 0).all()
 
 
 def test_a_second_run_starts_from_what_is_there(made: tuple[demo.Report, Path, list[str]]) -> None:

@@ -16,12 +16,13 @@ from support.hubserver import HubServer
 from support.tiny_models import TEXTS, model, write_checkpoint
 
 from pythia_dynamics import figures
-from pythia_dynamics.checkpoints.registry import SIZES
+from pythia_dynamics.checkpoints.registry import SIZES, UNEMBEDDING
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.runner import perplexity
-from pythia_dynamics.history.estimate import REGISTRY, preview
+from pythia_dynamics.history.estimate import preview
+from pythia_dynamics.history.request import REGISTRY
 from pythia_dynamics.progress import silent
 from pythia_dynamics.report import facts
 from pythia_dynamics.results.folder import Results
@@ -116,11 +117,14 @@ def test_everything_is_made_once_and_taken_up_where_it_ended(tiny_hub: HubServer
     out = tmp_path / "results"
     for name in ("one", "two"):
         made = {path.name for path in (out / name).iterdir()}
-        drawn = (*MADE, *(f"perplexity-{mode}" for mode in MODES), "first_last", "unmasking")
+        of_weights = {path.name for path in (out / name / UNEMBEDDING).iterdir()}
+        drawn = (*(f"perplexity-{mode}" for mode in MODES), "first_last", "unmasking")
         assert {f"{kind}{suffix}" for kind in drawn for suffix in (".png", ".svg")} <= made
-        assert {"claims.json", "verify.json", "provenance.json", "ternary", "density.zarr", "two_time.zarr"} <= made
+        assert {f"{kind}{suffix}" for kind in MADE for suffix in (".png", ".svg")} <= of_weights
+        assert {"claims.json", "verify.json", "provenance.json", "ternary", UNEMBEDDING} <= made
+        assert {"provenance.json", "density.zarr", "two_time.zarr"} <= of_weights
         results = Results(name, out)
-        assert "loss" in results.read_table("order")
+        assert "loss" in results.weights().read_table("order")
         by_id = {verdict.claim: verdict for verdict in done.verdicts[name]}
         assert claims.read(results) == done.verdicts[name]
         assert by_id["ternary-function"].verdict != "not testable here"
@@ -135,12 +139,12 @@ def test_everything_is_made_once_and_taken_up_where_it_ended(tiny_hub: HubServer
     assert out / garden.PAGE in done.files
 
     # A third time: nothing is fetched, measured or evaluated.
-    stamps = {path: path.stat().st_mtime_ns for path in (out / "one").glob("*.csv")}
+    stamps = {path: path.stat().st_mtime_ns for path in (out / "one").rglob("*.csv")}
     before, stages = weights_moved(tiny_hub), Stages()
     again = garden.run(names, stage=stages, **given)
     assert weights_moved(tiny_hub) == before
     assert not any("measure" in label or "first and last" in label or "verify" in label for label in stages.labels)
-    assert {path: path.stat().st_mtime_ns for path in (out / "one").glob("*.csv")} == stamps
+    assert {path: path.stat().st_mtime_ns for path in (out / "one").rglob("*.csv")} == stamps
     assert again.verdicts == done.verdicts
 
 
@@ -160,7 +164,7 @@ def test_without_perplexities_only_heads_are_moved(tiny_hub: HubServer, tmp_path
     assert sum(request.sent for request in tiny_hub.log if request.kind == "cdn") < 4 * 304 * 32 * 2 + 5 * 25_000
     found = {verdict.claim: verdict.verdict for verdict in done.verdicts["one"]}
     assert found["perplexity-drops"] == "not testable here"
-    assert (tmp_path / "results" / "one" / "msd.png").is_file()
+    assert (tmp_path / "results" / "one" / UNEMBEDDING / "msd.png").is_file()
 
 
 def test_a_gap_is_a_gap_and_a_model_that_fails_keeps_nobody(

@@ -50,7 +50,7 @@ def stage(label: str, unit: str) -> Iterator[Progress]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[blog.Report, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[blog.Reproduction, Path]:
     directory = tmp_path_factory.mktemp("blog")
     places: dict[str, Any] = {"cache": directory / "cache", "results": directory / "results"}
     return blog.reproduce(play(), stage=stage, quick=True, **places, **TINY), directory
@@ -164,7 +164,7 @@ def test_a_dip_of_b_smaller_than_its_tolerance_does_not_order_the_loss() -> None
 # -- the whole of it ------------------------------------------------------------------------------------------
 
 
-def test_every_file_is_there(made: tuple[blog.Report, Path]) -> None:
+def test_every_file_is_there(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     out = directory / "results" / "order-parameter-quick"
     assert report.name == out.name
@@ -186,13 +186,13 @@ def test_every_file_is_there(made: tuple[blog.Report, Path]) -> None:
     assert recorded["options"]["initialisation"] == "pytorch"
 
 
-def test_the_tables_hang_together(made: tuple[blog.Report, Path]) -> None:
+def test_the_tables_hang_together(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     out = directory / "results" / "order-parameter-quick"
     with (out / "runs.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["model"] == "0.1m"]
     assert [int(row["step"]) for row in rows] == list(range(0, 25, 3))
-    own = Results("order-quick-0.1m", directory / "results").read_table("order")
+    own = Results("order-quick-0.1m", directory / "results").weights().read_table("order")
     with (directory / "cache" / "order-quick-0.1m" / "losses.csv").open(newline="") as file:
         losses = list(csv.DictReader(file))
     for row, b, loss in zip(rows, own["order_parameter"].to_numpy(), losses, strict=True):
@@ -206,7 +206,7 @@ def test_the_tables_hang_together(made: tuple[blog.Report, Path]) -> None:
     assert report.facts["0.1m"]["b"][1] == pytest.approx(float(rows[-1]["order_parameter"]), rel=1e-9)
 
 
-def test_both_conventions_of_the_untrained_head(made: tuple[blog.Report, Path]) -> None:
+def test_both_conventions_of_the_untrained_head(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     with (directory / "results" / "order-parameter-quick" / "initial_b.csv").open(newline="") as file:
         rows = {(row["model"], row["initialisation"]): row for row in csv.DictReader(file)}
@@ -221,7 +221,7 @@ def test_both_conventions_of_the_untrained_head(made: tuple[blog.Report, Path]) 
     assert begun == pytest.approx(float(rows["10k", "pytorch"]["measured"]), rel=1e-6)
 
 
-def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Report, Path]) -> None:
+def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     saved = claims.read(Results("order-parameter-quick", directory / "results"))
     assert saved is not None
@@ -232,7 +232,7 @@ def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Report, Path]) ->
 
 
 def test_a_second_run_uses_what_is_there_and_seeds_have_suites_of_their_own(
-    made: tuple[blog.Report, Path], tmp_path: Path
+    made: tuple[blog.Reproduction, Path], tmp_path: Path
 ) -> None:
     report, directory = made
     places: dict[str, Any] = {"cache": directory / "cache", "results": directory / "results"}

@@ -13,10 +13,11 @@ from support.walks import walk
 from pythia_dynamics import figures
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.analyse import ANALYSES
+from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.studies import pipeline
 from pythia_dynamics.studies.pipeline import measure
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 STEPS = [0, 1, 2, 4, 8, *range(1000, 16_000, 1000)]
@@ -37,14 +38,16 @@ def by_kind(outcomes: list[pipeline.Outcome]) -> dict[str, pipeline.Outcome]:
 
 
 def test_one_call_writes_everything(results: Results) -> None:
-    outcomes = by_kind(measure(history(), (*ANALYSES, "two_time"), results))
-    assert list(outcomes) == [*ANALYSES, "two_time", "bifurcation"]
-    assert {path.name for path in results.path.iterdir()} == {
+    outcomes = by_kind(measure(history(), tuple(MEASURES), results))
+    assert list(outcomes) == [*MEASURES, "bifurcation"]
+    folder = results.of("weights").path
+    assert [path.name for path in results.path.iterdir()] == ["weights"]
+    assert {path.name for path in folder.iterdir() if path.suffix != ".lock"} == {
         *("moments.csv", "density.zarr", "msd.csv", "order.csv", "rank.csv", "rank-infinite.csv", "spectrum.csv"),
         *("spectrum.zarr", "two_time.zarr", "bifurcation.json", "provenance.json"),
     }
-    made = json.loads((results.path / "provenance.json").read_text())
-    assert set(made) == {*ANALYSES, "two_time"}
+    made = json.loads((folder / "provenance.json").read_text())
+    assert set(made) == set(MEASURES)
     for kind, details in made.items():
         assert details["facts"] == json.loads(json.dumps(outcomes[kind].facts)), kind
         assert details["source"] == "walk"
@@ -54,7 +57,7 @@ def test_one_call_writes_everything(results: Results) -> None:
 def test_every_two_steps_come_with_exponent_interval_and_null(results: Results) -> None:
     steps = list(range(0, 60_000, 1000))
     (outcome,) = measure(history(steps=steps), ["two_time"], results)
-    saved = results.read_zarr("two_time")
+    saved = results.weights().read_zarr("two_time")
     fit = saved["displacement_by_lag"].attrs
     assert fit["exponent_low"] < fit["exponent"] < fit["exponent_high"]
     facts = outcome.facts
@@ -72,30 +75,33 @@ def test_every_two_steps_come_with_exponent_interval_and_null(results: Results) 
 @pytest.mark.parametrize(
     ("frames", "said"),
     [
-        (np.arange(1.0, 10), "the MSD is greatest at its end"),
-        (np.array([9.0, -1, -2, -1, -1, -1, -1, -1, -1]), "the MSD is greatest at its start"),
-        (np.array([1.0, 1, 1, 1, -1, -1, -1, -1, -1]), "the MSD is greatest at step 3"),
-        (np.zeros(9), "the MSD is greatest nowhere"),
+        (
+            np.arange(1.0, 10),
+            "rises to the last step, as a random walk's does; demeaned over time it peaks at step 3, the walk at 4",
+        ),
+        (np.array([9.0, -1, -2, -1, -1, -1, -1, -1, -1]), "falls from the first step on; that of a random walk rises"),
+        (np.array([1.0, 1, 1, 1, -1, -1, -1, -1, -1]), "peaks at step 3; that of a random walk rises to the last step"),
+        (np.zeros(9), "does not change, as a random walk's does; demeaned over time it does not change"),
     ],
 )
 def test_where_the_displacement_is_greatest(results: Results, frames: np.ndarray, said: str) -> None:
     direction = np.random.default_rng(0).standard_normal((1, 30, 4))
     (outcome, *_) = measure(History.from_array(frames[:, None, None] * direction), ["msd"], results)
-    assert outcome.summary.startswith(f"demeaned over weights, {said}")
+    assert outcome.summary.startswith(f"MSD (Eq. 4) {said}")
 
 
 def test_nothing_known_is_said_in_words_and_null_in_json(results: Results) -> None:
     frames = np.full((4, 20, 4), np.nan, np.float16)
-    with pytest.warns(NonFiniteWarning, match="4 steps"):
-        outcomes = measure(History.from_array(frames), (*ANALYSES, "two_time"), results)
+    with pytest.warns(NonFiniteWarning, match="steps 0, 1, 2, 3"):
+        outcomes = measure(History.from_array(frames), tuple(MEASURES), results)
     for outcome in outcomes:
         assert "nan" not in outcome.summary, outcome.kind
         assert "NaN" not in json.dumps(outcome.facts), outcome.kind
-    assert "NaN" not in json.dumps(json.loads((results.path / "provenance.json").read_text()))
+    assert "NaN" not in json.dumps(results.weights().provenance())
     assert by_kind(outcomes)["two_time"].summary == "no step is known"
 
 
-@pytest.mark.parametrize("kind", [*ANALYSES, "two_time"])
+@pytest.mark.parametrize("kind", list(MEASURES))
 def test_a_history_without_weights_writes_nothing(results: Results, kind: str) -> None:
     gone = History.from_array(np.zeros((2, 3, 4)), missing={0: "lost", 1: "lost"})
     with pytest.warns(MissingStepsWarning), pytest.raises(PythiaDynError, match="no step of array has weights"):
@@ -106,7 +112,7 @@ def test_a_history_without_weights_writes_nothing(results: Results, kind: str) -
 def test_the_loss_is_the_one_that_is_there(results: Results, tmp_path: Path) -> None:
     def known() -> tuple[object, list[float]]:
         outcome = by_kind(measure(history(source=str(tmp_path)), ["order"], results))["order"]
-        saved = results.read_table("order")
+        saved = results.weights().read_table("order")
         return outcome.facts.get("loss_from"), saved["loss"].values.tolist() if "loss" in saved else []
 
     assert known() == (None, [])
@@ -121,7 +127,7 @@ def test_the_loss_is_the_one_that_is_there(results: Results, tmp_path: Path) -> 
     where, loss = known()
     assert where == str(forward)
     np.testing.assert_array_equal(loss, [3.0 if step == 1000 else np.nan for step in STEPS])
-    made = json.loads((results.path / "provenance.json").read_text())["order"]
+    made = results.weights().provenance()["order"]
     assert made["facts"]["loss_from"] == str(forward)
 
 
@@ -138,21 +144,21 @@ def test_a_loss_may_be_a_file_and_says_where_the_slope_changes(results: Results,
     assert fit["break_b"] == pytest.approx(1.8, abs=0.06)
     assert f"at b = {fit['break_b']:.4g}" in outcome.summary
     assert outcome.summary.endswith(f"(loss from {path})")
-    np.testing.assert_allclose(results.read_table("order")["loss"], loss)
+    np.testing.assert_allclose(results.weights().read_table("order")["loss"], loss)
 
 
 def test_both_detectors_are_asked_once_both_are_there(results: Results) -> None:
-    path = results.path / "bifurcation.json"
+    path = results.of("weights").path / "bifurcation.json"
     assert list(by_kind(measure(history(), ["density"], results))) == ["density"]
     assert not path.exists()
     found = by_kind(measure(history(), ["msd", "two_time"], results))["bifurcation"]
     assert json.loads(path.read_text()) == json.loads(json.dumps(found.facts))
     assert set(found.facts["detectors"]) == {*found.facts["displacement"], *found.facts["density"]}
     # of other weights or steps: what was found of the old ones is gone
-    assert "bifurcation" not in by_kind(measure(history(), ["msd"], results, drop_padding=30))
+    assert "bifurcation" not in by_kind(measure(history(), ["msd"], results, compute=Compute(rows=30)))
     assert not path.exists()
-    assert "bifurcation" in by_kind(measure(history(), ["density"], results, drop_padding=30))
-    assert "bifurcation" not in by_kind(measure(history(steps=STEPS[1:]), ["msd"], results, drop_padding=30))
+    assert "bifurcation" in by_kind(measure(history(), ["density"], results, compute=Compute(rows=30)))
+    assert "bifurcation" not in by_kind(measure(history(steps=STEPS[1:]), ["msd"], results, compute=Compute(rows=30)))
 
 
 def test_a_planted_bifurcation_is_said(results: Results) -> None:
@@ -161,22 +167,24 @@ def test_a_planted_bifurcation_is_said(results: Results) -> None:
     apart = np.clip(np.arange(30) - 14, 0, None)[:, None, None] * 0.06
     frames = (walk(30, 60, 40, np.float32) + apart * side).astype(np.float16)
     found = by_kind(measure(History.from_array(frames, np.arange(30) * 1000), ["density", "msd"], results))
-    assert "the density turns bimodal by modes from 1" in found["bifurcation"].summary
+    assert "density bimodal: modes from 1" in found["bifurcation"].summary
 
 
 def test_a_device_of_torch_gives_the_same_files(results: Results, tmp_path: Path) -> None:
     kinds = ("rank", "spectrum", "two_time")
     measure(history(), kinds, results)
     other = Results("other", tmp_path)
-    measure(history(), kinds, other, device="cpu:0")  # the way of a CUDA device, through torch and in float64
+    measure(
+        history(), kinds, other, compute=Compute(device="cpu:0")
+    )  # the way of a CUDA device, through torch and in float64
     for kind in ("rank", "spectrum"):
-        ours, theirs = results.read_table(kind), other.read_table(kind)
+        ours, theirs = results.weights().read_table(kind), other.weights().read_table(kind)
         for name in ours.data_vars:
             np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-4, atol=1e-9, err_msg=f"{kind} {name}")
-    pairs, others = results.read_zarr("two_time"), other.read_zarr("two_time")
+    pairs, others = results.weights().read_zarr("two_time"), other.weights().read_zarr("two_time")
     np.testing.assert_allclose(others["displacement"], pairs["displacement"], rtol=1e-5)
     with pytest.raises(PythiaDynError, match="no device 'nonsense'"):
-        measure(history(), ["two_time"], results, device="nonsense")
+        measure(history(), ["two_time"], results, compute=Compute(device="nonsense"))
 
 
 def test_gaps_reach_every_file(results: Results) -> None:
@@ -184,21 +192,21 @@ def test_gaps_reach_every_file(results: Results) -> None:
     frames[6, 3, 2] = np.inf
     gappy = History.from_array(frames, STEPS, missing={4: "lost", 3000: "not on the Hub"})
     with (
-        pytest.warns(MissingStepsWarning, match="lacks 2 steps: 4, 3000"),
+        pytest.warns(MissingStepsWarning, match="lacks steps 4, 3000"),
         pytest.warns(NonFiniteWarning, match="at step 2000"),
     ):
-        measure(gappy, (*ANALYSES, "two_time"), results)
+        measure(gappy, tuple(MEASURES), results)
     bad = [4, 2000, 3000]
     good = [step for step in STEPS if step not in bad]
     columns = {"msd": "msd", "moments": "mean", "order": "order_parameter", "rank": "rank", "spectrum": "entropy"}
     for table, column in columns.items():
-        saved = results.read_table(table)
+        saved = results.weights().read_table(table)
         assert saved["step"].values.tolist() == STEPS
         assert np.isnan(saved[column].sel(step=bad)).all(), table
         assert np.isfinite(saved[column].sel(step=good)).all(), table
-    assert results.read_table("moments")["nonfinite"].sel(step=2000) == 1
+    assert results.weights().read_table("moments")["nonfinite"].sel(step=2000) == 1
     for kind, column in {"density": "weight_quantile", "spectrum": "singular_values", "two_time": "cosine"}.items():
-        saved = results.read_zarr(kind)
+        saved = results.weights().read_zarr(kind)
         assert np.isnan(saved[column].sel(step=bad)).all(), kind
         kept = saved[column].sel(step=good)
         kept = kept.sel(other_step=good) if kind == "two_time" else kept
@@ -212,8 +220,10 @@ def test_uneven_steps_count_as_steps(results: Results) -> None:
     frames = steps[:, None, None] * direction * 1e-4
     uneven = History.from_array(1 + frames, steps)
     measure(uneven, ["two_time", "order"], results, options={"order": {"loss": 3 - 1e-4 * steps}})
-    assert results.read_zarr("two_time")["displacement_by_lag"].attrs["exponent"] == pytest.approx(2, abs=1e-6)
-    saved = results.read_table("order")
+    assert results.weights().read_zarr("two_time")["displacement_by_lag"].attrs["exponent"] == pytest.approx(
+        2, abs=1e-6
+    )
+    saved = results.weights().read_table("order")
     b = np.linalg.norm((1 + frames).reshape(len(steps), -1), axis=1) / 5
     want = np.gradient(3 - 1e-4 * steps, steps) / np.gradient(b, steps)
     np.testing.assert_allclose(saved["dloss_db"], want, rtol=1e-6)

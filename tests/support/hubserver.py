@@ -4,9 +4,8 @@
         hub.add("org/model", {"step0": {"model.safetensors": b"..."}, "step1": Path("checkpoint")})
         os.environ["HF_ENDPOINT"] = hub.url
 
-As on the Hub, files kept in LFS are answered with a redirect to a signed address on another host (here
-another port), which serves ranges and never sees the token. Every request is counted, and `faults` can break
-any of them.
+As on the Hub, files kept in LFS are answered with a redirect to a signed address on another host (here another port),
+which serves ranges and does not receive the token. Every request is recorded, and `faults` can break any of them.
 """
 
 from __future__ import annotations
@@ -25,22 +24,36 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from support.hubrepos import LFS_SUFFIXES, File, Repository, entry_json, refs_json, tree_json
 
 __all__ = ["Fault", "HubServer", "Request", "at_random", "once"]
 
-FAULTS = ("status", "cut", "truncate", "wrong_range", "ignore_range", "html", "expired", "moved", "gzip")
+RequestKind = Literal["api", "resolve", "cdn"]
+
+FaultKind = Literal[
+    "status",  # answer with an error
+    "cut",  # close the connection in the middle of the body
+    "truncate",  # state and send a shorter body
+    "wrong_range",  # state another range than the requested one
+    "ignore_range",  # answer 200 with the whole file
+    "html",  # answer with a page, as a captive portal does
+    "json",  # answer with `Fault.content` as JSON
+    "expired",  # refuse the signed address
+    "moved",  # name another commit
+    "gzip",  # state that the body is compressed
+    "hang",  # never answer
+    "slow",  # send one byte of the body every 20 ms
+]
 
 
 @dataclass
 class Request:
     """One request as the server saw it, and what came of it."""
 
-    kind: str
-    """``api``, ``resolve`` or ``cdn``."""
+    kind: RequestKind
     method: str
     path: str
     repo: str = ""
@@ -59,19 +72,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Fault:
-    """How to spoil one answer; `kind` is one of `FAULTS`."""
+    """How to spoil one answer."""
 
-    kind: str
+    kind: FaultKind
     status: int = 503
     headers: Mapping[str, str] = field(default_factory=dict)
     after: int = 0
     """Bytes of body to send before a cut or truncation."""
+    content: bytes = b""
 
 
 FaultPlan = Callable[[Request], Fault | None]
 
 
-def once(fault: Fault, kind: str = "cdn", *, times: int = 1, match: str = "") -> FaultPlan:
+def once(fault: Fault, kind: RequestKind = "cdn", *, times: int = 1, match: str = "") -> FaultPlan:
     """Spoil the first `times` requests of a kind whose path contains `match`."""
     left = [times]
     lock = threading.Lock()
@@ -87,7 +101,7 @@ def once(fault: Fault, kind: str = "cdn", *, times: int = 1, match: str = "") ->
 
 
 def at_random(
-    share: float, seed: int, faults: tuple[Fault, ...], kinds: tuple[str, ...] = ("api", "resolve", "cdn")
+    share: float, seed: int, faults: tuple[Fault, ...], kinds: tuple[RequestKind, ...] = ("api", "resolve", "cdn")
 ) -> FaultPlan:
     """Spoil a share of all requests of these kinds, with faults drawn at random."""
     generator = random.Random(seed)
@@ -105,7 +119,8 @@ def at_random(
 class HubServer:
     """The server; a context manager.
 
-    `latency` (seconds, by kind) and `bandwidth` (bytes/s per connection) slow it down.
+    `latency` (seconds, by kind) and `bandwidth` (bytes/s per connection) slow it down. A file list is sent in pages of
+    `page_size` entries, whole where that is None.
     """
 
     def __init__(
@@ -114,11 +129,13 @@ class HubServer:
         latency: Mapping[str, float] | None = None,
         bandwidth: float | None = None,
         link_uses: int | None = None,
+        page_size: int | None = None,
     ) -> None:
         self.latency = dict(latency or {})
         self.bandwidth = bandwidth
+        self.page_size = page_size
         self.link_uses = link_uses
-        """How often a signed address works before it expires; None for always."""
+        """How often a signed address can be used before it expires; None for no limit."""
         self.faults: list[FaultPlan] = []
         self.log: list[Request] = []
         self.repositories: dict[str, Repository] = {}
@@ -139,7 +156,7 @@ class HubServer:
             server.shutdown()
             server.server_close()
 
-    # -- what it holds ---------------------------------------------------------------------------------
+    # -- content ---------------------------------------------------------------------------------
 
     def add(
         self,
@@ -169,7 +186,7 @@ class HubServer:
         repository.branches[branch] = commit
         return commit
 
-    # -- what happened to it ---------------------------------------------------------------------------
+    # -- the log ---------------------------------------------------------------------------
 
     def count(self, kind: str, **where: Any) -> int:
         """How many requests of a kind came, of those whose fields equal `where`."""
@@ -179,7 +196,7 @@ class HubServer:
 
     @property
     def sent(self) -> int:
-        """Bytes of file content that left the server, once it has counted them all."""
+        """Bytes of file content that left the server. Waits until all answers are finished."""
         for request in list(self.log):
             request.done.wait(5)
         return sum(request.sent for request in list(self.log) if request.kind != "api")
@@ -196,7 +213,8 @@ class HubServer:
 
     # -- for the handler -------------------------------------------------------------------------------
 
-    def note(self, request: Request) -> Fault | None:
+    def record(self, request: Request) -> Fault | None:
+        """Log a request; the fault that spoils its answer, if any."""
         with self._lock:
             request.nth = self._counts[request.kind]
             self._counts[request.kind] += 1
@@ -213,7 +231,7 @@ class HubServer:
             self._links[signature] = [file, self.link_uses]
         return f"{self.cdn_url}/cdn/{file.sha256}?Expires=3600&Signature={signature}"
 
-    def redeem(self, signature: str) -> File | None:
+    def signed_file(self, signature: str) -> File | None:
         """The file of a signed address, or None when it has expired."""
         with self._lock:
             link = self._links.get(signature)
@@ -224,6 +242,7 @@ class HubServer:
             return link[0]
 
     def expire(self, signature: str) -> None:
+        """Make a signed address expire now."""
         with self._lock:
             self._links.pop(signature, None)
 
@@ -233,7 +252,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
+        """Ignores clients that close their connection."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -261,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = urlsplit(self.path).path
         parts = [unquote(part) for part in path.strip("/").split("/")]
-        kind = "api" if parts[0] == "api" else "cdn" if parts[0] == "cdn" else "resolve"
+        kind: RequestKind = "api" if parts[0] == "api" else "cdn" if parts[0] == "cdn" else "resolve"
         self.request_ = Request(
             kind,
             self.command,
@@ -275,15 +294,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.request_.repo, self.request_.revision = "/".join(parts[:at]), parts[at + 1]
             self.request_.file = "/".join(parts[at + 2 :])
         try:
-            fault = self.hub.note(self.request_)
+            fault = self.hub.record(self.request_)
             if delay := self.hub.latency.get(kind):
                 time.sleep(delay)
             if fault is not None and fault.kind == "status":
-                self._error(fault.status, "", "the server has a bad day", fault.headers)
+                self._error(fault.status, "", "a fault of the test", fault.headers)
+            elif fault is not None and fault.kind == "hang":
+                self.rfile.read(1)  # until the client closes the connection
             elif fault is not None and fault.kind == "html":
                 self._answer(200, b"<html><body>Please log in to the network</body></html>", {}, "text/html")
+            elif fault is not None and fault.kind == "json":
+                self._answer(200, fault.content, fault.headers, "application/json")
+            elif fault is not None and fault.kind == "slow":
+                self._head(200, 10_000, {}, "application/json")
+                while self.wfile.write(b" "):
+                    self.wfile.flush()
+                    time.sleep(0.02)
             elif kind == "api":
-                self._api(parts[1:], fault)
+                self._api(parts[1:])
             elif kind == "cdn":
                 self._cdn(fault)
             elif self.request_.repo:
@@ -309,7 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             if token:
                 self._error(404, "RepoNotFound", "Repository not found")
-            else:  # the Hub does not tell a stranger whether a repository is private or not there
+            else:  # without a token, the Hub answers a private repository as one that does not exist
                 self._error(401, "RepoNotFound", "Invalid username or password.")
         return repository
 
@@ -322,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     # -- the three kinds of request --------------------------------------------------------------------
 
-    def _api(self, parts: list[str], fault: Fault | None) -> None:
+    def _api(self, parts: list[str]) -> None:
         verbs = ("refs", "tree", "paths-info", "revision")
         at = next((i for i, part in enumerate(parts) if i > 1 and part in verbs), len(parts))
         name, verb, rest = "/".join(parts[1:at]), parts[at : at + 1], parts[at + 1 :]
@@ -336,7 +364,6 @@ class _Handler(BaseHTTPRequestHandler):
                     "converts": refs_json("convert", {}),
                     "tags": refs_json("tags", repository.tags),
                 },
-                fault,
             )
         revision = rest[0] if rest else "main"
         self.request_.revision = revision
@@ -344,14 +371,19 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         files = repository.commits[commit]
         if verb == ["tree"]:
-            recursive = parse_qs(urlsplit(self.path).query).get("recursive", ["false"])[0].lower() == "true"
-            return self._json(tree_json(files, "/".join(rest[1:]), recursive), fault)
+            return self._tree(files, "/".join(rest[1:]))
         if verb == ["paths-info"]:
-            return self._json(
-                [entry_json(path, files[path]) for path in self._form.get("paths", []) if path in files], fault
-            )
+            return self._json([entry_json(path, files[path]) for path in self._form.get("paths", []) if path in files])
         siblings = [{"rfilename": path} for path in sorted(files)]
-        return self._json({"_id": commit[:24], "id": name, "modelId": name, "sha": commit, "siblings": siblings}, fault)
+        return self._json({"_id": commit[:24], "id": name, "modelId": name, "sha": commit, "siblings": siblings})
+
+    def _tree(self, files: Mapping[str, File], under: str) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        entries = tree_json(files, under, query.get("recursive", ["false"])[0].lower() == "true")
+        start = int(query.get("cursor", ["0"])[0])
+        stop = start + (self.hub.page_size or len(entries))
+        following = f"{self.hub.url}{urlsplit(self.path).path}?recursive=true&cursor={stop}"
+        self._json(entries[start:stop], {"Link": f'<{following}>; rel="next"'} if stop < len(entries) else {})
 
     def _resolve(self, fault: Fault | None) -> None:
         request = self.request_
@@ -359,12 +391,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if (commit := self._commit(repository, request.revision)) is None:
             return
-        said = "f" * 40 if fault is not None and fault.kind == "moved" else commit
+        stated = "f" * 40 if fault is not None and fault.kind == "moved" else commit
         file = repository.commits[commit].get(request.file)
         if file is None:
-            self._error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": said})
+            self._error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": stated})
             return
-        headers = {"X-Repo-Commit": said, "Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'}
+        headers = {"X-Repo-Commit": stated, "Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'}
         if not file.lfs:
             self._content(file, headers, fault)
             return
@@ -381,7 +413,7 @@ class _Handler(BaseHTTPRequestHandler):
         signature = parse_qs(urlsplit(self.path).query).get("Signature", [""])[0]
         if fault is not None and fault.kind == "expired":
             self.hub.expire(signature)
-        file = self.hub.redeem(signature)
+        file = self.hub.signed_file(signature)
         if file is None:
             self._answer(403, b"<Error><Code>AccessDenied</Code></Error>", {}, "application/xml")
             return
@@ -411,7 +443,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self._send(file, start, start + sendable)
         if sendable < length:
-            self._hang_up()
+            self._disconnect()
 
     def _send(self, file: File, start: int, stop: int) -> None:
         self.wfile.flush()
@@ -429,8 +461,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if rate:
                     time.sleep(max(0.0, (end - start) / rate - (time.monotonic() - began)))
 
-    def _json(self, value: Any, fault: Fault | None) -> None:
-        self._answer(200, json.dumps(value).encode(), {}, "application/json")
+    def _json(self, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        self._answer(200, json.dumps(value).encode(), headers or {}, "application/json")
 
     def _error(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         extra = {"X-Error-Code": code, "X-Error-Message": message} if code else {"X-Error-Message": message}
@@ -451,7 +483,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         self.wfile.flush()
         self.close_connection = True
         with contextlib.suppress(OSError):
@@ -459,7 +491,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve a directory of checkpoints as one repository until standard input closes; prints the address."""
+    """Serve a directory of checkpoints as one repository until standard input closes. Prints the address."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("directory", type=Path, help="holds step1000/, step2000/ …, the branches")
     parser.add_argument("--repo", default="local/model")
@@ -471,7 +503,7 @@ def main() -> None:
         hub.add(options.repo, {path.name: path for path in sorted(options.directory.iterdir()) if path.is_dir()})
         for files in hub.repositories[options.repo].commits.values():
             for file in files.values():
-                _ = file.etag  # hashed now, not in the first request
+                _ = file.etag  # so that the first request does not wait for the checksum
         print(hub.url, flush=True)  # noqa: T201
         with contextlib.suppress(KeyboardInterrupt):
             import sys

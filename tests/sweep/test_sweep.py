@@ -17,15 +17,17 @@ from support.walks import DTYPES, walk
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.vocabulary import tokenizer_entries
-from pythia_dynamics.measures.analyse import ANALYSES, analyse
+from pythia_dynamics.measures import MEASURES
+from pythia_dynamics.measures.analyse import analyse
 from pythia_dynamics.measures.density import density
-from pythia_dynamics.measures.displacement import Integral, from_integral, msd
+from pythia_dynamics.measures.displacement import Integral, msd
 from pythia_dynamics.measures.order import order_parameter
 from pythia_dynamics.measures.rank import covariance_rank
 from pythia_dynamics.measures.spectrum import spectrum
 from pythia_dynamics.measures.two_time import two_time
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.frames import Frames, MissingStepsWarning, NonFiniteWarning, slabs, workers
+from pythia_dynamics.sweep.frames import Frames, MissingStepsWarning, NonFiniteWarning, slabs
 from pythia_dynamics.sweep.gram import Gram
 from pythia_dynamics.sweep.sweep import sweep
 
@@ -41,10 +43,10 @@ from pythia_dynamics.sweep.sweep import sweep
 )
 def test_any_slab_size_thread_count_and_dtype_give_the_same(rows, columns, dtype, slab, threads, pool):
     history = History.from_array(walk(5, rows, columns, dtype))
-    kinds: list[Any] = [Counts(), Integral(), Gram(), Gram(device="cpu:0")]
-    whole = sweep(history, kinds, slab=rows * columns, threads=1)
+    kinds: list[Any] = [Counts(), Integral(), Gram(), Gram(double=True)]
+    whole = sweep(history, kinds, slab=rows * columns, compute=Compute(threads=1))
     with ThreadPoolExecutor(threads) as executor:
-        parts = sweep(history, kinds, slab=slab, threads=threads, executor=executor if pool else None)
+        parts = sweep(history, kinds, slab=slab, compute=Compute(threads=threads, executor=executor if pool else None))
     np.testing.assert_array_equal(parts[0].table, whole[0].table)
     np.testing.assert_allclose(parts[0].moments.std, whole[0].moments.std, rtol=1e-12, atol=1e-15)
     total, expected = parts[1].total(), whole[1].total()
@@ -57,20 +59,18 @@ def test_any_slab_size_thread_count_and_dtype_give_the_same(rows, columns, dtype
 
 def test_the_last_bit_does_not_depend_on_the_number_of_threads():
     w = walk(9, 900, 40, np.float32)
-    one, three = (
-        from_integral(History.from_array(w), sweep(History.from_array(w), [Integral()], threads=n)[0]) for n in (1, 3)
-    )
+    one, three = (msd(w, compute=Compute(threads=n)) for n in (1, 3))
     assert one.identical(three)
-    assert density(w, threads=1).identical(density(w, threads=3))
-    assert two_time(w, threads=1).identical(two_time(w, threads=3))
+    assert density(w, compute=Compute(threads=1)).identical(density(w, compute=Compute(threads=3)))
+    assert two_time(w, compute=Compute(threads=1)).identical(two_time(w, compute=Compute(threads=3)))
 
 
 def test_processes_take_the_slabs_as_pickles():
     w = walk(6, 500, 40, np.float16)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as executor:
-        assert msd(w, threads=2, executor=executor).identical(msd(w))
-        assert density(w, threads=1, executor=executor).identical(density(w))
-        assert spectrum(w, executor=executor).identical(spectrum(w))
+        assert msd(w, compute=Compute(threads=2, executor=executor)).identical(msd(w))
+        assert density(w, compute=Compute(threads=1, executor=executor)).identical(density(w))
+        assert spectrum(w, compute=Compute(executor=executor)).identical(spectrum(w))
 
 
 def test_frames_survive_pickling():
@@ -121,7 +121,11 @@ def test_weights_whose_squares_overflow_are_refused():
 
 def test_progress_is_told_from_the_calling_thread():
     seen = []
-    sweep(History.from_array(walk(2, 1000, 40, np.float16)), [Counts()], progress=lambda *now: seen.append(now))
+    sweep(
+        History.from_array(walk(2, 1000, 40, np.float16)),
+        [Counts()],
+        compute=Compute(progress=lambda *now: seen.append(now)),
+    )
     assert seen[0] == (0, 5)
     assert seen[-1] == (5, 5)
     assert seen == sorted(seen)
@@ -158,31 +162,28 @@ def test_the_entries_of_the_tokenizer_are_the_rows_to_keep(tmp_path):
 
 
 def test_the_number_of_threads():
-    assert workers(3) == 3
-    assert workers() >= 1
+    assert Compute(threads=3).workers == 3
+    assert Compute().workers >= 1
     with pytest.raises(PythiaDynError, match="at least 1"):
-        workers(0)
+        Compute(threads=0)
 
 
 def test_analyse_gives_what_each_analysis_gives():
     w = walk(5, 60, 12, np.float16)
     loss = {0: 3.0, 1: 2.5, 2: 2.0, 3: 1.9, 4: 1.8}
     seen = []
-    options: dict[str, Any] = {
-        "order": {"loss": loss},
-        "rank": {"draws": 2, "batch_sizes": (4,)},
-        "density": {"bins": 20},
-    }
-    found = analyse(w, options=options, progress=lambda *now: seen.append(now))
-    assert tuple(found) == ANALYSES
+    options = {"order": {"loss": loss}, "rank": {"draws": 2, "batch_sizes": (4,)}, "density": {"bins": 20}}
+    found = analyse(w, options=options, compute=Compute(progress=lambda *now: seen.append(now)))
+    assert tuple(found) == tuple(MEASURES)
     assert found["density"].identical(density(w, bins=20))
     assert found["msd"].identical(msd(w))
     assert found["order"].identical(order_parameter(w, loss=loss))
     assert found["rank"].identical(covariance_rank(w, draws=2, batch_sizes=(4,)))
     assert found["spectrum"].identical(spectrum(w))
+    assert found["two_time"].identical(two_time(w))
     assert seen[-1] == (1000, 1000)
     assert seen == sorted(seen)
-    for name in ANALYSES:
+    for name in MEASURES:
         assert analyse(w, [name], options={name: options.get(name, {})})[name].identical(found[name])
 
 

@@ -12,14 +12,15 @@ from click.testing import CliRunner
 from support.checkpoints import HEAD, checkpoint, state, suite
 from support.hubserver import Fault, HubServer
 
-from pythia_dynamics.checkpoints.findings import Verification
+from pythia_dynamics.checkpoints.findings import Finding, Verification
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.retry import Retry
+from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
 from pythia_dynamics.cli.app import main
-from pythia_dynamics.errors import listed
+from pythia_dynamics.errors import UnknownNameError, listed
 from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.verify import verify_store
 
 SPEC = TensorSpec(HEAD, "float16", (64, 24))
@@ -145,7 +146,11 @@ def test_an_empty_store_has_nothing_to_check(tmp_path: Path) -> None:
 
 def test_progress_reaches_its_end(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    verify_store(store(tmp_path / "a.zarr", walk(5)), HEAD, progress=lambda done, total: seen.append((done, total)))
+    verify_store(
+        store(tmp_path / "a.zarr", walk(5)),
+        HEAD,
+        compute=Compute(progress=lambda done, total: seen.append((done, total))),
+    )
     assert seen[-1] == (1000, 1000)
     assert seen == sorted(seen)
 
@@ -203,7 +208,7 @@ def test_what_pythia_should_have_and_has_not_is_missing(hub: HubServer) -> None:
 
 def test_a_revision_that_cannot_be_listed_is_a_finding(hub: HubServer) -> None:
     hub.add(REPO, suite([1, 2, 3]))
-    source = HubSource(REPO, retry=Retry(senseless=1))
+    source = HubSource(REPO, policy=RetryPolicy(max_invalid_responses=1))
     commit = source.revisions()[2].commit
     hub.faults.append(lambda request: Fault("status", 404) if f"tree/{commit}" in request.path else None)
     assert kinds(verify_remote(source)) == [("unreadable", (2,))]
@@ -227,7 +232,7 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     remote = run("verify", "--model", REPO, "--remote")
     assert remote.exit_code == 1
     assert "equal: steps 1000, 2000 have the same safetensors files" in remote.stdout
-    assert remote.stderr.splitlines() == ["pythia-dyn: 1 oddity found; fetch replaces damaged chunks"]
+    assert remote.stderr.splitlines() == ["pythia-dyn: 1 fault found; fetch replaces damaged chunks"]
     local = run("verify", "--json")
     assert local.exit_code == 1
     (facts,) = json.loads(local.stdout)["verify"]
@@ -239,7 +244,12 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     assert "name a repository" in run("verify", "--remote", "--model", str(tmp_path)).stderr
     good = run("verify", "--remote", "--model", REPO, "--steps", "1000,3000")
     assert good.exit_code == 0
-    assert "2 steps checked, no oddity" in good.stdout
+    assert "2 steps checked, nothing found" in good.stdout
+
+
+def test_a_finding_has_a_known_kind() -> None:
+    with pytest.raises(UnknownNameError, match="no kind of finding 'damage'; did you mean damaged"):
+        Finding("damage", (1,), "")
 
 
 def test_long_lists_are_cut() -> None:

@@ -114,7 +114,7 @@ def test_a_monitor_goes_on_with_its_store(tmp_path: Path) -> None:
         _ = WeightMonitor(tmp_path / "other").store
 
 
-def test_rewinding(tmp_path: Path) -> None:
+def test_dropping_later_records(tmp_path: Path) -> None:
     model = Walk()
     states = []
     monitor = WeightMonitor(tmp_path / "run", tensors="layer.weight")
@@ -125,16 +125,16 @@ def test_rewinding(tmp_path: Path) -> None:
     undisturbed = monitor.results()
     monitor = WeightMonitor(tmp_path / "run", tensors="layer.weight")
     assert monitor.store
-    monitor.rewind(100)
+    monitor.drop_after(100)
     assert monitor.steps == STEPS[:6]
     assert open_history(tmp_path / "run.zarr").missing == dict.fromkeys(
         STEPS[6:], "dropped when training went on from step 100"
     )
     model.load_state_dict(states[5])
-    assert monitor.holds(100, model)
-    assert monitor.holds(77, model)
+    assert monitor.matches(100, model)
+    assert monitor.matches(77, model)
     model.move()
-    assert not monitor.holds(100, model)
+    assert not monitor.matches(100, model)
     for step, state in zip(STEPS[6:], states[6:], strict=True):
         model.load_state_dict(state)
         monitor.record(step, model)

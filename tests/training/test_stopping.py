@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 import pythia_dynamics as pyd
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.stationarity import motion, walk
+from pythia_dynamics.measures.displacement import random_walk
+from pythia_dynamics.measures.stationarity import motion
 from pythia_dynamics.training.stopping import StationarityRule, replay
 
 
@@ -138,7 +139,7 @@ def test_the_spread_of_a_walk_is_what_walks_show() -> None:
         w = np.cumsum(steps, axis=0)
         integral = np.cumsum(w - w.mean(axis=1, keepdims=True), axis=0)
         found.append((integral**2).sum(axis=1) / 59)
-    expected, spread = walk(float(start @ start), sizes**2, 60)
+    expected, spread = random_walk(float(start @ start), sizes**2, 60)
     np.testing.assert_allclose(np.mean(found, axis=0), expected, rtol=0.02)
     np.testing.assert_allclose(np.std(found, axis=0)[1:], spread[1:], rtol=0.06)
     assert spread[0] == 0

@@ -1,8 +1,8 @@
-"""Checkpoint files as byte ranges: pure parsing, no I/O.
+"""Parsers of checkpoint files: the byte range of each tensor, from headers alone. No I/O.
 
-safetensors: `safetensors_header_stop`, `parse_safetensors`. Torch zip files: `parse_zip_directory` (tail),
-`member_data_start` (local header) and `parse_state_dict` (data.pkl), then `locate`. Sharded: `parse_index`.
-Everything ends in `TensorSlice`; `select` and `require_storable` choose among names and slices.
+safetensors: `safetensors_header_stop`, `parse_safetensors`. Torch zip files: `parse_zip_directory` (end of the file),
+`member_data_start` (local header) and `parse_state_dict` (data.pkl), then `locate`. Index of shards: `parse_index`.
+The result is a `TensorSlice`; `select` finds the requested names, `require_storable` checks the dtype.
 """
 
 from __future__ import annotations

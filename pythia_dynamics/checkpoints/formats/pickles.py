@@ -1,8 +1,8 @@
-"""A pickle of tensors read without unpickling: nothing is imported, called or built.
+"""An interpreter for pickles of tensors, which imports, calls and builds nothing that a pickle names.
 
-`pickle.Unpickler` with a guarded `find_class` still allocates whatever a length or a memo index claims, and
-hashes keys nested deep enough to overflow the C stack. So this is an interpreter of its own for the few opcodes
-a state dict is made of (the approach of torch/_weights_only_unpickler.py), which knows its globals by name only.
+`pickle.Unpickler` with a restricted `find_class` still allocates whatever a length or a memo index claims, and hashes
+keys nested deeply enough to overflow the C stack. This interpreter knows only the opcodes a state dict is made of (the
+approach of torch/_weights_only_unpickler.py), and its globals only by name.
 """
 
 from __future__ import annotations
@@ -17,16 +17,25 @@ from pythia_dynamics.errors import FormatError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DTYPES", "MAX_PICKLE_BYTES", "PickledStorage", "PickledTensor", "kind_of", "read_pickle"]
+__all__ = ["DTYPES", "MAX_PICKLE_BYTES", "PickledStorage", "PickledTensor", "read_pickle", "type_name"]
 
 MAX_PICKLE_BYTES = 16 * 2**20
-"""A tensor takes about 150 bytes of pickle."""
+"""Longest accepted pickle: about 100,000 tensors of 150 bytes each. That of Pythia 12b has 67 KB."""
 
-MAX_OPCODES = 1_000_000  # some 30,000 tensors; an opcode keeps at most about 100 bytes beside its own text
+MAX_OPCODES = 1_000_000
+"""Opcodes of one pickle: about 30,000 tensors. Each keeps at most about 100 bytes besides its own text."""
+
 MAX_INT = 2**63
+"""Numbers are below this: torch's sizes are signed 64-bit integers."""
+
 MAX_RANK = 64
+"""Axes of a tensor: torch's limit."""
+
 MAX_KEY_LENGTH = 255
+"""Characters of a storage's name; torch numbers them."""
+
 MAX_LINE = 512
+"""Bytes of a module's or class's name; those of torch have fewer than 50."""
 
 STORAGES = {
     "torch.BoolStorage": "bool",
@@ -44,12 +53,25 @@ STORAGES = {
     "torch.UntypedStorage": None,
     "torch.storage.UntypedStorage": None,
 }
+"""dtype of each storage class of torch, None where it is untyped."""
+
 DTYPES = {f"torch.{name}": name for name, bits in DTYPE_BITS.items() if bits >= 8}
+"""dtype of each global that is a torch dtype."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PickledStorage:
-    """`numel` counts elements of `dtype`, or bytes where the storage is untyped (`dtype` None)."""
+    """A storage that a pickle refers to.
+
+    Parameters
+    ----------
+    key
+        Its name.
+    dtype
+        A key of `DTYPE_BITS`, None where the storage is untyped.
+    numel
+        Its length in elements of `dtype`, in bytes where it is untyped.
+    """
 
     key: str
     dtype: str | None
@@ -58,7 +80,21 @@ class PickledStorage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PickledTensor:
-    """Offset and strides in elements of `dtype`; at most 64 axes, every number in [0, 2^63)."""
+    """A tensor that a pickle describes: a view of a storage. At most 64 axes; every number is in [0, 2^63).
+
+    Parameters
+    ----------
+    storage
+        The storage.
+    dtype
+        A key of `DTYPE_BITS`.
+    offset
+        Position in the storage of the first element, in elements.
+    shape
+        Sizes of the axes.
+    stride
+        Distance of neighbours along each axis, in elements.
+    """
 
     storage: PickledStorage
     dtype: str
@@ -73,17 +109,27 @@ class _Global:
 
 
 def read_pickle(data: bytes, *, file: str) -> object:
-    """The pickled object: dicts, lists, tuples, strings, numbers and `PickledTensor`, nothing else.
+    """The object a pickle describes: of dicts, lists, tuples, strings, numbers and `PickledTensor` only.
 
-    Raises FormatError naming the first global or opcode that a state dict has no use for.
+    Parameters
+    ----------
+    data
+        The pickle.
+    file
+        Name of the checkpoint, for messages.
+
+    Raises
+    ------
+    FormatError
+        When the pickle is damaged, too long, or uses a global or opcode that no state dict needs.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise FormatError(f"{file}: its data.pkl of {len(data)} bytes is larger than any state dict's")
     return _Reader(data, file).load()
 
 
-def kind_of(value: object) -> str:
-    """What a value read from a pickle is called in messages."""
+def type_name(value: object) -> str:
+    """The name of the type of a value from `read_pickle`, for messages."""
     if isinstance(value, _Global):
         return value.name
     return {PickledTensor: "tensor", PickledStorage: "storage"}.get(type(value), type(value).__name__)
@@ -108,14 +154,14 @@ class _Reader:
             if action is None:
                 self.refuse(f"the pickle opcode 0x{code.hex()}")
             action(self)
-        raise FormatError(f"{self.file}: its data.pkl is longer than any state dict's")
+        raise FormatError(f"{self.file}: its data.pkl has more opcodes than any state dict")
 
     def damaged(self, what: str) -> NoReturn:
         raise FormatError(f"{self.file}: its data.pkl {what} (byte {self.position}); the file is damaged")
 
     def refuse(self, what: str) -> NoReturn:
         raise FormatError(
-            f"{self.file}: its data.pkl uses {what}, which no state dict needs, and is not unpickled; "
+            f"{self.file}: its data.pkl uses {what}, which no state dict needs, so it is not read; "
             "if you trust it, save model.state_dict() alone or convert it to safetensors"
         )
 
@@ -168,7 +214,7 @@ class _Reader:
         del self.stack[begin:]
         return items
 
-    # Opcodes with more to them than a push
+    # Opcodes that do more than push
 
     def mark(self) -> None:
         self.marks.append(len(self.stack))
@@ -188,16 +234,16 @@ class _Reader:
     def append(self, items: list[Any]) -> None:
         target = self.top()
         if type(target) is not list:
-            self.damaged("appends to what is no list")
+            self.damaged("appends to an object that is not a list")
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
         if type(target) is not dict or len(items) % 2:
-            self.damaged("sets items of what is no dict")
+            self.damaged("sets items of an object that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str and not (type(key) is int and abs(key) < MAX_INT):
-                self.refuse(f"a {kind_of(key)} as a key")
+                self.refuse(f"a {type_name(key)} as a key")
             target[key] = value
 
     def set_item(self) -> None:
@@ -206,7 +252,7 @@ class _Reader:
 
     def find(self, module: object, name: object) -> None:
         if type(module) is not str or type(name) is not str:
-            self.damaged("names a global by what is no string")
+            self.damaged("names a global by an object that is not a string")
         full = f"{module}.{name}"
         if full not in CALLS and full not in STORAGES and full not in DTYPES:
             self.refuse(f"the global {quote(full)}")
@@ -217,16 +263,16 @@ class _Reader:
         self.find(module, name)
 
     def build(self) -> None:
-        # A state dict's `_metadata`: attributes of an OrderedDict, which nothing here asks for.
+        # A state dict's `_metadata`: attributes of an OrderedDict, which nothing here needs.
         self.pop()
         if type(self.top()) is not dict:
-            self.refuse(f"a state for a {kind_of(self.top())}")
+            self.refuse(f"a state for a {type_name(self.top())}")
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
         call = CALLS.get(function.name) if type(function) is _Global else None
         if call is None or type(arguments) is not tuple:
-            self.refuse(f"a call of {kind_of(function)}")
+            self.refuse(f"a call of {type_name(function)}")
         self.push(call(self, arguments))
 
     def persistent(self) -> None:
@@ -235,7 +281,7 @@ class _Reader:
             self.refuse("a persistent object other than a storage")
         _, kind, key, _, numel = given
         if type(kind) is not _Global or kind.name not in STORAGES:
-            self.refuse(f"a storage of {kind_of(kind)}")
+            self.refuse(f"a storage of {type_name(kind)}")
         if type(key) is not str or len(key) > MAX_KEY_LENGTH or not _is_count(numel):
             self.damaged("describes a storage wrongly")
         self.push(PickledStorage(key, STORAGES[kind.name], numel))
@@ -259,7 +305,7 @@ class _Reader:
             self.damaged("describes a tensor wrongly")
         dtype = DTYPES.get(arguments[6].name) if type(arguments[6]) is _Global else None
         if dtype is None:
-            self.refuse(f"{kind_of(arguments[6])} as a dtype")
+            self.refuse(f"{type_name(arguments[6])} as a dtype")
         return self.tensor(arguments, dtype, arguments[7:])
 
     def tensor(self, arguments: tuple[Any, ...], dtype: str, metadata: tuple[Any, ...]) -> PickledTensor:
@@ -278,7 +324,7 @@ class _Reader:
     def parameter(self, arguments: tuple[Any, ...]) -> PickledTensor:
         """(tensor, requires_grad, hooks[, state])"""
         if not arguments or type(arguments[0]) is not PickledTensor:
-            self.damaged("makes a parameter of what is no tensor")
+            self.damaged("makes a parameter of an object that is not a tensor")
         return arguments[0]
 
 

@@ -1,4 +1,4 @@
-"""safetensors: a length of 8 bytes, a JSON header, then the tensors without holes.
+"""The safetensors format: a length of 8 bytes, a JSON header, then the tensors without gaps.
 
 Format: https://huggingface.co/docs/safetensors; the checks are those of the reference (tensor.rs).
 """
@@ -10,9 +10,9 @@ from pythia_dynamics.checkpoints.formats.slices import (
     TensorSlice,
     check_name,
     element_count,
-    not_the_file,
     parse_json_object,
     quote,
+    wrong_file_hint,
 )
 from pythia_dynamics.errors import FormatError
 
@@ -21,7 +21,8 @@ __all__ = ["DTYPES", "HEADER_LENGTH", "parse_safetensors", "safetensors_header_s
 HEADER_LENGTH = 8
 """Bytes that state the length of the header."""
 
-MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+MAX_HEADER_BYTES = 100_000_000
+"""The reference implementation's limit."""
 
 DTYPES = {
     "BOOL": "bool",
@@ -47,24 +48,51 @@ DTYPES = {
     "F64": "float64",
     "C64": "complex64",
 }
+"""The format's dtypes by their name in the header."""
 
 
 def safetensors_header_stop(prefix: bytes, *, file: str, file_size: int) -> int:
-    """Offset at which the header ends and the tensors begin, from the first 8 bytes of the file (or more)."""
+    """Offset at which the header ends and the tensors begin.
+
+    Parameters
+    ----------
+    prefix
+        The first 8 bytes of the file, or more.
+    file
+        Its name, for messages.
+    file_size
+        Its size in bytes.
+
+    Raises
+    ------
+    FormatError
+        When the file is too short, or states a length that it cannot have.
+    """
     if len(prefix) < HEADER_LENGTH or file_size < HEADER_LENGTH:
         raise FormatError(f"{file} is {min(len(prefix), file_size)} bytes long: it is cut short, not safetensors")
     length = int.from_bytes(prefix[:HEADER_LENGTH], "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - HEADER_LENGTH):
-        hint = not_the_file(prefix) or "it is damaged, cut short or not safetensors"
+        hint = wrong_file_hint(prefix) or "it is damaged, cut short or not safetensors"
         raise FormatError(f"{file} of {file_size} bytes claims a header of {length} bytes: {hint}")
     return HEADER_LENGTH + length
 
 
 def parse_safetensors(header: bytes, *, file: str, file_size: int) -> dict[str, TensorSlice]:
-    """Every tensor of the file by name, in the order of the data.
+    """Every tensor of a safetensors file by name, in the order of the data.
 
-    `header` is the beginning of the file, to `safetensors_header_stop` at least. Raises FormatError unless
-    the tensors fill the rest of the file exactly, each with the bytes its shape and dtype ask for.
+    Parameters
+    ----------
+    header
+        The beginning of the file, at least up to `safetensors_header_stop`.
+    file
+        Its name.
+    file_size
+        Its size in bytes.
+
+    Raises
+    ------
+    FormatError
+        Unless the tensors fill the rest of the file exactly, each with the bytes that its shape and dtype take.
     """
     begin = safetensors_header_stop(header, file=file, file_size=file_size)
     if len(header) < begin:
@@ -81,7 +109,7 @@ def parse_safetensors(header: bytes, *, file: str, file_size: int) -> dict[str, 
     position = begin
     for tensor in slices:
         if tensor.start != position:
-            kind = "overlaps the tensor before it" if tensor.start < position else "leaves a hole before it"
+            kind = "overlaps the tensor before it" if tensor.start < position else "leaves a gap before it"
             raise FormatError(f"{file}: tensor {quote(tensor.name)} {kind}; the file is damaged")
         position = tensor.stop
     if position != file_size:
@@ -92,6 +120,7 @@ def parse_safetensors(header: bytes, *, file: str, file_size: int) -> dict[str, 
 
 
 def _parse_entry(name: str, entry: object, file: str, begin: int, file_size: int) -> TensorSlice:
+    """One tensor, from its entry in the header; the data begin at offset `begin`."""
     check_name(name, file=file)
     if not isinstance(entry, dict):
         raise FormatError(f"{file}: the header's entry for {quote(name)} is not an object")
@@ -99,7 +128,7 @@ def _parse_entry(name: str, entry: object, file: str, begin: int, file_size: int
     dtype = DTYPES.get(code) if isinstance(code, str) else None
     if dtype is None:
         raise FormatError(
-            f"{file}: tensor {quote(name)} has the dtype {quote(code)}, which is not known here; "
+            f"{file}: tensor {quote(name)} has the dtype {quote(code)}, which is not supported; "
             "convert the file to one of " + ", ".join(DTYPES)
         )
     shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
@@ -111,13 +140,13 @@ def _parse_entry(name: str, entry: object, file: str, begin: int, file_size: int
     if bits != 8 * (offsets[1] - offsets[0]):
         raise FormatError(
             f"{file}: tensor {quote(name)} of {dtype} and shape {quote(shape)} "
-            f"does not take the {offsets[1] - offsets[0]} bytes it is given"
+            f"does not take the {offsets[1] - offsets[0]} bytes that the header states"
         )
     return TensorSlice(name, file, begin + offsets[0], begin + offsets[1], dtype, shape)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
-    """A JSON list of unsigned 64-bit integers, else None (bool is no integer here)."""
+    """A JSON list of unsigned 64-bit integers, else None (bool is not an integer here)."""
     if not isinstance(value, list) or not all(type(item) is int and 0 <= item < 2**64 for item in value):
         return None
     return tuple(value)

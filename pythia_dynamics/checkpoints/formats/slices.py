@@ -1,4 +1,4 @@
-"""What every checkpoint format comes down to: the byte range of a tensor, and how a user names one."""
+"""Byte ranges of tensors, the selection of tensors by name, and the checks that all formats share."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = [
     "TensorSlice",
     "check_name",
     "element_count",
-    "not_the_file",
     "parse_index",
     "parse_json_object",
     "quote",
     "require_storable",
     "select",
+    "wrong_file_hint",
 ]
 
 STORABLE = ("float16", "bfloat16", "float32")
@@ -62,12 +62,18 @@ DTYPE_BITS = {
 """Bits per element of every dtype that can be listed, by its NumPy, ml_dtypes or torch name."""
 
 MAX_NAME_LENGTH = 1024
+"""Characters of a tensor's name; those of public models have fewer than 100."""
+
 MAX_JSON_BYTES = 100_000_000
-# A parsed value takes some 100 bytes of memory: this many bound it to a few hundred megabytes, and leave
-# room for 200,000 tensors a file.
+"""Bytes of JSON: the reference implementation's limit for a safetensors header."""
+
 MAX_JSON_VALUES = 2_000_000
+"""Values in one JSON text. A parsed value takes about 100 bytes: this bounds the memory to a few hundred megabytes, and
+allows 200,000 tensors in a file."""
 
 HEADS = ("embed_out.weight", "lm_head.weight")
+"""Names of the unembedding W_U: GPT-NeoX, and most other architectures of transformers."""
+
 EMBEDDINGS = (
     "gpt_neox.embed_in.weight",
     "embed_in.weight",
@@ -78,13 +84,19 @@ EMBEDDINGS = (
     "wte.weight",
     "transformer.word_embeddings.weight",
 )
+"""Names of the input embedding, which is the unembedding too where the two are tied."""
 
 
 class NeedBytes(Exception):
-    """More of the file is needed: the absolute byte range [start, stop), adjacent to the bytes given.
+    """A parser needs more of the file: bytes [start, stop), adjacent to those it was given. Not an error of the user.
 
-    A signal to the caller, not an error of the user. `parse_zip_directory` wants the range put before the
-    tail it was given (``tail = read(need.start, need.stop) + tail``), `member_data_start` wants it behind.
+    `parse_zip_directory` needs them before the given ones (``tail = read(need.start, need.stop) + tail``),
+    `member_data_start` after them.
+
+    Parameters
+    ----------
+    start, stop
+        Offsets in the file.
     """
 
     def __init__(self, start: int, stop: int) -> None:
@@ -94,10 +106,22 @@ class NeedBytes(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorSlice:
-    """Where the elements of one tensor lie: row-major, little-endian, in bytes [start, stop) of `file`.
+    """Where the elements of one tensor lie, row-major and little-endian.
 
-    `dtype` is a NumPy or ml_dtypes name. `crc32` is the CRC-32 which the format states for exactly these
-    bytes, None where it states none.
+    Parameters
+    ----------
+    name
+        The tensor's name.
+    file
+        Path of the file that holds it.
+    start, stop
+        Offsets in the file of its first byte and behind its last one.
+    dtype
+        A key of `DTYPE_BITS`.
+    shape
+        Sizes of its axes.
+    crc32
+        The CRC-32 that the format states for exactly these bytes, None where it states none.
     """
 
     name: str
@@ -110,11 +134,12 @@ class TensorSlice:
 
     @property
     def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
         return self.stop - self.start
 
 
 def require_storable(tensor: TensorSlice) -> None:
-    """Raise FormatError unless the store can hold the tensor's dtype."""
+    """Raise `FormatError` unless a store can hold the dtype of `tensor`."""
     if tensor.dtype not in STORABLE:
         raise FormatError(
             f"tensor {quote(tensor.name)} of {tensor.file} is {tensor.dtype}; "
@@ -123,10 +148,23 @@ def require_storable(tensor: TensorSlice) -> None:
 
 
 def select(names: Iterable[str], patterns: Sequence[str], *, where: str) -> list[str]:
-    """The tensors meant by `patterns`: exact names and case-sensitive globs, in the patterns' order, each once.
+    """The names that patterns match, each once, in the order of the patterns.
 
-    The matches of one glob keep the order of `names`. Raises UnknownNameError for a pattern that matches
-    nothing, CheckpointError for an output head that is tied to the embedding or has another name.
+    Parameters
+    ----------
+    names
+        Names of all tensors; the matches of one glob keep their order.
+    patterns
+        Exact names, and globs, which distinguish case.
+    where
+        The revision or file, for messages.
+
+    Raises
+    ------
+    UnknownNameError
+        When a pattern matches nothing.
+    CheckpointError
+        When a pattern names an output head that is tied to the embedding or has another name.
     """
     known = dict.fromkeys(names)
     chosen: dict[str, None] = {}
@@ -143,6 +181,7 @@ def select(names: Iterable[str], patterns: Sequence[str], *, where: str) -> list
 
 
 def _explain_missing_head(name: str, known: Iterable[str], where: str) -> None:
+    """Raise `CheckpointError` where an output head that was requested has another name or is tied."""
     if name not in HEADS:
         return
     here = set(known)
@@ -157,9 +196,19 @@ def _explain_missing_head(name: str, known: Iterable[str], where: str) -> None:
 
 
 def parse_index(text: bytes, *, file: str) -> dict[str, str]:
-    """Tensor name → shard file, of a `model.safetensors.index.json` or `pytorch_model.bin.index.json`.
+    """Tensor name → shard file, from an index of shards.
 
-    Shards must be plain file names beside the index. Raises FormatError for anything else.
+    Parameters
+    ----------
+    text
+        Content of a ``model.safetensors.index.json`` or ``pytorch_model.bin.index.json``.
+    file
+        Its name, for messages.
+
+    Raises
+    ------
+    FormatError
+        When it is damaged, or a shard is anything but the name of a file next to the index.
     """
     weight_map = parse_json_object(text, file=file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -167,13 +216,14 @@ def parse_index(text: bytes, *, file: str) -> dict[str, str]:
     shards: dict[str, str] = {}
     for name, shard in weight_map.items():
         check_name(name, file=file)
-        if not isinstance(shard, str) or not _is_plain(shard):
-            raise FormatError(f"{file} puts tensor {quote(name)} into {quote(shard)}, which is no plain file name")
+        if not isinstance(shard, str) or not _is_file_name(shard):
+            raise FormatError(f"{file} puts tensor {quote(name)} into {quote(shard)}, which is not a file name")
         shards[name] = shard
     return shards
 
 
-def _is_plain(name: str) -> bool:
+def _is_file_name(name: str) -> bool:
+    """Whether a name is that of a file in the same folder, on every system."""
     # A colon is a drive or an alternate stream on Windows; NUL, line ends, lone surrogates do not print.
     return (
         0 < len(name.encode("utf-8", "replace")) <= 255
@@ -184,11 +234,24 @@ def _is_plain(name: str) -> bool:
 
 
 def parse_json_object(text: bytes, *, file: str) -> dict[str, object]:
-    """A JSON object without duplicate keys, NaN or infinities, parsed in bounded memory and depth."""
+    """A JSON object, parsed in bounded memory and depth.
+
+    Parameters
+    ----------
+    text
+        The JSON.
+    file
+        What it is, for messages.
+
+    Raises
+    ------
+    FormatError
+        When it is not valid, too large, not an object, or holds duplicate keys, NaN or infinities.
+    """
     if len(text) > MAX_JSON_BYTES or sum(map(text.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
         raise FormatError(f"{file} describes more than any checkpoint holds; it is damaged or hostile")
     if text[:1] != b"{":
-        raise FormatError(f"{file} does not begin with a JSON object; {not_the_file(text) or 'it is damaged'}")
+        raise FormatError(f"{file} does not begin with a JSON object; {wrong_file_hint(text) or 'it is damaged'}")
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found: dict[str, object] = {}
@@ -199,7 +262,7 @@ def parse_json_object(text: bytes, *, file: str) -> dict[str, object]:
         return found
 
     def constant(name: str) -> object:
-        raise FormatError(f"{file} holds {name}, which is no JSON")
+        raise FormatError(f"{file} holds {name}, which is not JSON")
 
     try:
         found = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
@@ -210,7 +273,7 @@ def parse_json_object(text: bytes, *, file: str) -> dict[str, object]:
 
 
 def check_name(name: str, *, file: str) -> None:
-    """Raise FormatError for a tensor name nobody gives: empty, endless, or not encodable."""
+    """Raise `FormatError` for a tensor's `name` that is empty, too long or not Unicode; `file` is for the message."""
     if not 0 < len(name) <= MAX_NAME_LENGTH:
         raise FormatError(f"{file} names a tensor with {len(name)} characters; it is damaged or hostile")
     try:
@@ -220,7 +283,7 @@ def check_name(name: str, *, file: str) -> None:
 
 
 def element_count(shape: Iterable[int], limit: int) -> int:
-    """The product of `shape`, or some number above `limit` once that is passed (never a huge integer)."""
+    """The product of `shape`, or a number above `limit` where it exceeds that, so that no huge integer is computed."""
     sizes = tuple(shape)
     if 0 in sizes:
         return 0
@@ -232,8 +295,8 @@ def element_count(shape: Iterable[int], limit: int) -> int:
     return count
 
 
-def not_the_file(head: bytes) -> str | None:
-    """What a file turns out to be that is often found in a checkpoint's place, else None."""
+def wrong_file_hint(head: bytes) -> str | None:
+    """What a file that begins with `head` is instead of a checkpoint: an LFS pointer or a web page; else None."""
     if head.startswith(b"version https://git-lfs") or head == b"version ":
         return "it is a Git LFS pointer: fetch the file itself with `git lfs pull`"
     if head[:32].lstrip().lower().startswith((b"<!doctyp", b"<html")):
@@ -246,5 +309,5 @@ _REPR.maxstring = _REPR.maxother = 160
 
 
 def quote(value: object) -> str:
-    """A one-line, bounded `repr` for messages."""
+    """The `repr` of a value for messages, in one line and not longer than about 160 characters."""
     return _REPR.repr(value)

@@ -1,11 +1,11 @@
-"""The `data.pkl` of a torch checkpoint: which tensor is which stretch of which storage."""
+"""The `data.pkl` of a torch checkpoint: which part of which storage each tensor is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pythia_dynamics.checkpoints.formats.pickles import PickledTensor, kind_of, read_pickle
+from pythia_dynamics.checkpoints.formats.pickles import PickledTensor, read_pickle, type_name
 from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS, TensorSlice, check_name, element_count, quote
 from pythia_dynamics.errors import FormatError
 
@@ -17,9 +17,24 @@ __all__ = ["StorageView", "locate", "parse_state_dict"]
 
 @dataclass(frozen=True, slots=True)
 class StorageView:
-    """A tensor as torch describes it: `shape` and `stride`, from element `offset` of the storage `key` on.
+    """A tensor as torch describes it: a strided view of a storage. All numbers count elements of `dtype`.
 
-    All of them, `storage_numel` too, count elements of `dtype`.
+    Parameters
+    ----------
+    name
+        The tensor's name.
+    key
+        Name of its storage; see `ZipDirectory.storage`.
+    dtype
+        A key of `DTYPE_BITS`.
+    storage_numel
+        Length of the storage.
+    offset
+        Position in the storage of the tensor's first element.
+    shape
+        Sizes of its axes.
+    stride
+        Distance in the storage of neighbours along each axis.
     """
 
     name: str
@@ -32,15 +47,24 @@ class StorageView:
 
 
 def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, StorageView]:
-    """The tensors of a state dict by name, in its order; entries that are no tensors are left out.
+    """The tensors of a state dict by name, in its order; entries that are not tensors are left out.
 
-    `pickle` is the content of `ZipDirectory.pickle`; it is interpreted, never unpickled. Raises FormatError
-    naming the first global or opcode which a state dict has no use for, and when the tensors do not lie at the
-    top level.
+    Parameters
+    ----------
+    pickle
+        Content of the member `ZipDirectory.pickle`; it is interpreted, never unpickled.
+    file
+        Name of the file, for messages.
+
+    Raises
+    ------
+    FormatError
+        When the pickle uses a global or opcode that no state dict needs, which the message names; and when the tensors
+        do not lie at the top level.
     """
     found = read_pickle(pickle, file=file)
     if not isinstance(found, dict):
-        raise FormatError(f"{file} holds a {kind_of(found)}, not a state dict; save model.state_dict() instead")
+        raise FormatError(f"{file} holds a {type_name(found)}, not a state dict; save model.state_dict() instead")
     views = {name: _view(name, value, file) for name, value in found.items() if isinstance(value, PickledTensor)}
     # By identity: a hostile pickle refers to one huge dict many times.
     inner = {id(value): (name, value) for name, value in found.items() if isinstance(value, dict)}
@@ -49,15 +73,18 @@ def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, StorageView]:
         inside = f"its tensors lie under {quote(nested[0])}" if nested else "no tensor lies at its top level"
         key = quote(nested[0]) if nested else "..."
         raise FormatError(
-            f"{file} is no plain state dict: {inside} (found {_listing(found)}); "
+            f"{file} is not a plain state dict: {inside} (found {_listing(found)}); "
             f"re-save that part: torch.save(torch.load(path, weights_only=True)[{key}], path)"
         )
     return views
 
 
 def _view(name: object, tensor: PickledTensor, file: str) -> StorageView:
+    """One entry of the state dict, checked."""
     if not isinstance(name, str):
-        raise FormatError(f"{file} calls a tensor {quote(name)}, no string; save model.state_dict() instead")
+        raise FormatError(
+            f"{file} names a tensor {quote(name)}, which is not a string; save model.state_dict() instead"
+        )
     check_name(name, file=file)
     storage, numel = tensor.storage, tensor.storage.numel
     if storage.dtype is None:
@@ -68,15 +95,26 @@ def _view(name: object, tensor: PickledTensor, file: str) -> StorageView:
 
 
 def _listing(found: dict[object, object]) -> str:
-    shown = [f"{quote(name)}: {kind_of(found[name])}" for name in list(found)[:6]]
+    shown = [f"{quote(name)}: {type_name(found[name])}" for name in list(found)[:6]]
     return (", ".join(shown) or "nothing") + (", …" if len(found) > 6 else "")
 
 
 def locate(view: StorageView, directory: ZipDirectory, data_start: int) -> TensorSlice:
-    """The byte range of a tensor; `data_start` is `member_data_start` of ``directory.storage(view.key)``.
+    """The byte range of a tensor in the file. Its `crc32` is known where the tensor is the whole storage.
 
-    `crc32` is stated when the tensor is the whole storage. Raises FormatError for a view whose elements are not
-    adjacent in row-major order, or which leaves its storage.
+    Parameters
+    ----------
+    view
+        The tensor, from `parse_state_dict`.
+    directory
+        The archive's members, from `parse_zip_directory`.
+    data_start
+        `member_data_start` of ``directory.storage(view.key)``.
+
+    Raises
+    ------
+    FormatError
+        When the elements are not adjacent in row-major order, or lie outside the storage.
     """
     member = directory.storage(view.key)
     where = f"{directory.file}: tensor {quote(view.name)} of shape {quote(view.shape)}"
@@ -88,7 +126,7 @@ def locate(view: StorageView, directory: ZipDirectory, data_start: int) -> Tenso
         )
     if not _is_contiguous(view.shape, view.stride):
         raise FormatError(
-            f"{where} is a transposed or strided view (stride {quote(view.stride)}), no single byte range; re-save "
+            f"{where} is a transposed or strided view (stride {quote(view.stride)}), not one byte range; re-save "
             "it contiguous: {name: tensor.contiguous() for name, tensor in state_dict.items()}"
         )
     count = element_count(view.shape, limit=view.storage_numel)
@@ -102,7 +140,7 @@ def locate(view: StorageView, directory: ZipDirectory, data_start: int) -> Tenso
 
 
 def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """torch's rule: the strides of a tensor without elements, or along an axis of length 1, say nothing."""
+    """Torch's rule: strides of a tensor without elements, or along an axis of length 1, have no meaning."""
     if 0 in shape:
         return True
     expected = 1

@@ -1,0 +1,403 @@
+"""HTTP requests to the Hub: the one module that sends them, through the one method `HubClient.get`.
+
+The token goes to the Hub alone, never to the storage it redirects to. Error messages never quote those of the HTTP
+client, which may hold headers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from pythia_dynamics.checkpoints.retry import AttemptCounter, Failure, RateLimitGate, RetryableError, RetryPolicy
+from pythia_dynamics.checkpoints.source import AccessError, Traffic
+from pythia_dynamics.errors import HubError
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["CHUNK_BYTES", "LIBRARY", "HubClient", "Response", "overload", "parse_count"]
+
+T = TypeVar("T")
+
+LIBRARY = "pythia-dynamics"
+"""The name requests carry in their User-Agent."""
+
+CHUNK_BYTES = 256 * 1024
+"""Content is passed on in chunks of at least this size. The HTTP client delivers 64 KiB at a time; checksum and file
+write were measured 1.2 times faster for 256 KiB, and not reliably faster for more."""
+
+MAX_REDIRECTS = 6
+"""A file on the Hub needs one redirect, in a renamed repository two, through a mirror one or two more."""
+
+MAX_LISTING_BYTES = 16 * 2**20
+"""Longest accepted page of a listing. A page of 1,000 files has about 0.3 MB, a list of 154 branches 0.02 MB."""
+
+_OVERLOADED = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529})
+"""Statuses after which a server may answer later: those `huggingface_hub` repeats, 425, and those of CDNs (52x)."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class Response:
+    """The answer to one GET, whose body has not been read yet.
+
+    Parameters
+    ----------
+    response
+        The answer of the HTTP client, opened as a stream.
+    traffic
+        Where the bytes of `chunks` are counted.
+    timeout
+        Seconds `body` may take in all.
+    """
+
+    def __init__(self, response: httpx2.Response, traffic: Traffic, timeout: float) -> None:
+        self._response, self._traffic, self._timeout = response, traffic, timeout
+        self.url = str(response.request.url)
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+
+    @property
+    def is_redirect(self) -> bool:
+        """Whether the content is at another address."""
+        return self.status in _REDIRECTS
+
+    @property
+    def next_page(self) -> str | None:
+        """The address of the next page of a listing, from the ``Link`` header; None on the last page.
+
+        Raises `RetryableError` for an invalid address.
+        """
+        url = self._response.links.get("next", {}).get("url")
+        return _absolute(self.url, url) if url else None
+
+    def redirect_target(self) -> str:
+        """The address of the content. Raises `RetryableError` for an invalid one."""
+        return _absolute(self.url, self.headers.get("Location", ""))
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it was sent, in chunks of at least `CHUNK_BYTES` (the last may be smaller), counted as content.
+
+        Raises `RetryableError` when the connection fails, after what had arrived until then.
+        """
+        import httpx2
+
+        parts: list[bytes] = []
+        size = 0
+        failure = None
+        try:
+            for part in self._response.iter_raw():
+                parts.append(part)
+                size += len(part)
+                if size >= CHUNK_BYTES:
+                    yield self._count(parts)
+                    parts, size = [], 0
+        except httpx2.TransportError as error:
+            failure = _connection_failure(error)
+        if parts:
+            yield self._count(parts)
+        if failure is not None:
+            raise failure
+
+    def body(self, max_bytes: int) -> bytes:
+        """The whole body, not counted as content.
+
+        Raises `RetryableError` when it is longer than `max_bytes`, takes longer than the timeout, or the connection
+        fails.
+        """
+        import httpx2
+
+        end = time.monotonic() + self._timeout
+        body = bytearray()
+        try:
+            for part in self._response.iter_raw():
+                body += part
+                if len(body) > max_bytes:
+                    raise RetryableError(f"the response exceeds {max_bytes} bytes", Failure.INVALID_RESPONSE)
+                if time.monotonic() > end:
+                    raise RetryableError(f"the response is not complete after {self._timeout:g} s")
+        except httpx2.TransportError as error:
+            raise _connection_failure(error) from None
+        finally:
+            self.close()
+        return bytes(body)
+
+    def close(self) -> None:
+        """Release the connection; what has not been read is not transferred."""
+        self._response.close()
+
+    def _count(self, parts: list[bytes]) -> bytes:
+        chunk = b"".join(parts)
+        self._traffic.add(bytes=len(chunk))
+        return chunk
+
+
+@dataclass(frozen=True)
+class HubClient:
+    """Sends the requests for one repository. Threads may share one; it pickles.
+
+    Parameters
+    ----------
+    repository
+        The repository's id, ``owner/name``.
+    endpoint
+        The Hub's address, without a slash at its end.
+    policy
+        Timeout, and how often a request is repeated.
+    traffic
+        Where requests, bytes and retries are counted.
+    gate
+        Where requests wait while the rate limit is exhausted.
+
+    Raises
+    ------
+    AccessError
+        When the endpoint is not an address of HTTP.
+    """
+
+    repository: str
+    endpoint: str
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    traffic: Traffic = field(default_factory=Traffic)
+    gate: RateLimitGate = field(default_factory=RateLimitGate)
+
+    def __post_init__(self) -> None:
+        if not _is_http(self.endpoint):
+            raise AccessError(f"{self.endpoint!r} is not an address of the Hub; check HF_ENDPOINT")
+
+    def get(self, url: str, *, byte_range: str | None = None) -> Response:
+        """Send one GET, once the rate limit allows it, and return the answer, whatever its status.
+
+        A request to the Hub is counted (as `api` or `requests`) and carries the token; one to another host is not
+        and does not.
+
+        Parameters
+        ----------
+        url
+            The address. Redirects are not followed; see `follow`.
+        byte_range
+            The value of the ``Range`` header, None for the whole.
+
+        Raises
+        ------
+        RetryableError
+            When there is no connection, or no answer within the policy's timeout.
+        AccessError
+            In the offline mode of `huggingface_hub`.
+        HubError
+            When the gate was cancelled.
+        """
+        import httpx2
+        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+
+        to_hub = self.is_hub(url)
+        self.gate.wait()
+        if to_hub:
+            listing = url.startswith(f"{self.endpoint}/api/")
+            self.traffic.add(api=int(listing), requests=int(not listing))
+        headers = build_hf_headers(library_name=LIBRARY, token=None if to_hub else False)
+        headers["Accept-Encoding"] = "identity"  # byte ranges of a compressed file mean nothing
+        if byte_range is not None:
+            headers["Range"] = byte_range
+        client = get_session()
+        with self.translated_errors():
+            try:
+                request = client.build_request("GET", url, headers=headers, timeout=self.policy.timeout)
+            except httpx2.InvalidURL:
+                raise _invalid_address() from None
+            answer = client.send(request, stream=True, follow_redirects=False)
+        return Response(answer, self.traffic, self.policy.timeout)
+
+    def follow(self, url: str, *, byte_range: str | None = None) -> Generator[Response, None, None]:
+        """Send a GET and follow its redirects: yield each answer, the last being that without a redirect.
+
+        Redirects are closed; only the last answer has a body to read. Parameters and errors are those of `get`, and
+        `RetryableError` for an endless chain.
+        """
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self.get(url, byte_range=byte_range)
+            if response.is_redirect:
+                response.close()
+            yield response
+            if not response.is_redirect:
+                return
+            url = response.redirect_target()
+        raise RetryableError(f"the Hub answered with more than {MAX_REDIRECTS} redirects", Failure.INVALID_RESPONSE)
+
+    def get_json(self, url: str, parse: Callable[[Any], T], *, ref: str = "") -> tuple[T, str | None]:
+        """One page of a listing of the Hub's API: what `parse` makes of its JSON, and the address of the next page.
+
+        Parameters
+        ----------
+        url
+            The address of the page.
+        parse
+            Takes the decoded JSON. Its `KeyError`, `TypeError`, `ValueError` and `AttributeError` mean that the
+            response is invalid.
+        ref
+            The revision that is listed, for the message that it is gone.
+
+        Raises
+        ------
+        RetryableError
+            As `get`, and for an invalid response.
+        HubError, AccessError
+            As `refusal`.
+        """
+        *_, response = self.follow(url)
+        if response.status != 200:
+            response.close()
+            raise self.refusal(response.status, response.headers, ref)
+        try:
+            return parse(json.loads(response.body(MAX_LISTING_BYTES))), response.next_page
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+            raise RetryableError("the Hub sent an invalid response", Failure.INVALID_RESPONSE) from None
+
+    def attempts(self, subject: str) -> AttemptCounter:
+        """A counter for the attempts of one request; `subject` (file, listing) is named in its final error."""
+        return AttemptCounter(self.policy, self.gate, self.traffic, subject)
+
+    def is_hub(self, url: str) -> bool:
+        """Whether an address is of the Hub itself: the same scheme, host and port as the endpoint."""
+        return _origin(url) == _origin(self.endpoint)
+
+    def refusal(self, status: int, headers: Mapping[str, str], ref: str) -> RetryableError:
+        """Why the Hub sent no content, for another attempt. An exhausted rate limit closes the gate for all requests.
+
+        Parameters
+        ----------
+        status
+            The HTTP status, not 200.
+        headers
+            The answer's headers.
+        ref
+            The revision that was requested, for the message that it is gone.
+
+        Raises
+        ------
+        AccessError
+            When the repository is gated, private or does not exist.
+        HubError
+            When the revision does not exist.
+        """
+        code = headers.get("X-Error-Code", "")
+        failure = overload(status, headers, "the Hub")
+        if failure is not None:
+            if status == 429 and failure.wait is not None:
+                self.gate.close_for(failure.wait)
+            return failure
+        if code == "GatedRepo":
+            raise AccessError(
+                f"{self.repository} is gated: accept its licence at {self.endpoint}/{self.repository}, then log in "
+                "with `hf auth login`"
+            )
+        if code == "RepoNotFound" or status == 401:
+            raise AccessError(
+                f"the Hub has no repository {self.repository}, or it is private: check the name, or log in with "
+                "`hf auth login`"
+            )
+        if code == "RevisionNotFound":
+            raise HubError(f"{self.repository}: the commit of {ref} is gone; run again to read the branch anew")
+        if status == 403:
+            raise AccessError(f"the Hub refuses {self.repository} (403): check what your token may read")
+        return RetryableError(f"the Hub answered {status}", Failure.INVALID_RESPONSE)
+
+    @contextmanager
+    def translated_errors(self, ref: str = "") -> Iterator[None]:
+        """Turn errors of `huggingface_hub` and of its HTTP client into `RetryableError`, `HubError` or `AccessError`.
+
+        `ref` is the revision that is requested, for the message that it is gone.
+        """
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+        try:
+            yield
+        except OfflineModeIsEnabled:
+            raise AccessError(
+                f"{self.repository} cannot be reached: HF_HUB_OFFLINE is set; unset it, or name --source DIR"
+            ) from None
+        except HfHubHTTPError as error:
+            raise self.refusal(error.response.status_code, error.response.headers, ref) from None
+        except httpx2.TransportError as error:
+            raise _connection_failure(error) from None
+
+
+def overload(status: int, headers: Mapping[str, str], server: str) -> RetryableError | None:
+    """The failure of a server that is overloaded, None where the status says something else.
+
+    Parameters
+    ----------
+    status
+        The HTTP status.
+    headers
+        The answer's headers, which may state when to come back.
+    server
+        What to call the server in the message.
+    """
+    if status not in _OVERLOADED:
+        return None
+    return RetryableError(f"{server} answered {status}", wait=_requested_wait(headers))
+
+
+def parse_count(text: str | None) -> int | None:
+    """The non-negative integer that a header's `text` states; None where it states none, or one beyond 63 bits."""
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def _absolute(base: str, address: str) -> str:
+    """An address found in an answer of `base`, made absolute. Raises `RetryableError` for an invalid one."""
+    with suppress(ValueError):
+        url = urljoin(base, address)
+        if _is_http(url):
+            return url
+    raise _invalid_address()
+
+
+def _is_http(url: str) -> bool:
+    """Whether this is a valid address of HTTP or HTTPS."""
+    with suppress(ValueError):
+        scheme, host, _ = _origin(url)
+        return scheme in ("http", "https") and bool(host)
+    return False
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port of an address. Raises `ValueError` for an invalid one."""
+    parts = urlsplit(url)
+    return (parts.scheme, parts.hostname, parts.port)
+
+
+def _requested_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds the server asks to wait: its rate-limit headers when the limit is exhausted, else ``Retry-After``."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds) + 0.5  # stated in whole seconds, which may be rounded down
+    seconds = parse_count(headers.get("Retry-After"))
+    return None if seconds is None else float(seconds)
+
+
+def _invalid_address() -> RetryableError:
+    """The failure of a redirect or a link that leads nowhere."""
+    return RetryableError("the Hub sent an invalid address", Failure.INVALID_RESPONSE)
+
+
+def _connection_failure(error: Exception) -> RetryableError:
+    """A failed connection, without the message of the client, which may hold headers."""
+    import httpx2
+
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
+        return RetryableError("the Hub cannot be reached (no network?)", Failure.UNREACHABLE)
+    if isinstance(error, httpx2.TimeoutException):
+        return RetryableError("the server stopped responding")
+    if isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
+        return RetryableError("the request cannot be made (check HF_ENDPOINT and the token)", Failure.INVALID_RESPONSE)
+    return RetryableError("the connection was lost")

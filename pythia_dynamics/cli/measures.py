@@ -1,0 +1,160 @@
+"""The commands that are made from measures: density, msd, two-time, order, rank, spectrum, and users' own."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pythia_dynamics.cli.app import (
+    Faults,
+    bar,
+    main,
+    model_names,
+    note_written,
+    notes,
+    opened_history,
+    print_facts,
+    rows_to_keep,
+    say_outcome,
+    with_cache,
+    with_json,
+    with_models,
+    with_results,
+    with_rows,
+    with_steps,
+    with_tensor,
+)
+from pythia_dynamics.measures import MEASURES
+
+if TYPE_CHECKING:
+    from pythia_dynamics.measures.measure import Measure, Option
+
+__all__ = ["MeasureCommand"]
+
+
+class MeasureCommand(click.Command):
+    """The command of a measure. The measure is loaded when the command is run or asked for help, not to list it."""
+
+    def __init__(self, measure: str, help: str | None = None) -> None:
+        super().__init__(measure.replace("_", "-"), callback=partial(_run, measure), help=help)
+        self.measure = measure
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options of every measure, and the flags that this one declares."""
+        if not self.params:
+            self.params = _parameters(_measure(self.measure))
+        return super().get_params(ctx)
+
+
+def _measure(name: str) -> Measure:
+    from pythia_dynamics.measures.catalogue import find_measure
+
+    return find_measure(name)
+
+
+def _parameters(measure: Measure) -> list[click.Parameter]:
+    companions = [_measure(name) for name in measure.companions]
+    decorators: list[Callable[[Any], Any]] = [with_models(required=False), with_tensor, with_steps(None), with_rows]
+    decorators += [_flag(option) for option in measure.options.values() if option.flag is not None]
+    if any(each.uses_gram for each in (measure, *companions)):
+        decorators.append(
+            click.option("--device", default="auto", show_default=True, help="Of the Gram matrices: auto, cuda or cpu.")
+        )
+    for name in measure.companions:
+        flag = name.replace("_", "-")
+        text = f"Also compute {name} ({name}.zarr)."
+        decorators.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
+    decorators += [with_cache, with_results, with_json]
+
+    def command() -> None: ...
+
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    declared: list[click.Parameter] = command.__click_params__  # type: ignore[attr-defined]
+    return declared[::-1]
+
+
+def _flag(option: Option) -> Callable[[Any], Any]:
+    """The flag that an option of a measure declares."""
+    assert option.flag is not None
+    members = typing.get_args(option.kind) if isinstance(option.kind, types.UnionType) else (option.kind,)
+    kind: Any = next((member for member in (bool, int, float) if member in members), str)
+    if option.flag.is_file:
+        kind = click.Path(exists=True, dir_okay=False)
+    elif option.flag.minimum is not None:
+        kind = click.IntRange(option.flag.minimum)
+    return click.option(
+        f"--{option.name.replace('_', '-')}",
+        option.name,
+        type=kind,
+        default=option.default,
+        show_default=option.default is not None,
+        help=option.flag.help,
+    )
+
+
+def _run(
+    measure: str,
+    *,
+    models: tuple[str, ...],
+    tensor: str | None,
+    steps: str | None,
+    drop_padding: int | str | None,
+    cache: Path,
+    results: Path,
+    as_json: bool,
+    device: str = "cpu",
+    **options: Any,
+) -> None:
+    """Compute a measure, and its companions, of every model, and print what came of it."""
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import measure as measure_history
+    from pythia_dynamics.sweep.compute import Compute
+    from pythia_dynamics.sweep.frames import NonFiniteWarning
+
+    companions = [name for name in _measure(measure).companions if options.pop(name)]
+    facts: list[dict[str, Any]] = []
+    faults = Faults()
+    for name in model_names(models, cache):
+        with faults.of_one_model():
+            history = opened_history(name, tensor, steps, cache)
+            rows = rows_to_keep(drop_padding, history, as_json)
+            with notes(as_json) as caught, bar(f"{history.name} {measure}") as progress:
+                outcomes = measure_history(
+                    history,
+                    [measure, *companions],
+                    Results(history.name, results),
+                    options={measure: options},
+                    compute=Compute(rows=rows, device=device, progress=progress),
+                )
+            note_written(history.name)
+            for item in caught:
+                if item.category is NonFiniteWarning:
+                    faults.add(f"{item.message} (all other steps are in the results)")
+            for outcome in outcomes:
+                say_outcome(outcome, as_json)
+            first, *others = outcomes
+            facts.append(
+                {
+                    "model": history.name,
+                    "tensor": history.tensor,
+                    "files": [path for outcome in outcomes for path in outcome.files],
+                    "missing": dict(history.missing),
+                    **first.facts,
+                    **{outcome.kind: outcome.facts for outcome in others},
+                }
+            )
+    if facts:
+        print_facts({measure: facts}, as_json)
+    faults.raise_if_any()
+
+
+for _name, _answer in MEASURES.items():
+    main.add_command(MeasureCommand(_name, _answer))
+main.other_measures = MeasureCommand

@@ -1,0 +1,170 @@
+"""Commands about the course of a training: stop, phases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from pythia_dynamics.cli.app import (
+    Faults,
+    bar,
+    main,
+    model_names,
+    note_written,
+    notes,
+    opened_history,
+    print_facts,
+    rows_to_keep,
+    say,
+    say_outcome,
+    with_cache,
+    with_json,
+    with_models,
+    with_results,
+    with_rows,
+    with_steps,
+    with_tensor,
+)
+from pythia_dynamics.training.choices import RuleKind
+
+__all__ = ["phases", "stop"]
+
+
+@main.command()
+@with_models(required=False)
+@click.option(
+    "--rule",
+    type=click.Choice(get_args(RuleKind)),
+    default="either",
+    show_default=True,
+    help="Displacement rate below the threshold, MSD past its peak beyond the null, or either.",
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, min_open=True),
+    default=0.01,
+    show_default=True,
+    help="Relative displacement per 1,000 steps.",
+)
+@click.option("--patience", type=click.IntRange(1), default=3, show_default=True, help="Records in a row.")
+@click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="First step that counts.")
+@click.option(
+    "--loss",
+    type=click.Path(exists=True, dir_okay=False),
+    help="CSV with the columns step and loss.  [default: perplexity-forward.csv, or losses.csv of the suite]",
+)
+@with_tensor
+@with_steps(None)
+@with_rows
+@with_cache
+@with_results
+@with_json
+def stop(
+    models: tuple[str, ...],
+    rule: RuleKind,
+    threshold: float,
+    patience: int,
+    after: int,
+    loss: str | None,
+    tensor: str | None,
+    steps: str | None,
+    drop_padding: int | str | None,
+    cache: Path,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Where training would have stopped for stationary weights, what that saves, and what it costs in loss."""
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.results.losses import known_loss, read_losses
+    from pythia_dynamics.studies.pipeline import write_stop
+    from pythia_dynamics.sweep.compute import Compute
+    from pythia_dynamics.training.stopping import StationarityRule, replay
+
+    chosen = StationarityRule(rule, threshold, patience, after)
+    facts: list[dict[str, Any]] = []
+    faults = Faults()
+    for name in model_names(models, cache):
+        with faults.of_one_model():
+            history = opened_history(name, tensor, steps, cache)
+            own = Results(history.name, results, tensor=history.tensor)
+            known = (read_losses(loss), loss) if loss else known_loss(own, str(history.provenance["source"]))
+            losses, loss_from = known if known else (None, None)
+            rows = rows_to_keep(drop_padding, history, as_json)
+            with notes(as_json), bar(f"{history.name} stop") as progress:
+                found = replay(history, chosen, loss=losses, compute=Compute(rows=rows, progress=progress))
+                outcome = write_stop(own, found, loss_from=loss_from)
+            note_written(history.name)
+            say_outcome(outcome, as_json)
+            missing = dict(history.missing)
+            facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
+    if facts:
+        print_facts({"stop": facts}, as_json)
+    faults.raise_if_any()
+
+
+@main.command()
+@with_models(required=False)
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Of the penalty for one phase more, in units of σ² ln n; BIC's is 3.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Share of the training within which two change points are the same.",
+)
+@with_tensor
+@with_steps(None)
+@with_rows
+@with_cache
+@with_results
+@with_json
+def phases(
+    models: tuple[str, ...],
+    strength: float,
+    tolerance: float,
+    tensor: str | None,
+    steps: str | None,
+    drop_padding: int | str | None,
+    cache: Path,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Phases of training: change points of displacement rate, direction and bimodality, and their agreement.
+
+    With several models (seeds, sizes) also whether the others change at the same step.
+    """
+    from pythia_dynamics.measures.phases import agreement
+    from pythia_dynamics.measures.phases import phases as find_phases
+    from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.studies.pipeline import write_phases
+    from pythia_dynamics.sweep.compute import Compute
+
+    found, tensors = {}, {}
+    faults = Faults()
+    for name in model_names(models, cache):
+        with faults.of_one_model():
+            history = opened_history(name, tensor, steps, cache)
+            rows = rows_to_keep(drop_padding, history, as_json)
+            with notes(as_json), bar(f"{history.name} phases") as progress:
+                compute = Compute(rows=rows, progress=progress)
+                found[history.name] = find_phases(history, strength=strength, compute=compute)
+            tensors[history.name] = history.tensor
+    changes = agreement(found, tolerance=tolerance)
+    facts: list[dict[str, Any]] = []
+    for name, dataset in found.items():
+        outcome = write_phases(Results(name, results, tensor=tensors[name]), dataset, changes)
+        note_written(name)
+        say(name, as_json)
+        say_outcome(outcome, as_json)
+        facts.append({"model": name, "files": outcome.files, **outcome.facts})
+    if facts:
+        print_facts({"phases": facts}, as_json)
+    faults.raise_if_any()

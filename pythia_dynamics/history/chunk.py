@@ -1,0 +1,48 @@
+"""One chunk of the weight store: the bytes of a tensor at one step, and their checksum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import google_crc32c
+
+from pythia_dynamics.errors import IntegrityError
+
+__all__ = ["CHECKSUM_BYTES", "ChunkWriter"]
+
+CHECKSUM_BYTES = 4
+"""Length of the CRC-32C that ends each chunk file."""
+
+
+@dataclass
+class ChunkWriter:
+    """Writes the bytes of one chunk in order. `Store.writer` makes it; it is valid inside that context only.
+
+    Parameters
+    ----------
+    file
+        The file of the chunk, open for writing.
+    expected
+        Bytes of the tensor at one step.
+    """
+
+    file: IO[bytes] = field(repr=False)
+    expected: int
+    written: int = 0
+    _checksum: Any = field(default_factory=google_crc32c.Checksum, repr=False)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes. Raises `IntegrityError` when there are more than the tensor has."""
+        view = memoryview(data).cast("B")
+        self.written += len(view)
+        if self.written > self.expected:
+            raise IntegrityError(f"more than the tensor's {self.expected} bytes arrived")
+        self._checksum.update(bytes(view) if not isinstance(data, bytes) else data)
+        self.file.write(view)
+
+    def finish(self) -> None:
+        """Append the checksum. Raises `IntegrityError` when fewer bytes were written than the tensor has."""
+        if self.written != self.expected:
+            raise IntegrityError(f"{self.written} of the tensor's {self.expected} bytes arrived")
+        self.file.write(int.from_bytes(self._checksum.digest(), "big").to_bytes(CHECKSUM_BYTES, "little"))

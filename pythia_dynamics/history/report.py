@@ -1,0 +1,72 @@
+"""What a fetch did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pythia_dynamics.checkpoints.registry import Model
+from pythia_dynamics.history.history import History
+from pythia_dynamics.history.store import Store, TensorSpec
+
+__all__ = ["FetchReport"]
+
+
+@dataclass(frozen=True)
+class FetchReport:
+    """What a fetch did.
+
+    Parameters
+    ----------
+    model
+        The model that the name stood for.
+    source
+        Repository id or directory.
+    path
+        The store.
+    tensors
+        Name, dtype and shape of each tensor that the names and globs meant.
+    steps
+        The requested steps.
+    fetched
+        Those that were fetched now.
+    present
+        Those that were in the store before.
+    missing
+        Those that are not in the store, with the reason of each.
+    requests
+        File requests.
+    api
+        Requests to the Hub's API.
+    retries
+        Requests that were repeated after a failure.
+    bytes
+        Bytes that were transferred, or read from files.
+    seconds
+        Duration.
+    """
+
+    model: Model
+    source: str
+    path: Path
+    tensors: tuple[TensorSpec, ...]
+    steps: tuple[int, ...]
+    fetched: tuple[int, ...]
+    present: tuple[int, ...]
+    missing: Mapping[int, str]
+    requests: int
+    api: int
+    retries: int
+    bytes: int
+    seconds: float
+
+    @property
+    def complete(self) -> bool:
+        """Whether every requested step is in the store."""
+        return not self.missing
+
+    def histories(self) -> dict[str, History]:
+        """The history of each tensor, by name, of the requested steps. Steps in `missing` have no weights."""
+        store = Store.open(self.path)
+        return {spec.name: History.from_store(store, spec.name).select(self.steps) for spec in self.tensors}

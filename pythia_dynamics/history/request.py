@@ -1,0 +1,148 @@
+"""What to fetch, as one value that `preview` and `download` take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pythia_dynamics.checkpoints.open import open_source
+from pythia_dynamics.checkpoints.registry import PAPER_STEPS, UNEMBEDDING, Model, parse_steps
+from pythia_dynamics.checkpoints.source import Source
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.history.cache import find_model, store_path
+
+__all__ = ["HUB", "REGISTRY", "FetchRequest", "SourceName"]
+
+SourceName = Literal["hub", "registry"]
+"""The sources that have a name; every other source is a directory of checkpoints."""
+
+HUB: SourceName = "hub"
+"""The Hugging Face Hub."""
+
+REGISTRY: SourceName = "registry"
+"""The shapes in `pythia_dynamics.checkpoints.registry`, without network: for `preview` only."""
+
+
+@dataclass(frozen=True)
+class FetchRequest:
+    """Which tensors of which steps of a model to fetch, from where, and into which cache.
+
+    Parameters
+    ----------
+    model
+        An alias (``70m``, ``160m-seed3``), a repository id, the name of a store in the cache, a directory of
+        checkpoints, or a `Model`.
+    tensors
+        Names of tensors in the checkpoint files, and globs (``*.attention.dense.weight``).
+    steps
+        ``paper``, ``all``, ``1000,2000``, ``1000:143000:1000``, or step numbers. Default: the 143 steps of the papers
+        for Pythia, all steps for other models.
+    source
+        ``"hub"``; ``"registry"`` (for `preview` only); a directory of the model's checkpoints; or an open `Source`.
+        A model that is a directory is its own source.
+    cache
+        Directory of the stores. Default: the environment's ``PYTHIA_DYN_CACHE``, else ``cache``.
+    pattern
+        Regular expression with one group, the step, for branch or folder names other than ``step1000``.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such model.
+    PythiaDynError
+        No tensor or no step is named, or `steps` cannot be read.
+    """
+
+    model: str | Path | Model
+    tensors: str | Iterable[str] = (UNEMBEDDING,)
+    steps: str | Iterable[int] | None = None
+    source: str | Path | Source = HUB
+    cache: str | Path | None = None
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        tensors = (self.tensors,) if isinstance(self.tensors, str) else tuple(self.tensors)
+        object.__setattr__(self, "tensors", tensors)
+        if self.steps is not None and not isinstance(self.steps, str):
+            object.__setattr__(self, "steps", tuple(sorted({int(step) for step in self.steps})))
+        if not all(isinstance(tensor, str) for tensor in tensors):
+            raise PythiaDynError(f"a tensor is given by its name or a glob, not as {tensors[0]!r}")
+        if not tensors:
+            raise PythiaDynError(f"no tensor is named; name at least one, for instance {UNEMBEDDING}")
+        if self.steps == ():
+            raise PythiaDynError("no step is named; name at least one, or leave out the steps")
+        _ = self.resolved, self.wanted
+
+    @classmethod
+    def of(
+        cls, model: str | Path | Model | FetchRequest, options: Mapping[str, Any], *, others: Iterable[str] = ()
+    ) -> FetchRequest:
+        """The request that a call with keyword arguments means.
+
+        Parameters
+        ----------
+        model
+            The first argument of the call: a model, or a request of which `options` replace fields.
+        options
+            Values of fields, by name.
+        others
+            The other keywords of the call, as suggestions for a name that is not known.
+
+        Raises
+        ------
+        UnknownNameError
+            `options` has a name that is no field.
+        """
+        known = [field.name for field in fields(cls)[1:]]
+        for name in options:
+            if name not in known:
+                raise UnknownNameError("option", name, (*known, *others))
+        return replace(model, **options) if isinstance(model, FetchRequest) else cls(model, **options)
+
+    @cached_property
+    def resolved(self) -> Model:
+        """The model that `model` means."""
+        return self.model if isinstance(self.model, Model) else find_model(self.model, self.cache)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The tensors, as names and globs."""
+        return tuple(self.tensors)
+
+    @property
+    def path(self) -> Path:
+        """The store that the weights go to."""
+        return store_path(self.resolved.name, self.cache)
+
+    @cached_property
+    def wanted(self) -> tuple[int, ...] | None:
+        """The requested steps, in increasing order; None for all that the source has."""
+        if self.steps is None:
+            return PAPER_STEPS if self.resolved.is_pythia else None
+        return parse_steps(self.steps) if isinstance(self.steps, str) else tuple(self.steps)
+
+    @property
+    def names_each_step(self) -> bool:
+        """Whether each step was given by its number, not by a range, a word or the default."""
+        if isinstance(self.steps, str):
+            return all(part.strip().isdigit() for part in self.steps.split(","))
+        return self.steps is not None
+
+    def open_source(self) -> Source:
+        """Open the source. No network is used yet.
+
+        Raises
+        ------
+        CheckpointError
+            The directory does not exist.
+        PythiaDynError
+            The source is the registry, which has no weights.
+        """
+        if self.source == REGISTRY:
+            raise PythiaDynError("the registry has no weights; name hub or a directory of checkpoints as the source")
+        if isinstance(self.source, (str, Path)):
+            return open_source(self.resolved, str(self.source), pattern=self.pattern)
+        return self.source

@@ -1,0 +1,134 @@
+"""The command perplexity: what it passes on, and what it does when a model fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from support.tiny_models import TEXTS, encode, model, write_checkpoint
+
+from pythia_dynamics import figures
+from pythia_dynamics.cli.app import main
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.evaluation import portrait, runner
+from pythia_dynamics.evaluation.corpus import load_corpus
+from pythia_dynamics.evaluation.settings import EvaluationSettings
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures: drawing takes time."""
+    monkeypatch.setattr(figures, "save", lambda figure, path: [])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    environment = {"PYTHIA_DYN_CACHE": str(tmp_path / "cache"), "PYTHIA_DYN_RESULTS": str(tmp_path / "results")}
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text("\n".join(TEXTS))
+
+    def invoke(*arguments: object) -> Result:
+        words = ["perplexity", "--device", "cpu", "--corpus", str(corpus), *map(str, arguments)]
+        return CliRunner(env=environment).invoke(main, words)
+
+    return invoke
+
+
+@pytest.fixture
+def suites(tmp_path: Path) -> dict[str, Path]:
+    """Two suites that can be evaluated, and between them one without a tokenizer."""
+    for seed, name in enumerate(("one", "bare", "two")):
+        write_checkpoint(tmp_path / name / "step1", model(seed))
+    (tmp_path / "bare" / "step1" / "tokenizer.json").unlink()
+    return {name: tmp_path / name for name in ("one", "bare", "two")}
+
+
+def failure(result: Result) -> str:
+    assert result.exit_code == 1, (result.stdout, result.stderr, result.exception)
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_a_model_that_fails_keeps_no_other_from_being_evaluated(
+    run: Run, suites: dict[str, Path], tmp_path: Path
+) -> None:
+    models = [word for name in ("70n", *suites.values()) for word in ("--model", name)]
+    result = run(*models)
+    line = failure(result)
+    assert line.startswith("pythia-dyn: 70n: no model '70n'; did you mean 70m")
+    assert f"; {suites['bare']}: none of 1 revisions" in line
+    assert line.count("tokenizer.json") == 1
+    assert str(suites["one"]) not in line
+    for name in ("one", "two"):
+        assert len((tmp_path / "results" / name / "perplexity-forward.csv").read_text().splitlines()) == 2
+        assert str(tmp_path / "results" / name / "perplexity-forward.csv") in result.stdout
+    result = run(*models, "--json")
+    assert failure(result) == line
+    assert [fact["model"] for fact in json.loads(result.stdout)["perplexity"]] == ["one", "two"]
+
+
+def test_completions_go_on_past_a_model_that_fails(run: Run, suites: dict[str, Path]) -> None:
+    models = [word for path in suites.values() for word in ("--model", path)]
+    result = run(*models, "--show", "the cat sat", "--json")
+    assert "tokenizer.json" in failure(result)
+    told = json.loads(result.stdout)["perplexity"]
+    assert [fact["model"] for fact in told] == ["one", "two"]
+    assert all(len(fact["completions"]) == len(encode("the cat sat")) - 1 for fact in told)
+
+
+def test_a_step_without_a_perplexity_is_told_beside_a_model_that_fails(run: Run, suites: dict[str, Path]) -> None:
+    line = failure(run("--model", suites["one"], "--model", "70n", "--steps", "1,5"))
+    assert line.startswith("pythia-dyn: 70n: ")
+    assert line.endswith("; 1 steps gave no perplexity (see above); the same command tries those again")
+
+
+def test_every_option_reaches_the_settings(
+    run: Run, suites: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def evaluate(model: Any, modes: Any, settings: EvaluationSettings, *, out: Path, progress: Any) -> Any:
+        seen.append((model.name, modes, settings, out))
+        raise PythiaDynError("seen")
+
+    def complete(model: Any, phrase: str, settings: EvaluationSettings, *, step: int | None) -> Any:
+        seen.append((phrase, settings.head, step))
+        raise PythiaDynError("seen")
+
+    monkeypatch.setattr(runner, "evaluate", evaluate)
+    monkeypatch.setattr(portrait, "completions", complete)
+    options = ["--mode", "unmask", "--mode", "forward", "--limit", 3, "--steps", "1,2", "--source", tmp_path]
+    options += ["--dtype", "bfloat16", "--tf32", "--head", "ternary", "--batch-tokens", 99, "--disk-budget", 1.5]
+    run("--model", suites["one"], *options)
+    run("--model", suites["one"], *options, "--show", "a phrase")
+    settings = EvaluationSettings(
+        corpus=load_corpus(tmp_path / "texts.txt", limit=3), limit=3, steps="1,2", device="cpu", dtype="bfloat16",
+        head="ternary", tf32=True, source=str(tmp_path), batch_tokens=99, disk_budget=1_500_000_000,
+    )  # fmt: skip
+    assert seen == [
+        ("one", ("unmask", "forward"), settings, tmp_path / "results" / "one" / "ternary"),
+        ("a phrase", "ternary", 2),
+    ]
+
+
+def test_settings_that_are_wrong_are_told_once(run: Run, suites: dict[str, Path]) -> None:
+    models = [word for path in suites.values() for word in ("--model", path)]
+    assert failure(run(*models, "--device", "gpu")).count("no device 'gpu'") == 1
+    assert failure(run(*models, "--steps", "some")).count("cannot read steps") == 1
+    assert failure(run(*models, "--corpus", "absent.txt")).count("no corpus file absent.txt") == 1
+
+
+def test_a_rounded_head_has_results_of_its_own(run: Run, suites: dict[str, Path], tmp_path: Path) -> None:
+    for options in ([], ["--head", "ternary"]):
+        done = run("--model", suites["one"], *options)
+        assert done.exit_code == 0, done.stderr
+    plain, rounded = (tmp_path / "results" / "one" / part / "perplexity-forward.csv" for part in ("", "ternary"))
+    assert plain.read_text() != rounded.read_text()
+    settings = json.loads(rounded.with_suffix(".json").read_text())["settings"]
+    assert settings["head"] == "ternary"

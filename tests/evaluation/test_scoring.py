@@ -1,0 +1,103 @@
+"""Constants and edges of scoring: what a valid perplexity is, and each column by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_models import model
+
+from pythia_dynamics.evaluation.forward import forward_scores
+from pythia_dynamics.evaluation.last_word import last_word_row
+from pythia_dynamics.evaluation.scoring import (
+    Sentences,
+    default_batch_tokens,
+    right_pad,
+    score,
+    summarise,
+    valid_sentences,
+)
+
+
+@pytest.mark.parametrize(
+    ("nll", "tokens", "valid"),
+    [
+        (0.0, 1, True),  # a perplexity of exactly 1
+        (-1e-12, 1, False),  # below 1 by rounding is below 1
+        (-1e-12, 1000, False),
+        (2.0, 0, False),  # nothing scored
+        (0.0, 0, False),
+        (709.0, 1, True),  # the largest whole NLL whose exponential is a float64
+        (710.0, 1, False),
+        (7090.0, 10, True),  # per token, not per sentence
+        (math.inf, 3, False),
+        (-math.inf, 3, False),
+        (math.nan, 3, False),
+    ],
+)
+def test_a_perplexity_is_finite_and_at_least_one(nll: float, tokens: int, valid: bool) -> None:
+    assert valid_sentences(np.array([nll]), np.array([tokens])).tolist() == [valid]
+    row = summarise(np.array([nll]), np.array([1.0]), np.array([tokens]))
+    assert (row["sentences"], row["nonfinite"]) == (int(valid), int(tokens > 0 and not valid))
+    assert row["tokens"] == (tokens if valid else 0)
+    assert math.isfinite(row["ppl_mean"]) == valid
+
+
+def test_each_column_by_hand() -> None:
+    nll, entropy = np.array([2.0, 9.0, 8.0, math.nan, 0.0]), np.array([1.0, 6.0, 2.0, 5.0, 7.0])
+    row = summarise(nll, entropy, np.array([1, 3, 2, 4, 0]))
+    # NLL per token 2, 3 and 4; six tokens with 19 nats; entropy per token 1, 2 and 1.
+    assert row == {
+        "ppl_mean": pytest.approx((math.exp(2) + math.exp(3) + math.exp(4)) / 3, rel=1e-14),
+        "ppl_median": pytest.approx(math.exp(3), rel=1e-14),
+        "ppl_corpus": pytest.approx(math.exp(19 / 6), rel=1e-14),
+        "nll_mean": pytest.approx(3.0, rel=1e-14),
+        "entropy": pytest.approx(4 / 3, rel=1e-14),
+        "sentences": 3,
+        "nonfinite": 1,
+        "tokens": 6,
+    }
+    assert list(row)[-3:] == ["sentences", "nonfinite", "tokens"]
+    assert all(type(row[name]) is int for name in ("sentences", "nonfinite", "tokens"))
+
+
+def test_the_last_word_is_scored_per_word() -> None:
+    nll = np.array([1.0, 3.0, 710.0, 5.0, -0.1])
+    tokens, greedy = np.array([1, 2, 8, 0, 1]), np.array([True, False, True, True, True])
+    row = last_word_row(Sentences(nll, np.zeros(5), tokens, greedy))
+    assert row == {"ppl": pytest.approx(math.exp(2), rel=1e-14), "accuracy": 0.5, "sentences": 2, "nonfinite": 2}
+
+
+def test_a_sentence_without_scored_tokens_counts_nothing() -> None:
+    scores = forward_scores(model(), [[7]])
+    assert (scores.nll[0], scores.entropy[0], scores.tokens[0], scores.greedy[0]) == (0, 0, 0, True)
+
+
+def test_only_tokens_from_the_start_on_are_scored() -> None:
+    weights, sentence = model(), [5, 9, 200, 31, 77]
+    with torch.inference_mode():
+        logs = weights(torch.tensor([sentence])).logits[0].double().log_softmax(-1)
+    for start in (1, 2, 4):
+        (nll,) = score(weights, [sentence], [start]).nll
+        expected = -sum(float(logs[i - 1, sentence[i]]) for i in range(start, 5))
+        assert nll == pytest.approx(expected, rel=1e-5)
+
+
+def test_padding_is_on_the_right() -> None:
+    padded = right_pad([[1, 2, 3], [], [4]], torch.device("cpu"))
+    assert padded.tolist() == [[1, 2, 3], [0, 0, 0], [4, 0, 0]]
+    assert padded.dtype == torch.int64
+
+
+def test_tokens_read_at_once_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_device = {kind: default_batch_tokens(torch.device(kind)) for kind in ("cpu", "mps", "cuda", "meta")}
+    assert by_device == {"cpu": 2048, "mps": 4096, "cuda": 16384, "meta": 2048}
+    weights, sizes = model(), []
+    hook = weights.gpt_neox.register_forward_pre_hook(
+        lambda _, __, options: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    forward_scores(weights, [[1] * 48] * 50)
+    hook.remove()
+    assert sizes == [42, 8]  # 42 · 48 ≤ 2048 < 43 · 48
