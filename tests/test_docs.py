@@ -27,8 +27,8 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w[\w./-]*\.\w+)\n")
 
-OWN_TEST = {"train_your_own.md"}
-"""Pages whose commands would take too long: tests of their own run the Python and check the commands."""
+OWN_TEST = {"own_measure.md", "train_your_own.md"}
+"""Pages with a test of their own, since a command takes too long or needs an installed package."""
 
 
 def all_blocks(page: Path) -> list[tuple[str, str]]:
@@ -81,9 +81,10 @@ def run_page(page: Path, directory: Path) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.parametrize("page", sorted({path.name for path in DOCS.glob("*.md")} - OWN_TEST))
-def test_a_page_runs(page: str, directory: Path) -> None:
-    run_page(DOCS / page, directory)
+def test_every_other_page_runs(directory: Path) -> None:
+    for page in sorted(DOCS.glob("*.md")):
+        if page.name not in OWN_TEST:
+            run_page(page, directory)
 
 
 def test_run_page_writes_files_and_runs_both_languages(directory: Path) -> None:

@@ -60,7 +60,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         current[:] = [directory.name]
         load(self, directory)
 
-    def note_row(self: Evaluator, mode: str) -> object:
+    def note_row(self: Evaluator, mode: Any) -> object:
         seen.append((current[0], mode))
         return row(self, mode)
 
@@ -231,9 +231,9 @@ def test_when_nothing_can_be_evaluated_that_is_an_error(suite: Path, tmp_path: P
 
 def test_unknown_names_are_found_before_any_work(suite: Path) -> None:
     with pytest.raises(UnknownNameError, match="last-word"):
-        perplexity(suite, mode="last_word", **OPTIONS)
+        perplexity(suite, mode="last_word", **OPTIONS)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="did you mean forward"):
-        perplexity(suite, ["forward"], **OPTIONS)
+        perplexity(suite, ["forward"], **OPTIONS)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="known: forward, unmask, last-word"):
         evaluate(suite, [], SETTINGS)
     with pytest.raises(UnknownNameError, match="no setting 'limits'; did you mean limit"):

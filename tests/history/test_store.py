@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -365,7 +366,7 @@ def test_steps_that_a_full_disk_cut_short_are_written_again(store: Store, monkey
 
     put = _local._put
 
-    def metadata_only(path: Path, *arguments: object, **options: object) -> int:
+    def metadata_only(path: Path, *arguments: Any, **options: Any) -> int:
         if "c" in path.parts[-2:]:
             _no_space()
         return put(path, *arguments, **options)

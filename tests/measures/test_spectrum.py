@@ -114,7 +114,7 @@ def test_a_vector_is_one_column():
 
 def test_bad_options_and_sizes_are_refused():
     with pytest.raises(UnknownNameError, match="float32"):
-        spectrum(np.ones((1, 3, 3)), compute=Compute(precision="float16"))
+        spectrum(np.ones((1, 3, 3)), compute=Compute(precision="float16"))  # type: ignore[arg-type]
     with pytest.raises(PythiaDynError, match="too large"):
         spectrum(np.full((1, 3, 3), 1e200))
 

@@ -172,7 +172,11 @@ def test_analyse_gives_what_each_analysis_gives():
     w = walk(5, 60, 12, np.float16)
     loss = {0: 3.0, 1: 2.5, 2: 2.0, 3: 1.9, 4: 1.8}
     seen = []
-    options = {"order": {"loss": loss}, "rank": {"draws": 2, "batch_sizes": (4,)}, "density": {"bins": 20}}
+    options: dict[str, Any] = {
+        "order": {"loss": loss},
+        "rank": {"draws": 2, "batch_sizes": (4,)},
+        "density": {"bins": 20},
+    }
     found = analyse(w, options=options, compute=Compute(progress=lambda *now: seen.append(now)))
     assert tuple(found) == tuple(MEASURES)
     assert found["density"].identical(density(w, bins=20))
