@@ -27,7 +27,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PrinterCallback, Tra
 from pythia_dynamics.checkpoints.registry import SIZES
 from pythia_dynamics.training.callback import WeightDynamicsCallback
 
-INTERVAL = TrainingArguments.__dataclass_fields__["logging_steps"].default
+INTERVAL: Any = TrainingArguments.__dataclass_fields__["logging_steps"].default
 SHAPES = {
     "demo": {"vocab": 1024, "d_model": 64, "layers": 3, "heads": 4, "batch": 8, "context": 64},
     **{

@@ -27,7 +27,7 @@ from transformers import (
 
 from pythia_dynamics.checkpoints.registry import branch
 from pythia_dynamics.device import resolve_device
-from pythia_dynamics.errors import NonFiniteError, PythiaDynError
+from pythia_dynamics.errors import NonFiniteError, PythiaDynError, optional_import
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.tables import read_json, write_json
 from pythia_dynamics.training.plan import TrainingPlan
@@ -208,6 +208,9 @@ def _train(
 
 def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
     """The Trainer's arguments for a plan."""
+    with optional_import("training a suite", "train"):
+        import accelerate  # noqa: F401  (TrainingArguments needs it)
+
     kind = resolve_device(device).type
     steps = plan.saved_steps
     arguments = TrainingArguments(

@@ -16,7 +16,7 @@ from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import saved, statistics
 from pythia_dynamics.claims import scorecard as claims
-from pythia_dynamics.claims.verdict import VERDICTS
+from pythia_dynamics.claims.verdict import VERDICTS, Verdict
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
@@ -198,7 +198,7 @@ def test_a_peak_elsewhere_than_in_the_paper_is_not_the_paper_s(tmp_path: Path) -
 # -- perplexity and loss --------------------------------------------------------------------------------------
 
 
-def judge_one(directory: Path, claim: str, **tables: xr.Dataset) -> claims.Verdict:
+def judge_one(directory: Path, claim: str, **tables: xr.Dataset) -> Verdict:
     results = Results("suite", directory)
     for kind, table in tables.items():
         write(results, kind.replace("_", "-"), table)
@@ -378,7 +378,7 @@ def test_second_modes_are_told_from_noise() -> None:
 
 def test_a_change_is_measured_beyond_the_trend() -> None:
     steps = np.arange(100) * 10
-    trend = 3.0 - 0.02 * np.arange(100)
+    trend = 3.0 - 0.02 * np.arange(100, dtype=np.float64)
     assert statistics.level_shift_at(saved.Curve(steps, trend), 500, within=100).value == pytest.approx(0, abs=1e-12)
     dropped = saved.Curve(steps, trend - 2.0 * (steps >= 480))
     found = statistics.level_shift_at(dropped, 500, within=100)

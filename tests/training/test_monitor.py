@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ class Walk(torch.nn.Module):
             parameter.data = (parameter.data.double() + noise).to(parameter.dtype)
 
 
-def recorded(path: Path, dtype: torch.dtype, spoilt: int | None = None, **options: object) -> WeightMonitor:
+def recorded(path: Path, dtype: torch.dtype, spoilt: int | None = None, **options: Any) -> WeightMonitor:
     model = Walk(dtype)
     monitor = WeightMonitor(path, tensors="layer.weight", **options)
     for step in STEPS:
@@ -70,8 +71,8 @@ def test_online_is_offline(tmp_path: Path, dtype: torch.dtype, spoilt: int | Non
         scale = 1e-6 * float(np.nanmax(np.abs(values)))
         np.testing.assert_allclose(online[name], values, rtol=1e-6, atol=scale if name == "skewness" else 0)
     moved = online["moved"].to_numpy()
-    assert np.nan_to_num(moved, nan=moving["moved"][0]).tolist() == pytest.approx(
-        np.nan_to_num(moving["moved"], nan=0.0).tolist(), rel=1e-6
+    assert np.nan_to_num(moved, nan=float(moving["moved"][0])).tolist() == pytest.approx(
+        np.nan_to_num(moving["moved"].to_numpy(), nan=0.0).tolist(), rel=1e-6
     )
     kept = [step != spoilt for step in STEPS]
     cosine = two_time["cosine"].to_numpy()[np.ix_(kept, kept)]

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_the_suite_has_the_layout_of_the_hub(suite: Path) -> None:
         names = {path.name for path in (suite / folder).iterdir()}
         assert {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"} <= names
         head = weights(suite / folder)["embed_out.weight"]
-        assert (head.dtype, head.shape) == (np.float16, (300, 16))
+        assert (head.dtype, head.shape) == (np.dtype(np.float16), (300, 16))
 
 
 def test_every_checkpoint_is_a_model_that_transformers_loads(suite: Path) -> None:
@@ -171,8 +172,8 @@ def test_a_training_is_what_a_loop_written_out_gives(tmp_path: Path, text: Text)
         # a bias of the keys has no gradient but rounding, which Adam makes a step of; hence the absolute tolerance
         np.testing.assert_allclose(final[name.replace("lm_head", "embed_out")], tensor, rtol=2e-4, atol=2e-5)
     rng = np.random.default_rng((plan.seed, 1))
-    row = Suite(out, fresh=False).losses[-1]
-    for measured, part in ((row.train, material.training), (row.validation, material.validation)):
+    last = Suite(out, fresh=False).losses[-1]
+    for measured, part in ((last.train, material.training), (last.validation, material.validation)):
         losses = []
         for start in rng.integers(0, len(part) - 16, size=plan.eval_batches * plan.batch):
             window = torch.from_numpy(part[start : start + 16])
@@ -333,7 +334,7 @@ def test_one_process_trains_a_suite(tmp_path: Path, text: Text) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "characters"])
-def test_any_text_has_something_to_hold_out(tokenizer: str) -> None:
+def test_any_text_has_something_to_hold_out(tokenizer: Any) -> None:
     verse = Text.of("verse", tuple(f"line {k} of numbers 12 34 {k}" for k in range(2000)))
     plan = TrainingPlan(d_model=8, layers=1, heads=1, context=16, vocab=270, tokenizer=tokenizer, max_steps=200)
     assert len(prepare_text(verse, plan).passages) > 20
