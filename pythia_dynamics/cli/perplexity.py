@@ -10,7 +10,6 @@ import click
 
 from pythia_dynamics.cli import app
 from pythia_dynamics.device import DTYPES
-from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.settings import HEADS, MODES, EvaluationSettings, Mode, requested_steps
 
 if TYPE_CHECKING:
@@ -87,25 +86,22 @@ def perplexity(
     if show is None:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     facts: list[dict[str, Any]] = []
-    failures: list[str] = []
+    faults = app.Faults()
     for name in names:
-        try:
+        with faults.of_one_model():
             model = find_model(name, cache)
             app.say(f"{name} is {model.location}", as_json)
             if show is None:
                 facts += _evaluate(model, modes, settings, results, as_json)
             else:
                 facts.append(_complete(model, show, settings, as_json))
-        except PythiaDynError as error:  # the other models are evaluated all the same
-            failures.append(f"{name}: {error}")
     if facts:
         app.print_facts({"perplexity": facts}, as_json)
     if gaps := sum(len(fact.get("missing", ())) for fact in facts):
-        failures.append(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
+        faults.add(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
     elif nonfinite := sum(fact.get("nonfinite", 0) for fact in facts):
-        failures.append(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")
-    if failures:
-        raise app.Failure("; ".join(failures))
+        faults.add(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")
+    faults.raise_if_any()
 
 
 def _evaluate(
