@@ -51,40 +51,42 @@ def fetch(
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.request import FetchRequest
 
-    facts, incomplete = [], False
+    facts, faults = [], app.Faults()
     for name in models:
-        request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
-        model = request.resolved
-        app.say(f"{name} is {model.location}", as_json)
-        with app.bar(model.name, "step") as progress:
-            report = download(request, workers=workers, progress=progress)
-        incomplete = incomplete or not report.complete
-        rate = report.bytes / max(report.seconds, 1e-9)
-        app.say(
-            f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} were there, "
-            f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
-            f"{report.seconds:.1f} s ({app.size(rate)}/s)",
-            as_json,
-        )
-        app.say_missing(report.missing, as_json)
-        facts.append(
-            {
-                "model": model.name,
-                "location": model.location,
-                "store": report.path,
-                "tensors": [spec.name for spec in report.tensors],
-                "fetched": report.fetched,
-                "present": report.present,
-                "missing": dict(report.missing),
-                "requests": report.requests,
-                "api_requests": report.api,
-                "bytes": report.bytes,
-                "seconds": report.seconds,
-            }
-        )
-    app.print_facts({"fetch": facts}, as_json)
-    if incomplete:
-        raise app.Failure("some steps could not be fetched (see above); the same command tries those again")
+        with faults.of_one_model():
+            request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+            model = request.resolved
+            app.say(f"{name} is {model.location}", as_json)
+            with app.bar(model.name, "step") as progress:
+                report = download(request, workers=workers, progress=progress)
+            if not report.complete:
+                faults.add("some steps could not be fetched (see above); the same command tries those again")
+            rate = report.bytes / max(report.seconds, 1e-9)
+            app.say(
+                f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} were there, "
+                f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
+                f"{report.seconds:.1f} s ({app.size(rate)}/s)",
+                as_json,
+            )
+            app.say_missing(report.missing, as_json)
+            facts.append(
+                {
+                    "model": model.name,
+                    "location": model.location,
+                    "store": report.path,
+                    "tensors": [spec.name for spec in report.tensors],
+                    "fetched": report.fetched,
+                    "present": report.present,
+                    "missing": dict(report.missing),
+                    "requests": report.requests,
+                    "api_requests": report.api,
+                    "bytes": report.bytes,
+                    "seconds": report.seconds,
+                }
+            )
+    if facts:
+        app.print_facts({"fetch": facts}, as_json)
+    faults.raise_if_any()
 
 
 @app.main.command(name="ls")
@@ -93,36 +95,39 @@ def fetch(
 @app.with_json
 def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
     """List what is in the cache, and what is missing with the reason."""
-    facts = []
+    facts, faults = [], app.Faults()
     for name in app.model_names(models, cache):
-        store = app.open_store(name, cache)
-        for tensor, spec in store.tensors.items():
-            recorded = store.records(tensor)
-            stored = [step for step in sorted(recorded) if store.has(tensor, step)]
-            missing = {
-                step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
-                for step in sorted(store.steps)
-                if step not in stored
-            } | store.missing(tensor)
-            app.say(
-                f"{store.name}  {tensor} {spec.dtype}[{', '.join(map(str, spec.shape))}]  {len(stored)} steps, "
-                f"{app.size(len(stored) * spec.nbytes)}, from {store.source}",
-                as_json,
-            )
-            app.say_missing(missing, as_json)
-            facts.append(
-                {
-                    "model": store.name,
-                    "source": store.source,
-                    "tensor": tensor,
-                    "dtype": spec.dtype,
-                    "shape": spec.shape,
-                    "steps": stored,
-                    "missing": missing,
-                    "bytes": len(stored) * spec.nbytes,
-                }
-            )
-    app.print_facts({"stores": facts}, as_json)
+        with faults.of_one_model():
+            store = app.open_store(name, cache)
+            for tensor, spec in store.tensors.items():
+                recorded = store.records(tensor)
+                stored = [step for step in sorted(recorded) if store.has(tensor, step)]
+                missing = {
+                    step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
+                    for step in sorted(store.steps)
+                    if step not in stored
+                } | store.missing(tensor)
+                app.say(
+                    f"{store.name}  {tensor} {spec}  {len(stored)} steps, "
+                    f"{app.size(len(stored) * spec.nbytes)}, from {store.source}",
+                    as_json,
+                )
+                app.say_missing(missing, as_json)
+                facts.append(
+                    {
+                        "model": store.name,
+                        "source": store.source,
+                        "tensor": tensor,
+                        "dtype": spec.dtype,
+                        "shape": spec.shape,
+                        "steps": stored,
+                        "missing": missing,
+                        "bytes": len(stored) * spec.nbytes,
+                    }
+                )
+    if facts:
+        app.print_facts({"stores": facts}, as_json)
+    faults.raise_if_any()
 
 
 @app.main.command()
@@ -139,21 +144,24 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import keep_findings
 
-    facts, faults = [], 0
+    facts, faults, count = [], app.Faults(), 0
     for name in app.model_names(models, cache):
-        verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
-        for found in verified:
-            faults += len(found.faults)
-            count = len(found.findings)
-            what = f"{count} {'finding' if count == 1 else 'findings'}" if count else "nothing found"
-            app.say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
-            for finding in found.findings:
-                app.say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
-            keep_findings(Results(found.model, results), found)
-        facts += [asdict(found) for found in verified]
-    app.print_facts({"verify": facts}, as_json)
-    if faults:
-        raise app.Failure(f"{faults} {'fault' if faults == 1 else 'faults'} found; fetch replaces damaged chunks")
+        with faults.of_one_model():
+            verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
+            for found in verified:
+                count += len(found.faults)
+                findings = len(found.findings)
+                what = f"{findings} {'finding' if findings == 1 else 'findings'}" if findings else "nothing found"
+                app.say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
+                for finding in found.findings:
+                    app.say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
+                keep_findings(Results(found.model, results), found)
+            facts += [asdict(found) for found in verified]
+    if facts:
+        app.print_facts({"verify": facts}, as_json)
+    if count:
+        faults.add(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
+    faults.raise_if_any()
 
 
 def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
@@ -277,41 +285,43 @@ def plan(
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import HUB, REGISTRY, FetchRequest
 
-    facts, total = [], 0
+    facts, faults, total = [], app.Faults(), 0
     app.say(
         f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} {'memory':>9} "
         f"{'time':>8}  at {bandwidth:g} MB/s",
         as_json,
     )
     for name in models or tuple(SIZES):
-        request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
-        model, found = request.resolved, preview(request)
-        seconds = found.seconds(bandwidth * 1e6, workers=workers)
-        memory = found.memory_bytes(workers)
-        total += found.bytes
-        app.say(
-            f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} {app.size(found.bytes):>9} "
-            f"{app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} {app.size(memory):>9} "
-            f"{app.duration(seconds):>8}",
-            as_json,
-        )
-        for note in _plan_notes(found):
-            app.say(f"  {note}", as_json)
-        facts.append(
-            {
-                "model": model.name,
-                "location": model.location,
-                **asdict(found),
-                "saved_bytes": found.saved_bytes,
-                "memory_bytes": memory,
-                "seconds": seconds,
-            }
-        )
-        if found.note and source == HUB and not models:  # the Hub cannot be reached for the next model either
-            source = REGISTRY
+        with faults.of_one_model():
+            request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+            model, found = request.resolved, preview(request)
+            seconds = found.seconds(bandwidth * 1e6, workers=workers)
+            memory = found.memory_bytes(workers)
+            total += found.bytes
+            app.say(
+                f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} {app.size(found.bytes):>9} "
+                f"{app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} {app.size(memory):>9} {app.duration(seconds):>8}",
+                as_json,
+            )
+            for note in _plan_notes(found):
+                app.say(f"  {note}", as_json)
+            facts.append(
+                {
+                    "model": model.name,
+                    "location": model.location,
+                    **asdict(found),
+                    "saved_bytes": found.saved_bytes,
+                    "memory_bytes": memory,
+                    "seconds": seconds,
+                }
+            )
+            if found.note and source == HUB and not models:  # the Hub cannot be reached for the next model either
+                source = REGISTRY
     if len(facts) > 1:
         app.say(f"{'all':24} {'':9} {'':8} {app.size(total):>9}", as_json)
-    app.print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
+    if facts:
+        app.print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
+    faults.raise_if_any()
 
 
 def _plan_notes(found: FetchPlan) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,24 @@ from support.checkpoints import HEAD, LAYOUTS, suite
 from support.hubserver import HubServer
 
 from pythia_dynamics.checkpoints.hub import HubSource
+from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS
-from pythia_dynamics.checkpoints.source import AccessError
+from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, UnknownNameError
 from pythia_dynamics.history.estimate import preview
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.request import FetchRequest
-from pythia_dynamics.history.survey import most_common, survey
+from pythia_dynamics.history.survey import Survey, most_common
+from pythia_dynamics.history.survey import survey as read_headers
 
 REPO = "org/tiny"
 KIB = 1024
 WIDE: dict[str, Any] = {"vocab": 1024, "d_model": 48, "layers": 3}
+
+
+def survey(source: Source, revisions: Iterable[Revision], patterns: list[str]) -> Survey:
+    return read_headers(source, revisions, patterns, cache=LayoutCache(), listings=ListingBudget())
 
 
 def test_survey_reads_headers_only(hub: HubServer) -> None:
