@@ -154,7 +154,7 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
 def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
     """Find damaged chunks, equal content under different steps, swapped and mixed shards."""
     from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.studies.pipeline import keep_findings
+    from pythia_dynamics.studies.pipeline import save_findings
 
     facts, faults = [], 0
     for name in model_names(models, cache):
@@ -166,7 +166,7 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
             say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
             for finding in found.findings:
                 say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
-            keep_findings(Results(found.model, results), found)
+            save_findings(Results(found.model, results), found)
         facts += [asdict(found) for found in verified]
     print_facts({"verify": facts}, as_json)
     if faults:
