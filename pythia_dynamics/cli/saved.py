@@ -56,20 +56,21 @@ def _measured(models: tuple[str, ...], cache: Path, results: Path, tensor: str |
 @app.with_json
 def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
     """Draw every figure anew from saved results: of each model, and of all of them on the same axes."""
-    from pythia_dynamics.figures.gallery import TOGETHER, of_models, of_weights
-    from pythia_dynamics.figures.plates import draw
-    from pythia_dynamics.studies.sections import plates
+    from pythia_dynamics.figures.gallery import COMPARISON_FOLDER, comparison_figures, tensor_figures
+    from pythia_dynamics.figures.specs import save_figures
+    from pythia_dynamics.studies.sections import figure_specs
 
     chosen = _measured(models, cache, results)
     facts: dict[str, Any] = {}
     for one in chosen:
         with app.bar(one.name, "figure") as progress:
-            others = [plate for tensor in one.tensors for plate in of_weights(one.of(tensor))]
-            chosen_plates = {plate.path: plate for plate in [*plates(one), *others]}
-            facts[one.name] = draw(list(chosen_plates.values()), progress=progress)
+            others = [spec for tensor in one.tensors for spec in tensor_figures(one.of(tensor))]
+            specs = {spec.path: spec for spec in [*figure_specs(one), *others]}
+            facts[one.name] = save_figures(list(specs.values()), progress=progress)
     if len(chosen) > 1:
         with app.bar("side by side", "figure") as progress:
-            facts[TOGETHER] = draw(of_models(chosen, results / TOGETHER), progress=progress)
+            specs_of_all = comparison_figures(chosen, results / COMPARISON_FOLDER)
+            facts[COMPARISON_FOLDER] = save_figures(specs_of_all, progress=progress)
     for files in facts.values():
         for path in files:
             app.say(f"  {path}", as_json)
@@ -155,7 +156,7 @@ def portrait(
     from pythia_dynamics.evaluation.portrait import portrait as take
     from pythia_dynamics.history.cache import find_model
     from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.studies.pipeline import keep_portrait
+    from pythia_dynamics.studies.pipeline import save_portrait
 
     given = {name: value for name, value in options.items() if value is not None}
     facts: list[dict[str, Any]] = []
@@ -166,7 +167,7 @@ def portrait(
             app.say(f"{name} is {model.location}", as_json)
             with app.bar(f"{model.name} portrait", "step") as progress:
                 taken = take(model, progress=progress, **given)
-            files = keep_portrait(Results(model.name, results), taken)
+            files = save_portrait(Results(model.name, results), taken)
             app.note_written(model.name)
             for file in files:
                 app.say(f"  {file}", as_json)

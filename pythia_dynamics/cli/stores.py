@@ -142,7 +142,7 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
 def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
     """Find damaged chunks, equal content under different steps, swapped and mixed shards."""
     from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.studies.pipeline import keep_findings
+    from pythia_dynamics.studies.pipeline import save_findings
 
     facts, faults, count = [], app.Faults(), 0
     for name in app.model_names(models, cache):
@@ -155,7 +155,7 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
                 app.say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
                 for finding in found.findings:
                     app.say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
-                keep_findings(Results(found.model, results), found)
+                save_findings(Results(found.model, results), found)
             facts += [asdict(found) for found in verified]
     if facts:
         app.print_facts({"verify": facts}, as_json)
@@ -299,8 +299,9 @@ def plan(
             memory = found.memory_bytes(workers)
             total += found.bytes
             app.say(
-                f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} {app.size(found.bytes):>9} "
-                f"{app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} {app.size(memory):>9} {app.duration(seconds):>8}",
+                f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} "
+                f"{app.size(found.bytes):>9} {app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} "
+                f"{app.size(memory):>9} {app.duration(seconds):>8}",
                 as_json,
             )
             for note in _plan_notes(found):
