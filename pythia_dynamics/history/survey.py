@@ -100,7 +100,7 @@ def stored_steps(store: Store, spec: TensorSpec) -> set[int]:
 
 
 def most_common(reasons: Iterable[str]) -> str:
-    """The most common of several reasons, and the number of those that differ: ``… (and 3 more)``.
+    """The most common of several reasons, and the number of those that differ: ``…; 3 other steps fail too``.
 
     Parameters
     ----------
@@ -110,4 +110,5 @@ def most_common(reasons: Iterable[str]) -> str:
     counts = Counter(reasons)
     reason, count = next(iter(counts.most_common(1)), ("there is none", 0))
     more = counts.total() - count
-    return f"{reason} (and {more} more)" if more else reason
+    also = "1 other step fails too" if more == 1 else f"{more} other steps fail too"
+    return f"{reason}; {also}" if more else reason

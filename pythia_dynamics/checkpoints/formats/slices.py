@@ -153,7 +153,7 @@ def _explain_missing_head(name: str, known: Collection[str], where: str) -> None
     """Raise `CheckpointError` where the output head `name` that was requested has another name or is tied."""
     for head in HEADS:
         if head in known:
-            raise CheckpointError(f"{where} has no {name}: its output head is called {head}, ask for that")
+            raise CheckpointError(f"{where} has no {name}: its output head is {head}; give --tensor {head}")
     for other in known:
         if other.endswith(EMBEDDINGS):
             raise CheckpointError(f"{where} has no {name}: if tied to the input embedding, that is {other}")
