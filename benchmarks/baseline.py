@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def gram(frames: Frames) -> NDArray[np.float32]:
     return rows @ rows.T
 
 
-def singular_values(frames: Frames) -> list[NDArray[np.float32]]:
+def singular_values(frames: Frames) -> list[NDArray[Any]]:
     """A decomposition of every step."""
     return [np.linalg.svd(frame.astype(np.float32), compute_uv=False) for frame in frames]
 

@@ -1,12 +1,12 @@
-"""What watching the weights costs a training: the share of the step time at the Trainer's default logging interval.
+"""Cost of recording the weights: its share of the training time at the Trainer's default logging interval.
 
     python benchmarks/callback.py --size demo --size 14m
     python benchmarks/callback.py --size 70m --device cuda --out benchmarks/results
 
-First a Trainer without the callback gives the time of a step, then one with it and a log after every step the time of a
-record (copy, store with fsync, statistics, two-time Gram row, logs), from the first record to the `--records`-th: the
-Gram row grows with the records. `share` is the mean record over `interval` steps (500, the default of
-`TrainingArguments`), `share_of_last` the dearest one.
+A Trainer without the callback gives the time of a step. A Trainer with it, and a log after every step, gives the time
+of each record (copy, store with fsync, statistics, two-time Gram row, logs). The Gram row grows with the records.
+`share` is the mean time of a record relative to `interval` steps (500, the default of `TrainingArguments`);
+`share_of_last` is that of the last five records, the most expensive ones.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PrinterCallback, Tra
 from pythia_dynamics.checkpoints.registry import SIZES
 from pythia_dynamics.training.callback import WeightDynamicsCallback
 
-INTERVAL = TrainingArguments.__dataclass_fields__["logging_steps"].default
+INTERVAL: Any = TrainingArguments.__dataclass_fields__["logging_steps"].default
 SHAPES = {
     "demo": {"vocab": 1024, "d_model": 64, "layers": 3, "heads": 4, "batch": 8, "context": 64},
     **{
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 class Clock(TrainerCallback):
-    """The time at the end of each step."""
+    """Records the time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -90,15 +90,15 @@ def measure(name: str, records: int, steps: int, device: str) -> dict[str, Any]:
         plain, place = Clock(), Path(directory)
         train(shape, steps, place / "plain", [plain], device)
         step = float(np.median(np.diff(plain.times)))
-        # a model without layers logs as often and records the same head, in a fraction of the time
-        watch, costs = WeightDynamicsCallback(place / "store"), []
+        # a model with one layer logs as often and records the same head, in a fraction of the time
+        recorder, costs = WeightDynamicsCallback(place / "store"), []
 
         class Cost(TrainerCallback):
             def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                costs.append(watch.monitor.seconds)
+                costs.append(recorder.monitor.seconds)
 
         small = {**shape, "layers": 1, "batch": 1, "context": 8}
-        train(small, records, place / "watched", [watch, Cost()], device)
+        train(small, records, place / "recorded", [recorder, Cost()], device)
         shutil.rmtree(place / "store.zarr")
     each = np.diff([0.0, *costs[:records]])
     return {

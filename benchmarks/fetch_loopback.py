@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
@@ -132,7 +133,9 @@ def main() -> None:
         )
         with serve(work / "hub", options) as endpoint:
             os.environ["HF_ENDPOINT"] = endpoint
-            plains, durables, fetches = [], [], []
+            plains: list[float] = []
+            durables: list[float] = []
+            fetches: list[dict[str, Any]] = []
             for number in range(options.rounds):
                 cache = work / f"cache{number}"
                 run = subprocess.run(

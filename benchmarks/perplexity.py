@@ -17,6 +17,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __call__(self, work: Callable[[], object], repeat: int) -> tuple[float, object]:
+    def __call__(self, work: Callable[[], Any], repeat: int) -> tuple[float, Any]:
         """Best wall time of `repeat` calls, and what the last one returned."""
         best = float("inf")
         for _ in range(repeat):
@@ -92,7 +93,7 @@ def plain_last_word(model: GPTNeoXForCausalLM, targets: list[Target], device: to
     return out
 
 
-def plain_unmask(model: GPTNeoXForCausalLM, sentence: list[int], device: torch.device, stride: int) -> list[list[int]]:
+def plain_unmask(model: Any, sentence: list[int], device: torch.device, stride: int) -> list[list[int]]:
     """Completions of every `stride`-th prefix."""
     rows = []
     for k in range(1, len(sentence), stride):

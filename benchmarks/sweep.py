@@ -158,7 +158,7 @@ def child(options: argparse.Namespace) -> None:
         name = options.case.removeprefix("plain ")
         frames = [history.frame(i) for i in range(len(history.steps))]
         start, work = time.perf_counter(), time.process_time()
-        result = PLAIN[name](frames)  # type: ignore[operator]
+        result = PLAIN[name](frames)
         seconds, cpu = [time.perf_counter() - start], [time.process_time() - work]
         found = cases(history, "cpu")[name]()
         mine = {

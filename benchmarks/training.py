@@ -1,9 +1,9 @@
-"""A suite's training against the plain Trainer with the same settings: neither should be slower.
+"""Time of a step of a suite's training, and of a plain Trainer with the same settings.
 
     python benchmarks/training.py --size 10k --steps 100 --context 64 --batch 32
 
-The plain one has a list of rows, the default collator and no callback. Both are run in turn, twice, on one thread of
-torch, and the better time of each counts. The suite saves and measures its loss once, over one batch.
+The plain Trainer has a list of rows, the default collator and no callback. Both run in turn, twice, on one thread of
+torch; the better time of each counts. The suite saves and measures its loss once, over one batch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from pythia_dynamics.training.loop import new_model, train_suite
 from pythia_dynamics.training.plan import TrainingPlan, plan_of_size
-from pythia_dynamics.training.suite import prepare
+from pythia_dynamics.training.suite import prepare_text
 from pythia_dynamics.training.text import Text, python_reference
 
 
 def plain(out: Path, text: Text, plan: TrainingPlan) -> float:
-    material = prepare(text, plan)
-    tokens = torch.from_numpy(material.training)
+    prepared = prepare_text(text, plan)
+    tokens = torch.from_numpy(prepared.training)
     starts = torch.randint(0, len(tokens) - plan.context, (plan.max_steps * plan.batch,))
     rows = [{"input_ids": tokens[s : s + plan.context], "labels": tokens[s : s + plan.context]} for s in starts]
     arguments = TrainingArguments(
@@ -44,7 +44,7 @@ def plain(out: Path, text: Text, plan: TrainingPlan) -> float:
         dataloader_pin_memory=False,
         log_level="error",
     )
-    trainer = Trainer(model=new_model(plan, len(material.tokenizer)), args=arguments, train_dataset=rows)
+    trainer = Trainer(model=new_model(plan, len(prepared.tokenizer)), args=arguments, train_dataset=rows)
     trainer.remove_callback(PrinterCallback)
     start = time.perf_counter()
     trainer.train()

@@ -35,4 +35,5 @@ from .training.loop import train_suite as train_suite
 from .training.monitor import WeightMonitor as WeightMonitor
 from .training.stopping import StationarityRule as StationarityRule
 
+__all__: list[str]
 __version__: str

@@ -7,7 +7,8 @@ exits with status 1. Any other exception is a defect of this package, except an 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
@@ -21,6 +22,7 @@ __all__ = [
     "UnknownNameError",
     "listed",
     "nearest",
+    "optional_import",
     "size",
 ]
 
@@ -126,6 +128,31 @@ def listed(steps: Sequence[int]) -> str:
     if len(steps) <= 6:
         return f"{noun} {', '.join(map(str, steps))}"
     return f"{len(steps)} steps ({', '.join(map(str, steps[:4]))} … {steps[-1]})"
+
+
+@contextmanager
+def optional_import(purpose: str, extra: str) -> Iterator[None]:
+    """Turn the absence of an optional dependency into one line that names the extra to install.
+
+    Import statements of libraries that only an extra installs stand inside this context.
+
+    Parameters
+    ----------
+    purpose : str
+        What needs the library, as the message begins: a command (``"pythia-dyn report"``) or a subject.
+    extra : str
+        The extra of pyproject.toml that installs it.
+
+    Raises
+    ------
+    PythiaDynError
+        A module that the block imports is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"{purpose} needs {error.name}: pip install 'pythia-dynamics[{extra}]'"
+        raise PythiaDynError(message) from error
 
 
 def size(count: float) -> str:

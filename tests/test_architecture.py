@@ -190,7 +190,7 @@ def test_every_public_name_is_there() -> None:
         assert getattr(pythia_dynamics, name) is getattr(pythia_dynamics, name)
     assert set(pythia_dynamics.__all__) <= set(dir(pythia_dynamics))
     with pytest.raises(AttributeError, match="attribute nonsense"):
-        _ = pythia_dynamics.nonsense
+        _ = pythia_dynamics.nonsense  # type: ignore[attr-defined]
 
 
 def test_no_public_name_is_a_module_of_the_root() -> None:

@@ -15,6 +15,7 @@ from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameE
 
 __all__ = [
     "ALL_STEPS",
+    "FILE_NAMES",
     "PAPER_STEPS",
     "SIZES",
     "TOKENIZER_ENTRIES",
@@ -32,6 +33,10 @@ __all__ = [
 
 UNEMBEDDING = "embed_out.weight"
 """Name of W_U in the checkpoint files of GPT-NeoX models; shape (vocab, d_model)."""
+
+FILE_NAMES = {"gpt_neox": {"lm_head.weight": UNEMBEDDING}}
+"""Tensors that have another name in the files than in the model of transformers 5: file names by the model's, for each
+`model_type`."""
 
 TOKENIZER_ENTRIES = 50277
 """Entries of Pythia's tokenizer; the rows of W_U from here on are padding."""

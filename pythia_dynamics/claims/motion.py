@@ -1,56 +1,94 @@
-"""Claims of "The Garden of Forking Paths" about weights: displacement, density, rank, stationarity, quantisation."""
+"""Claims of "The Garden of Forking Paths" about weights: displacement, density, rank, stationarity, quantisation.
+
+Each claim is a function of `saved`, the `SavedResults` of one model, that returns a `Decision`. Its docstring states
+the test.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from pythia_dynamics.claims.saved import Curve, Saved, paper_step
+from pythia_dynamics.claims.saved import Curve, SavedResults, paper_bifurcation
 from pythia_dynamics.claims.statistics import (
-    FALL,
-    change_at,
-    first_lasting,
+    MIN_EXCESS,
+    SAME_STEP,
+    level_shift_at,
     null_margin,
     peak,
     second_mode,
     ternary_error,
 )
-from pythia_dynamics.claims.verdict import Decision, no, untestable, yes
+from pythia_dynamics.claims.verdict import Decision, not_supported, not_testable, supported
+from pythia_dynamics.measures.bifurcation import first_lasting
 from pythia_dynamics.measures.two_time import fit_exponent, lag_table
 
 __all__ = [
-    "NEAR",
-    "Bifurcation",
-    "bifurcation",
+    "ReferenceStep",
     "density_bimodal",
     "msd_peak",
     "msd_time_peak",
-    "no_step",
+    "no_reference_step",
     "rank_shrinks",
+    "reference_step",
     "stationary",
     "ternary_density",
     "ternary_function",
 ]
 
-NEAR = 0.1
-"""Two steps are the same when they differ by no more than this share of the training that was looked at."""
+_MIN_STEPS = 10
+"""Fewest steps for an interior peak: with fewer, one noisy value makes one."""
 
-_TERNARY_ERROR = 0.05
-_TERNARY_COST = 0.05
-_STATIONARY_EXPONENT = 0.5
+_MIN_STEPS_STATIONARY = 16
+"""Fewest steps for the exponent: on an even grid this leaves six lags between 1/8 and 1/2 of the length."""
+
+_SHORTEST_LAG, _LONGEST_LAG = 1 / 8, 1 / 2
+"""Lags of the exponent as shares of the remaining training. Shorter lags show the noise of single steps; longer ones
+are averaged over fewer waiting times than half of the steps."""
+
+_MAX_STATIONARY_EXPONENT = 0.5
+"""Half-way between 0, the exponent of a stationary process, and 1, that of a random walk."""
+
+_MIN_RANK_DROP = 1.0
+"""A rank is an integer: the mean rank must drop by one direction at least."""
+
+_RANK_SIGMAS = 3
+"""Standard errors of the rank (over random projections) that a drop must exceed."""
+
+_CEILING_DISTANCE = 1.5
+"""A rank above B − 1.5, within a half of its largest value B − 1, is at its ceiling."""
+
+_MAX_TERNARY_ERROR = 0.05
+"""Largest rounding error of weights that count as quantised: less than half of a uniform density's 0.11."""
+
+_MAX_TERNARY_COST = 0.05
+"""Largest relative increase of the perplexity that counts as "as good"."""
+
+
+Origin = Literal["msd", "msd_time", "paper"]
 
 
 @dataclass(frozen=True)
-class Bifurcation:
-    """The step at which everything is said to happen, and how it is known: ``msd``, ``msd_time`` or ``paper``."""
+class ReferenceStep:
+    """The step at which the claims about a bifurcation look.
+
+    Parameters
+    ----------
+    step
+        The step.
+    origin
+        Its source: the peak of the MSD (``msd``), of the MSD demeaned over time (``msd_time``), or the ``paper``.
+    """
 
     step: int
-    origin: str
+    origin: Origin
 
     @property
-    def said(self) -> str:
-        """In words."""
+    def description(self) -> str:
+        """The step and its source in words."""
         source = {
             "msd": "the peak of the MSD",
             "msd_time": "the peak of the MSD demeaned over time",
@@ -59,73 +97,104 @@ class Bifurcation:
         return f"step {self.step:,} ({source[self.origin]})"
 
 
-def bifurcation(saved: Saved) -> Bifurcation | None:
-    """Where the MSD peaks beyond its null, by Eq 4 or else demeaned over time; else the paper's step; or None."""
-    for origin, decide in (("msd", msd_peak), ("msd_time", msd_time_peak)):
-        decision = decide(saved)
+def reference_step(saved: SavedResults) -> ReferenceStep | None:
+    """The step at which the MSD peaks beyond its null, by Eq 4 or else demeaned over time; else the paper's step.
+
+    Parameters
+    ----------
+    saved
+        The results of one model.
+
+    Returns
+    -------
+    ReferenceStep or None
+        None where there is no such peak and the paper gives no step inside the steps of ``msd.csv``.
+    """
+    tests: tuple[tuple[Origin, Callable[[SavedResults], Decision]], ...] = (
+        ("msd", msd_peak),
+        ("msd_time", msd_time_peak),
+    )
+    for origin, test in tests:
+        decision = test(saved)
         step = decision.numbers.get("peak_step")
         if decision.verdict == "supported" and isinstance(step, int):
-            return Bifurcation(step, origin)
-    step = paper_step(saved.name)
+            return ReferenceStep(step, origin)
+    step = paper_bifurcation(saved.name)
     table = saved.table("msd")
     if step is None or table is None or not table["step"][0] < step < table["step"][-1]:
         return None
-    return Bifurcation(step, "paper")
+    return ReferenceStep(step, "paper")
 
 
-def no_step() -> Decision:
-    """What follows where there is no bifurcation to look at."""
-    return untestable(
+def no_reference_step(saved: SavedResults) -> Decision:
+    """The decision on a claim about the bifurcation where there is no reference step.
+
+    Parameters
+    ----------
+    saved
+        The results of one model.
+    """
+    if saved.table("msd") is None or saved.table("order") is None:
+        return not_testable(saved.missing("msd.csv", "order.csv"))
+    return not_testable(
         "there is no step to look at: the MSD has no interior peak beyond its null, and the paper names a step for "
         "70M and 160M only"
     )
 
 
-def msd_peak(saved: Saved) -> Decision:
-    """Eq 4 as printed: an interior peak that stands out on both sides, where the null of a random walk has none."""
+def msd_peak(saved: SavedResults) -> Decision:
+    """The MSD of Eq 4 has an interior peak that exceeds both ends by the margin and the prominence of the null's peak.
+
+    For 70M and 160M the peak must lie at the paper's step.
+    """
     table, shape = saved.table("msd"), saved.shape
     if table is None or shape is None:
-        return untestable("msd.csv and order.csv are needed")
+        return not_testable(saved.missing("msd.csv", "order.csv"))
     curve, null = Curve.of(table["msd"]), Curve.of(table["msd_null"])
-    if len(curve) < 10:
-        return untestable(f"{len(curve)} steps are too few to tell a peak from an end")
-    margin, top, of_null = null_margin(shape.rows), peak(curve), peak(null)
+    if len(curve) < _MIN_STEPS:
+        return not_testable(f"{len(curve)} steps are too few to tell a peak from an end")
+    margin, top, null_top = null_margin(shape.rows), peak(curve), peak(null)
     numbers = {
         "peak_step": top.step,
         "rise": top.rise,
         "fall": top.fall,
-        "null_fall": of_null.fall,
-        "paper_step": paper_step(saved.name),
+        "null_fall": null_top.fall,
+        "paper_step": paper_bifurcation(saved.name),
         "margin": margin,
     }
-    needed = margin + of_null.prominence
+    needed = margin + null_top.prominence
     if top.prominence < needed:
         where = "its end" if top.fall < needed else "its start"
-        return no(
+        return not_supported(
             f"no interior peak: the greatest MSD (step {top.step:,}) lies within {needed:.0%} of that at {where}, as a "
             "random walk's does",
             **numbers,
         )
-    found = f"the MSD peaks at step {top.step:,} and falls by {top.fall:.0%} until the end; its null falls by "
-    found += f"{of_null.fall:.0%}"
-    paper = paper_step(saved.name)
-    if paper is not None and abs(top.step - paper) > NEAR * curve.span:
-        return no(f"{found}; but the paper's peak is at about {paper:,}", **numbers)
-    return yes(found, **numbers)
+    finding = (
+        f"the MSD peaks at step {top.step:,} and falls by {top.fall:.0%} until the end; its null falls by "
+        f"{null_top.fall:.0%}"
+    )
+    paper = paper_bifurcation(saved.name)
+    if paper is not None and abs(top.step - paper) > SAME_STEP * curve.span:
+        return not_supported(f"{finding}; but the paper's peak is at about {paper:,}", **numbers)
+    return supported(finding, **numbers)
 
 
-def msd_time_peak(saved: Saved) -> Decision:
-    """Demeaned over time: the ratio to the null, which peaks too, must itself have an interior peak above 1."""
+def msd_time_peak(saved: SavedResults) -> Decision:
+    """The ratio of the MSD demeaned over time to its null has an interior peak above 1, where the curve has its own.
+
+    The curve alone decides nothing: that of a random walk peaks as well.
+    """
     table, shape = saved.table("msd"), saved.shape
     if table is None or shape is None:
-        return untestable("msd.csv and order.csv are needed")
+        return not_testable(saved.missing("msd.csv", "order.csv"))
     margin = null_margin(shape.rows)
     inner = table.isel(step=slice(None, -1))  # the last value is zero by construction
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = Curve.of((inner["msd_time"] / inner["msd_time_null"]).where(inner["msd_time_null"] > 0))
     curve = Curve.of(table["msd_time"])
-    if len(ratio) < 10:
-        return untestable(f"{len(ratio)} steps are too few to tell a peak from an end")
+    if len(ratio) < _MIN_STEPS:
+        return not_testable(f"{len(ratio)} steps are too few to tell a peak from an end")
     top, raw, null = peak(ratio), peak(curve), peak(Curve.of(table["msd_time_null"]))
     excess = float(ratio.values.max())
     numbers = {
@@ -135,30 +204,33 @@ def msd_time_peak(saved: Saved) -> Decision:
         "null_peak_step": null.step,
         "margin": margin,
     }
-    artefact = f"the MSD demeaned over time peaks at step {raw.step:,}, that of a random walk at {null.step:,}"
+    peaks = f"the MSD demeaned over time peaks at step {raw.step:,}, that of a random walk at {null.step:,}"
     if excess < 1 + margin:
-        return no(f"{artefact}; it nowhere exceeds the walk's by {margin:.0%}", **numbers)
+        return not_supported(f"{peaks}; it nowhere exceeds the walk's by {margin:.0%}", **numbers)
     if top.prominence < margin:
-        return no(f"{artefact}; their ratio peaks at an end, as for steady drift or a pull back", **numbers)
-    if abs(top.step - raw.step) > NEAR * curve.span:
-        return no(f"{artefact}; it exceeds the walk's most at another step, {top.step:,}", **numbers)
-    return yes(f"{artefact}; it exceeds the walk's most, {excess:.1f}-fold, at step {top.step:,}", **numbers)
+        return not_supported(f"{peaks}; their ratio is greatest at an end, as for drift or mean reversion", **numbers)
+    if abs(top.step - raw.step) > SAME_STEP * curve.span:
+        return not_supported(f"{peaks}; it exceeds the walk's most at another step, {top.step:,}", **numbers)
+    return supported(f"{peaks}; it exceeds the walk's most, {excess:.1f}-fold, at step {top.step:,}", **numbers)
 
 
-def density_bimodal(saved: Saved) -> Decision:
-    """From the exact counts: the first step from which the density has a second mode to the end, against S."""
+def density_bimodal(saved: SavedResults) -> Decision:
+    """The density has a second mode from some step to the end, and that step is the reference step.
+
+    The modes are those of a kernel density estimate of the exact counts (`second_mode`).
+    """
     result, shape = saved.array("density"), saved.shape
     if result is None or shape is None or "counts" not in result:
-        return untestable("density.zarr and order.csv are needed")
+        return not_testable(saved.missing("density.zarr", "order.csv"))
     counts = result["counts"].to_numpy().astype(np.float64)
-    there = counts.sum(axis=1) > 0
-    if np.count_nonzero(there) < 10:
-        return untestable("too few steps")
-    steps = result["step"].to_numpy()[there]
+    known = counts.sum(axis=1) > 0
+    if np.count_nonzero(known) < _MIN_STEPS:
+        return not_testable(f"{np.count_nonzero(known)} steps are too few to tell a change from an end")
+    steps = result["step"].to_numpy()[known]
     values = result["value"].to_numpy()
-    second = np.array([second_mode(values, row, shape.rows) for row in counts[there]])
+    second = np.array([second_mode(values, row, shape.rows) for row in counts[known]])
     since = first_lasting(steps, second >= 1)
-    last = result.isel(step=int(np.flatnonzero(there)[-1]))
+    last = result.isel(step=int(np.flatnonzero(known)[-1]))
     numbers: dict[str, float | int | str | None] = {
         "bimodal_since": since,
         "second_mode_last": float(second[-1]),
@@ -169,129 +241,140 @@ def density_bimodal(saved: Saved) -> Decision:
         "steps": len(steps),
     }
     if since is None:
-        few = np.count_nonzero(second >= 1)
-        return no(
-            f"the density has no second mode at the end that {shape.rows:,} independent rows could tell from noise"
+        bimodal = np.count_nonzero(second >= 1)
+        return not_supported(
+            f"the density has no second mode at the end that {shape.rows:,} independent rows can tell from noise"
             if second[-1] < 1
-            else f"the density has two modes at {few} of {len(steps)} steps, but not lastingly",
+            else f"the density has two modes at {bimodal} of {len(steps)} steps, but not at the last tenth of them",
             **numbers,
         )
-    at = bifurcation(saved)
     if since == steps[0]:
-        return no("the density has two modes from the first step on: it does not turn bimodal", **numbers)
-    if at is None:
-        return no(
+        return not_supported("the density has two modes from the first step on: it does not turn bimodal", **numbers)
+    reference = reference_step(saved)
+    if reference is None:
+        return not_supported(
             f"the density is bimodal from step {since:,} on, but the MSD has no peak beyond its null to go with it",
             **numbers,
         )
-    numbers |= {"bifurcation_step": at.step, "bifurcation_from": at.origin}
-    found = (
+    numbers |= {"bifurcation_step": reference.step, "bifurcation_from": reference.origin}
+    finding = (
         f"the density is bimodal from step {since:,} on (Hartigan's dip at the end: p = {float(last['dip_p']):.2g}); "
+        f"compared with {reference.description}"
     )
-    found += f"held against {at.said}"
-    return (yes if abs(since - at.step) <= NEAR * (steps[-1] - steps[0]) else no)(found, **numbers)
+    same = abs(since - reference.step) <= SAME_STEP * (steps[-1] - steps[0])
+    return (supported if same else not_supported)(finding, **numbers)
 
 
-def rank_shrinks(saved: Saved) -> Decision:
-    """The rank, averaged over the paper's absolute tolerances at the largest batch, drops at S beyond its trend."""
+def rank_shrinks(saved: SavedResults) -> Decision:
+    """The rank drops at the reference step beyond its trend, and more than elsewhere.
+
+    It is the mean over the paper's absolute tolerances, at the largest batch.
+    """
     table = saved.table("rank")
     if table is None:
-        return untestable("rank.csv is needed")
+        return not_testable(saved.missing("rank.csv"))
     size = int(table["batch_size"].max())
     chosen = table.sel(batch_size=size, convention="absolute")
     curve = Curve.of(chosen["rank"].mean("tolerance"))
     if not len(curve):
-        return untestable("no rank is known")
+        return not_testable("rank.csv holds no finite rank")
     error = float(np.nanmedian(chosen["rank_se"])) if np.isfinite(chosen["rank_se"]).any() else 0.0
-    margin = max(1.0, FALL * float(curve.values.max()), 3 * error)
+    margin = max(_MIN_RANK_DROP, MIN_EXCESS * float(curve.values.max()), _RANK_SIGMAS * error)
     numbers: dict[str, float | int | str | None] = {
         "rank_first": float(curve.values[0]),
         "rank_last": float(curve.values[-1]),
         "batch_size": size,
         "margin": margin,
     }
-    if curve.values.min() > size - 1.5:
-        return untestable(f"the rank is at its ceiling B − 1 = {size - 1} at every step and tolerance", **numbers)
-    at = bifurcation(saved)
-    if at is None:
-        return no_step()
-    change = change_at(curve, at.step, within=NEAR * curve.span)
-    if change is None:
-        return untestable(f"too few steps around {at.said}", **numbers)
-    numbers |= {"bifurcation_step": at.step, "change": change.value, "change_elsewhere": change.elsewhere}
-    found = (
-        f"around {at.said} the rank changes by {change.value:+.2g} beyond its trend, elsewhere by "
-        f"{change.elsewhere:+.2g} at most"
+    if curve.values.min() > size - _CEILING_DISTANCE:
+        return not_testable(f"the rank is at its ceiling B − 1 = {size - 1} at every step and tolerance", **numbers)
+    reference = reference_step(saved)
+    if reference is None:
+        return no_reference_step(saved)
+    shift = level_shift_at(curve, reference.step, within=SAME_STEP * curve.span)
+    if shift is None:
+        return not_testable(f"too few steps around {reference.description}", **numbers)
+    numbers |= {"bifurcation_step": reference.step, "change": shift.value, "change_elsewhere": shift.elsewhere}
+    finding = (
+        f"around {reference.description} the rank changes by {shift.value:+.2g} beyond its trend, elsewhere by "
+        f"{shift.elsewhere:+.2g} at most"
     )
-    return (yes if change.value <= -margin and change.value < change.elsewhere else no)(found, **numbers)
+    drops = shift.value <= -margin and shift.value < shift.elsewhere
+    return (supported if drops else not_supported)(finding, **numbers)
 
 
-def stationary(saved: Saved) -> Decision:
-    """A tenth of training after S, the displacement between two steps no longer grows with the lag, for long lags."""
-    at = bifurcation(saved)
-    if at is None:
-        return no_step()
+def stationary(saved: SavedResults) -> Decision:
+    """The displacement between two steps no longer grows with the lag, a tenth of training after the reference step.
+
+    The test is on the exponent of the displacement over the longer lags.
+    """
+    reference = reference_step(saved)
+    if reference is None:
+        return no_reference_step(saved)
     pairs = saved.array("two_time")
     if pairs is None:
-        return untestable("two_time.zarr is needed; run pythia-dyn two-time")
+        return not_testable(saved.missing("two_time.zarr"))
     steps, known = pairs["step"].to_numpy(), np.isfinite(np.diag(pairs["displacement"].to_numpy()))
-    settled = at.step + NEAR * (steps[-1] - steps[0])
+    settled = reference.step + SAME_STEP * (steps[-1] - steps[0])
     kept = np.flatnonzero((steps >= settled) & known)
     steps = steps[kept]
-    if len(steps) < 16:
-        return untestable(f"{len(steps)} steps after {at.said} are too few")
+    if len(steps) < _MIN_STEPS_STATIONARY:
+        return not_testable(f"{len(steps)} steps after {reference.description} are too few")
     squared = pairs["displacement"].to_numpy()[np.ix_(kept, kept)]
     lags, table = lag_table(steps, squared)
     length = float(steps[-1] - steps[0])
-    long = lags >= length / 8
-    exponent = fit_exponent(lags[long], table[:, long], longest=length / 2)
+    long = lags >= length * _SHORTEST_LAG
+    exponent = fit_exponent(lags[long], table[:, long], longest=length * _LONGEST_LAG)
     numbers = {
-        "bifurcation_step": at.step,
+        "bifurcation_step": reference.step,
         "since": int(steps[0]),
         "exponent": exponent.value,
         "exponent_low": exponent.low,
         "exponent_high": exponent.high,
     }
-    found = (
-        f"after {at.said} the displacement grows as lag^{exponent.value:.2f} (95 %: {exponent.low:.2f} to "
-        f"{exponent.high:.2f}); 0 is stationary, 1 a random walk"
+    finding = (
+        f"after {reference.description} the displacement grows as lag^{exponent.value:.2f} (95 %: "
+        f"{exponent.low:.2f} to {exponent.high:.2f}); 0 is stationary, 1 a random walk"
     )
     if not np.isfinite(exponent.high):
-        return untestable(found, **numbers)
-    return (yes if exponent.high < _STATIONARY_EXPONENT else no)(found, **numbers)
+        return not_testable(finding, **numbers)
+    return (supported if exponent.high < _MAX_STATIONARY_EXPONENT else not_supported)(finding, **numbers)
 
 
-def ternary_density(saved: Saved) -> Decision:
-    """The share of Σw² that rounding to the best {−s, 0, +s} leaves, at the last step and at the first."""
+def ternary_density(saved: SavedResults) -> Decision:
+    """Rounding to the best {−s, 0, +s} loses at most 5 % of Σw² at the last step, and half of the loss at the first."""
     result = saved.array("density")
     if result is None or "counts" not in result:
-        return untestable("density.zarr is needed")
+        return not_testable(saved.missing("density.zarr"))
     counts, values = result["counts"].to_numpy().astype(np.float64), result["value"].to_numpy()
-    there = np.flatnonzero(counts.sum(axis=1) > 0)
-    if not len(there):
-        return untestable("no density is known")
-    _, first = ternary_error(values, counts[there[0]])
-    scale, last = ternary_error(values, counts[there[-1]])
-    found = (
+    known = np.flatnonzero(counts.sum(axis=1) > 0)
+    if not len(known):
+        return not_testable("density.zarr holds no finite weight")
+    _, first = ternary_error(values, counts[known[0]])
+    scale, last = ternary_error(values, counts[known[-1]])
+    finding = (
         f"rounding the last step's weights to {{−s, 0, +s}} with the best s = {scale:.3g} loses {last:.1%} of their "
         f"square (first step {first:.1%}; Gaussian 19 %, uniform 11 %)"
     )
-    quantised = last <= _TERNARY_ERROR and last <= first / 2
-    return (yes if quantised else no)(found, error_first=first, error_last=last, scale=scale)
+    quantised = last <= _MAX_TERNARY_ERROR and last <= first / 2
+    return (supported if quantised else not_supported)(finding, error_first=first, error_last=last, scale=scale)
 
 
-def ternary_function(saved: Saved) -> Decision:
-    """Forward perplexity of the last step with W_U rounded to {−1, 0, +1}·scale, against that with W_U as it is."""
+def ternary_function(saved: SavedResults) -> Decision:
+    """Rounding W_U to {−1, 0, +1}·scale raises the forward perplexity of the last step by at most 5 %."""
     table, rounded = saved.table("perplexity-forward"), saved.ternary
     if table is None or rounded is None:
-        return untestable(
-            "perplexity-forward.csv and ternary/perplexity-forward.csv (--head ternary) of the same step are needed"
-        )
-    step, with_three = rounded
+        return not_testable(saved.missing("perplexity-forward.csv", "ternary/perplexity-forward.csv"))
+    step, rounded_perplexity = rounded
     curve = Curve.of(table["ppl_corpus"])
     if step not in curve.steps:
-        return untestable(f"the perplexity of step {step:,} with W_U as it is is not known")
+        return not_testable(f"the perplexity of step {step:,} with W_U as it is is not known")
     exact = curve.at(step)
-    cost = with_three / exact - 1
-    found = f"at step {step:,} rounding W_U to three values takes the perplexity from {exact:.4g} to {with_three:.4g}"
-    return (yes if cost <= _TERNARY_COST else no)(found, step=step, ppl=exact, ppl_ternary=with_three, cost=cost)
+    cost = rounded_perplexity / exact - 1
+    finding = (
+        f"at step {step:,} rounding W_U to three values takes the perplexity from {exact:.4g} to "
+        f"{rounded_perplexity:.4g}"
+    )
+    return (supported if cost <= _MAX_TERNARY_COST else not_supported)(
+        finding, step=step, ppl=exact, ppl_ternary=rounded_perplexity, cost=cost
+    )

@@ -1,11 +1,11 @@
-"""The saved results of one model as the claims read them."""
+"""The saved results of one model, as the claims read them."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,27 +14,36 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_lambada import published_lambada
+from pythia_dynamics.tables import read_json
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PAPER_STEPS", "Curve", "Saved", "Shape", "paper_step"]
+__all__ = ["PAPER_BIFURCATION", "Curve", "SavedResults", "Shape", "paper_bifurcation"]
 
-PAPER_STEPS = {"70m": 80_000, "160m": 105_000}
-"""Where the paper puts the bifurcation, by size."""
+PAPER_BIFURCATION = {"70m": 80_000, "160m": 105_000}
+"""Step of the bifurcation in "The Garden of Forking Paths" (Fig 3), by size."""
 
-_SIZE = re.compile(r"pythia-(70m|160m)(-deduped)?")
+_PAPER_MODEL = re.compile(r"pythia-(70m|160m)(-deduped)?")
 
 
-def paper_step(name: str) -> int | None:
-    """The step of the paper's bifurcation for one of the two models it gives it for, else None."""
-    match = _SIZE.fullmatch(name)
-    return PAPER_STEPS[match[1]] if match else None
+def paper_bifurcation(name: str) -> int | None:
+    """The step of the paper's bifurcation for a model `name` (``pythia-70m-deduped``), None where it gives none."""
+    match = _PAPER_MODEL.fullmatch(name)
+    return PAPER_BIFURCATION[match[1]] if match else None
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Size of the matrix: v rows (vocabulary entries) of d weights."""
+    """Shape of the weight matrix.
+
+    Parameters
+    ----------
+    rows
+        v, the number of vocabulary entries.
+    width
+        d, the number of weights in a row.
+    """
 
     rows: int
     width: int
@@ -42,14 +51,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity at the steps at which it is known and finite: int64 and float64, shape (n,) each."""
+    """A quantity at the steps at which it is finite.
+
+    Parameters
+    ----------
+    steps
+        int64, shape (n,), increasing.
+    values
+        float64, shape (n,), finite.
+    """
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 
     @classmethod
     def of(cls, array: xr.DataArray) -> Curve:
-        """The finite values of a variable over `step`."""
+        """The finite values of a variable `array` with the one dimension `step`."""
         values = array.to_numpy().astype(np.float64)
         finite = np.isfinite(values)
         return cls(array["step"].to_numpy().astype(np.int64)[finite], values[finite])
@@ -59,45 +76,69 @@ class Curve:
 
     @property
     def span(self) -> int:
-        """Steps from the first known value to the last."""
+        """Number of training steps from the first to the last point; 0 without points."""
         return int(self.steps[-1] - self.steps[0]) if len(self) else 0
 
     def at(self, step: int) -> float:
-        """The value at the known step nearest to `step`."""
+        """The value at the point nearest to `step`."""
         return float(self.values[int(np.argmin(np.abs(self.steps - step)))])
 
 
-class Saved:
-    """Tables and arrays of one model by name, None where they have not been made."""
+class SavedResults:
+    """Reads the tables and arrays of one model, each once.
+
+    Parameters
+    ----------
+    results
+        The folder of the model.
+    """
 
     def __init__(self, results: Results) -> None:
         self.results, self.weights = results.model, results.weights()
         self.name = results.name
-        self._tables: dict[str, xr.Dataset | None] = {}
+        self._loaded: dict[str, xr.Dataset | None] = {}
 
     def table(self, kind: str) -> xr.Dataset | None:
-        """``<kind>.csv``."""
-        if kind not in self._tables:
-            try:
-                folder = self.results if kind.startswith("perplexity-") else self.weights
-                self._tables[kind] = folder.read_table(kind)
-            except PythiaDynError:
-                self._tables[kind] = None
-        return self._tables[kind]
+        """The table ``<kind>.csv``, None where there is none."""
+        return self._load(f"{kind}.csv")
 
     def array(self, kind: str) -> xr.Dataset | None:
-        """``<kind>.zarr``."""
-        key = f"{kind}.zarr"
-        if key not in self._tables:
+        """The dataset ``<kind>.zarr``, None where there is none."""
+        return self._load(f"{kind}.zarr")
+
+    def _load(self, file: str) -> xr.Dataset | None:
+        if file not in self._loaded:
+            folder, (kind, _, suffix) = self._folder(file), file.rpartition(".")
+            read = folder.read_table if suffix == "csv" else folder.read_zarr
             try:
-                self._tables[key] = self.weights.read_zarr(kind)
+                self._loaded[file] = read(kind)
             except PythiaDynError:
-                self._tables[key] = None
-        return self._tables[key]
+                self._loaded[file] = None
+        return self._loaded[file]
+
+    def _folder(self, file: str) -> Results:
+        """The folder of a file: of the model, or of the weights."""
+        return self.results if file.startswith(("perplexity-", "ternary/")) else self.weights
+
+    def command_for(self, file: str) -> str:
+        """The command that makes a file."""
+        name = Path(file).stem
+        return self._folder(file).command_for(name) + (" --head ternary" if file.startswith("ternary/") else "")
+
+    def missing(self, *files: str) -> str:
+        """Why a test that needs these `files` cannot be made, in one line.
+
+        Names each file that is missing and the command that makes it. Where none is missing, their content cannot be
+        used.
+        """
+        absent = [file for file in files if self._load(file) is None]
+        if not absent:
+            return f"no step of {' and '.join(files)} can be used"
+        return "; ".join(f"{file} is missing: run {self.command_for(file)}" for file in absent)
 
     @cached_property
     def shape(self) -> Shape | None:
-        """Of the matrix that was measured, worked out from the columns of ``order.csv``."""
+        """Shape of the measured matrix, computed from the columns of ``order.csv``; None where that is not possible."""
         table = self.table("order")
         if table is None:
             return None
@@ -120,10 +161,10 @@ class Saved:
 
     @cached_property
     def ternary(self) -> tuple[int, float] | None:
-        """The last step, and its forward perplexity with W_U rounded to three values, from ``ternary/``."""
+        """The last step in ``ternary/`` and its forward perplexity with W_U rounded to three values, or None."""
         rounded = Results("ternary", self.results.path)
         try:
-            settings = json.loads((rounded.path / "perplexity-forward.json").read_text())["settings"]
+            settings = read_json(rounded.path / "perplexity-forward.json")["settings"]
             curve = Curve.of(rounded.read_table("perplexity-forward")["ppl_corpus"])
         except (PythiaDynError, OSError, ValueError, KeyError):
             return None

@@ -1,35 +1,33 @@
-"""The claims of the two works, each put to a stated test on the saved results of a model.
+"""The list of claims of the two works, their verdicts for a model, and the file ``claims.json``.
 
 A verdict is *supported*, *not supported*, or *not testable here*, with its numbers and its reason. Claims about the
-bifurcation are looked at where the MSD peaks beyond its null, else where the paper puts it (70M and 160M), else not.
+bifurcation are tested at the step where the MSD peaks beyond its null, else at the paper's step (70M and 160M).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from pythia_dynamics.claims import losses
-from pythia_dynamics.claims import motion as weights
-from pythia_dynamics.claims.saved import Saved
-from pythia_dynamics.claims.verdict import Claim, Decision, Verdict
+from pythia_dynamics.claims import losses, motion
+from pythia_dynamics.claims.saved import SavedResults
+from pythia_dynamics.claims.verdict import Claim, Decision, Verdict, Work
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.files import atomic_file
 from pythia_dynamics.results.folder import Results
+from pythia_dynamics.tables import read_json, write_json
 
 __all__ = ["CLAIMS", "judge", "read", "save"]
 
-_GARDEN, _ORDER = "The Garden of Forking Paths", "A Large Language Model Order Parameter"
+_GARDEN: Work = "The Garden of Forking Paths"
+_ORDER: Work = "A Large Language Model Order Parameter"
 _SAME = "the same step: within 10 % of the training that was looked at"
 _DROP = (
     "change of the mean over windows of 5 % of training, beyond the trend of the windows beside them; it must be "
     "greater than at every other place"
 )
 
-CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
+CLAIMS: Mapping[Claim, Callable[[SavedResults], Decision]] = {
     Claim(
         "msd-peak",
         _GARDEN,
@@ -40,7 +38,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         "10 %, or 4 √(2/v) if more (the spread of the walk with v independent rows); 70M and 160M: within 10 % of "
         "training of the paper's step",
         bifurcation=True,
-    ): weights.msd_peak,
+    ): motion.msd_peak,
     Claim(
         "msd-time-peak",
         _GARDEN,
@@ -50,7 +48,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         "where the curve has its own.",
         "10 %, or 4 √(2/v) if more; " + _SAME,
         bifurcation=True,
-    ): weights.msd_time_peak,
+    ): motion.msd_time_peak,
     Claim(
         "density-bimodal",
         _GARDEN,
@@ -60,7 +58,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         "second mode: 5 % of the highest, or 4 standard deviations of the estimate for v rows; lasting: a tenth of the "
         "steps; " + _SAME,
         bifurcation=True,
-    ): weights.density_bimodal,
+    ): motion.density_bimodal,
     Claim(
         "perplexity-drops",
         _GARDEN,
@@ -96,7 +94,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         f"Mean rank over the paper's absolute tolerances (0.1 to 1), largest batch: {_DROP}.",
         "a drop by 10 % of the greatest rank, by 1, or by 3 standard errors, whichever is most; " + _SAME,
         bifurcation=True,
-    ): weights.rank_shrinks,
+    ): motion.rank_shrinks,
     Claim(
         "stationary",
         _GARDEN,
@@ -106,7 +104,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         "over lags from 1/8 to 1/2 of what is left: 0 where stationary, 1 for a random walk.",
         "upper end of its 95 % interval (jackknife over waiting times) below 0.5",
         bifurcation=True,
-    ): weights.stationary,
+    ): motion.stationary,
     Claim(
         "stop-when-stationary",
         _GARDEN,
@@ -123,7 +121,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         "Fig 2",
         "Share of Σw² that rounding to the best {−s, 0, +s} leaves as error, from the exact counts.",
         "at most 5 % at the last step, and half of that at the first",
-    ): weights.ternary_density,
+    ): motion.ternary_density,
     Claim(
         "ternary-function",
         _GARDEN,
@@ -131,7 +129,7 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         "§5",
         "Forward perplexity of the last step with W_U rounded to {−1, 0, +1}·mean|w| against that with W_U as it is.",
         "5 % more",
-    ): weights.ternary_function,
+    ): motion.ternary_function,
     Claim(
         "b-monotone",
         _ORDER,
@@ -157,42 +155,43 @@ CLAIMS: Mapping[Claim, Callable[[Saved], Decision]] = {
         "p ≤ 0.01, slopes that differ twofold or in sign, and at most 0.8 of the cubic's residual",
     ): losses.slope_changes,
 }
-"""Every claim, and the function that decides it from the saved results."""
+"""Every claim, and the function that tests it on the saved results."""
 
 
 def judge(results: Results) -> tuple[Verdict, ...]:
-    """The verdict on every claim.
+    """Test every claim on the saved results of a model.
 
-    Raises `PythiaDynError` where the model has no results at all, or its tables are of different weights.
+    Parameters
+    ----------
+    results
+        The folder of the model, or of one tensor of it (see `Results.weights`).
+
+    Returns
+    -------
+    tuple of Verdict
+        One for each of `CLAIMS`, in their order.
+
+    Raises
+    ------
+    PythiaDynError
+        Where the model has no results, or its tables are of different weights.
     """
     if not results.path.is_dir():
         raise PythiaDynError(f"no results in {results.path}; run pythia-dyn msd --model {results.name}")
     results.weights().require_same_weights()
-    saved = Saved(results)
-    return tuple(Verdict.of(claim, decide(saved)) for claim, decide in CLAIMS.items())
+    saved = SavedResults(results)
+    return tuple(Verdict.of(claim, test(saved)) for claim, test in CLAIMS.items())
 
 
 def save(results: Results, verdicts: tuple[Verdict, ...]) -> Path:
-    """Write ``claims.json``; what is not finite becomes null."""
-    path = results.path / "claims.json"
-    content: dict[str, Any] = {"model": results.name, "claims": [_plain(asdict(verdict)) for verdict in verdicts]}
-    with atomic_file(path) as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    return path
+    """Write `verdicts` to ``claims.json`` in the folder `results`; numbers that are not finite become null."""
+    content = {"model": results.name, "claims": [asdict(verdict) for verdict in verdicts]}
+    return write_json(results.path / "claims.json", content)
 
 
 def read(results: Results) -> tuple[Verdict, ...] | None:
-    """The verdicts of ``claims.json``; None where there are none that can be read."""
+    """The verdicts in ``claims.json`` of the folder `results`; None where the file is missing or damaged."""
     try:
-        entries = json.loads((results.path / "claims.json").read_text())["claims"]
-        return tuple(Verdict(**entry) for entry in entries)
-    except (OSError, ValueError, KeyError, TypeError):
+        return tuple(Verdict(**entry) for entry in read_json(results.path / "claims.json")["claims"])
+    except (OSError, ValueError, KeyError, TypeError, PythiaDynError):
         return None
-
-
-def _plain(entry: dict[str, Any]) -> dict[str, Any]:
-    numbers = {
-        name: None if isinstance(value, float) and value - value != 0 else value
-        for name, value in entry["numbers"].items()
-    }
-    return {**entry, "numbers": numbers}

@@ -1,28 +1,60 @@
-"""What a claim comes to: a verdict with its numbers, its test and its reason."""
+"""Claims, the decision of a test on one claim, and the verdict that is saved."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["VERDICTS", "Claim", "Decision", "Verdict", "Word", "no", "untestable", "yes"]
+from pythia_dynamics.errors import UnknownNameError
 
-Word = Literal["supported", "not supported", "not testable here"]
-VERDICTS: tuple[Word, ...] = ("supported", "not supported", "not testable here")
+__all__ = [
+    "VERDICTS",
+    "Claim",
+    "Decision",
+    "Numbers",
+    "Verdict",
+    "VerdictWord",
+    "Work",
+    "not_supported",
+    "not_testable",
+    "supported",
+]
 
-Number = float | int | str | bool | None
+VerdictWord = Literal["supported", "not supported", "not testable here"]
+VERDICTS: tuple[VerdictWord, ...] = get_args(VerdictWord)
+
+Work = Literal["The Garden of Forking Paths", "A Large Language Model Order Parameter"]
+"""The two works whose claims are tested."""
+
+Numbers = Mapping[str, float | int | str | bool | None]
+"""The numbers that a decision rests on, by name."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of one of the two works, made precise: where it is from, how it is tested, within what tolerance.
+    """One sentence of one of the two works, made precise enough to test.
 
-    `bifurcation` claims are those that a random walk must not support.
+    Parameters
+    ----------
+    id
+        Short name, the key in ``claims.json`` (``msd-peak`` …).
+    work
+        The work that makes the claim.
+    statement
+        The claim in one sentence.
+    figure
+        Figure or section of the work that shows it.
+    test
+        The test in words.
+    tolerance
+        The thresholds of the test in words.
+    bifurcation
+        Whether the claim is about the bifurcation. A random walk must not support such a claim.
     """
 
     id: str
-    work: str
+    work: Work
     statement: str
     figure: str
     test: str
@@ -32,55 +64,63 @@ class Claim:
 
 @dataclass(frozen=True)
 class Decision:
-    """What one test found: a word, the reason in a sentence, and the numbers it rests on."""
+    """The result of one test.
 
-    verdict: Word
+    Parameters
+    ----------
+    verdict
+        One of `VERDICTS`.
+    reason
+        The reason in one sentence.
+    numbers
+        The numbers that the decision rests on.
+    """
+
+    verdict: VerdictWord
     reason: str
-    numbers: Mapping[str, Number] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim and what the saved results of one model say of it."""
+    """A claim together with the decision on it for one model, flat as in ``claims.json``.
+
+    The fields are those of `Claim` (its `id` is `claim` here) and of `Decision`. Raises `UnknownNameError` for a
+    verdict that is not in `VERDICTS`.
+    """
 
     claim: str
-    work: str
+    work: Work
     statement: str
-    verdict: Word
+    verdict: VerdictWord
     reason: str
-    numbers: Mapping[str, Number]
+    numbers: Numbers
     figure: str
     test: str
     tolerance: str
     bifurcation: bool = False
 
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise UnknownNameError("verdict", self.verdict, VERDICTS)
+
     @classmethod
     def of(cls, claim: Claim, decision: Decision) -> Verdict:
-        """The verdict that a decision is for a claim."""
-        return cls(
-            claim=claim.id,
-            work=claim.work,
-            statement=claim.statement,
-            verdict=decision.verdict,
-            reason=decision.reason,
-            numbers=decision.numbers,
-            figure=claim.figure,
-            test=claim.test,
-            tolerance=claim.tolerance,
-            bifurcation=claim.bifurcation,
-        )
+        """Combine a claim with the decision on it."""
+        about = vars(claim).copy()
+        return cls(claim=about.pop("id"), **about, **vars(decision))
 
 
-def yes(reason: str, **numbers: Number) -> Decision:
-    """The claim is supported."""
+def supported(reason: str, **numbers: float | int | str | bool | None) -> Decision:
+    """The decision that a claim is supported, for this `reason` and with these `numbers`."""
     return Decision("supported", reason, numbers)
 
 
-def no(reason: str, **numbers: Number) -> Decision:
-    """The claim is not supported."""
+def not_supported(reason: str, **numbers: float | int | str | bool | None) -> Decision:
+    """The decision that a claim is not supported, for this `reason` and with these `numbers`."""
     return Decision("not supported", reason, numbers)
 
 
-def untestable(reason: str, **numbers: Number) -> Decision:
-    """These results cannot tell."""
+def not_testable(reason: str, **numbers: float | int | str | bool | None) -> Decision:
+    """The decision that the saved results cannot decide a claim, for this `reason` and with these `numbers`."""
     return Decision("not testable here", reason, numbers)

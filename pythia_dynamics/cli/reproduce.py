@@ -1,4 +1,4 @@
-"""The commands ``reproduce``: one of the two works, whole."""
+"""The command ``reproduce order-parameter``, and the group of the commands that reproduce a work."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import (
-    main,
-    notes,
-    print_facts,
-    resumable,
-    say,
-    stages,
-    with_cache,
-    with_json,
-    with_results,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.cli.training import training_text, with_corpus, with_plan
 
 if TYPE_CHECKING:
@@ -27,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["order_parameter", "reproduce"]
 
 
-@main.group()
+@app.main.group()
 def reproduce() -> None:
-    """Do one of the two works again, every figure, and say which of its claims hold."""
+    """Reproduce one of the two works: all its figures, and a verdict on each of its claims."""
 
 
 @reproduce.command(name="order-parameter")
@@ -43,10 +33,10 @@ def reproduce() -> None:
 )
 @with_corpus
 @with_plan
-@with_cache
-@with_results
-@with_json
-@resumable
+@app.with_cache
+@app.with_results
+@app.with_json
+@app.resumable
 def order_parameter(
     quick: bool,
     sizes: tuple[str, ...],
@@ -59,18 +49,18 @@ def order_parameter(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """The order-parameter blog: four models, loss against step and against b, dL/db, beside the blog's own numbers.
+    """The order-parameter blog: four models, loss against step and against b, dL/db, beside the published numbers.
 
-    The heads begin as the blog's do (--init pytorch) unless told otherwise. Interrupted, it goes on where it was.
+    The default initialisation is the blog's, --init pytorch. After an interruption the same command resumes.
     """
     began = time.monotonic()
-    say("loading torch and transformers …", as_json)
+    app.say("loading torch and transformers …", as_json)
     from pythia_dynamics.studies.order_parameter import reproduce as reproduce_blog
 
-    with notes(as_json):
-        report = reproduce_blog(
+    with app.notes(as_json):
+        done = reproduce_blog(
             training_text(corpus),
-            stage=stages(as_json),
+            stage=app.stages(as_json),
             quick=quick,
             sizes=sizes or None,
             seeds=range(seeds),
@@ -80,20 +70,20 @@ def order_parameter(
             device=device,
             **changes,
         )
-    for size, fact in report.facts.items():
-        (b, last_b), (loss, last_loss), (_, held_out) = fact["b"], fact["train_loss"], fact["validation_loss"]
-        say(
+    for size, fact in done.facts.items():
+        (b, last_b), (loss, last_loss), (_, validation) = fact["b"], fact["train_loss"], fact["validation_loss"]
+        app.say(
             f"{size:5} {fact['steps']} steps: b {b:.4g} → {last_b:.4g}, training loss {loss:.3f} → {last_loss:.3f}, "
-            f"validation {held_out:.3f}",
+            f"validation {validation:.3f}",
             as_json,
         )
-    for verdict in report.verdicts:
-        say(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
-    say(f"\n{len(report.files)} files in {results / report.name}, {time.monotonic() - began:.0f} s in all", as_json)
+    for verdict in done.verdicts:
+        app.say(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
+    app.say(f"\n{len(done.files)} files in {results / done.name}, {time.monotonic() - began:.0f} s in all", as_json)
     facts = {
-        "models": dict(report.facts),
-        "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in report.verdicts},
-        "files": report.files,
+        "models": dict(done.facts),
+        "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in done.verdicts},
+        "files": done.files,
         "seconds": time.monotonic() - began,
     }
-    print_facts({"order-parameter": facts}, as_json)
+    app.print_facts({"order-parameter": facts}, as_json)

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
-from pythia_dynamics.cli.app import (
-    Command,
-    bar,
-    main,
-    print_facts,
-    resumable,
-    say,
-    with_json,
-)
+from pythia_dynamics.cli import app
+from pythia_dynamics.training.plan import BLOG_PLAN, TrainingPlan
 
 if TYPE_CHECKING:
     from pythia_dynamics.training.text import Text
@@ -23,7 +16,40 @@ if TYPE_CHECKING:
 __all__ = ["train", "training_text", "with_corpus", "with_plan"]
 
 
-def with_corpus(command: Command) -> Command:
+_ANY, _POSITIVE, _SHARE = click.FloatRange(0), click.IntRange(1), click.FloatRange(0, 1)
+
+_PLAN_OPTIONS: dict[str, tuple[str, Any]] = {
+    "d_model": ("Width of the model.", _POSITIVE),
+    "layers": ("Blocks of the model.", _POSITIVE),
+    "heads": ("Attention heads of a block.", _POSITIVE),
+    "context": ("Tokens in a window.", click.IntRange(2)),
+    "batch": ("Windows in a batch.", _POSITIVE),
+    "max_steps": ("Steps of the training.", _POSITIVE),
+    "every": ("Steps between checkpoints, and losses.", _POSITIVE),
+    "checkpoints": ("Number of evenly spaced checkpoints, in place of --every.", _POSITIVE),
+    "log_spaced": ("Also checkpoints at steps 1, 2, 4 … 512.", None),
+    "step_zero": ("Also a checkpoint of the untrained model.", None),
+    "eval_batches": ("Batches of each part of the text on which a loss is measured.", _POSITIVE),
+    "learning_rate": ("Largest learning rate of AdamW.", click.FloatRange(0, min_open=True)),
+    "schedule": ("Learning rate after the warm-up.", None),
+    "warmup_steps": ("Steps over which the learning rate rises.", click.IntRange(0)),
+    "dropout": ("Dropout.", _SHARE),
+    "weight_decay": ("Weight decay of AdamW.", _ANY),
+    "adam_beta2": ("Decay rate of AdamW's second moment.", _SHARE),
+    "max_grad_norm": ("Norm to which gradients are clipped; 0 clips nothing.", _ANY),
+    "tokenizer": ("Kind of the tokenizer.", None),
+    "vocab": ("Entries of the bpe tokenizer.", _POSITIVE),
+    "initialisation": ("Weights from each layer's default of PyTorch, or normal(0, 0.02) for all.", None),
+    "held_out": ("Share of the text that is not trained on.", _SHARE),
+    "dtype": ("Dtype of the weights in the files.", None),
+}
+"""Help and range of the option of each field of `TrainingPlan`; `seed` has options of its own."""
+
+_SET_BY_SIZE = ("d_model", "layers", "heads")
+
+
+def with_corpus(command: app.Command) -> app.Command:
+    """Add the option for the training text."""
     return click.option(
         "--corpus",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -31,52 +57,30 @@ def with_corpus(command: Command) -> Command:
     )(command)
 
 
-def with_plan(command: Command) -> Command:
-    """The numbers of a training; their names are the fields of `TrainingPlan`."""
-    positive, share = click.IntRange(1), click.FloatRange(0, 1)
-    for option in (
-        click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the checkpoint files."),
-        click.option("--held-out", type=share, help="Share of the text that is not trained on.  [default: 0.1]"),
-        click.option(
-            "--init",
-            "initialisation",
-            type=click.Choice(["neox", "pytorch"]),
-            help="normal(0, 0.02) throughout, or each layer's default of PyTorch.",
-        ),
-        click.option("--vocab", type=positive, help="Entries of the bpe tokenizer.  [default: 1024]"),
-        click.option("--tokenizer", type=click.Choice(["characters", "bpe"]), help="[default: characters]"),
-        click.option(
-            "--max-grad-norm", type=click.FloatRange(0), help="Gradients are clipped to it.  [default: 0, not]"
-        ),
-        click.option("--adam-beta2", type=share, help="[default: 0.999]"),
-        click.option("--weight-decay", type=click.FloatRange(0), help="[default: 0.01]"),
-        click.option("--dropout", type=share, help="[default: 0.2]"),
-        click.option("--warmup-steps", type=click.IntRange(0), help="[default: 0]"),
-        click.option("--schedule", type=click.Choice(["constant", "cosine"]), help="[default: constant]"),
-        click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[default: 3e-4]"),
-        click.option("--eval-batches", type=positive, help="Batches of either part that a loss is measured on."),
-        click.option("--log-spaced/--no-log-spaced", default=None, help="Also at steps 1, 2, 4 … 512.  [default: not]"),
-        click.option("--checkpoints", type=positive, help="So many evenly spaced checkpoints and losses instead."),
-        click.option("--every", type=positive, help="Steps between checkpoints, and losses.  [default: 500]"),
-        click.option("--max-steps", type=positive, help="[default: 20000]"),
-        click.option("--batch", type=positive, help="Windows in a batch.  [default: 64]"),
-        click.option("--context", type=click.IntRange(2), help="Tokens in a window.  [default: 256]"),
-        click.option("--heads", type=positive, help="[default: by size]"),
-        click.option("--layers", type=positive, help="[default: by size]"),
-        click.option("--d-model", type=positive, help="[default: by size]"),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda."),
-    ):
-        command = option(command)
-    return command
+def with_plan(command: app.Command) -> app.Command:
+    """Add an option for each field of `TrainingPlan`; an option that is not given is None."""
+    types = get_type_hints(TrainingPlan)
+    for name, (text, kind) in reversed(_PLAN_OPTIONS.items()):
+        default = "by size" if name in _SET_BY_SIZE else getattr(BLOG_PLAN, name)
+        flag = "--init" if name == "initialisation" else f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            flag, default = f"{flag}/--no{flag[1:]}", "yes" if default else "no"
+        elif kind is None:
+            kind = click.Choice(get_args(types[name]))
+        if default is not None and name != "initialisation":  # the default of that one depends on the command
+            text = f"{text}  [default: {default}]"
+        command = click.option(flag, name, type=kind, default=None, help=text)(command)
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")(command)
 
 
 def training_text(corpus: Path | None) -> Text:
+    """The text of ``--corpus``, or tiny Shakespeare."""
     from pythia_dynamics.training.text import read_text, tiny_shakespeare
 
     return tiny_shakespeare() if corpus is None else read_text(corpus)
 
 
-@main.command()
+@app.main.command()
 @click.option("--size", required=True, help="10k, 0.1m, 1m or 10m: the models of the order-parameter blog.")
 @with_corpus
 @click.option(
@@ -86,11 +90,11 @@ def training_text(corpus: Path | None) -> Text:
     help="Directory of the suite; with --seeds, OUT-seed0, OUT-seed1 …",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first, or only, seed.")
-@click.option("--seeds", type=click.IntRange(1), help="Train so many suites, with consecutive seeds.")
-@click.option("--threads", type=click.IntRange(1), help="Of torch on a CPU.  [default: 1 for a d_model up to 128]")
+@click.option("--seeds", type=click.IntRange(1), help="Number of suites, with consecutive seeds.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch on a CPU.  [default: 1 up to --d-model 128]")
 @with_plan
-@with_json
-@resumable
+@app.with_json
+@app.resumable
 def train(
     size: str,
     corpus: Path | None,
@@ -102,9 +106,9 @@ def train(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Train a suite of one's own: checkpoints like Pythia's, and the losses beside them.
+    """Train a suite: small models with checkpoints like Pythia's, and their losses.
 
-    Interrupted, the same command goes on where it was and ends with the same weights.
+    After an interruption the same command resumes, and ends with the same weights.
     """
     from pythia_dynamics.training.loop import train_suite
     from pythia_dynamics.training.plan import plan_of_size
@@ -115,13 +119,13 @@ def train(
     facts = []
     for number, plan in plans.items():
         path = out if seeds is None else out.with_name(f"{out.name}-seed{number}")
-        with bar(f"train {path.name}", "step") as progress:
+        with app.bar(f"train {path.name}", "step") as progress:
             suite = train_suite(path, text, plan, device=device, threads=threads, progress=progress)
         losses = suite.losses
-        say(
+        app.say(
             f"{suite.path}: {len(losses)} checkpoints to step {losses[-1].step}; training loss {losses[0].train:.3f} → "
             f"{losses[-1].train:.3f}, validation loss {losses[0].validation:.3f} → {losses[-1].validation:.3f} nats "
-            f"per token" + ("" if suite.fresh else " (was there)"),
+            f"per token" + ("" if suite.fresh else " (already there)"),
             as_json,
         )
         facts.append(
@@ -135,5 +139,5 @@ def train(
                 "losses": suite.path / "losses.csv",
             }
         )
-    say(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
-    print_facts({"train": facts}, as_json)
+    app.say(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
+    app.print_facts({"train": facts}, as_json)

@@ -1,4 +1,4 @@
-"""The blog's figures, from the saved runs."""
+"""The figures of "A Large Language Model Order Parameter", from saved runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ __all__ = ["plates", "saved_runs"]
 
 
 def saved_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
-    """The curves of ``runs.csv`` over `step`, by size, one for each seed. Raises `PythiaDynError` where it is not."""
+    """The curves in ``runs.csv`` by size, one dataset over `step` per seed.
+
+    Parameters
+    ----------
+    results
+        The folder that `reproduce` wrote.
+
+    Raises
+    ------
+    PythiaDynError
+        Where there is no ``runs.csv``.
+    """
     import pandas as pd
 
     path = results.path / "runs.csv"
@@ -29,40 +40,43 @@ def saved_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
         raise PythiaDynError(f"no {path}; run pythia-dyn reproduce order-parameter") from None
     return {
         str(size): tuple(
-            one.drop(columns=["model", "seed"]).set_index("step").sort_index().to_xarray()
-            for _, one in several.groupby("seed")
+            run.drop(columns=["model", "seed"]).set_index("step").sort_index().to_xarray()
+            for _, run in runs.groupby("seed")
         )
-        for size, several in table.groupby("model", sort=False)
+        for size, runs in table.groupby("model", sort=False)
     }
 
 
 def plates(results: Results) -> list[Plate]:
-    """Losses against the step (Fig 3) and against b (Fig 4), and the slope (Fig 5), beside what the blog published."""
+    """The figures of the folder `results`, with the blog's values: loss against step and b, slope (Fig 3, 4 and 5).
+
+    Raises `PythiaDynError` where there is no ``runs.csv``.
+    """
     runs = saved_runs(results)
-    theirs = {size: published_blog(size) for size in runs}
-    ends = ", ".join(
-        f"{size} from {float(several[0]['order_parameter'][0]):.3g} to {float(several[0]['order_parameter'][-1]):.3g}"
-        for size, several in runs.items()
+    published = {size: published_blog(size) for size in runs}
+    b_ranges = ", ".join(
+        f"{size} from {float(seeds[0]['order_parameter'][0]):.3g} to {float(seeds[0]['order_parameter'][-1]):.3g}"
+        for size, seeds in runs.items()
     )
-    markers = "Markers: the blog's own numbers."
+    markers = "Markers: the blog's published numbers."
 
     def against_order(axes: Any) -> None:
-        figures.runs_against_order(axes[0], runs, theirs)
-        figures.runs_against_order(axes[1], runs, theirs, part="validation_loss")
+        figures.runs_against_order(axes[0], runs, published)
+        figures.runs_against_order(axes[1], runs, published, part="validation_loss")
 
     return [
         Plate(
             results.path / "loss",
             "Loss during training (blog, Fig 3)",
             f"Training and validation loss (dashed) against the step. {markers}",
-            lambda ax: figures.losses(ax, runs, theirs),
+            lambda ax: figures.losses(ax, runs, published),
             width=5.2,
             height=3.8,
         ),
         Plate(
             results.path / "loss_against_order",
             "Loss against the order parameter (blog, Fig 4)",
-            f"Training (left) and validation loss against b, which goes {ends}. {markers}",
+            f"Training (left) and validation loss against b, which goes {b_ranges}. {markers}",
             against_order,
             columns=2,
         ),
@@ -70,7 +84,7 @@ def plates(results: Results) -> list[Plate]:
             results.path / "slope_against_order",
             "Slope of the loss (blog, Fig 5)",
             f"dL/db of the training loss against b, without the untrained model. {markers}",
-            lambda ax: figures.slope_against_order(ax, runs, theirs),
+            lambda ax: figures.slope_against_order(ax, runs, published),
             width=5.2,
             height=3.8,
         ),

@@ -1,4 +1,4 @@
-"""Figures of training runs: losses, the loss against the order parameter, phases, where a rule would have stopped."""
+"""Figures of training runs: losses, loss against the order parameter, phases, and the stop of a stationarity rule."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.axes import Axes
 
+    from pythia_dynamics.claims.blog import Runs
+
 __all__ = ["losses", "phases", "runs_against_order", "slope_against_order", "stopping"]
 
 _PARTS = {"train_loss": ("-", "o"), "validation_loss": ("--", "x")}
@@ -22,19 +24,23 @@ _SIGNALS = {
     "bimodality": "Sarle's bimodality",
 }
 
-Runs = Mapping[str, Sequence["xr.Dataset"]]
-
 
 def losses(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset] | None = None) -> None:
     """The blog's Fig 3: training (solid) and validation loss (dashed) against the step, a colour per model.
 
-    `runs` has one dataset or more (seeds) per model, with `train_loss` and `validation_loss` over `step`; what was
-    `published` are markers.
+    Parameters
+    ----------
+    ax
+        The axes to draw on.
+    runs
+        The curves by model, one dataset over `step` per seed.
+    published
+        The published values by model, drawn as markers.
     """
-    for colour, (name, several) in zip(COLOURS, runs.items(), strict=False):
-        for run in several:
+    for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
+        for run in seeds:
             for part, (line, _) in _PARTS.items():
-                label = name if run is several[0] and part == "train_loss" else None
+                label = name if run is seeds[0] and part == "train_loss" else None
                 ax.plot(run["step"], run[part], line, color=colour, linewidth=1.2, label=label)
         for part, (_, marker) in _PARTS.items():
             if published and name in published:
@@ -47,10 +53,22 @@ def losses(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset] | None = No
 def runs_against_order(
     ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset] | None = None, *, part: str = "train_loss"
 ) -> None:
-    """The blog's Fig 4 with all models on one axes: the loss of a `part` against b (logarithmic)."""
-    for colour, (name, several) in zip(COLOURS, runs.items(), strict=False):
-        for run in several:
-            label = name if run is several[0] else None
+    """The blog's Fig 4, with all models on one axes: a loss against b (logarithmic).
+
+    Parameters
+    ----------
+    ax
+        The axes to draw on.
+    runs
+        The curves by model, one dataset over `step` per seed.
+    published
+        The published values by model, drawn as markers.
+    part
+        The loss: ``train_loss`` or ``validation_loss``.
+    """
+    for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
+        for run in seeds:
+            label = name if run is seeds[0] else None
             ax.plot(run["order_parameter"], run[part], color=colour, linewidth=1.2, label=label)
         if published and name in published:
             points = published[name]
@@ -61,13 +79,22 @@ def runs_against_order(
 
 
 def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset] | None = None) -> None:
-    """The blog's Fig 5: dL/db of the training loss against b, as there without the untrained model.
+    """The blog's Fig 5: dL/db of the training loss against b, without the untrained model, as in the blog.
 
-    The scale is logarithmic on both sides of ±1, because the slopes of the sizes differ a hundredfold.
+    The scale is logarithmic beyond ±1, because the slopes of the sizes differ by a factor of 100.
+
+    Parameters
+    ----------
+    ax
+        The axes to draw on.
+    runs
+        The curves by model, one dataset over `step` per seed.
+    published
+        The published values by model, drawn as markers.
     """
-    for colour, (name, several) in zip(COLOURS, runs.items(), strict=False):
-        for run in several:
-            label = name if run is several[0] else None
+    for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
+        for run in seeds:
+            label = name if run is seeds[0] else None
             ax.plot(run["order_parameter"][1:], run["dloss_db"][1:], color=colour, linewidth=1.2, label=label)
         if published and name in published:
             points = published[name]
@@ -79,9 +106,20 @@ def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset
 
 
 def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_at: int | None, name: str = "") -> None:
-    """The displacement rate that a stationarity rule reads, its threshold, and where it stops (vertical).
+    """The displacement rate that a stationarity rule reads, its threshold and its stop (vertical line).
 
-    `curves` are those of `pythia_dynamics.training.stopping.replay`; stationary records are filled.
+    Parameters
+    ----------
+    ax
+        The axes to draw on.
+    curves
+        The `curves` of a `pythia_dynamics.training.stopping.Replay`. Stationary records have a marker.
+    threshold
+        Threshold of the displacement rate, None for a rule without one.
+    stopped_at
+        The step of the stop, None where there is none.
+    name
+        The title.
     """
     rate = curves["displacement_rate"]
     ax.plot(curves["step"], rate, color=COLOURS[0], linewidth=1, label="displacement rate")
@@ -101,9 +139,18 @@ def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_a
 
 
 def phases(axes: Sequence[Axes], signals: xr.Dataset, changes: Mapping[str, Sequence[int]], *, name: str = "") -> None:
-    """One panel per signal over the steps, the change points of its detector as verticals.
+    """One panel per signal over the steps, with the change points of its detector as vertical lines.
 
-    `signals` has the variables of `pythia_dynamics.phases`, `changes` the steps by variable.
+    Parameters
+    ----------
+    axes
+        One axes for each signal.
+    signals
+        The dataset that `pythia_dynamics.measures.phases.phases` returns.
+    changes
+        The steps of the change points by signal.
+    name
+        The title.
     """
     for ax, (variable, label) in zip(axes, _SIGNALS.items(), strict=True):
         ax.plot(signals["step"], signals[variable], ".-", color=COLOURS[0], linewidth=1, markersize=3)
@@ -117,6 +164,7 @@ def phases(axes: Sequence[Axes], signals: xr.Dataset, changes: Mapping[str, Sequ
 
 
 def _order_axis(ax: Axes) -> None:
+    """Make the abscissa a logarithmic axis of b."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ax.set_xscale("log")
@@ -127,6 +175,7 @@ def _order_axis(ax: Axes) -> None:
 
 
 def _legend(ax: Axes, published: Mapping[str, xr.Dataset] | None) -> None:
+    """Draw the legend, with an entry for the published values."""
     if published:
         ax.plot([], [], "o", color="0.5", markersize=3, label="published")
     ax.legend()

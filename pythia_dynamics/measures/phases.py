@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, optional_import
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.sweep.compute import Compute
@@ -129,7 +129,8 @@ def change_points(steps: Any, signal: Any, *, strength: float = STRENGTH) -> tup
     independent Gaussian noise 5 % of those with 30 values show a change, 2 % with 60, 0.3 % with 143; with noise as
     heavy-tailed as Student's t of 5 degrees of freedom 11 %, 7 % and 6 %. Phases have at least four records.
     """
-    import ruptures
+    with optional_import("pythia-dyn phases", "phases"):
+        import ruptures
 
     if strength <= 0:
         raise PythiaDynError(f"the strength of the penalty must be above 0; got {strength:g}")

@@ -15,12 +15,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from pythia_dynamics import __version__, figures
 from pythia_dynamics.claims.verdict import VERDICTS, Verdict
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, optional_import
 from pythia_dynamics.figures.gallery import of_models
 from pythia_dynamics.figures.plates import Plate
 from pythia_dynamics.progress import Progress, silent
@@ -41,8 +38,8 @@ class _Picture:
     key: str
     title: str
     caption: str
-    svg: Markup
-    panels: Markup
+    svg: str
+    panels: str
     wide: bool
 
 
@@ -57,6 +54,9 @@ class Section:
 
 def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
     """The page for these models. Raises `PythiaDynError` for a model without results. `progress` counts models."""
+    with optional_import("pythia-dyn report", "report"):
+        from jinja2 import Environment, StrictUndefined
+
     if not sections:
         raise PythiaDynError("no model to report on; name one with --model")
     folders = [section.results for section in sections]
@@ -102,8 +102,8 @@ def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
         command="pythia-dyn report " + " ".join(f"--model {name}" for name in names),
         version=__version__,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        style=Markup(_part("style.css")),
-        script=Markup(_part("script.js")),
+        style=_part("style.css"),
+        script=_part("script.js"),
     )
 
 
@@ -120,7 +120,7 @@ def _picture(plate: Plate, key: str) -> _Picture:
         key=key,
         title=plate.title,
         caption=plate.caption,
-        svg=Markup(drawing.svg),
+        svg=drawing.svg,
         panels=_json([asdict(panel) for panel in drawing.panels]),
         wide=plate.columns * plate.width * 72 > _NARROW,
     )
@@ -137,17 +137,17 @@ def _explorer(explorer: Explorer) -> dict[str, Any]:
         "key": explorer.key,
         "title": explorer.title,
         "caption": explorer.caption,
-        "svg": Markup(explorer.drawing.svg),
+        "svg": explorer.drawing.svg,
         "steps": explorer.steps,
         "chosen": explorer.chosen,
         "content": _json(content),
     }
 
 
-def _json(content: Any) -> Markup:
+def _json(content: Any) -> str:
     """JSON that may stand in a script element: nothing in it can end the element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _part(name: str) -> str:

@@ -1,8 +1,7 @@
-"""The blog's own numbers, and what b is before any training."""
+"""The published numbers of "A Large Language Model Order Parameter"."""
 
 from __future__ import annotations
 
-import csv
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from pythia_dynamics.errors import UnknownNameError
 from pythia_dynamics.measures.order import derivative
+from pythia_dynamics.tables import read_csv
 from pythia_dynamics.training.plan import SIZES
 
 if TYPE_CHECKING:
@@ -21,10 +21,23 @@ SOURCE = "rohitium/LLM-order-param, results/: b, training and validation loss of
 
 
 def published_blog(size: str) -> xr.Dataset:
-    """The blog's own numbers for a size (``10k`` …) over `step`, every 1,000 steps to 19,000.
+    """The blog's numbers for one of its models, every 1,000 steps from 0 to 19,000.
 
-    `order_parameter`, `train_loss`, `validation_loss` (nats per character) and `dloss_db` of the training loss.
-    Raises `UnknownNameError` for a size that it does not have.
+    Parameters
+    ----------
+    size
+        ``10k``, ``0.1m``, ``1m`` or ``10m``.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over `step`: `order_parameter`, `train_loss` and `validation_loss` (nats per character), and `dloss_db` of the
+        training loss.
+
+    Raises
+    ------
+    UnknownNameError
+        For another size.
     """
     import xarray as xr
 
@@ -48,5 +61,6 @@ def published_blog(size: str) -> xr.Dataset:
 
 
 def _table(name: str, size: str) -> list[dict[str, str]]:
-    with (resources.files("pythia_dynamics") / "data" / name).open(encoding="utf-8") as lines:
-        return [row for row in csv.DictReader(lines) if row["model"].lower() == size.lower()]
+    """The rows of a size in a published table."""
+    with resources.as_file(resources.files("pythia_dynamics") / "data" / name) as path:
+        return [row for row in read_csv(path) if row["model"].lower() == size.lower()]

@@ -1,4 +1,4 @@
-"""The models trained, measured and drawn."""
+"""The study of "A Large Language Model Order Parameter": train and measure its models, test its claims."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from pythia_dynamics.checkpoints.registry import resolve
-from pythia_dynamics.claims.blog import Initial, decide
+from pythia_dynamics.claims.blog import Initial, Runs, decide
 from pythia_dynamics.claims.scorecard import save
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
@@ -25,8 +25,10 @@ from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_blog import SOURCE, published_blog
 from pythia_dynamics.studies.pipeline import measure
 from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.tables import write_csv
+from pythia_dynamics.training.choices import Initialisation
 from pythia_dynamics.training.loop import new_model, train_suite
-from pythia_dynamics.training.plan import SIZES, Initialisation, TrainingPlan, plan_of_size
+from pythia_dynamics.training.plan import SIZES, TrainingPlan, plan_of_size
 from pythia_dynamics.training.sample import sample_text
 from pythia_dynamics.training.suite import Loss, Suite
 from pythia_dynamics.training.text import Text
@@ -34,18 +36,38 @@ from pythia_dynamics.training.text import Text
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["INITIALISATIONS", "QUICK", "QUICK_SIZES", "Report", "expected_b", "reproduce"]
+__all__ = ["INITIALISATIONS", "QUICK", "QUICK_SIZES", "Reproduction", "expected_b", "reproduce"]
+
+INITIALISATIONS: tuple[Initialisation, ...] = get_args(Initialisation)
 
 QUICK: Mapping[str, Any] = {"context": 64, "batch": 32, "max_steps": 3000, "every": 100, "eval_batches": 10}
-"""What ``--quick`` changes: about five minutes for both of `QUICK_SIZES` on two cores."""
-QUICK_SIZES = ("10k", "0.1m")
+"""The numbers of a quick run: about five minutes for both of `QUICK_SIZES` on two cores."""
 
-Runs = Mapping[str, Sequence["xr.Dataset"]]
+QUICK_SIZES = ("10k", "0.1m")
+"""The sizes of a quick run: the two for which the blog claims a change of slope."""
+
+_CURVES = ("order_parameter", "train_loss", "validation_loss", "dloss_db")
+_DIGITS = 10
+"""Significant digits in the CSV files: more than the nine of the losses they come from."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What came of it: the verdicts, the facts behind them, every file, and the curves by size (one per seed)."""
+class Reproduction:
+    """The result of `reproduce`.
+
+    Parameters
+    ----------
+    name
+        The folder of the common results.
+    verdicts
+        The verdicts on the blog's claims.
+    facts
+        By size: the last step, b and losses at both ends, b of the untrained model.
+    files
+        Every file written.
+    runs
+        The curves by size, one dataset over `step` per seed.
+    """
 
     name: str
     verdicts: tuple[Verdict, ...]
@@ -66,14 +88,41 @@ def reproduce(
     results: Path | str | None = None,
     device: str = "auto",
     **changes: Any,
-) -> Report:
-    """Train the sizes on `text`, measure b and the losses, draw the figures, hold them against the blog's numbers.
+) -> Reproduction:
+    """Train the blog's models, measure b and the losses, draw the figures and test the claims.
 
-    `quick` takes the two small sizes and `QUICK`'s numbers; `changes` are those of `plan_of_size`. The suites go to
-    ``<out>/order-<size>`` (default: the cache), their W_U to the cache, each model's own results to
-    ``results/order-<size>``, everything in common to ``results/order-parameter`` (with `quick`, ``order-quick-<size>``
-    and ``order-parameter-quick``). What is there of the same plan is used again; interrupted, it goes on.
-    Raises what the stages raise.
+    A finished suite of the same plan is used again, and an interrupted one is resumed.
+
+    Parameters
+    ----------
+    text
+        The text to train on.
+    stage
+        Called with the label and the unit of each stage.
+    quick
+        Whether `QUICK_SIZES` and the numbers of `QUICK` are the defaults. The folders are then ``order-quick-<size>``
+        and ``order-parameter-quick``.
+    sizes
+        Sizes to train; by default all.
+    seeds
+        Seeds to train each size with, at least one.
+    out
+        Directory of the suites ``order-<size>`` (``order-<size>-seed<k>`` for several seeds); by default the cache.
+    cache
+        Directory of the weight stores.
+    results
+        Directory of the results: those of a model in ``order-<size>``, the common ones in ``order-parameter``.
+    device
+        Device to train on.
+    **changes
+        Fields of `TrainingPlan` with other values, as for `plan_of_size`.
+
+    Raises
+    ------
+    UnknownNameError
+        For an unknown size or field.
+    PythiaDynError
+        Without seeds, and whatever the stages raise.
     """
     known = {name: value for name, value in changes.items() if value is not None}
     options = {"initialisation": "pytorch", **(QUICK if quick else {}), **known}
@@ -91,18 +140,18 @@ def reproduce(
         curves = []
         for seed in seeds:
             name = f"{label}-{size}" if len(seeds) == 1 else f"{label}-{size}-seed{seed}"
-            curve, suite, made = _run(home / name, text, plan, seed, stage, cache, results, device)
+            curve, suite, written = _run(home / name, text, plan, seed, stage, cache, results, device)
             curves.append(curve)
-            files += made
+            files += written
             if seed == seeds[0]:
                 files.append(_write_sample(common, size, suite))
         runs[size] = tuple(curves)
-    measured = {size: _initial(plan, text) for size, plan in plans.items()}
-    verdicts = decide(runs, measured, {size: plan.initialisation for size, plan in plans.items()})
+    initial_b = {size: _initial_b(plan, text) for size, plan in plans.items()}
+    verdicts = decide(runs, initial_b, {size: plan.initialisation for size, plan in plans.items()})
     files += [
         _write_runs(common, runs, seeds),
         _write_comparison(common, runs, seeds),
-        _write_initial(common, measured),
+        _write_initial(common, initial_b),
         save(common, verdicts),
     ]
     with stage("draw", "figure") as progress:
@@ -113,13 +162,13 @@ def reproduce(
             "b": [float(curves[0]["order_parameter"][i]) for i in (0, -1)],
             "train_loss": [float(curves[0]["train_loss"][i]) for i in (0, -1)],
             "validation_loss": [float(curves[0]["validation_loss"][i]) for i in (0, -1)],
-            "initial_b": measured[size],
+            "initial_b": initial_b[size],
         }
         for size, curves in runs.items()
     }
     details = {"text": text.name, "sha256": text.sha256, "published": SOURCE, "options": options}
     common.record("order-parameter", {**details, "seeds": list(seeds)})
-    return Report(folder, verdicts, facts, tuple(files), runs)
+    return Reproduction(folder, verdicts, facts, tuple(files), runs)
 
 
 def _run(
@@ -147,69 +196,55 @@ def _run(
         )
     table = own.weights().read_table("order")
     steps = table["step"].to_numpy().tolist()
-    nothing = Loss(0, math.nan, math.nan)
+    unknown = Loss(0, math.nan, math.nan)
     curve = table[["order_parameter", "dloss_db"]].assign(
-        train_loss=("step", [by_step.get(step, nothing).train for step in steps]),
-        validation_loss=("step", [by_step.get(step, nothing).validation for step in steps]),
+        train_loss=("step", [by_step.get(step, unknown).train for step in steps]),
+        validation_loss=("step", [by_step.get(step, unknown).validation for step in steps]),
     )
     return curve, suite, list(outcome.files)
 
 
-def _initial(plan: TrainingPlan, text: Text) -> dict[str, dict[str, float]]:
-    """b of the untrained model by both conventions: expected, its spread, and measured on a model made so."""
+def _initial_b(plan: TrainingPlan, text: Text) -> dict[str, dict[str, float]]:
+    """b of the untrained model by initialisation: expected, its standard deviation, and measured on such a model."""
     vocab = len(set(text.content)) if plan.tokenizer == "characters" else plan.vocab
     found: dict[str, dict[str, float]] = {}
     for kind in INITIALISATIONS:
         head = new_model(replace(plan, initialisation=kind), vocab).lm_head.weight
         b, spread = expected_b(kind, vocab, plan.d_model)
-        found[kind] = {
-            "expected": b,
-            "spread": spread,
-            "measured": float(head.detach().double().norm()) / plan.d_model,
-        }
+        found[kind] = {"expected": b, "spread": spread, "measured": float(head.detach().double().norm()) / plan.d_model}
     return found
 
 
 # -- files ----------------------------------------------------------------------------------------------------
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
-    with atomic_file(path) as file:
-        file.write(",".join(columns).encode() + b"\n")
-        for row in rows:
-            cells = (f"{cell:.10g}" if isinstance(cell, float) else str(cell) for cell in row)
-            file.write(",".join("" if cell == "nan" else cell for cell in cells).encode() + b"\n")
-    return path
-
-
-_CURVES = ("order_parameter", "train_loss", "validation_loss", "dloss_db")
-
-
 def _write_runs(results: Results, runs: Runs, seeds: Sequence[int]) -> Path:
+    """Write ``runs.csv``: every curve of every run."""
     rows = [
         (size, seed, int(step), *(float(run[name].sel(step=step)) for name in _CURVES))
-        for size, several in runs.items()
-        for seed, run in zip(seeds, several, strict=True)
+        for size, curves in runs.items()
+        for seed, run in zip(seeds, curves, strict=True)
         for step in run["step"].to_numpy()
     ]
-    return _write_csv(results.path / "runs.csv", ("model", "seed", "step", *_CURVES), rows)
+    return write_csv(results.path / "runs.csv", ("model", "seed", "step", *_CURVES), rows, digits=_DIGITS)
 
 
 def _write_comparison(results: Results, runs: Runs, seeds: Sequence[int]) -> Path:
-    """Ours beside what was published, at the steps that both have."""
+    """Write ``comparison.csv``: each run beside the published numbers, at the steps that both have."""
     names = _CURVES[:3]
     rows = []
-    for size, several in runs.items():
-        theirs = published_blog(size)
-        for seed, run in zip(seeds, several, strict=True):
-            for step in np.intersect1d(run["step"], theirs["step"]):
-                pairs = ((float(run[name].sel(step=step)), float(theirs[name].sel(step=step))) for name in names)
+    for size, curves in runs.items():
+        published = published_blog(size)
+        for seed, run in zip(seeds, curves, strict=True):
+            for step in np.intersect1d(run["step"], published["step"]):
+                pairs = ((float(run[name].sel(step=step)), float(published[name].sel(step=step))) for name in names)
                 rows.append((size, seed, int(step), *(value for pair in pairs for value in pair)))
     columns = [column for name in names for column in (name, f"{name}_published")]
-    return _write_csv(results.path / "comparison.csv", ("model", "seed", "step", *columns), rows)
+    return write_csv(results.path / "comparison.csv", ("model", "seed", "step", *columns), rows, digits=_DIGITS)
 
 
 def _write_initial(results: Results, initial: Initial) -> Path:
+    """Write ``initial_b.csv``: b of the untrained models."""
     rows = [
         (
             size,
@@ -223,24 +258,36 @@ def _write_initial(results: Results, initial: Initial) -> Path:
         for kind, found in kinds.items()
     ]
     columns = ("model", "initialisation", "expected", "standard_deviation", "measured", "published")
-    return _write_csv(results.path / "initial_b.csv", columns, rows)
+    return write_csv(results.path / "initial_b.csv", columns, rows, digits=_DIGITS)
 
 
 def _write_sample(results: Results, size: str, suite: Suite) -> Path:
+    """Write eight samples of a suite's last model."""
     path = results.path / f"sample-{size}.txt"
     with atomic_file(path) as file:
         file.write(sample_text(suite, suite.losses[-1].step, samples=8).encode())
     return path
 
 
-INITIALISATIONS: tuple[Initialisation, ...] = ("pytorch", "neox")
-"""Conventions for the untrained head."""
-
-
 def expected_b(initialisation: str, vocab: int, d_model: int) -> tuple[float, float]:
-    """b of an untrained head (vocab, d_model) and its standard deviation, to first order in 1/N.
+    """b of an untrained head, and its standard deviation over random heads.
 
-    ``pytorch``: uniform on ±1/√d, b = √(v/3)/d. ``neox``: normal(0, 0.02), b = 0.02 √(v/d).
+    For ``pytorch``, uniform on ±1/√d, b = √(v/3)/d; for ``neox``, normal(0, 0.02), b = 0.02 √(v/d). With N = v·d and
+    the kurtosis κ of the weights, the relative standard deviation is √((κ − 1)/N)/2, to first order in 1/N.
+
+    Parameters
+    ----------
+    initialisation
+        One of `INITIALISATIONS`.
+    vocab
+        v, the number of rows.
+    d_model
+        d, the number of weights in a row.
+
+    Raises
+    ------
+    UnknownNameError
+        For an unknown initialisation.
     """
     size = vocab * d_model
     if initialisation == "pytorch":

@@ -1,8 +1,10 @@
-"""Suites of one's own: small GPT-NeoX models trained on any text, with checkpoints in the layout the Hub has.
+"""Training suites: small GPT-NeoX models trained on a text, with checkpoints in the layout of Pythia's repositories.
 
 A suite is a directory with a folder per step (``step10/`` … with ``config.json``, the tokenizer and
 ``model.safetensors``), ``losses.csv`` (`step, train_loss, validation_loss`), the held-out passages ``heldout.jsonl``
-and ``suite.json``, which says how it was made. Everything downstream treats it as any other model.
+and ``suite.json``, the plan and the text it was made from. All other commands read it like any other model.
+
+The callback and the monitor record the weights of any training, and the stopping rule reads what they measure.
 """
 
 from __future__ import annotations

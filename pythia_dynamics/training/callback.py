@@ -1,43 +1,59 @@
-"""Watching a training run of `transformers.Trainer`: its weights into a store, their motion into its logs, its end."""
+"""Callbacks of `transformers.Trainer`: record weights and log their motion, and stop when they are stationary."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
 from pythia_dynamics.errors import StoreError, UnknownNameError
-from pythia_dynamics.training.monitor import COLUMNS, WeightMonitor
+from pythia_dynamics.training.choices import RecordEvent
+from pythia_dynamics.training.monitor import WeightMonitor
+from pythia_dynamics.training.online import COLUMNS
 from pythia_dynamics.training.stopping import StationarityRule
 
 __all__ = ["NotRestoredWarning", "StationarityStop", "WeightDynamicsCallback"]
 
-When = Literal["log", "save"]
-
 _LOGGED = tuple(name for name in COLUMNS if name not in ("mean", "msd_null_sd", "moved"))
+"""The columns that are logged: all but those that only other columns are computed from."""
 
 
 class NotRestoredWarning(UserWarning):
-    """The Trainer went on from a checkpoint, but the weights are not those that were recorded at that step."""
+    """The Trainer resumed from a checkpoint, but the weights are not those recorded at its step."""
 
 
 class WeightDynamicsCallback(TrainerCallback):
-    """Records a model's head, or any of its tensors, at each logging step (or each saving step) of a Trainer.
+    """Records tensors of a model while a Trainer trains it, and adds their motion to the Trainer's logs.
 
-    Into the store ``path`` goes a copy of the weights, before the first step as well; `monitor` (a `WeightMonitor`)
-    knows norm and b, MSD and its null, displacement rate, two-time Gram row and density summary at once. They are
-    added to the Trainer's logs as ``weights/<name>``, with several tensors as ``weights/<tensor>/<name>``.
+    A copy of the weights goes to a store at each logging or saving step, and before the first step. `monitor` (a
+    `WeightMonitor`) measures norm and b, MSD and its null, displacement rate, two-time Gram row and moments. The logs
+    get them as ``weights/<name>``, or as ``weights/<tensor>/<name>`` for several tensors.
 
-    Given in ``Trainer(callbacks=[...])``, it comes after the callbacks that write to TensorBoard, Weights & Biases …,
-    which then do not see what it adds (`state.log_history` does). ``WeightDynamicsCallback(path).attach(trainer)`` puts
-    it before them.
+    In ``Trainer(callbacks=[...])`` this callback comes after those that write to TensorBoard, Weights & Biases …, which
+    then do not get its values (`state.log_history` does). ``WeightDynamicsCallback(path).attach(trainer)`` puts it
+    before them.
 
-    Goes on with the Trainer: on ``resume_from_checkpoint`` what was recorded later is dropped, and everything known is
-    measured again from the store. A run that starts anew needs a store of its own (`StoreError`). Only the main
-    process records.
+    After ``resume_from_checkpoint`` it drops the records after the checkpoint and measures the earlier ones again from
+    the store. A new run needs a new store (`StoreError`). Only the main process records.
+
+    Parameters
+    ----------
+    path
+        The store, for instance ``cache/my-run.zarr``.
+    tensors
+        Names of parameters or globs; by default the head.
+    when
+        ``log`` records at logging steps, ``save`` at saving steps.
+    with_gram
+        Whether each record's Gram matrix row with all earlier records is computed.
+
+    Raises
+    ------
+    UnknownNameError
+        For another value of `when`.
     """
 
     def __init__(
@@ -45,19 +61,19 @@ class WeightDynamicsCallback(TrainerCallback):
         path: Path | str,
         *,
         tensors: str | Sequence[str] | None = None,
-        when: When = "log",
+        when: RecordEvent = "log",
         with_gram: bool = True,
     ) -> None:
-        if when not in get_args(When):
-            raise UnknownNameError("moment to record", when, get_args(When))
+        if when not in get_args(RecordEvent):
+            raise UnknownNameError("moment to record", when, get_args(RecordEvent))
         self.when = when
         self._path, self._tensors, self._with_gram = Path(path), tensors, with_gram
         self._monitor: WeightMonitor | None = None
-        self._unsaid = False
+        self._has_new_record = False
 
     @property
     def monitor(self) -> WeightMonitor:
-        """What is known; also the way to the store and to `results()`."""
+        """The monitor that records and measures; it has the store and `results()`."""
         if self._monitor is None:
             self._monitor = self._open(None)
         return self._monitor
@@ -66,11 +82,11 @@ class WeightDynamicsCallback(TrainerCallback):
         return WeightMonitor(self._path, tensors=self._tensors, source=source, with_gram=self._with_gram)
 
     def attach(self, trainer: Trainer) -> WeightDynamicsCallback:
-        """Add this callback to a Trainer before those that report, so that they report what it measures."""
+        """Add this callback to `trainer` before those that report, so that they get its values; returns itself."""
         callbacks = trainer.callback_handler.callbacks
         if self in callbacks:
             callbacks.remove(self)
-        # after the default one, which decides at the end of a step whether there will be a log
+        # after the default callback, which decides at the end of a step whether to log
         flow = [i for i, callback in enumerate(callbacks) if isinstance(callback, DefaultFlowCallback)]
         callbacks.insert(flow[-1] + 1 if flow else 0, self)
         return self
@@ -81,21 +97,21 @@ class WeightDynamicsCallback(TrainerCallback):
         if self._monitor is None:
             self._monitor = self._open(str(Path(args.output_dir).absolute()))
         monitor = self._monitor
-        here = monitor.store.path  # opening it measures what it holds
+        path = monitor.store.path  # opening the store measures its records
         if state.global_step == 0:
             if monitor.steps:
                 raise StoreError(
-                    f"{here} holds steps {monitor.steps[0]} to {monitor.steps[-1]} of an earlier run; resume that one, "
+                    f"{path} holds steps {monitor.steps[0]} to {monitor.steps[-1]} of an earlier run; resume that one, "
                     "remove the store or name another"
                 )
             self._record(state, kwargs["model"])
             return
-        monitor.rewind(state.global_step)
-        if not monitor.holds(state.global_step, kwargs["model"]):
+        monitor.drop_after(state.global_step)
+        if not monitor.matches(state.global_step, kwargs["model"]):
             warnings.warn(
-                f"training goes on from step {state.global_step}, but the weights are not those recorded there: the "
-                "Trainer has not restored them (transformers 5 leaves out tensors that its files name otherwise, such "
-                "as the head of GPT-NeoX); load the checkpoint into the model before",
+                f"training resumes from step {state.global_step}, but the weights are not those recorded there: the "
+                "Trainer did not restore them (transformers 5 skips tensors that have another name in the files, such "
+                "as the head of GPT-NeoX); load the checkpoint into the model before training",
                 NotRestoredWarning,
                 stacklevel=2,
             )
@@ -112,9 +128,9 @@ class WeightDynamicsCallback(TrainerCallback):
             self._record(state, kwargs["model"])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs is None or not self._unsaid or not state.is_world_process_zero:
+        if logs is None or not self._has_new_record or not state.is_world_process_zero:
             return
-        self._unsaid = False
+        self._has_new_record = False
         latest = self.monitor.latest
         known = {
             f"weights/{name}" if len(latest) == 1 else f"weights/{tensor}/{name}": row[name]
@@ -130,27 +146,34 @@ class WeightDynamicsCallback(TrainerCallback):
         if not state.is_world_process_zero or state.global_step in self.monitor.steps[-1:]:
             return
         self.monitor.record(state.global_step, model)
-        self._unsaid = True
+        self._has_new_record = True
 
 
 class StationarityStop(TrainerCallback):
-    """Stops a Trainer when the weights that `watched` records are stationary by `rule`.
+    """Stops a Trainer when the recorded weights are stationary; of several tensors, when all of them are.
 
-    With several tensors, when all of them are. `stopped_at` is the step, None while there is none. What is decided
-    follows from the records alone, so a run that is resumed stops where an undisturbed one does.
+    `stopped_at` is the step, None before the stop. The decision depends on the records only, so a resumed run stops at
+    the same step as one without interruption.
+
+    Parameters
+    ----------
+    recorder
+        The callback of the same Trainer that records the weights.
+    rule
+        The rule; by default one with default values.
     """
 
-    def __init__(self, watched: WeightDynamicsCallback, rule: StationarityRule | None = None) -> None:
-        self.watched, self.rule = watched, rule or StationarityRule()
+    def __init__(self, recorder: WeightDynamicsCallback, rule: StationarityRule | None = None) -> None:
+        self.recorder, self.rule = recorder, rule or StationarityRule()
         self.stopped_at: int | None = None
-        self._seen = -1
+        self._tested_step = -1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        monitor = self.watched.monitor
+        monitor = self.recorder.monitor
         if not state.is_world_process_zero or state.global_step not in monitor.steps[-1:]:
             return
-        if self._seen != state.global_step:
-            self._seen = state.global_step
+        if self._tested_step != state.global_step:
+            self._tested_step = state.global_step
             stops = [self.rule.stop(monitor.results(name)) for name in monitor.tensors]
             if stops and all(step is not None for step in stops):
                 self.stopped_at = max(step for step in stops if step is not None)

@@ -1,8 +1,7 @@
-"""Training a suite with `transformers.Trainer`: its checkpoints, its losses, and going on where it was interrupted."""
+"""Training a suite with `transformers.Trainer`: its checkpoints, its losses, and resuming after an interruption."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -28,30 +27,39 @@ from transformers import (
 
 from pythia_dynamics.checkpoints.registry import branch
 from pythia_dynamics.device import resolve_device
-from pythia_dynamics.errors import NonFiniteError, PythiaDynError
-from pythia_dynamics.files import atomic_file
+from pythia_dynamics.errors import NonFiniteError, PythiaDynError, optional_import
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.tables import read_json, write_json
 from pythia_dynamics.training.plan import TrainingPlan
-from pythia_dynamics.training.quiet import quiet
 from pythia_dynamics.training.suite import (
     SUITE,
     Loss,
-    Material,
+    PreparedText,
     Suite,
-    describe,
+    describe_suite,
     is_finished,
-    prepare,
-    read_losses,
+    prepare_text,
+    read_suite_losses,
     replace_suite,
-    write_losses,
     write_suite,
+    write_suite_losses,
 )
 from pythia_dynamics.training.text import Text
+from pythia_dynamics.training.transformers_log import silence_transformers
 
 __all__ = ["new_model", "train_suite"]
 
-_STATE, _PLAN, _COMPLETE = "trainer", "plan.json", "complete"
-_ONE_THREAD = 128  # d_model up to which a second thread only costs
+_STATE = "trainer"
+"""Folder of the Trainer's own checkpoints while a suite is trained."""
+
+_PLAN = "plan.json"
+"""The description of the suite that is being trained."""
+
+_COMPLETE = "complete"
+"""Empty file in a Trainer's checkpoint that has been written completely."""
+
+_MAX_WIDTH_OF_ONE_THREAD = 128
+"""Largest d_model for which one thread of torch is at least as fast as two: the matrix products are that small."""
 
 
 def train_suite(
@@ -65,31 +73,59 @@ def train_suite(
     callbacks: Sequence[TrainerCallback] = (),
     progress: Progress = silent,
 ) -> Suite:
-    """Train a GPT-NeoX by AdamW on `text` and write the suite to `out`; `progress` counts training steps.
+    """Train a GPT-NeoX with AdamW and write its suite.
 
-    A finished suite of the same plan and text is left as it is; another one is replaced when the new one is finished.
-    While it trains, everything is in ``.<name>.partial`` beside it, with the Trainer's own checkpoint of at most
-    `resume_seconds` ago. An interrupted training goes on from there when it is called again, and on a CPU ends with
-    the very weights that an undisturbed one has. The same plan gives the same suite on the same machine.
+    A finished suite of the same plan and text is left as it is. Another suite is replaced when the new one is finished.
+    During training all files are in ``.<name>.partial`` beside `out`, with a checkpoint of the Trainer. After an
+    interruption the same call resumes from that checkpoint; on a CPU the weights at the end are those of a training
+    without interruption. The same plan gives the same suite on the same machine.
 
-    `device` is ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``mps``; `threads` are those of torch on a CPU
-    (default: one for a d_model up to 128, which gains nothing from a second one). `callbacks` are given to the Trainer
-    as well, which logs at the interval of the checkpoints.
+    Parameters
+    ----------
+    out
+        Directory of the suite.
+    text
+        The text to train on.
+    plan
+        The numbers of the training.
+    device
+        ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``mps``.
+    threads
+        Threads of torch on a CPU. Default: one for a `d_model` up to 128, else torch's own number.
+    resume_seconds
+        Time between checkpoints of the Trainer, the most that an interruption costs.
+    callbacks
+        More callbacks for the Trainer, which logs at the interval of the checkpoints.
+    progress
+        Called with the number of steps done and in all.
 
-    Raises `CorpusError` when the text is too short to train on, `NonFiniteError` when the training diverges,
-    `PythiaDynError` when `out` holds something else or another process is training it.
+    Returns
+    -------
+    Suite
+        The suite at `out`; `fresh` tells whether this call trained it.
+
+    Raises
+    ------
+    CorpusError
+        Where the text is too short to train on.
+    NonFiniteError
+        Where the training diverges.
+    PythiaDynError
+        Where `out` holds something else, or another process is training it.
     """
     out = Path(out)
-    about = describe(text, plan)
+    about = describe_suite(text, plan)
     partial = out.with_name(f".{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
-            if not _holds(partial / SUITE, about):  # otherwise only its renaming was interrupted
+            if not _describes(partial / SUITE, about):  # else only the move to `out` was interrupted
                 if is_finished(out, about):
                     return Suite(out, fresh=False)
-                with _threads(threads or (1 if plan.d_model <= _ONE_THREAD else torch.get_num_threads())), quiet():
-                    _train(partial, about, prepare(text, plan), plan, device, resume_seconds, callbacks, progress)
+                automatic = 1 if plan.d_model <= _MAX_WIDTH_OF_ONE_THREAD else torch.get_num_threads()
+                with _torch_threads(threads or automatic), silence_transformers():
+                    prepared = prepare_text(text, plan)
+                    _train(partial, about, prepared, plan, device, resume_seconds, callbacks, progress)
             replace_suite(out, partial, plan.saved_steps)
     except Timeout:
         raise PythiaDynError(f"another process is training {out}; wait for it or name another directory") from None
@@ -97,7 +133,15 @@ def train_suite(
 
 
 def new_model(plan: TrainingPlan, vocab: int) -> GPTNeoXForCausalLM:
-    """The untrained model of a plan, seeded; the random states are left as they were."""
+    """The untrained model of a plan, in float32. The global random states stay as they are.
+
+    Parameters
+    ----------
+    plan
+        The plan; its `seed` decides the weights.
+    vocab
+        Number of entries of the tokenizer.
+    """
     config = GPTNeoXConfig(
         vocab_size=vocab,
         hidden_size=plan.d_model,
@@ -125,7 +169,7 @@ def new_model(plan: TrainingPlan, vocab: int) -> GPTNeoXForCausalLM:
 def _train(
     partial: Path,
     about: dict[str, Any],
-    material: Material,
+    prepared: PreparedText,
     plan: TrainingPlan,
     device: str,
     resume_seconds: float,
@@ -133,44 +177,47 @@ def _train(
     progress: Progress,
 ) -> None:
     """Train from the start, or from the last checkpoint in `partial` where that is of the same training."""
-    if not _holds(partial / _PLAN, about):
+    if not _describes(partial / _PLAN, about):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        with atomic_file(partial / _PLAN) as file:
-            file.write(json.dumps(about).encode())
-    model = new_model(plan, len(material.tokenizer))
+        write_json(partial / _PLAN, about)
+    model = new_model(plan, len(prepared.tokenizer))
     model.config.bos_token_id, model.config.eos_token_id = (
-        material.tokenizer.bos_token_id,
-        material.tokenizer.eos_token_id,
+        prepared.tokenizer.bos_token_id,
+        prepared.tokenizer.eos_token_id,
     )
     checkpoint = _last_checkpoint(partial / _STATE)
     if checkpoint is not None:
-        # Trainer of transformers 5 leaves out whatever the files call by another name than the model: the head.
-        whole = GPTNeoXForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-        model.load_state_dict(whole.state_dict())
-    writer = _Suite(partial, material, plan)
+        # The Trainer of transformers 5 does not restore tensors whose name in the files is not the model's: the head.
+        saved = GPTNeoXForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
+    writer = _SuiteWriter(partial, prepared, plan)
     trainer = Trainer(
         model=model,
         args=_arguments(partial / _STATE, plan, device),
-        train_dataset=_Windows(material.training, plan),
-        data_collator=_as_it_is,
-        callbacks=[writer, _Resumable(resume_seconds), _Report(progress), *callbacks],
+        train_dataset=_RandomWindows(prepared.training, plan),
+        data_collator=_unchanged,
+        callbacks=[writer, _PeriodicCheckpoint(resume_seconds), _ProgressReport(progress), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     shutil.rmtree(partial / _STATE, ignore_errors=True)
     (partial / _PLAN).unlink()
-    write_suite(partial, material, about)
+    write_suite(partial, prepared.passages, about)
 
 
 def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
+    """The Trainer's arguments for a plan."""
+    with optional_import("training a suite", "train"):
+        import accelerate  # noqa: F401  (TrainingArguments needs it)
+
     kind = resolve_device(device).type
     steps = plan.saved_steps
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=plan.max_steps,
         per_device_train_batch_size=plan.batch,
-        train_sampling_strategy="sequential",  # the windows are drawn at random already
+        train_sampling_strategy="sequential",  # the windows are in random order already
         remove_unused_columns=False,
         learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine" if plan.schedule == "cosine" else "constant_with_warmup",
@@ -180,7 +227,7 @@ def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
         max_grad_norm=plan.max_grad_norm,
         logging_steps=steps[-1] - steps[-2] if len(steps) > 1 else steps[-1],
         logging_nan_inf_filter=False,
-        save_strategy="no",  # `_Resumable` asks for the Trainer's checkpoints, by the clock
+        save_strategy="no",  # `_PeriodicCheckpoint` asks for checkpoints by time
         save_total_limit=2,
         report_to="none",
         disable_tqdm=True,
@@ -189,12 +236,12 @@ def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
         dataloader_pin_memory=kind == "cuda",
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # else every GPU there is takes a batch of this size, and the plan is another one
+        arguments._n_gpu = 1  # with more GPUs the Trainer multiplies the batch by their number
     return arguments
 
 
-class _Windows(Dataset[dict[str, torch.Tensor]]):
-    """As many random windows of the tokens as training will ask for, the same for the same seed, a batch at a time."""
+class _RandomWindows(Dataset[dict[str, torch.Tensor]]):
+    """Random windows of the tokens, `max_steps` batches of them, the same for the same seed."""
 
     def __init__(self, tokens: NDArray[np.int64], plan: TrainingPlan) -> None:
         self.tokens = torch.from_numpy(tokens)
@@ -215,24 +262,25 @@ class _Windows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": windows, "labels": windows}
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
+    """The collator of `_RandomWindows`, which gives whole batches."""
     return batch
 
 
-class _Suite(TrainerCallback):
-    """Writes the checkpoints and measures the losses while the Trainer trains."""
+class _SuiteWriter(TrainerCallback):
+    """Writes the checkpoints and measures the losses at the steps of the plan."""
 
-    def __init__(self, out: Path, material: Material, plan: TrainingPlan) -> None:
+    def __init__(self, out: Path, prepared: PreparedText, plan: TrainingPlan) -> None:
         self.out, self.saved = out, frozenset(plan.saved_steps)
-        self.tokenizer_files = [Path(name) for name in _save_tokenizer(material.tokenizer, out / "tokenizer")]
+        self.tokenizer_files = [Path(name) for name in _save_tokenizer(prepared.tokenizer, out / "tokenizer")]
         self.dtype = getattr(torch, plan.dtype)
         self.batch = plan.batch
         rng = np.random.default_rng((plan.seed, 1))
-        self.windows = [_windows(part, plan, rng) for part in (material.training, material.validation)]
+        self.windows = [_evaluation_windows(part, plan, rng) for part in (prepared.training, prepared.validation)]
         self.losses: list[Loss] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.losses = [row for row in read_losses(self.out) if row.step <= state.global_step]
+        self.losses = [row for row in read_suite_losses(self.out) if row.step <= state.global_step]
         if state.global_step == 0 and 0 in self.saved and not self.losses:
             self.record(kwargs["model"], 0)
 
@@ -241,16 +289,16 @@ class _Suite(TrainerCallback):
             self.record(kwargs["model"], state.global_step)
 
     def record(self, model: GPTNeoXForCausalLM, step: int) -> None:
-        """Measure the losses, write them and the weights."""
+        """Measure the losses of `model` at a step, then write its weights and the losses."""
         training, validation = (self.loss(model, windows) for windows in self.windows)
         if not math.isfinite(training + validation):
             raise NonFiniteError(f"the loss is {training} at step {step}: training diverged; lower --learning-rate")
         self.save(model, step)
         self.losses.append(Loss(step, training, validation))
-        write_losses(self.out, self.losses)
+        write_suite_losses(self.out, self.losses)
 
     def loss(self, model: GPTNeoXForCausalLM, windows: torch.Tensor) -> float:
-        """Mean loss over the windows, always the same ones, without dropout: nothing here touches a random state."""
+        """Mean loss over the windows (n, context), without dropout. It draws no random number."""
         model.eval()  # type: ignore[no-untyped-call]
         total = torch.zeros((), dtype=torch.float64, device=model.device)
         with torch.no_grad():
@@ -261,7 +309,7 @@ class _Suite(TrainerCallback):
         return float(total) / len(windows)
 
     def save(self, model: GPTNeoXForCausalLM, step: int) -> None:
-        """Write one checkpoint under a temporary name, then give it its own."""
+        """Write one checkpoint under a temporary name, then rename it."""
         target, temporary = self.out / branch(step), self.out / f".{branch(step)}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
         weights = {name: tensor.detach().to("cpu", self.dtype) for name, tensor in model.state_dict().items()}
@@ -272,8 +320,8 @@ class _Suite(TrainerCallback):
         temporary.replace(target)
 
 
-class _Resumable(TrainerCallback):
-    """Asks for a checkpoint of the Trainer every so many seconds, and marks those that are whole."""
+class _PeriodicCheckpoint(TrainerCallback):
+    """Asks for a checkpoint of the Trainer every so many seconds, and marks complete ones."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.last = seconds, time.monotonic()
@@ -287,7 +335,9 @@ class _Resumable(TrainerCallback):
         self.last = time.monotonic()
 
 
-class _Report(TrainerCallback):
+class _ProgressReport(TrainerCallback):
+    """Reports each training step to `progress`."""
+
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
 
@@ -295,39 +345,41 @@ class _Report(TrainerCallback):
         self.progress(state.global_step, state.max_steps)
 
 
-def _windows(tokens: NDArray[np.int64], plan: TrainingPlan, rng: np.random.Generator) -> torch.Tensor:
-    """The windows (n, context) that the loss of a part is measured on."""
+def _evaluation_windows(tokens: NDArray[np.int64], plan: TrainingPlan, rng: np.random.Generator) -> torch.Tensor:
+    """The windows (n, context) on which the loss of a part is measured."""
     starts = rng.integers(0, len(tokens) - plan.context, size=plan.eval_batches * plan.batch)
     return torch.from_numpy(tokens[starts[:, None] + np.arange(plan.context)])
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> tuple[str, ...]:
+    """Write the tokenizer; the paths of its files."""
     files: tuple[str, ...] = tokenizer.save_pretrained(directory)
     return tuple(name for name in files if Path(name).is_file())
 
 
 def _last_checkpoint(directory: Path) -> Path | None:
-    """The Trainer's newest checkpoint that is whole; those that are not are removed."""
-    whole: dict[int, Path] = {}
+    """The Trainer's newest complete checkpoint; incomplete ones are removed."""
+    complete: dict[int, Path] = {}
     for path in directory.glob("checkpoint-*"):
         if (path / _COMPLETE).is_file():
-            whole[int(path.name.rpartition("-")[2])] = path
+            complete[int(path.name.rpartition("-")[2])] = path
         else:
             shutil.rmtree(path, ignore_errors=True)
-    return whole[max(whole)] if whole else None
+    return complete[max(complete)] if complete else None
 
 
-def _holds(file: Path, about: dict[str, Any]) -> bool:
-    """Whether a JSON file says (at least) this."""
+def _describes(file: Path, about: dict[str, Any]) -> bool:
+    """Whether a JSON file holds at least the entries of `about`."""
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
         return {key: found.get(key) for key in about} == about
     except (OSError, ValueError, AttributeError):
         return False
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

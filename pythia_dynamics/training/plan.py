@@ -1,37 +1,83 @@
-"""What a training will be: every number of it, and the four sizes of "A Large Language Model Order Parameter"."""
+"""The plan of a training: every number of it, and the four sizes of "A Large Language Model Order Parameter"."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.training.choices import FileDtype, Initialisation, Schedule, TokenizerKind
 
-__all__ = ["SIZES", "Initialisation", "TrainingPlan", "plan_of_size"]
+__all__ = ["BLOG_PLAN", "SIZES", "TrainingPlan", "plan_of_size"]
 
-Initialisation = Literal["neox", "pytorch"]
-
-_EARLY = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_LOG_STEPS = tuple(2**k for k in range(10))
+"""1, 2, 4 … 512: the early steps that Pythia publishes."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Everything that decides what a suite will be. Defaults: the demo's, about 40 s on one core.
+    """Every number that decides what a suite will be. The defaults are the demo's: about 40 s on one core.
 
-    At each of `saved_steps` the weights are saved, and the losses measured over `eval_batches` batches of either part
-    of the text: `checkpoints` evenly spaced steps or, where that is None, one `every` so many; with `log_spaced` also
-    1, 2, 4 … 512, and with `step_zero` the untrained model. `held_out` is the share of the text that is not trained on.
+    Parameters
+    ----------
+    d_model, layers, heads
+        Width of the model, number of its blocks, attention heads of a block. `heads` divides `d_model`.
+    context
+        Tokens in a window, at least 2.
+    tokenizer
+        Kind of the tokenizer, which is made from the text.
+    vocab
+        Largest number of entries of a ``bpe`` tokenizer. One of ``characters`` has those of the text.
+    batch
+        Windows in a batch.
+    max_steps
+        Steps of the training.
+    checkpoints
+        Number of evenly spaced checkpoints. None: one checkpoint `every` so many steps, and one at the end.
+    every
+        Steps between checkpoints where `checkpoints` is None.
+    log_spaced
+        Whether steps 1, 2, 4 … 512 have checkpoints too.
+    step_zero
+        Whether the untrained model has a checkpoint.
+    eval_batches
+        Batches of each part of the text on which a loss is measured. It is measured at each checkpoint.
+    learning_rate
+        Largest learning rate of AdamW.
+    schedule
+        Learning rate after the warm-up.
+    warmup_steps
+        Steps over which the learning rate rises from 0.
+    weight_decay
+        Decoupled weight decay of AdamW.
+    adam_beta2
+        Decay rate of AdamW's second moment; that of the first is 0.9.
+    max_grad_norm
+        Norm to which gradients are clipped; 0 clips nothing.
+    dropout
+        Dropout in attention and after each block, 0 ≤ dropout < 1.
+    held_out
+        Share of the text that is not trained on, between 0 and 1.
+    initialisation
+        How the weights are drawn.
+    dtype
+        Dtype of the weights in the files. Training is in float32.
+    seed
+        Seed of the weights, the windows and the dropout.
 
-    `initialisation` is ``neox``, normal(0, 0.02) throughout, or ``pytorch``, each layer's default: uniform on
-    ±1/√d for the head. `max_grad_norm` 0 clips nothing. `vocab` is of the ``bpe`` tokenizer; that of ``characters`` is
-    what characters the text has. `dtype` is that of the files, training is in float32.
+    Raises
+    ------
+    PythiaDynError
+        For numbers outside their range, or that do not fit together.
+    UnknownNameError
+        For a word that the field does not take.
     """
 
     d_model: int = 64
     layers: int = 3
     heads: int = 4
     context: int = 64
-    tokenizer: Literal["bpe", "characters"] = "bpe"
+    tokenizer: TokenizerKind = "bpe"
     vocab: int = 1024
     batch: int = 8
     max_steps: int = 1430
@@ -41,7 +87,7 @@ class TrainingPlan:
     step_zero: bool = False
     eval_batches: int = 2
     learning_rate: float = 4e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_steps: int = 50
     weight_decay: float = 0.1
     adam_beta2: float = 0.95
@@ -49,7 +95,7 @@ class TrainingPlan:
     dropout: float = 0.0
     held_out: float = 0.1
     initialisation: Initialisation = "neox"
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: FileDtype = "float16"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,13 +125,13 @@ class TrainingPlan:
         else:
             steps = {self.max_steps * k // self.checkpoints for k in range(1, self.checkpoints + 1)}
         if self.log_spaced:
-            steps |= {step for step in _EARLY if step <= self.max_steps}
+            steps |= {step for step in _LOG_STEPS if step <= self.max_steps}
         if self.step_zero:
             steps.add(0)
         return tuple(sorted(steps))
 
 
-_BLOG = TrainingPlan(
+BLOG_PLAN = TrainingPlan(
     context=256,
     tokenizer="characters",
     batch=64,
@@ -103,6 +149,8 @@ _BLOG = TrainingPlan(
     dropout=0.2,
     dtype="float32",
 )
+"""What the trainings of the blog's four models have in common (its ``gpt.py``), except that the blog initialises as
+``pytorch``."""
 
 SIZES: dict[str, dict[str, int]] = {
     "10k": {"d_model": 32, "heads": 2, "layers": 1},
@@ -114,14 +162,25 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def plan_of_size(size: str, **changes: Any) -> TrainingPlan:
-    """The training of one of `SIZES` as the blog has it (its `gpt.py`), with `changes` by field name.
+    """The plan of one of the blog's four models, as in the blog's ``gpt.py``.
 
-    A change to None is none. Raises `UnknownNameError` for a size or field that is not known, `PythiaDynError` for
-    numbers that do not go together.
+    Parameters
+    ----------
+    size
+        One of `SIZES`, in upper or lower case.
+    **changes
+        Fields of `TrainingPlan` with other values. None leaves the blog's value.
+
+    Raises
+    ------
+    UnknownNameError
+        For an unknown size or field.
+    PythiaDynError
+        For numbers that do not fit together.
     """
     if size.lower() not in SIZES:
         raise UnknownNameError("size", size, SIZES)
-    known = {field.name: getattr(_BLOG, field.name) for field in fields(TrainingPlan)}
+    known = {field.name: getattr(BLOG_PLAN, field.name) for field in fields(TrainingPlan)}
     for name in changes:
         if name not in known:
             raise UnknownNameError("training option", name, known)

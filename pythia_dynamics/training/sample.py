@@ -1,4 +1,4 @@
-"""Text that a model of a suite writes."""
+"""Text sampled from a checkpoint of a suite."""
 
 from __future__ import annotations
 
@@ -6,19 +6,35 @@ import torch
 from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from pythia_dynamics.checkpoints.registry import branch
-from pythia_dynamics.training.quiet import quiet
 from pythia_dynamics.training.suite import Suite
+from pythia_dynamics.training.transformers_log import silence_transformers
 
 __all__ = ["sample_text"]
 
 
 def sample_text(suite: Suite, step: int, *, prompt: str = "\n", samples: int = 4, seed: int = 0) -> str:
-    """What the model at a step writes after a prompt, each sample as long as its context, sampled at temperature 1.
+    """Sample text from a checkpoint, on the CPU, at temperature 1, each sample as long as the context.
 
-    Samples are separated by a line of dashes. On the CPU; the same seed gives the same text.
+    Parameters
+    ----------
+    suite
+        The suite.
+    step
+        The step of the checkpoint.
+    prompt
+        The text to continue; it is not part of a sample.
+    samples
+        The number of samples.
+    seed
+        Seed of the sampling; the same seed gives the same text.
+
+    Returns
+    -------
+    str
+        The samples, with a line of dashes between them.
     """
     directory = suite.path / branch(step)
-    with quiet():
+    with silence_transformers():
         model = GPTNeoXForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model.eval()  # type: ignore[no-untyped-call]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)

@@ -1,17 +1,17 @@
-"""When to stop training: the exit protocol of "The Garden of Forking Paths", made precise, and what it would cost.
+"""When to stop training: the exit protocol of "The Garden of Forking Paths" as a rule, and what it saves and costs.
 
-The paper stops once the weights are stationary. Here that is a rule on a few curves which are known while training
-goes on, so that it can stop a run (`StationarityStop`) or be replayed over any history (`replay`).
+The paper stops training once the weights are stationary. The rule here reads curves that are known during training. It
+can stop a run (`StationarityStop`) or be applied afterwards to any history (`replay`).
 
-The MSD that is demeaned over *time* is no such curve: its mean is over steps still to come, and at whatever step one
-takes it, it has passed a peak already, for a random walk as well. The rule uses Eq 4's, demeaned over the weights.
+The MSD demeaned over *time* is not such a curve. Its mean includes steps still to come, and its curve up to any step
+has passed a peak, for a random walk as well. The rule reads the MSD of Eq 4, demeaned over the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,50 +19,75 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.measures.stationarity import SCALE, motion
 from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.training.choices import RuleKind
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Replay", "Rule", "StationarityRule", "replay"]
-
-
-Rule = Literal["displacement", "msd", "either"]
+__all__ = ["Replay", "StationarityRule", "replay"]
 
 
 @dataclass(frozen=True, slots=True)
 class StationarityRule:
-    """Stop after `patience` records in a row that are stationary, none of them before step `after`.
+    """Stop after `patience` stationary records in a row.
 
-    A record is stationary, by `kind`,
+    Parameters
+    ----------
+    kind
+        When a record is stationary.
 
-    * ``displacement``: when the displacement rate ‖w_t − w_{t−1}‖ / ‖w_t‖ / (steps between), per 1,000 steps, is below
-      `threshold`. Per step *number*: on an uneven grid a long interval is not taken for a fast one;
-    * ``msd``: when the MSD of Eq 4 and 5 has passed its peak beyond what the null shows: relative to its value at its
-      peak so far it lies below that of a random walk with the same step sizes, by more than `sigmas` standard
-      deviations of the walk;
-    * ``either``: when one of both holds.
+        * ``displacement``: the displacement rate ‖w_t − w_{t−1}‖ / ‖w_t‖ / (steps between), per 1,000 steps, is below
+          `threshold`. The rate counts steps by their number, so a long interval of an uneven grid is not a fast one.
+        * ``msd``: the MSD of Eq 4 and 5 has passed its peak by more than its null explains. Its value relative to that
+          at its peak so far lies below that of a random walk with the same step sizes, by more than `sigmas` standard
+          deviations of the walk.
+        * ``either``: one of both holds.
 
-    A record with unknown curves is not stationary.
+        A record with unknown curves is not stationary.
+    threshold
+        Relative displacement per 1,000 steps, above 0. The default is 1 %.
+    patience
+        Number of stationary records in a row that stop the training, at least 1. The default of three leaves out a
+        single slow interval.
+    after
+        First step whose record counts.
+    sigmas
+        Standard deviations of the walk. A Gaussian lies 3 σ below its mean in 0.1 % of cases.
+
+    Raises
+    ------
+    UnknownNameError
+        For a kind that is not known.
+    PythiaDynError
+        For a threshold or patience out of range.
     """
 
-    kind: Rule = "either"
+    kind: RuleKind = "either"
     threshold: float = 0.01
     patience: int = 3
     after: int = 0
     sigmas: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Rule):
-            raise UnknownNameError("rule", self.kind, get_args(Rule))
+        if self.kind not in get_args(RuleKind):
+            raise UnknownNameError("rule", self.kind, get_args(RuleKind))
         if self.patience < 1:
             raise PythiaDynError(f"patience is a number of records, at least 1; got {self.patience}")
         if not self.threshold > 0:
             raise PythiaDynError(f"the threshold is a relative displacement per {SCALE} steps, above 0")
 
     def stationary(self, curves: xr.Dataset) -> NDArray[np.bool_]:
-        """Which records are stationary, from `displacement_rate`, `msd`, `msd_null`, `msd_null_sd` over `step`.
+        """Which records are stationary.
 
-        What is said of a record depends on it and earlier ones alone.
+        Parameters
+        ----------
+        curves
+            A dataset over `step` with `displacement_rate`, `msd`, `msd_null` and `msd_null_sd`.
+
+        Returns
+        -------
+        bool array of shape (records,)
+            The value of a record depends on it and on earlier records only.
         """
         steps = curves["step"].to_numpy()
         found = np.zeros(len(steps), dtype=bool)
@@ -77,7 +102,7 @@ class StationarityRule:
         return stationary
 
     def stop(self, curves: xr.Dataset) -> int | None:
-        """The step at which the rule stops, None where it does not. Records that are missing are passed over."""
+        """The step at which the rule stops on `curves`, None where it does not. Missing records are skipped."""
         known = np.isfinite(curves["msd"].to_numpy())
         run = 0
         for step, good in zip(curves["step"].to_numpy()[known], self.stationary(curves)[known], strict=True):
@@ -90,6 +115,7 @@ class StationarityRule:
 def _past_peak(
     msd: NDArray[np.float64], null: NDArray[np.float64], spread: NDArray[np.float64], sigmas: float
 ) -> NDArray[np.bool_]:
+    """Which records of the MSD lie beyond its peak so far, by more than the null and its spread explain."""
     past = np.zeros(len(msd), dtype=bool)
     peak = -1
     for i, value in enumerate(msd):
@@ -98,7 +124,7 @@ def _past_peak(
         if peak < 0 or value >= msd[peak]:
             peak = i
         elif null[peak] > 0 and null[i] > 0:
-            # the walk's own value in units of the peak, and the relative error of that ratio
+            # the value of the walk relative to that at the peak, and the standard deviation of that ratio
             expected = null[i] / null[peak]
             error = expected * np.hypot(spread[i] / null[i], spread[peak] / null[peak])
             past[i] = value / msd[peak] < expected - sigmas * error
@@ -107,10 +133,30 @@ def _past_peak(
 
 @dataclass(frozen=True)
 class Replay:
-    """What a rule would have done: where it stops (None: nowhere), what that saves, what it costs in loss.
+    """What a rule would have done, what that saves, and what it costs in loss.
 
-    `curves` are those it read, with `stationary` beside them. Losses are in the unit they were given in; NaN where not
-    known. `loss_step` is the step whose loss stands for the stop: the last one known up to it.
+    Losses are in the unit they were given in, and NaN where they are not known.
+
+    Parameters
+    ----------
+    rule
+        The rule.
+    curves
+        The curves it read, with `stationary` beside them, over `step`.
+    stopped_at
+        The step at which it stops, None where it does not.
+    last_step
+        The last step of the history.
+    loss_at_stop
+        The loss at the last step up to the stop at which one is known.
+    loss_step
+        That step.
+    loss_last
+        The last known loss.
+    loss_best_after
+        The least loss from the stop to the end.
+    attributes
+        The attributes of the curves.
     """
 
     rule: StationarityRule
@@ -125,12 +171,12 @@ class Replay:
 
     @property
     def saved(self) -> float:
-        """Share of the steps that are not trained; 0 where it does not stop."""
+        """Share of the steps that the rule saves; 0 where it does not stop."""
         return 0.0 if self.stopped_at is None or not self.last_step else 1 - self.stopped_at / self.last_step
 
     @property
     def loss_cost(self) -> float:
-        """Loss at the stop minus that at the end: what the rest of training was worth; negative where it hurt."""
+        """Loss at the stop minus the last loss; negative where training on raised the loss."""
         return self.loss_at_stop - self.loss_last
 
 
@@ -141,7 +187,19 @@ def replay(
     loss: Mapping[int, float] | None = None,
     compute: Compute | None = None,
 ) -> Replay:
-    """Replay a rule over a history, or over curves that `motion` or a monitor's `results` made; `loss` is by step."""
+    """Apply a rule to a finished training.
+
+    Parameters
+    ----------
+    history
+        A history, or the dataset of curves that `motion` or a monitor's `results` gives.
+    rule
+        The rule; by default one with default values.
+    loss
+        The loss by step.
+    compute
+        How to compute the curves of a history.
+    """
     import xarray as xr
 
     rule = rule or StationarityRule()

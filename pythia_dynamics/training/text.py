@@ -1,4 +1,4 @@
-"""Texts to train on: a file, the manual that Python ships, tiny Shakespeare."""
+"""Texts to train on: a file, the reference manual in Python's standard library, tiny Shakespeare."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ from pythia_dynamics.errors import CorpusError
 __all__ = ["SHAKESPEARE", "Text", "python_reference", "read_text", "tiny_shakespeare"]
 
 SHAKESPEARE = "karpathy/tiny_shakespeare"
-"""The data set of the Hub with the training text of the blog."""
+"""The data set on the Hub with the training text of the blog."""
 
-_FEW = 20  # paragraphs; a text with fewer is taken by its lines
+_MAX_AS_LINES = 20
+"""A text with at most so many paragraphs is divided by lines: 10 % of 20 paragraphs are 2, too few to hold out."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text to train on: its name and its content."""
+    """A text to train on.
+
+    Parameters
+    ----------
+    name
+        Its name in ``suite.json`` and in messages.
+    content
+        Its characters.
+    """
 
     name: str
     content: str
 
     @classmethod
     def of(cls, name: str, passages: tuple[str, ...]) -> Text:
-        """A text of these passages."""
+        """The text `name` of these `passages`, with an empty line between them."""
         return cls(name, "\n\n".join(passages))
 
     @property
@@ -36,20 +45,20 @@ class Text:
 
     @cached_property
     def passages(self) -> tuple[str, ...]:
-        """The paragraphs in order, white space normalised (the lines, where there are hardly any paragraphs).
+        """The paragraphs in order with normalised white space; the lines where there are at most 20 paragraphs.
 
-        Each once: a repeated one could be trained on and held out.
+        A repeated passage is listed once. Otherwise it could be in both parts of a split.
         """
         paragraphs = _passages(self.content.split("\n\n"))
-        return paragraphs if len(paragraphs) > _FEW else _passages(self.content.split("\n"))
+        return paragraphs if len(paragraphs) > _MAX_AS_LINES else _passages(self.content.split("\n"))
 
     @property
     def sha256(self) -> str:
-        """Digest of the content."""
+        """SHA-256 of the content, hexadecimal."""
         return hashlib.sha256(self.content.encode("utf-8", errors="surrogatepass")).hexdigest()
 
-    def split(self, held_out: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The passages without, and with only, the last ones; `held_out` is their share of the characters."""
+    def split_passages(self, held_out: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The passages in two parts. The second has the last ones, with a share `held_out` of the characters."""
         passages = self.passages
         cut, seen, limit = len(passages), 0, held_out * sum(map(len, passages))
         while cut > 1 and seen < limit:
@@ -57,28 +66,28 @@ class Text:
             seen += len(passages[cut])
         return passages[:cut], passages[cut:]
 
-    def cut(self, held_out: float) -> tuple[str, str]:
-        """The content cut in two at a character; the second part has the share `held_out` of them."""
+    def split_content(self, held_out: float) -> tuple[str, str]:
+        """The content in two parts. The second has the last characters, a share `held_out` of them."""
         place = int((1 - held_out) * len(self.content))
         return self.content[:place], self.content[place:]
 
 
 def python_reference() -> Text:
-    """The Python reference manual that CPython itself ships for ``help()``: 465,000 characters of English.
+    """The Python reference manual that CPython ships for ``help()``: 465,000 characters of English.
 
-    Raises `CorpusError` where the interpreter came without it.
+    Raises `CorpusError` where the Python installation does not have it.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise CorpusError(
-            "this Python comes without pydoc_data.topics; give a text of your own with --corpus"
+            "this Python has no module pydoc_data.topics; give a text of your own with --corpus FILE"
         ) from None
     return Text("Python reference (pydoc_data.topics)", "\n\n".join(topics[key] for key in sorted(topics)))
 
 
 def read_text(path: Path | str) -> Text:
-    """A UTF-8 text file. Raises `CorpusError`."""
+    """The UTF-8 text file at `path`. Raises `CorpusError` where it cannot be read."""
     path = Path(path)
     try:
         return Text(path.name, path.read_text(encoding="utf-8"))
@@ -88,7 +97,7 @@ def read_text(path: Path | str) -> Text:
 
 
 def tiny_shakespeare() -> Text:
-    """Tiny Shakespeare from the Hub, its three parts put together again. Raises `CorpusError`."""
+    """Tiny Shakespeare from the Hub, its three parts concatenated. Raises `CorpusError` where it cannot be loaded."""
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()
@@ -96,7 +105,7 @@ def tiny_shakespeare() -> Text:
     try:
         parts = datasets.load_dataset(SHAKESPEARE)
         content = "".join("".join(parts[name]["text"]) for name in ("train", "validation", "test"))
-    except Exception as error:  # `datasets` lets every error of its own dependencies through
+    except Exception as error:  # `datasets` raises whatever its dependencies raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CorpusError(f"cannot load {SHAKESPEARE}: {reason}; give a text of your own with --corpus FILE") from error
     finally:
@@ -106,4 +115,5 @@ def tiny_shakespeare() -> Text:
 
 
 def _passages(blocks: list[str]) -> tuple[str, ...]:
+    """The blocks that are not empty, with normalised white space, each once."""
     return tuple(dict.fromkeys(passage for block in blocks if (passage := " ".join(block.split()))))

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hubserver import Fault, HubServer, at_random, once
@@ -136,7 +137,7 @@ def test_snapshot_shows_no_progress(source: HubSource, capfd: pytest.CaptureFixt
 
 # -- faults ---------------------------------------------------------------------------------------------------
 
-PASSING = {
+PASSING: dict[str, Any] = {
     "busy": (Fault("status", 503), "cdn", 1),
     "broken": (Fault("status", 500), "resolve", 3),
     "bad gateway": (Fault("status", 502), "cdn", 2),

@@ -56,7 +56,7 @@ def test_all_failures_count_until_content_arrives() -> None:
 
 def test_waits_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)  # type: ignore[attr-defined]
     monkeypatch.setattr(RateLimitGate, "wait", lambda gate, seconds=0.0: waits.append(seconds))
     with pytest.raises(HubError, match="14 times"):
         counter(RetryPolicy()).run(failing(*[Failure.TRANSIENT] * 14))

@@ -204,7 +204,7 @@ def test_a_strided_neighbour_does_no_harm():
 def test_larger_alignment_than_64_bytes():
     from torch.utils.serialization import config
 
-    with config.patch({"save.storage_alignment": 4096}):
+    with config.patch({"save.storage_alignment": 4096}):  # type: ignore[attr-defined]
         raw = saved(plain_state())
     slices = assert_same_as_torch(raw)
     assert all(found.start % 4096 == 0 for found in slices.values() if found.nbytes)

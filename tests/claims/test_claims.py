@@ -16,9 +16,11 @@ from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import saved, statistics
 from pythia_dynamics.claims import scorecard as claims
-from pythia_dynamics.claims.verdict import VERDICTS
+from pythia_dynamics.claims.verdict import VERDICTS, Verdict
+from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.bifurcation import first_lasting
 from pythia_dynamics.measures.rank import covariance_rank
 from pythia_dynamics.measures.two_time import two_time
 from pythia_dynamics.results.folder import Results
@@ -176,7 +178,7 @@ def test_the_paper_s_step_is_looked_at_where_there_is_no_peak(tmp_path: Path) ->
     smooth = 50 * np.exp(-steps / 30_000) + 80
     write(results, "perplexity-forward", scores(np.where(steps > 80_000, smooth * 0.7, smooth), steps))
     found = {verdict.claim: verdict for verdict in claims.judge(results)}
-    assert saved.Saved(results).shape == saved.Shape(rows=50304, width=512)
+    assert saved.SavedResults(results).shape == saved.Shape(rows=50304, width=512)
     assert found["msd-peak"].verdict == "not supported"
     assert found["perplexity-drops"].verdict == "supported"
     numbers = found["perplexity-drops"].numbers
@@ -196,7 +198,7 @@ def test_a_peak_elsewhere_than_in_the_paper_is_not_the_paper_s(tmp_path: Path) -
 # -- perplexity and loss --------------------------------------------------------------------------------------
 
 
-def judge_one(directory: Path, claim: str, **tables: xr.Dataset) -> claims.Verdict:
+def judge_one(directory: Path, claim: str, **tables: xr.Dataset) -> Verdict:
     results = Results("suite", directory)
     for kind, table in tables.items():
         write(results, kind.replace("_", "-"), table)
@@ -275,11 +277,11 @@ def test_three_valued_heads(tmp_path: Path) -> None:
     write(results, "perplexity-forward", scores(curve()))
     by_id = {claim.id: decide for claim, decide in claims.CLAIMS.items()}
     decide = by_id["ternary-function"]
-    assert decide(saved.Saved(results)).verdict == "not testable here"
+    assert decide(saved.SavedResults(results)).verdict == "not testable here"
     for factor, expected in ((1.02, "supported"), (1.5, "not supported")):
         write(Results("ternary", results.path), "perplexity-forward", scores(curve()[-1:] * factor, steps))
         (results.path / "ternary" / "perplexity-forward.json").write_text('{"settings": {"head": "ternary"}}')
-        assert decide(saved.Saved(results)).verdict == expected
+        assert decide(saved.SavedResults(results)).verdict == expected
 
 
 # -- the file -------------------------------------------------------------------------------------------------
@@ -298,6 +300,40 @@ def test_claims_json_comes_back(tmp_path: Path) -> None:
     assert [entry["claim"] for entry in entries] == [claim.id for claim in claims.CLAIMS]
     assert all(entry["test"] and entry["tolerance"] and entry["figure"] and entry["reason"] for entry in entries)
     assert {entry["verdict"] for entry in entries} <= set(VERDICTS)
+
+
+def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    results = Results("suite", tmp_path)
+    write(
+        results, "msd", xr.Dataset({"msd": ("step", np.ones(60)), "msd_null": ("step", np.ones(60))}, {"step": STEPS})
+    )
+    reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
+    no_order = "order.csv is missing: run pythia-dyn order --model suite"
+    no_density = "density.zarr is missing: run pythia-dyn density --model suite"
+    no_perplexity = "perplexity-forward.csv is missing: run pythia-dyn perplexity --mode forward --model suite"
+    assert reasons["msd-peak"] == reasons["msd-time-peak"] == reasons["stationary"] == no_order
+    assert reasons["b-monotone"] == reasons["loss-falls-with-b"] == reasons["slope-changes"] == no_order
+    assert reasons["stop-when-stationary"] == no_order
+    assert reasons["density-bimodal"] == f"{no_density}; {no_order}"
+    assert reasons["ternary-density"] == no_density
+    assert reasons["perplexity-drops"] == reasons["perplexity-below-one"] == no_perplexity
+    assert reasons["ternary-function"].startswith(f"{no_perplexity}; ternary/perplexity-forward.csv is missing: run ")
+    assert reasons["rank-shrinks"] == "rank.csv is missing: run pythia-dyn rank --model suite"
+    assert all("is missing" in reason for reason in reasons.values())
+    measure(History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS), ("msd", "order"), results)
+    reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
+    no_pairs = "two_time.zarr is missing: run pythia-dyn two-time --model suite --tensor weights"
+    assert reasons["stationary"] == reasons["stop-when-stationary"] == no_pairs
+    assert reasons["slope-changes"].startswith(
+        "order.csv has no loss at six steps of different b: run pythia-dyn order"
+    )
+
+
+def test_the_commands_that_make_the_files_exist(tmp_path: Path) -> None:
+    read = saved.SavedResults(Results("suite", tmp_path))
+    files = ("density.zarr", "msd.csv", "order.csv", "rank.csv", "two_time.zarr", "ternary/perplexity-forward.csv")
+    for file in (*files, "perplexity-forward.csv", "perplexity-unmask.csv"):
+        assert read.command_for(file).split()[1] in main.commands, file
 
 
 def test_missing_steps_leave_the_verdicts_as_they_are(tmp_path: Path) -> None:
@@ -342,21 +378,21 @@ def test_second_modes_are_told_from_noise() -> None:
 
 def test_a_change_is_measured_beyond_the_trend() -> None:
     steps = np.arange(100) * 10
-    trend = 3.0 - 0.02 * np.arange(100)
-    assert statistics.change_at(saved.Curve(steps, trend), 500, within=100).value == pytest.approx(0, abs=1e-12)
+    trend = 3.0 - 0.02 * np.arange(100, dtype=np.float64)
+    assert statistics.level_shift_at(saved.Curve(steps, trend), 500, within=100).value == pytest.approx(0, abs=1e-12)
     dropped = saved.Curve(steps, trend - 2.0 * (steps >= 480))
-    found = statistics.change_at(dropped, 500, within=100)
-    assert (found.step, found.placebos >= 20) == (480, True)
+    found = statistics.level_shift_at(dropped, 500, within=100)
+    assert (found.step, found.comparisons >= 20) == (480, True)
     assert found.value == pytest.approx(-2.0, rel=0.15)
     assert found.elsewhere == pytest.approx(0, abs=1e-9)
-    assert statistics.change_at(saved.Curve(steps[:8], trend[:8]), 40, within=10) is None
+    assert statistics.level_shift_at(saved.Curve(steps[:8], trend[:8]), 40, within=10) is None
 
 
 def test_lasting_means_to_the_end() -> None:
     steps = np.arange(10)
     holds = np.array([0, 1, 0, 0, 1, 1, 1, 1, 1, 1], bool)
-    assert statistics.first_lasting(steps, holds) == 4
-    assert statistics.first_lasting(steps, ~holds) is None
-    assert statistics.first_lasting(steps, holds | True) == 0
+    assert first_lasting(steps, holds) == 4
+    assert first_lasting(steps, ~holds) is None
+    assert first_lasting(steps, holds | True) == 0
     assert statistics.drawdown(np.array([0.0, 4, 3, 5])) == pytest.approx(0.2)
     assert statistics.drawdown(np.ones(3)) == 0

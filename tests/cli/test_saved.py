@@ -15,7 +15,7 @@ from support.tiny_models import model, write_checkpoint
 from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import scorecard as claims
-from pythia_dynamics.claims.verdict import Claim, Verdict, yes
+from pythia_dynamics.claims.verdict import Claim, Verdict, supported
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.results.folder import Results
 
@@ -72,7 +72,8 @@ def blog(directory: Path) -> Results:
                 f"{size},{seed},{step},{b + step / 1e5},{4 - step / 1e3},{4.1 - step / 1e3},-3" for step in (0, 500)
             ]
     (results.path / "runs.csv").write_text("\n".join(lines) + "\n")
-    verdict = Verdict.of(Claim("b-grows", "blog", "b grows.", "Fig 4", "test", "none"), yes("it does", first=0.1))
+    claim = Claim("b-grows", "A Large Language Model Order Parameter", "b grows.", "Fig 4", "test", "none")
+    verdict = Verdict.of(claim, supported("it does", first=0.1))
     claims.save(results, (verdict,))
     results.record("order-parameter", {})
     return results

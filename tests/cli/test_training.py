@@ -68,7 +68,7 @@ def suite(run: Run, place: Path, corpus: Path) -> Path:
 
 
 def test_a_suite_of_ones_own_is_a_suite_like_any_other(run: Run, place: Path, suite: Path, corpus: Path) -> None:
-    assert "(was there)" in succeeds(run("train", "--size", "10k", "--corpus", corpus, "--out", suite, *TINY))
+    assert "(already there)" in succeeds(run("train", "--size", "10k", "--corpus", corpus, "--out", suite, *TINY))
     assert "5 steps fetched" in succeeds(run("fetch", "--model", suite))
     for kind in ("density", "msd", "rank", "spectrum"):
         succeeds(run(kind, "--model", "own"))

@@ -51,7 +51,7 @@ def test_logits_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(scoring._LOGIT_BYTES, "cpu", 4 * 304 * 3)
     monkeypatch.setattr(scoring, "_CACHED_BYTES", 4 * 304 * 2)
     seen = []
-    logits_of = scoring.linear
+    logits_of = scoring.linear  # type: ignore[attr-defined]
 
     def note(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
         seen.append(hidden.shape[0])
@@ -141,7 +141,7 @@ def test_what_is_no_perplexity_is_nonfinite() -> None:
 def test_half_precision_is_close_and_log_softmax_is_float32(dtype: torch.dtype) -> None:
     weights = model()
     exact = forward_scores(weights, SENTENCES)
-    halved = forward_scores(weights.to(dtype), SENTENCES)
+    halved = forward_scores(weights.to(dtype), SENTENCES)  # type: ignore[arg-type]
     some = exact.tokens > 0
     # Eight bits of mantissa: logits of size 10 are off by 0.03; the sum over a sentence averages.
     np.testing.assert_allclose(halved.nll[some] / halved.tokens[some], exact.nll[some] / exact.tokens[some], rtol=0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pythia_dynamics.evaluation import records
 from pythia_dynamics.evaluation.records import Records, Row
 
 SETTINGS = {"corpus": "text", "dtype": "float32", "max_tokens": None, "tf32": False}
-VALUES = {
+VALUES: dict[str, Any] = {
     "ppl_mean": np.float64(2.5), "ppl_median": 1 / 3, "ppl_corpus": 1e300, "nll_mean": math.nan,
     "sentences": 3, "nonfinite": np.int64(0), "tokens": 12.0, "entropy": 7.0,
 }  # fmt: skip
@@ -30,7 +31,7 @@ LINE = "2.5,0.3333333333333333,1e+300,,3,0,12,7.0\n"
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time in seconds, which tests set."""
     now = [0.0]
-    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(records.time, "monotonic", lambda: now[0])  # type: ignore[attr-defined]
     return now
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from pythia_dynamics.evaluation.snapshots import snapshots
 from pythia_dynamics.evaluation.unmasking import unmask, unmask_row
 
 CORPUS = Corpus("texts", TEXTS)
-OPTIONS = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
+OPTIONS: dict[str, Any] = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
 SETTINGS = EvaluationSettings(**OPTIONS)
 
 
@@ -53,13 +54,13 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Every (folder, mode) that is evaluated, as it happens."""
     seen: list[tuple[str, str]] = []
     load, row = Evaluator.load, Evaluator.row
-    current = []
+    current: list[str] = []
 
     def note_load(self: Evaluator, directory: Path) -> None:
         current[:] = [directory.name]
         load(self, directory)
 
-    def note_row(self: Evaluator, mode: str) -> object:
+    def note_row(self: Evaluator, mode: Any) -> object:
         seen.append((current[0], mode))
         return row(self, mode)
 
@@ -68,7 +69,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return seen
 
 
-def from_scratch(directory: Path) -> torch.nn.Module:
+def from_scratch(directory: Path) -> Any:
     """A checkpoint as transformers itself loads it."""
     from transformers import GPTNeoXForCausalLM
 
@@ -170,7 +171,7 @@ def test_a_checkpoint_that_changed_is_evaluated_again(
     ],
 )
 def test_rows_of_other_settings_are_replaced_with_a_warning(
-    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]], change: dict[str, object]
+    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]], change: dict[str, Any]
 ) -> None:
     options = {**OPTIONS, "out": tmp_path / "results"}
     perplexity(suite, **options)
@@ -230,9 +231,9 @@ def test_when_nothing_can_be_evaluated_that_is_an_error(suite: Path, tmp_path: P
 
 def test_unknown_names_are_found_before_any_work(suite: Path) -> None:
     with pytest.raises(UnknownNameError, match="last-word"):
-        perplexity(suite, mode="last_word", **OPTIONS)
+        perplexity(suite, mode="last_word", **OPTIONS)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="did you mean forward"):
-        perplexity(suite, ["forward"], **OPTIONS)
+        perplexity(suite, ["forward"], **OPTIONS)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="known: forward, unmask, last-word"):
         evaluate(suite, [], SETTINGS)
     with pytest.raises(UnknownNameError, match="no setting 'limits'; did you mean limit"):
@@ -414,8 +415,8 @@ class Downloads:
     def cancel(self) -> None:
         self.cancelled = True
 
-    def use(self, **options: int) -> Iterator[tuple[int, Path | Exception]]:
-        for revision, outcome in snapshots(self, list(self.revisions().values()), **options):
+    def use(self, **options: Any) -> Iterator[tuple[int, Path | Exception]]:
+        for revision, outcome in snapshots(self, list(self.revisions().values()), **options):  # type: ignore[arg-type]
             deadline = time.monotonic() + 5
             with self._lock:
                 self.log.append(("use", revision.step))

@@ -8,6 +8,7 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ import torch
 from support.checkpoints import HEAD, LAYOUTS, checkpoint, raw, state, suite, torch_file
 from support.hubserver import HubServer
 
-import pythia_dynamics.history.fetch as fetching
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS
 from pythia_dynamics.checkpoints.retry import RetryPolicy
@@ -28,7 +28,7 @@ from pythia_dynamics.history.store import Store
 REPO = "org/tiny"
 QKV = "gpt_neox.layers.*.attention.query_key_value.weight"
 KIB = 1024
-WIDE = {"vocab": 1024, "d_model": 48, "layers": 3}
+WIDE: dict[str, Any] = {"vocab": 1024, "d_model": 48, "layers": 3}
 
 
 def impatient(repo: str = REPO, **options: str) -> HubSource:
@@ -350,7 +350,7 @@ def test_ctrl_c_does_not_wait_for_the_rate_limit(hub: HubServer, tmp_path: Path)
 def test_too_little_room_is_said_before(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, suite(range(4)))
     usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9 - 4000, 4000)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StoreError, match=r"has 4\.0 kB free, 12\.3 kB needed and 67\.1 MB in reserve; free some"):
         download(REPO, cache=tmp_path)
     assert not chunks(tmp_path / "tiny.zarr")

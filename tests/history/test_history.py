@@ -27,7 +27,7 @@ def test_a_masked_step_is_missing():
     history = as_history(masked)
     assert history.missing == {1: "masked"}
     with pytest.warns(MissingStepsWarning):
-        assert np.isnan(msd(history)["displacement"]).values.tolist() == [False, True, False]
+        assert np.isnan(msd(history)["displacement"].values).tolist() == [False, True, False]
     masked.mask[1, 0, 0] = False
     with pytest.raises(PythiaDynError, match="step 1 is masked in part"):
         as_history(masked)
@@ -69,6 +69,6 @@ def test_a_loss_finds_its_steps():
         xr.DataArray([3.0, 1.0], dims="step", coords={"step": [2000, 0]}),
         [1.0, np.nan, 3.0],
     ):
-        np.testing.assert_array_equal(order_parameter(history, loss=loss)["loss"], [1, np.nan, 3])
+        np.testing.assert_array_equal(order_parameter(history, loss=loss)["loss"], [1, np.nan, 3])  # type: ignore[arg-type]
     with pytest.raises(PythiaDynError, match="none of the 3 steps"):
-        order_parameter(history, loss={"0": 1.0})
+        order_parameter(history, loss={"0": 1.0})  # type: ignore[dict-item]

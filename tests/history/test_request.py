@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import HEAD, checkpoint, state, suite
@@ -36,7 +37,7 @@ def test_a_request_resolves_what_the_user_named(tmp_path: Path) -> None:
         ({"model": "70n"}, "no model '70n'; did you mean 70m"),
     ],
 )
-def test_a_wrong_request_is_refused(options: dict[str, object], message: str) -> None:
+def test_a_wrong_request_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(PythiaDynError, match=message):
         FetchRequest(**{"model": "70m", **options})
 

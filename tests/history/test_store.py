@@ -4,6 +4,7 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -97,7 +98,7 @@ def test_missing_steps_are_data(store: Store) -> None:
     assert history.present.tolist() == [True, False, True]
     assert history.frame(1) is None
     assert np.isnan(history.weights[1]).all()
-    assert np.isnan(zarr.open_group(store.path, mode="r")[W_U.name][1]).all()
+    assert np.isnan(zarr.open_group(store.path, mode="r")[W_U.name][1]).all()  # type: ignore[arg-type]
     with pytest.raises(PythiaDynError, match="step 2000 of suite is missing: no branch step2000"):
         history.at(2000)
     with pytest.raises(UnknownNameError, match="no step 1001 in suite; did you mean 1000"):
@@ -365,7 +366,7 @@ def test_steps_that_a_full_disk_cut_short_are_written_again(store: Store, monkey
 
     put = _local._put
 
-    def metadata_only(path: Path, *arguments: object, **options: object) -> int:
+    def metadata_only(path: Path, *arguments: Any, **options: Any) -> int:
         if "c" in path.parts[-2:]:
             _no_space()
         return put(path, *arguments, **options)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import HEAD, LAYOUTS, suite
@@ -22,7 +23,7 @@ from pythia_dynamics.history.survey import most_common, survey
 
 REPO = "org/tiny"
 KIB = 1024
-WIDE = {"vocab": 1024, "d_model": 48, "layers": 3}
+WIDE: dict[str, Any] = {"vocab": 1024, "d_model": 48, "layers": 3}
 
 
 def test_survey_reads_headers_only(hub: HubServer) -> None:

@@ -23,7 +23,7 @@ def tally(values):
 
 def counted(result, t):
     """The exact counts of one step as a dict; −0 and 0 are one value."""
-    found = {}
+    found: dict[float, int] = {}
     for value, count in zip(result["value"].values.tolist(), result["counts"].values[t].tolist(), strict=True):
         if count:
             found[value] = found.get(value, 0) + count

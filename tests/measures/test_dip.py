@@ -72,7 +72,7 @@ def test_a_missing_step_has_no_dip():
     weights = np.random.default_rng(1).normal(0, 0.05, (3, 60, 40)).astype(np.float16)
     with pytest.warns(MissingStepsWarning):
         result = density(History.from_array(weights, [0, 1, 2], missing={1: "lost"}))
-    assert np.isnan(dip_test(result)["dip"]).to_numpy().tolist() == [False, True, False]
+    assert np.isnan(dip_test(result)["dip"].to_numpy()).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("size", [16, 64, 512])

@@ -109,8 +109,8 @@ def test_gaps_and_bad_weights_are_nan():
     history = History.from_array(w, missing={1: "lost"})
     with pytest.warns(MissingStepsWarning, match="step 1"), pytest.warns(NonFiniteWarning, match="step 2"):
         result = order_parameter(history, loss=[4.0, 3.0, 2.0, 1.0])
-    assert np.isnan(result["order_parameter"]).values.tolist() == [False, True, True, False]
-    assert np.isfinite(result["dloss_db"]).values.tolist() == [True, False, False, True]
+    assert np.isnan(result["order_parameter"].values).tolist() == [False, True, True, False]
+    assert np.isfinite(result["dloss_db"].values).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(("dependence", "most"), [(0.0, 0.08), (0.5, 0.12), (0.9, 0.25)])

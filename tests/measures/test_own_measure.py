@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from support.walks import walk
 
 import pythia_dynamics as pyd
@@ -59,7 +61,7 @@ def test_it_is_about_thirty_lines() -> None:
 
 def test_one_reading_serves_it_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = walk(5, 600, 40, np.float16)
-    ranges: dict[type, list[tuple[int, int]]] = {Counts: [], Integral: [], SlabSums: []}
+    ranges: dict[Any, list[tuple[int, int]]] = {Counts: [], Integral: [], SlabSums: []}
     for kind, seen in ranges.items():
         update = kind.update
 
@@ -139,9 +141,11 @@ def test_the_list_of_names_is_that_of_the_values() -> None:
 
 def test_measures_that_cannot_be() -> None:
     with pytest.raises(PythiaDynError, match="must be a Python identifier"):
-        pyd.Measure(name="my measure", title="", source="", finish=lambda history: None, accumulators=(Counts,))
+        pyd.Measure(name="my measure", title="", source="", finish=lambda history: xr.Dataset(), accumulators=(Counts,))
     with pytest.raises(PythiaDynError, match="must have accumulators or a function per step"):
-        pyd.Measure(name="nothing", title="", source="", finish=lambda history: None)
-    twice = pyd.Measure(name="msd", title="", source="", finish=lambda history, counts: None, accumulators=(Counts,))
+        pyd.Measure(name="nothing", title="", source="", finish=lambda history: xr.Dataset())
+    twice = pyd.Measure(
+        name="msd", title="", source="", finish=lambda history, counts: xr.Dataset(), accumulators=(Counts,)
+    )
     with pytest.raises(PythiaDynError, match="two measures have the same name"):
         pyd.analyse(walk(2, 3, 3, np.float16), ["msd", twice])

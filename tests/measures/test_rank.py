@@ -66,7 +66,7 @@ def test_gaps_are_nan_and_differences_reach_over_them():
     history = History.from_array(w, missing={2: "lost"})
     with pytest.warns(MissingStepsWarning), pytest.warns(NonFiniteWarning, match="step 1"):
         result = covariance_rank(history)
-    assert np.isnan(result["rank"]).all(("batch_size", "tolerance", "convention")).values.tolist() == [
+    assert result["rank"].isnull().all(("batch_size", "tolerance", "convention")).values.tolist() == [
         False,
         True,
         True,

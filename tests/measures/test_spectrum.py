@@ -97,7 +97,7 @@ def test_gaps_bad_and_zero_weights_are_nan():
     with pytest.warns(MissingStepsWarning, match="step 2"), pytest.warns(NonFiniteWarning, match="step 1"):
         result = spectrum(history)
     for name in NAMES:
-        assert np.isnan(result[name]).values.tolist() == [False, True, True, False, True], name
+        assert np.isnan(result[name].values).tolist() == [False, True, True, False, True], name
     assert np.isnan(result["singular_values"][1]).all()
     assert (result["singular_values"][4] == 0).all()
 
@@ -114,7 +114,7 @@ def test_a_vector_is_one_column():
 
 def test_bad_options_and_sizes_are_refused():
     with pytest.raises(UnknownNameError, match="float32"):
-        spectrum(np.ones((1, 3, 3)), compute=Compute(precision="float16"))
+        spectrum(np.ones((1, 3, 3)), compute=Compute(precision="float16"))  # type: ignore[arg-type]
     with pytest.raises(PythiaDynError, match="too large"):
         spectrum(np.full((1, 3, 3), 1e200))
 

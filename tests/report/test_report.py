@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -222,12 +223,21 @@ def test_a_long_history_is_thinned_and_says_so(models: list[Results], tmp_path: 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page is not tried out")
-    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync.sync_playwright() as playwright:
+    """The browser that PYTHIA_DYN_BROWSER names, or one that is installed; without the variable none is needed."""
+    named = os.environ.get("PYTHIA_DYN_BROWSER")
+    if named is None:
+        pytest.importorskip("playwright", reason="playwright is not installed: the page is not tried out")
+    from playwright import sync_api
+
+    installed = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
+    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    with sync_api.sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=installed, args=["--no-sandbox"])
-        except sync.Error as error:
+            browser = playwright.chromium.launch(executable_path=installed, args=arguments)
+        except sync_api.Error as error:
+            if named:
+                raise
             pytest.skip(f"no Chromium that starts: {str(error).splitlines()[0]}")
         yield browser
         browser.close()

@@ -30,7 +30,7 @@ def test_the_rows_that_repeat_another_model_are_suspect() -> None:
     twin, original = published_lambada("pythia-2.8b-deduped"), published_lambada("pythia-2.8b")
     suspect = twin["suspect"].values
     assert twin["step"].values[suspect].max() == 43_000
-    relative = np.abs(twin["ppl"] / original["ppl"] - 1).values
+    relative = abs(twin["ppl"] / original["ppl"] - 1).values
     assert relative[suspect].max() < 1e-3
     assert relative[~suspect].min() > 1e-3
     assert not original["suspect"].any()

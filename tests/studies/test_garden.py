@@ -182,7 +182,7 @@ def test_a_gap_is_a_gap_and_a_model_that_fails_keeps_nobody(
 
 
 def test_the_plan_says_what_is_left(tiny_hub: HubServer, tmp_path: Path, corpus: Path) -> None:
-    given = {"cache": tmp_path / "cache", "results": tmp_path / "results"}
+    given: dict[str, Any] = {"cache": tmp_path / "cache", "results": tmp_path / "results"}
     (first,) = garden.plan(["org/one"], **given)
     size = first.fetch.full_bytes // 4
     assert size >= 2 * sum(weight.numel() for weight in model().parameters())

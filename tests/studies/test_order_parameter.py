@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from pythia_dynamics.training.plan import SIZES
 from pythia_dynamics.training.text import Text
 
 WORDS = ["the", "of", "and", "in", "that", "is", "was", "with", "as", "his", "be", "they"]
-TINY = {
+TINY: dict[str, Any] = {
     "context": 16,
     "batch": 4,
     "max_steps": 24,
@@ -49,9 +50,9 @@ def stage(label: str, unit: str) -> Iterator[Progress]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[blog.Report, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[blog.Reproduction, Path]:
     directory = tmp_path_factory.mktemp("blog")
-    places = {"cache": directory / "cache", "results": directory / "results"}
+    places: dict[str, Any] = {"cache": directory / "cache", "results": directory / "results"}
     return blog.reproduce(play(), stage=stage, quick=True, **places, **TINY), directory
 
 
@@ -85,7 +86,7 @@ def test_the_published_numbers_are_those_of_the_source() -> None:
 def test_b_of_an_untrained_head(size: str) -> None:
     d = SIZES[size]["d_model"]
     generator = torch.Generator().manual_seed(0)
-    drawn = {"pytorch": [], "neox": []}
+    drawn: dict[str, list[float]] = {"pytorch": [], "neox": []}
     for _ in range(200):
         uniform = (torch.rand(65, d, generator=generator, dtype=torch.float64) * 2 - 1) / d**0.5
         drawn["pytorch"].append(float(uniform.norm()) / d)
@@ -111,7 +112,7 @@ def initial(size: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def judge(runs: dict[str, tuple[xr.Dataset, ...]], **changes: dict[str, dict[str, float]]) -> dict[str, str]:
+def judge(runs: Mapping[str, tuple[xr.Dataset, ...]], **changes: dict[str, dict[str, float]]) -> dict[str, str]:
     begun = {size: changes.get(size, initial(size)) for size in runs}
     verdicts = decide(runs, begun, dict.fromkeys(runs, "pytorch"))
     assert all(verdict.reason for verdict in verdicts)
@@ -163,7 +164,7 @@ def test_a_dip_of_b_smaller_than_its_tolerance_does_not_order_the_loss() -> None
 # -- the whole of it ------------------------------------------------------------------------------------------
 
 
-def test_every_file_is_there(made: tuple[blog.Report, Path]) -> None:
+def test_every_file_is_there(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     out = directory / "results" / "order-parameter-quick"
     assert report.name == out.name
@@ -185,7 +186,7 @@ def test_every_file_is_there(made: tuple[blog.Report, Path]) -> None:
     assert recorded["options"]["initialisation"] == "pytorch"
 
 
-def test_the_tables_hang_together(made: tuple[blog.Report, Path]) -> None:
+def test_the_tables_hang_together(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     out = directory / "results" / "order-parameter-quick"
     with (out / "runs.csv").open(newline="") as file:
@@ -205,7 +206,7 @@ def test_the_tables_hang_together(made: tuple[blog.Report, Path]) -> None:
     assert report.facts["0.1m"]["b"][1] == pytest.approx(float(rows[-1]["order_parameter"]), rel=1e-9)
 
 
-def test_both_conventions_of_the_untrained_head(made: tuple[blog.Report, Path]) -> None:
+def test_both_conventions_of_the_untrained_head(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     with (directory / "results" / "order-parameter-quick" / "initial_b.csv").open(newline="") as file:
         rows = {(row["model"], row["initialisation"]): row for row in csv.DictReader(file)}
@@ -220,7 +221,7 @@ def test_both_conventions_of_the_untrained_head(made: tuple[blog.Report, Path]) 
     assert begun == pytest.approx(float(rows["10k", "pytorch"]["measured"]), rel=1e-6)
 
 
-def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Report, Path]) -> None:
+def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Reproduction, Path]) -> None:
     report, directory = made
     saved = claims.read(Results("order-parameter-quick", directory / "results"))
     assert saved is not None
@@ -231,10 +232,10 @@ def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Report, Path]) ->
 
 
 def test_a_second_run_uses_what_is_there_and_seeds_have_suites_of_their_own(
-    made: tuple[blog.Report, Path], tmp_path: Path
+    made: tuple[blog.Reproduction, Path], tmp_path: Path
 ) -> None:
     report, directory = made
-    places = {"cache": directory / "cache", "results": directory / "results"}
+    places: dict[str, Any] = {"cache": directory / "cache", "results": directory / "results"}
     before = (directory / "cache" / "order-quick-10k" / "step24" / "model.safetensors").stat().st_mtime_ns
     again = blog.reproduce(play(), stage=stage, quick=True, **places, **TINY)
     assert (directory / "cache" / "order-quick-10k" / "step24" / "model.safetensors").stat().st_mtime_ns == before

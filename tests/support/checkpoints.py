@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -53,7 +54,8 @@ def checkpoint(
     if not sharded:
         return {**files, single: save(dict(tensors))}
     stem, _, suffix = single.partition(".")
-    names, weight_map = list(tensors), {}
+    names = list(tensors)
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         here = names[len(names) * shard // shards : len(names) * (shard + 1) // shards]
         file = f"{stem}-{shard + 1:05}-of-{shards:05}.{suffix}"
@@ -63,7 +65,7 @@ def checkpoint(
     return files
 
 
-def suite(steps: Iterable[int], layout: str = "safetensors", **shape: int) -> dict[str, dict[str, bytes]]:
+def suite(steps: Iterable[int], layout: str = "safetensors", **shape: Any) -> dict[str, dict[str, bytes]]:
     """Branch → files, for these steps."""
     return {f"step{step}": checkpoint(state(step, **shape), layout) for step in steps}
 

@@ -437,7 +437,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {shown}-{shown + stop - start - 1}/{file.size}"
         if kind == "gzip":
             headers["Content-Encoding"] = "gzip"
-        sendable = stop - start if kind not in ("cut", "truncate") else min(stop - start, fault.after)  # type: ignore[union-attr]
+        sendable = stop - start if kind not in ("cut", "truncate") else min(stop - start, fault.after)
         length = sendable if kind == "truncate" else stop - start
         self._head(status, length, headers, "application/octet-stream")
         if self.command != "HEAD":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,8 +38,8 @@ def encode(text: str) -> list[int]:
     return list(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
-def config(**changes: object) -> GPTNeoXConfig:
-    settings: dict[str, object] = {
+def config(**changes: Any) -> GPTNeoXConfig:
+    settings: dict[str, Any] = {
         "vocab_size": 304,
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -52,7 +53,7 @@ def config(**changes: object) -> GPTNeoXConfig:
     return GPTNeoXConfig(**{**settings, **changes})
 
 
-def model(seed: int = 0, **changes: object) -> GPTNeoXForCausalLM:
+def model(seed: int = 0, **changes: Any) -> GPTNeoXForCausalLM:
     """A random GPT-NeoX in evaluation mode."""
     torch.manual_seed(seed)
     return GPTNeoXForCausalLM(config(**changes)).eval()

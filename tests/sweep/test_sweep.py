@@ -6,6 +6,7 @@ import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,18 +43,18 @@ from pythia_dynamics.sweep.sweep import sweep
 )
 def test_any_slab_size_thread_count_and_dtype_give_the_same(rows, columns, dtype, slab, threads, pool):
     history = History.from_array(walk(5, rows, columns, dtype))
-    kinds = [Counts(), Integral(), Gram(), Gram(double=True)]
+    kinds: list[Any] = [Counts(), Integral(), Gram(), Gram(double=True)]
     whole = sweep(history, kinds, slab=rows * columns, compute=Compute(threads=1))
     with ThreadPoolExecutor(threads) as executor:
         parts = sweep(history, kinds, slab=slab, compute=Compute(threads=threads, executor=executor if pool else None))
     np.testing.assert_array_equal(parts[0].table, whole[0].table)
     np.testing.assert_allclose(parts[0].moments.std, whole[0].moments.std, rtol=1e-12, atol=1e-15)
-    total, expected = parts[1].total(), whole[1].total()
+    total, expected = parts[1].total, whole[1].total
     np.testing.assert_allclose(total, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
     for found, wanted, rtol in zip(parts[2:], whole[2:], (1e-6, 1e-12), strict=True):
         products = wanted.increments()
         np.testing.assert_allclose(found.increments(), products, rtol=rtol, atol=rtol * np.abs(products).max())
-        np.testing.assert_allclose(found.totals(), wanted.totals(), rtol=rtol, atol=rtol * wanted.totals()[:, 1].max())
+        np.testing.assert_allclose(found.total, wanted.total, rtol=rtol, atol=rtol * wanted.total[:, 1].max())
 
 
 def test_the_last_bit_does_not_depend_on_the_number_of_threads():
@@ -171,7 +172,11 @@ def test_analyse_gives_what_each_analysis_gives():
     w = walk(5, 60, 12, np.float16)
     loss = {0: 3.0, 1: 2.5, 2: 2.0, 3: 1.9, 4: 1.8}
     seen = []
-    options = {"order": {"loss": loss}, "rank": {"draws": 2, "batch_sizes": (4,)}, "density": {"bins": 20}}
+    options: dict[str, Any] = {
+        "order": {"loss": loss},
+        "rank": {"draws": 2, "batch_sizes": (4,)},
+        "density": {"bins": 20},
+    }
     found = analyse(w, options=options, compute=Compute(progress=lambda *now: seen.append(now)))
     assert tuple(found) == tuple(MEASURES)
     assert found["density"].identical(density(w, bins=20))
@@ -188,7 +193,7 @@ def test_analyse_gives_what_each_analysis_gives():
 
 def test_analyse_reads_each_weight_once(monkeypatch):
     w = walk(5, 600, 40, np.float16)
-    ranges = {Counts: [], Integral: []}
+    ranges: dict[Any, list[Any]] = {Counts: [], Integral: []}
     for kind, seen in ranges.items():
         update = kind.update
         monkeypatch.setattr(

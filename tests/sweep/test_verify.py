@@ -249,7 +249,7 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
 
 def test_a_finding_has_a_known_kind() -> None:
     with pytest.raises(UnknownNameError, match="no kind of finding 'damage'; did you mean damaged"):
-        Finding("damage", (1,), "")
+        Finding("damage", (1,), "")  # type: ignore[arg-type]
 
 
 def test_long_lists_are_cut() -> None:

@@ -51,7 +51,7 @@ def neox() -> PreTrainedModel:
 
 
 def trainer(out: Path, model: PreTrainedModel, callbacks: list[TrainerCallback], **options: Any) -> Trainer:
-    known = {
+    known: dict[str, Any] = {
         "max_steps": 12,
         "logging_steps": 3,
         "save_strategy": "no",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ class Walk(torch.nn.Module):
             parameter.data = (parameter.data.double() + noise).to(parameter.dtype)
 
 
-def recorded(path: Path, dtype: torch.dtype, spoilt: int | None = None, **options: object) -> WeightMonitor:
+def recorded(path: Path, dtype: torch.dtype, spoilt: int | None = None, **options: Any) -> WeightMonitor:
     model = Walk(dtype)
     monitor = WeightMonitor(path, tensors="layer.weight", **options)
     for step in STEPS:
@@ -70,8 +71,8 @@ def test_online_is_offline(tmp_path: Path, dtype: torch.dtype, spoilt: int | Non
         scale = 1e-6 * float(np.nanmax(np.abs(values)))
         np.testing.assert_allclose(online[name], values, rtol=1e-6, atol=scale if name == "skewness" else 0)
     moved = online["moved"].to_numpy()
-    assert np.nan_to_num(moved, nan=moving["moved"][0]).tolist() == pytest.approx(
-        np.nan_to_num(moving["moved"], nan=0.0).tolist(), rel=1e-6
+    assert np.nan_to_num(moved, nan=float(moving["moved"][0])).tolist() == pytest.approx(
+        np.nan_to_num(moving["moved"].to_numpy(), nan=0.0).tolist(), rel=1e-6
     )
     kept = [step != spoilt for step in STEPS]
     cosine = two_time["cosine"].to_numpy()[np.ix_(kept, kept)]
@@ -113,7 +114,7 @@ def test_a_monitor_goes_on_with_its_store(tmp_path: Path) -> None:
         _ = WeightMonitor(tmp_path / "other").store
 
 
-def test_rewinding(tmp_path: Path) -> None:
+def test_dropping_later_records(tmp_path: Path) -> None:
     model = Walk()
     states = []
     monitor = WeightMonitor(tmp_path / "run", tensors="layer.weight")
@@ -124,16 +125,16 @@ def test_rewinding(tmp_path: Path) -> None:
     undisturbed = monitor.results()
     monitor = WeightMonitor(tmp_path / "run", tensors="layer.weight")
     assert monitor.store
-    monitor.rewind(100)
+    monitor.drop_after(100)
     assert monitor.steps == STEPS[:6]
     assert open_history(tmp_path / "run.zarr").missing == dict.fromkeys(
         STEPS[6:], "dropped when training went on from step 100"
     )
     model.load_state_dict(states[5])
-    assert monitor.holds(100, model)
-    assert monitor.holds(77, model)
+    assert monitor.matches(100, model)
+    assert monitor.matches(77, model)
     model.move()
-    assert not monitor.holds(100, model)
+    assert not monitor.matches(100, model)
     for step, state in zip(STEPS[6:], states[6:], strict=True):
         model.load_state_dict(state)
         monitor.record(step, model)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import xarray as xr
+from numpy.typing import NDArray
 
 import pythia_dynamics as pyd
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
@@ -97,7 +100,7 @@ def test_rules_that_cannot_be() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_motion_against_the_formulas(dtype: type) -> None:
     rng = np.random.default_rng(1)
-    weights = (0.3 + np.cumsum(rng.normal(scale=0.05, size=(9, 50, 6)), axis=0)).astype(dtype)
+    weights: NDArray[Any] = (0.3 + np.cumsum(rng.normal(scale=0.05, size=(9, 50, 6)), axis=0)).astype(dtype)
     steps = np.array([0, 1, 2, 4, 8, 1000, 2000, 2500, 4000])
     history = History.from_array(weights, steps, missing={8: "lost"})
     with pytest.warns(UserWarning, match="lacks step 8"):

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from pythia_dynamics.evaluation.corpus import load_tokenizer
 from pythia_dynamics.training.loop import new_model, train_suite
 from pythia_dynamics.training.plan import SIZES, TrainingPlan, plan_of_size
 from pythia_dynamics.training.sample import sample_text
-from pythia_dynamics.training.suite import HELD_OUT, LOSSES, SUITE, Suite, prepare
+from pythia_dynamics.training.suite import HELD_OUT, LOSSES, SUITE, Suite, prepare_text
 from pythia_dynamics.training.text import SHAKESPEARE, Text, python_reference, read_text, tiny_shakespeare
-from pythia_dynamics.training.vocabulary import character_ids, characters
+from pythia_dynamics.training.tokenizer import character_ids, character_tokenizer
 
 PLAN = TrainingPlan(
     d_model=16, layers=1, heads=2, context=16, vocab=300, batch=4, max_steps=30, checkpoints=6, warmup_steps=2
@@ -67,7 +68,7 @@ def test_the_suite_has_the_layout_of_the_hub(suite: Path) -> None:
         names = {path.name for path in (suite / folder).iterdir()}
         assert {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"} <= names
         head = weights(suite / folder)["embed_out.weight"]
-        assert (head.dtype, head.shape) == (np.float16, (300, 16))
+        assert (head.dtype, head.shape) == (np.dtype(np.float16), (300, 16))
 
 
 def test_every_checkpoint_is_a_model_that_transformers_loads(suite: Path) -> None:
@@ -87,7 +88,7 @@ def test_the_loss_goes_down_and_the_weights_move(suite: Path) -> None:
 
 
 def test_held_out_text_is_not_trained_on(suite: Path, text: Text) -> None:
-    training, held_out = text.split(PLAN.held_out)
+    training, held_out = text.split_passages(PLAN.held_out)
     assert training + held_out == text.passages
     assert sum(map(len, held_out)) == pytest.approx(0.1 * text.characters, rel=0.3)
     texts = [json.loads(line)["text"] for line in (suite / HELD_OUT).read_text().splitlines()]
@@ -153,7 +154,7 @@ def test_a_training_is_what_a_loop_written_out_gives(tmp_path: Path, text: Text)
         dtype="float32",
     )
     out = train_suite(tmp_path / "s", text, plan).path
-    material = prepare(text, plan)
+    material = prepare_text(text, plan)
     model = new_model(plan, len(material.tokenizer))
     for name, tensor in weights(out / "step0").items():
         assert np.array_equal(tensor, model.state_dict()[name.replace("embed_out", "lm_head")].numpy()), name
@@ -171,8 +172,8 @@ def test_a_training_is_what_a_loop_written_out_gives(tmp_path: Path, text: Text)
         # a bias of the keys has no gradient but rounding, which Adam makes a step of; hence the absolute tolerance
         np.testing.assert_allclose(final[name.replace("lm_head", "embed_out")], tensor, rtol=2e-4, atol=2e-5)
     rng = np.random.default_rng((plan.seed, 1))
-    row = Suite(out, fresh=False).losses[-1]
-    for measured, part in ((row.train, material.training), (row.validation, material.validation)):
+    last = Suite(out, fresh=False).losses[-1]
+    for measured, part in ((last.train, material.training), (last.validation, material.validation)):
         losses = []
         for start in rng.integers(0, len(part) - 16, size=plan.eval_batches * plan.batch):
             window = torch.from_numpy(part[start : start + 16])
@@ -218,14 +219,14 @@ def test_the_two_ways_to_initialise() -> None:
 
 def test_a_token_per_character(text: Text) -> None:
     sample = "To be,\nor not  to be — that\tis\n\n?"
-    tokenizer = characters(sample)
+    tokenizer = character_tokenizer(sample)
     assert len(tokenizer) == len(set(sample))
     ids = tokenizer(sample)["input_ids"]
     assert ids == [sorted(set(sample)).index(character) for character in sample]
     np.testing.assert_array_equal(character_ids(sample, sample), ids)
     assert tokenizer.decode(ids) == sample
     assert tokenizer.decode(tokenizer("or§be")["input_ids"]) == "or be"  # what it does not know is a space
-    assert characters("ba").decode(characters("ba")("xb")["input_ids"]) == "ab"
+    assert character_tokenizer("ba").decode(character_tokenizer("ba")("xb")["input_ids"]) == "ab"
 
 
 def test_a_suite_of_characters_keeps_the_lines(tmp_path: Path) -> None:
@@ -333,15 +334,15 @@ def test_one_process_trains_a_suite(tmp_path: Path, text: Text) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "characters"])
-def test_any_text_has_something_to_hold_out(tokenizer: str) -> None:
+def test_any_text_has_something_to_hold_out(tokenizer: Any) -> None:
     verse = Text.of("verse", tuple(f"line {k} of numbers 12 34 {k}" for k in range(2000)))
     plan = TrainingPlan(d_model=8, layers=1, heads=1, context=16, vocab=270, tokenizer=tokenizer, max_steps=200)
-    assert len(prepare(verse, plan).passages) > 20
+    assert len(prepare_text(verse, plan).passages) > 20
     lines = Text("lines", verse.content.replace("\n\n", "\n"))
-    assert len(prepare(lines, plan).passages) > 20
+    assert len(prepare_text(lines, plan).passages) > 20
     one = Text("one line", " ".join(verse.passages))
     if tokenizer == "characters":
-        assert prepare(one, plan).passages
+        assert prepare_text(one, plan).passages
 
 
 def test_a_text_too_short_is_refused(tmp_path: Path) -> None:
@@ -350,7 +351,7 @@ def test_a_text_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="is empty"):
         train_suite(tmp_path / "s", Text("none", ""), replace(PLAN, tokenizer="characters"))
     with pytest.raises(CorpusError, match="too short to hold a part"):
-        prepare(Text("words", "ab cd " * 60), replace(PLAN, tokenizer="characters", held_out=0.01))
+        prepare_text(Text("words", "ab cd " * 60), replace(PLAN, tokenizer="characters", held_out=0.01))
 
 
 def test_plans_that_cannot_be() -> None:
@@ -404,7 +405,7 @@ def test_texts_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert read_text(tmp_path / "a.txt").passages[:3] == ("first still first", "second", "0")
     (tmp_path / "b.txt").write_text("one\ntwo\nthree\n")
     assert read_text(tmp_path / "b.txt").passages == ("one", "two", "three")
-    assert read_text(tmp_path / "b.txt").cut(0.5) == ("one\ntwo", "\nthree\n")
+    assert read_text(tmp_path / "b.txt").split_content(0.5) == ("one\ntwo", "\nthree\n")
     with pytest.raises(CorpusError, match="cannot read the text"):
         read_text(tmp_path / "absent.txt")
     (tmp_path / "c.bin").write_bytes(b"\xff\xfe\x00")

@@ -1,4 +1,4 @@
-"""Tokenizers made for a text: a byte-level BPE as Pythia's, or one token per character as the blog's."""
+"""Tokenizers made for a text: a byte-level BPE like Pythia's, or one token per character like the blog's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["byte_pairs", "character_ids", "characters"]
+__all__ = ["bpe_tokenizer", "character_ids", "character_tokenizer"]
 
 _END = "<|endoftext|>"
 
 
-def byte_pairs(passages: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE, the kind Pythia's own tokenizer is, with as many entries as the text is worth."""
+def bpe_tokenizer(passages: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE, the kind of Pythia's tokenizer.
+
+    Parameters
+    ----------
+    passages
+        The text to train it on.
+    vocab
+        The largest number of entries; a short text gives fewer.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -31,11 +39,16 @@ def byte_pairs(passages: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
     )
 
 
-def characters(content: str) -> PreTrainedTokenizerFast:
-    """A token for each character of the text, in the order of their code points, and no other.
+def character_tokenizer(content: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each character of a text, in the order of their code points.
 
-    There is no entry for unknown characters, because W_U would get a row that is never trained and enters its norm.
-    A character of another text that this one lacks is read as a space (or, where that is lacking too, as the first).
+    There is no entry for unknown characters: W_U would get a row that is never trained but enters its norm. A character
+    that the text lacks becomes a space, or the first character of a text without spaces.
+
+    Parameters
+    ----------
+    content
+        The text, at least one character.
     """
     alphabet = sorted(set(content))
     unknown = " " if " " in alphabet else alphabet[0]
@@ -49,11 +62,20 @@ def characters(content: str) -> PreTrainedTokenizerFast:
 
 
 def character_ids(content: str, alphabet: str) -> NDArray[np.int64]:
-    """The tokens that `characters` of `alphabet` gives a text made of its characters; a hundred times as fast."""
+    """The tokens that `character_tokenizer(alphabet)` gives a text, int64 of shape (len(content),), 100 times as fast.
+
+    Parameters
+    ----------
+    content
+        The text to encode; all its characters occur in `alphabet`.
+    alphabet
+        The text that the tokenizer was made for.
+    """
     known = _code_points("".join(sorted(set(alphabet))))
     ids: NDArray[np.int64] = np.searchsorted(known, _code_points(content)).astype(np.int64)
     return ids
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
+    """The code point of each character."""
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)

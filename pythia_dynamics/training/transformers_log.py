@@ -1,4 +1,4 @@
-"""transformers without bars and notes of its own over ours."""
+"""The messages and progress bars of transformers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from transformers.utils import logging
 
-__all__ = ["quiet"]
+__all__ = ["silence_transformers"]
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing below an error is said, and no bar drawn, inside; afterwards all is as it was."""
+def silence_transformers() -> Iterator[None]:
+    """Show only errors and no progress bars of transformers inside the block, then restore the settings."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,29 @@
+"""The words that options of a training take.
+
+This module imports nothing else, so that the command line can list the words at start-up.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["FileDtype", "Initialisation", "RecordEvent", "RuleKind", "Schedule", "TokenizerKind"]
+
+Initialisation = Literal["pytorch", "neox"]
+"""How the weights of a new model are drawn: each layer's default of PyTorch (uniform on ±1/√d for the head), or
+normal(0, 0.02) for all, as GPT-NeoX does."""
+
+TokenizerKind = Literal["characters", "bpe"]
+"""One token per character, or a byte-level BPE."""
+
+Schedule = Literal["constant", "cosine"]
+"""The learning rate after the warm-up."""
+
+FileDtype = Literal["float16", "float32"]
+"""The dtype of the weights in the checkpoint files."""
+
+RecordEvent = Literal["log", "save"]
+"""The event of a Trainer at which the callback records the weights."""
+
+RuleKind = Literal["displacement", "msd", "either"]
+"""The criterion of a stationarity rule."""
