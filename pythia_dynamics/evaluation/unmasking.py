@@ -147,15 +147,12 @@ def unmask(
     def evaluate(batch: Batch) -> list[Unmasking]:
         return list(_complete_batch(model, [sequences[work[i]] for i in batch.members], device))
 
+    lengths = [len(sequences[i]) for i in work]
     budget = batch_tokens or cached_positions_budget(device, _bytes_per_position(model))
+    free = partial(free_cached_memory, device)
     with torch.inference_mode(), transposed_linear_layers(model, exclude=head_of(model)):
         for batch, done in evaluate_in_batches(
-            [len(sequences[i]) for i in work],
-            budget,
-            evaluate,
-            out_of_memory=is_out_of_memory,
-            free=partial(free_cached_memory, device),
-            cost=cached_positions,
+            lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free, cost=cached_positions
         ):
             for member, unmasking in zip(batch.members, done, strict=True):
                 results[work[member]] = unmasking

@@ -234,7 +234,8 @@ def _write_initial(results: Results, initial: Initial) -> Path:
     for size, kinds in initial.items():
         published = {"pytorch": float(published_blog(size)["order_parameter"][0])}
         for kind, found in kinds.items():
-            rows.append((size, kind, *found.values(), published.get(kind, math.nan)))
+            own = (found[name] for name in ("expected", "spread", "measured"))
+            rows.append((size, kind, *own, published.get(kind, math.nan)))
     columns = ("model", "initialisation", "expected", "standard_deviation", "measured", "published")
     return write_csv(results.path / "initial_b.csv", columns, rows, digits=_DIGITS)
 

@@ -15,14 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pythia_dynamics.checkpoints.registry import branch
 from pythia_dynamics.device import resolve_device
@@ -36,7 +29,7 @@ from pythia_dynamics.training.suite import Loss, PreparedText, Suite
 from pythia_dynamics.training.text import Text
 from pythia_dynamics.training.transformers_log import silence_transformers
 
-__all__ = ["new_model", "train_suite"]
+__all__ = ["new_model", "torch_threads", "train_suite"]
 
 _STATE = "trainer"
 """Folder of the Trainer's own checkpoints while a suite is trained."""
@@ -115,7 +108,7 @@ def train_suite(
                 if suite.is_finished(out, about):
                     return Suite(out, fresh=False)
                 automatic = 1 if plan.d_model <= _MAX_WIDTH_OF_ONE_THREAD else torch.get_num_threads()
-                with _torch_threads(threads or automatic), silence_transformers():
+                with torch_threads(threads or automatic), silence_transformers():
                     prepared = suite.prepare_text(text, plan)
                     _train(partial, about, prepared, plan, device, resume_seconds, callbacks, progress)
             suite.replace_suite(out, partial, plan.saved_steps)
@@ -340,8 +333,8 @@ def _last_checkpoint(directory: Path) -> Path | None:
 
 
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads inside the block."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
