@@ -17,7 +17,7 @@ _LABELLED_TOKENS = 32
 """Longest phrase whose tokens label the axes: more labels of 6 points overlap in a panel 3 inches high."""
 
 _LOGIT_POINTS = 400
-"""Points of a curve of logits, evenly spaced on its logarithmic axis: more than one per point (1/72 inch) of the panel."""
+"""Points of a curve of logits, evenly spaced on its logarithmic axis: more than one per 1/72 inch of the panel."""
 
 _COLOUR_QUANTILE = 0.995
 """Quantile of |W_U| at which the colours of the weights end, so that a few large weights do not make the rest pale."""
