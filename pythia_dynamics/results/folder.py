@@ -175,7 +175,7 @@ class Results:
         return dataset
 
     def write_zarr(self, name: str, dataset: xr.Dataset) -> Path:
-        """Write a dataset as ``<name>.zarr`` and return the path. An older one is replaced when it is complete.
+        """Write a dataset as ``<name>.zarr`` and return the path. An older one is replaced by the complete new one.
 
         Parameters
         ----------
