@@ -187,3 +187,15 @@ def test_weights_beyond_float16_have_moments_but_no_counts():
 def test_codes_are_no_modes(dtype, scale):
     weights = 1 + scale * np.random.default_rng(0).standard_normal((3, 500, 64))
     assert density(weights.astype(dtype))["modes"].values.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_weights_at_the_top_of_the_range_have_modes(dtype):
+    largest = float(ml_dtypes.finfo(dtype).max) if dtype != np.float32 else 65504.0
+    w = walk(3, 40, 8, np.float64).astype(dtype)
+    w[1] = largest
+    w[2, ::2], w[2, 1::2] = largest, -largest
+    with np.errstate(over="ignore"):
+        found = density(w)
+    assert found["modes"].values.tolist()[1:] == [1, 2]
+    assert float(found["weight_quantile"].sel(quantile=0.5)[1]) == pytest.approx(largest)

@@ -1,0 +1,32 @@
+"""The defaults that decide a number: those of the papers, and those that the calibrations of the docstrings rest on."""
+
+from __future__ import annotations
+
+import pytest
+
+from pythia_dynamics.measures.catalogue import BUILT_IN
+from pythia_dynamics.measures.phases import PHASES, TOLERANCE
+
+DEFAULTS = {
+    "density": {"bins": 512, "quantiles": (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)},
+    "msd": {},
+    "two_time": {"components": 5, "longest": 0.1, "confidence": 0.95},
+    "order": {"loss": None},
+    "rank": {
+        "batch_sizes": (16, 32, 64),
+        "tolerances": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        "draws": 8,
+        "seed": 0,
+    },
+    "spectrum": {},
+}
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_defaults_of_a_measure(name: str) -> None:
+    assert {option.name: option.default for option in BUILT_IN[name].options.values()} == DEFAULTS[name]
+
+
+def test_defaults_of_the_phases() -> None:
+    assert {option.name: option.default for option in PHASES.options.values()} == {"strength": 5.0}
+    assert TOLERANCE == 0.05
