@@ -96,8 +96,7 @@ def equal_content(steps: tuple[int, ...], location: str, what: str) -> Finding:
         What was compared, as the message names it: a tensor, ``safetensors files``.
     """
     if steps == _EQUAL_IN_PYTHIA and is_pythia(location):
-        message = f"steps 0 and 1 have the same {what}, as in all of Pythia"
-        return Finding("equal", steps, message, fault=False)
+        return Finding("equal", steps, f"steps 0 and 1 have the same {what}, as in all of Pythia", fault=False)
     return Finding("equal", steps, f"{listed(steps)} have the same {what}: at most one of them is the step it is named")
 
 

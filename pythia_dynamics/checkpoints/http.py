@@ -42,6 +42,7 @@ _OVERLOADED = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 
 """Statuses after which a server may answer later: those `huggingface_hub` repeats, 425, and those of CDNs (52x)."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_INVALID_ADDRESS = "the Hub sent an invalid address"
 
 
 class Response:
@@ -210,7 +211,7 @@ class HubClient:
             try:
                 request = client.build_request("GET", url, headers=headers, timeout=self.policy.timeout)
             except httpx2.InvalidURL:
-                raise _invalid_address() from None
+                raise RetryableError(_INVALID_ADDRESS, Failure.INVALID_RESPONSE) from None
             answer = client.send(request, stream=True, follow_redirects=False)
         return Response(answer, self.traffic, self.policy.timeout)
 
@@ -287,21 +288,17 @@ class HubClient:
             When the revision does not exist.
         """
         code = headers.get("X-Error-Code", "")
-        failure = overload(status, headers, "the Hub")
-        if failure is not None:
+        if failure := overload(status, headers, "the Hub"):
             if status == 429 and failure.wait is not None:
                 self.gate.close_for(failure.wait)
             return failure
+        log_in = "log in with `hf auth login`"
         if code == "GatedRepo":
-            raise AccessError(
-                f"{self.repository} is gated: accept its licence at {self.endpoint}/{self.repository}, then log in "
-                "with `hf auth login`"
-            )
+            page = f"{self.endpoint}/{self.repository}"
+            raise AccessError(f"{self.repository} is gated: accept its licence at {page}, then {log_in}")
         if code == "RepoNotFound" or status == 401:
-            raise AccessError(
-                f"the Hub has no repository {self.repository}, or it is private: check the name, or log in with "
-                "`hf auth login`"
-            )
+            which = f"the Hub has no repository {self.repository}, or it is private"
+            raise AccessError(f"{which}: check the name, or {log_in}")
         if code == "RevisionNotFound":
             raise HubError(f"{self.repository}: the commit of {ref} is gone; run again to read the branch anew")
         if status == 403:
@@ -320,9 +317,8 @@ class HubClient:
         try:
             yield
         except OfflineModeIsEnabled:
-            raise AccessError(
-                f"{self.repository} cannot be reached: HF_HUB_OFFLINE is set; unset it, or name --source DIR"
-            ) from None
+            why = "HF_HUB_OFFLINE is set; unset it, or name --source DIR"
+            raise AccessError(f"{self.repository} cannot be reached: {why}") from None
         except HfHubHTTPError as error:
             raise self.refusal(error.response.status_code, error.response.headers, ref) from None
         except httpx2.TransportError as error:
@@ -357,7 +353,7 @@ def _absolute(base: str, address: str) -> str:
         url = urljoin(base, address)
         if _is_http(url):
             return url
-    raise _invalid_address()
+    raise RetryableError(_INVALID_ADDRESS, Failure.INVALID_RESPONSE)
 
 
 def _is_http(url: str) -> bool:
@@ -383,11 +379,6 @@ def _requested_wait(headers: Mapping[str, str]) -> float | None:
         return float(limit.reset_in_seconds) + 0.5  # stated in whole seconds, which may be rounded down
     seconds = parse_count(headers.get("Retry-After"))
     return None if seconds is None else float(seconds)
-
-
-def _invalid_address() -> RetryableError:
-    """The failure of a redirect or a link that leads nowhere."""
-    return RetryableError("the Hub sent an invalid address", Failure.INVALID_RESPONSE)
 
 
 def _connection_failure(error: Exception) -> RetryableError:

@@ -239,9 +239,8 @@ def find_tensors(patterns: Sequence[str], cache: LayoutCache, *, where: str, ski
             yield from _find_in_layout(layout, patterns, cache, where, skip)
         except FileMissingError as error:
             if error.file != layout.entry_file:
-                raise CheckpointError(
-                    f"{where} is incomplete: its index names {error.file}, which does not exist"
-                ) from None
+                what = f"its index names {error.file}, which does not exist"
+                raise CheckpointError(f"{where} is incomplete: {what}") from None
         else:
             cache.add(layout)
             return
@@ -276,7 +275,7 @@ def _find_in_layout(
     wanted = [name for name in select(shards, patterns, where=where) if name not in skip]
     for shard in dict.fromkeys(shards[name] for name in wanted):
         members = frozenset(name for name, file in shards.items() if file == shard)
-        names = [name for name in wanted if shards[name] == shard]
+        names = [name for name in wanted if name in members]
         yield from find(shard, (shard, members), names, cache, f"{where}/{shard}", skip)
 
 
@@ -357,7 +356,7 @@ def _state_dict(directory: ZipDirectory, cache: LayoutCache) -> Generator[Reques
     """The tensors that the pickle of a torch file describes; a pickle with a known checksum is not read again."""
     member = directory.pickle
     known = (member.crc32, member.size) if member.crc32 is not None else None
-    if known is not None and known in cache.pickles:
+    if known in cache.pickles:
         return cache.pickles[known]
     if member.size > MAX_PICKLE_BYTES:
         raise FormatError(f"{directory.file}: its data.pkl of {member.size} bytes is larger than any state dict's")

@@ -50,10 +50,9 @@ class LocalSource:
     """
 
     def __init__(self, directory: str | Path, *, name: str | None = None, pattern: str | None = None) -> None:
-        path = Path(directory).expanduser()
-        if not path.is_dir():
+        self._path = Path(directory).expanduser().resolve()
+        if not self._path.is_dir():
             raise CheckpointError(f"no directory {directory}; give one that holds step1000/, step2000/ …")
-        self._path = path.resolve()
         self._pattern = pattern
         self.location = str(self._path)
         self.name = name or self._path.name or "root"
@@ -72,21 +71,16 @@ class LocalSource:
         if not entries:
             raise CheckpointError(f"{self.location} is empty; it should hold step1000/, step2000/ …")
         if any((self._path / name).is_file() for name in _CHECKPOINT_FILES):
-            raise CheckpointError(
-                f"{self.location} is one checkpoint, not a directory of them; name its folder step<N> and give the "
-                "folder above it"
-            )
-        raise CheckpointError(
-            f"{self.location} holds no checkpoints named step1000, checkpoint-1000 …"
-            + (f" or like {self._pattern!r}" if self._pattern else "; --revision-pattern reads other names")
-        )
+            hint = "name its folder step<N> and give the folder above it"
+            raise CheckpointError(f"{self.location} is one checkpoint, not a directory of them; {hint}")
+        hint = f" or like {self._pattern!r}" if self._pattern else "; --revision-pattern reads other names"
+        raise CheckpointError(f"{self.location} holds no checkpoints named step1000, checkpoint-1000 …{hint}")
 
     def files(self, revision: Revision) -> Mapping[str, int]:
         """Size in bytes of every file of a revision, by path. Raises `CheckpointError` when its folder is gone."""
         root = self._folder(revision)
-        return {
-            path.relative_to(root).as_posix(): path.stat().st_size for path in sorted(root.rglob("*")) if path.is_file()
-        }
+        files = (path for path in sorted(root.rglob("*")) if path.is_file())
+        return {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `Source.read`."""
@@ -131,12 +125,10 @@ class LocalSource:
 
     def _digest(self, revision: Revision) -> str:
         """What stands for the commit of a revision."""
-        stats = (
-            (entry.name, entry.stat())
-            for entry in sorted(os.scandir(self._path / revision.ref), key=lambda entry: entry.name)
-            if entry.name.endswith((".safetensors", ".bin", ".index.json")) and entry.is_file()
-        )
-        text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
+        weights = (".safetensors", ".bin", ".index.json")
+        paths = sorted((self._path / revision.ref).iterdir())
+        files = [(path.name, path.stat()) for path in paths if path.name.endswith(weights) and path.is_file()]
+        text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
         return f"local-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def _folder(self, revision: Revision) -> Path:

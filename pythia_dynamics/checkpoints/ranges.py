@@ -36,25 +36,14 @@ class SignedLink:
     sha256: str | None
 
 
-class LinkCache:
+class LinkCache(OrderedDict[tuple[str, str], SignedLink]):
     """Signed addresses by commit and file, the latest `MAX_LINKS`. Threads may share one."""
 
-    def __init__(self) -> None:
-        self._links: OrderedDict[tuple[str, str], SignedLink] = OrderedDict()
-
-    def get(self, commit: str, file: str) -> SignedLink | None:
-        """The link of a file, None where there is none."""
-        return self._links.get((commit, file))
-
-    def add(self, commit: str, file: str, link: SignedLink) -> None:
-        """Keep the link of a file."""
-        self._links[commit, file] = link
-        while len(self._links) > MAX_LINKS:
-            self._links.popitem(last=False)
-
-    def drop(self, commit: str, file: str) -> None:
-        """Forget the link of a file, because it has expired."""
-        self._links.pop((commit, file), None)
+    def add(self, key: tuple[str, str], link: SignedLink) -> None:
+        """Keep the link of a file, whose key is (commit, file)."""
+        self[key] = link
+        while len(self) > MAX_LINKS:
+            self.popitem(last=False)
 
 
 def read_range(
@@ -89,16 +78,7 @@ def read_range(
     AccessError, HubError
         When the bytes cannot be had, also while they are read from the stream.
     """
-    reader = _RangeReader(client, links, revision, file, start, stop)
-    reader.open()
-    return ByteStream(
-        reader.chunks(),
-        start=reader.position,
-        stop=reader.end,
-        size=reader.size,
-        sha256=reader.sha256,
-        on_close=reader.close,
-    )
+    return _RangeReader(client, links, revision, file, start, stop).stream()
 
 
 class _RangeReader:
@@ -110,12 +90,20 @@ class _RangeReader:
         self._client, self._links = client, links
         self._revision, self._file = revision, file
         self._start, self._stop = start, stop
+        self._link_key = (revision.address, file)
         self._subject = f"{client.repository} {revision.ref}/{file}"
         self._attempts = client.attempts(self._subject)
         self._response: Response | None = None
         self.size = -1
         self.sha256: str | None = None
         self.position = self.end = 0
+
+    def stream(self) -> ByteStream:
+        """The range as a stream, connected."""
+        self.open()
+        return ByteStream(
+            self.chunks(), start=self.position, stop=self.end, size=self.size, sha256=self.sha256, on_close=self.close
+        )
 
     def open(self) -> None:
         """Connect until the right answer begins to arrive."""
@@ -153,7 +141,7 @@ class _RangeReader:
 
     def _connect(self) -> Response:
         """The answer to one request for what is still missing. Raises `RetryableError`, or an error that is final."""
-        link = self._links.get(self._revision.address, self._file)
+        link = self._links.get(self._link_key)
         response = self._resolve() if link is None else self._client.get(link.url, byte_range=self._range_header())
         try:
             if response.status not in _CONTENT:
@@ -168,8 +156,8 @@ class _RangeReader:
         """Request the file from the Hub and follow the redirects to its bytes."""
         from huggingface_hub import hf_hub_url
 
-        client, address = self._client, self._revision.address
-        url = hf_hub_url(client.repository, self._file, revision=address, endpoint=client.endpoint)
+        client = self._client
+        url = hf_hub_url(client.repository, self._file, revision=self._revision.address, endpoint=client.endpoint)
         commit, size, sha256 = None, None, None
         for response in client.follow(url, byte_range=self._range_header()):
             headers = response.headers
@@ -179,7 +167,7 @@ class _RangeReader:
             sha256 = sha256 or (tag if _SHA256.fullmatch(tag) else None)
             if response.is_redirect and not client.is_hub(target := response.redirect_target()):
                 self._require_commit(commit)
-                self._links.add(address, self._file, SignedLink(target, size, sha256))
+                self._links.add(self._link_key, SignedLink(target, size, sha256))
         if response.status in _CONTENT:
             try:
                 self._require_commit(commit)
@@ -197,7 +185,7 @@ class _RangeReader:
             return self._client.refusal(response.status, response.headers, self._revision.ref)
         failure = overload(response.status, response.headers, "the storage behind the Hub")
         if failure is None:
-            self._links.drop(self._revision.address, self._file)
+            self._links.pop(self._link_key, None)
             failure = RetryableError(f"the signed address answered {response.status}", wait=0.0)  # it has expired
         return failure
 
@@ -219,7 +207,7 @@ class _RangeReader:
     def _check(self, response: Response) -> None:
         """Compare the answer's headers with the request; take over the file's size and the range in bytes."""
         headers = response.headers
-        link = self._links.get(self._revision.address, self._file)
+        link = self._links.get(self._link_key)
         if response.status == 416:
             raise FormatError(f"{self._subject} has no byte {self._start} (the Hub: {headers.get('Content-Range')})")
         if headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -228,11 +216,8 @@ class _RangeReader:
         first, last, size = self._stated_range(response, length)
         if link is not None and link.size is not None and size != link.size:
             raise _invalid(f"the response is of a file of {size} bytes, not {link.size}")
-        if self.size >= 0:
-            expected = (self.position, self.end, self.size)
-        else:
-            begin, end, _ = slice(self._start, self._stop).indices(size)
-            expected = (begin, end, size)
+        begin, end, _ = slice(self._start, self._stop).indices(size)
+        expected = (self.position, self.end, self.size) if self.size >= 0 else (begin, end, size)
         if (first, last + 1, size) != expected or last < first:
             raise _invalid(f"the response is bytes {first}–{last} of {size}, not {expected[0]}–{expected[1] - 1}")
         if length is not None and length != last + 1 - first:

@@ -74,7 +74,8 @@ class RevisionReader:
     def __init__(self, source: Source, revision: Revision, *, headers_only: bool = False) -> None:
         self.sizes: dict[str, int] = {}
         self.sha256: dict[str, str | None] = {}
-        self._source, self._revision, self._headers_only = source, revision, headers_only
+        self.source, self.revision = source, revision
+        self._headers_only = headers_only
         self._stream: ByteStream | None = None
         self._file = ""
         self._last = FileBytes(b"", 0, 0)
@@ -100,7 +101,7 @@ class RevisionReader:
         PythiaDynError
             As `find_tensors` and `Source.read`.
         """
-        where = f"{self._source.location} {self._revision.ref}"
+        where = f"{self.source.location} {self.revision.ref}"
         plan = find_tensors(patterns, cache, where=where, skip=skip)
         answer: Answer = None
         failure: PythiaDynError | None = None
@@ -118,7 +119,7 @@ class RevisionReader:
                 except PythiaDynError as error:
                     failure = error
             elif isinstance(request, ListingRequest) and listings.take():
-                answer = self._source.files(self._revision)
+                answer = self.source.files(self.revision)
 
     def read(self, request: TensorRequest) -> Iterator[bytes]:
         """The bytes of a tensor that `find` has found, in chunks. Raises as `Source.read`."""
@@ -170,7 +171,7 @@ class RevisionReader:
         return self._open(file, start, stop)
 
     def _open(self, file: str, start: int, stop: int | None) -> ByteStream:
-        stream = self._source.read(self._revision, file, start, stop)
+        stream = self.source.read(self.revision, file, start, stop)
         self._stream, self._file, self._last = stream, file, FileBytes(b"", 0, 0)
         self.sizes[file], self.sha256[file] = stream.size, stream.sha256
         return stream

@@ -156,13 +156,10 @@ def aliases() -> tuple[str, ...]:
     """All short names: sizes, and those with ``-standard``, ``-seed1`` … ``-seed9``, ``-v0``, ``-deduped-v0``."""
     names: list[str] = []
     for size in SIZES:
-        names.append(size)
-        if size not in _NEVER_DEDUPED_BY_DEFAULT:
-            names.append(f"{size}-standard")
-        if size in _SEEDED:
-            names += [f"{size}-seed{k}" for k in range(1, 10)]
-        if size not in _NEVER_DEDUPED_BY_DEFAULT:
-            names += [f"{size}-v0", f"{size}-deduped-v0"]
+        deduped = size not in _NEVER_DEDUPED_BY_DEFAULT
+        names += [size, f"{size}-standard"] if deduped else [size]
+        names += [f"{size}-seed{k}" for k in range(1, 10)] if size in _SEEDED else []
+        names += [f"{size}-v0", f"{size}-deduped-v0"] if deduped else []
     return tuple(names)
 
 
@@ -205,12 +202,7 @@ def _pythia(match: re.Match[str], text: str, suggestions: Iterable[str]) -> Mode
     # A size alone means the model in Table 1 of the paper, which is deduplicated; any other name is used as it is.
     by_size = not (seed or v0 or "pythia-" in text.lower() or size in _NEVER_DEDUPED_BY_DEFAULT)
     deduped = data.lower() == "deduped" if data else by_size
-    parts = [
-        f"pythia-{size}",
-        "deduped" if deduped else "",
-        f"seed{seed}" if seed else "",
-        "v0" if v0 else "",
-    ]
+    parts = [f"pythia-{size}", "deduped" if deduped else "", f"seed{seed}" if seed else "", "v0" if v0 else ""]
     name = "-".join(part for part in parts if part)
     return Model(f"EleutherAI/{name}", name, architecture=SIZES[size])
 
@@ -253,9 +245,8 @@ def step_of(name: str, pattern: str | None = None) -> int | None:
         match = re.compile(pattern).fullmatch(name) if pattern else _STEP.fullmatch(name)
         return int(match[1]) if match else None
     except (re.error, IndexError, ValueError) as error:
-        raise PythiaDynError(
-            f"revision pattern {pattern!r} must be a regular expression with one group for the step: {error}"
-        ) from None
+        what = "must be a regular expression with one group for the step"
+        raise PythiaDynError(f"revision pattern {pattern!r} {what}: {error}") from None
 
 
 def parse_steps(spec: str) -> tuple[int, ...] | None:
@@ -288,10 +279,8 @@ def parse_steps(spec: str) -> tuple[int, ...] | None:
         if not 1 <= len(bounds) <= 3 or not all(b.strip().isdigit() for b in bounds):
             raise PythiaDynError(f"cannot read steps {spec!r}; give paper, all, 1000:143000:1000 or 1000,2000")
         numbers = [int(b) for b in bounds]
-        if len(numbers) == 1:
-            steps.add(numbers[0])
-            continue
-        first, last, stride = numbers[0], numbers[1], numbers[2] if len(numbers) == 3 else 1
+        first, last = numbers[0], numbers[:2][-1]  # a single number is a range of one step
+        stride = numbers[2] if len(numbers) == 3 else 1
         if stride < 1 or last < first or (last - first) // stride > _MAX_STEPS:
             raise PythiaDynError(f"steps {part!r} are none, or too many; write first:last:stride with first ≤ last")
         steps.update(range(first, last + 1, stride))

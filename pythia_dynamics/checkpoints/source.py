@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from pythia_dynamics.checkpoints.registry import step_of
@@ -97,14 +96,16 @@ class Traffic:
 
     def merge(self, other: Traffic) -> None:
         """Add the counts of another `Traffic`."""
-        self.add(requests=other.requests, api=other.api, bytes=other.bytes, retries=other.retries)
+        self.add(**other.counts())
+
+    def counts(self) -> dict[str, int]:
+        """The counts by name: `requests`, `api`, `bytes`, `retries`."""
+        return {key: value for key, value in vars(self).items() if key != "_lock"}
 
     def __repr__(self) -> str:
-        counts = f"requests={self.requests}, api={self.api}, bytes={self.bytes}, retries={self.retries}"
-        return f"Traffic({counts})"
+        return f"Traffic({', '.join(f'{name}={count}' for name, count in self.counts().items())})"
 
-    def __getstate__(self) -> dict[str, int]:
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
+    __getstate__ = counts
 
     def __setstate__(self, state: dict[str, int]) -> None:
         vars(self).update(state, _lock=threading.Lock())
@@ -177,9 +178,7 @@ class ByteStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -189,25 +188,20 @@ class Source(Protocol):
     @property
     def location(self) -> str:
         """Repository id or absolute path of the directory."""
-        ...
 
     @property
     def name(self) -> str:
         """Short name, which names the store."""
-        ...
 
     @property
     def traffic(self) -> Traffic:
         """What reading from it has cost so far."""
-        ...
 
     def revisions(self) -> Mapping[int, Revision]:
         """Every revision by step, in increasing order. Raises `CheckpointError` when there is none."""
-        ...
 
     def files(self, revision: Revision) -> Mapping[str, int]:
         """Size in bytes of every file of a revision, by path."""
-        ...
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision.
@@ -230,23 +224,18 @@ class Source(Protocol):
         CheckpointError, HubError
             When the file cannot be read.
         """
-        ...
 
     def snapshot(self, revision: Revision) -> Path:
         """A directory with the whole checkpoint (config, tokenizer, weights), downloaded where necessary."""
-        ...
 
     def evict(self, revision: Revision) -> None:
         """Delete what `snapshot` downloaded; what was there before stays."""
-        ...
 
     def with_own_traffic(self) -> Source:
         """The same source, counting into a new `Traffic`."""
-        ...
 
     def cancel(self) -> None:
         """Make reads that wait in other threads end with an error."""
-        ...
 
 
 def revisions_by_step(
@@ -276,17 +265,16 @@ def revisions_by_step(
         if step is None:
             continue
         if step in found:
-            raise CheckpointError(
-                f"{where}: {found[step].ref} and {ref} are both step {step}; choose the {kind} with --revision-pattern"
-            )
+            both = f"{where}: {found[step].ref} and {ref} are both step {step}"
+            raise CheckpointError(f"{both}; choose the {kind} with --revision-pattern")
         found[step] = Revision(step, ref, commit)
     return dict(sorted(found.items()))
 
 
 def require_relative_path(file: str) -> str:
     """The path `file` itself. Raises `FormatError` unless it is relative and stays inside its checkpoint."""
-    parts = PurePosixPath(file).parts
-    inside = bool(parts) and not file.startswith("/") and ".." not in parts
+    path = PurePosixPath(file)
+    inside = path.parts and not path.is_absolute() and ".." not in path.parts
     if not inside or "\\" in file or ":" in file or not file.isprintable():
         raise FormatError(f"{file!r} is not a path inside a checkpoint")
     return file

@@ -58,11 +58,8 @@ def verify_remote(
     published = resolve(source.location).published_steps
     wanted = tuple(sorted({*revisions, *published} if steps is None else set(steps)))
     available = [revisions[step] for step in wanted if step in revisions]
-    findings = [
-        Finding("missing", (step,), f"{source.location} has no branch step{step}")
-        for step in wanted
-        if step not in revisions
-    ]
+    absent = [step for step in wanted if step not in revisions]
+    findings = [Finding("missing", (step,), f"{source.location} has no branch step{step}") for step in absent]
 
     def list_files(revision: Revision) -> Mapping[str, tuple[int, str | None]] | PythiaDynError:
         try:
@@ -86,8 +83,9 @@ def verify_remote(
                 if files:
                     shards[kind][revision.step] = files
     for kind, by_step in shards.items():
+        reported = {(finding.kind, finding.steps) for finding in findings}  # in the files of the other format
         new = [*_equal_files(by_step, source.location, kind), *_mixed_shards(by_step)]
-        findings += [finding for finding in new if not _is_reported(finding, findings)]
+        findings += [finding for finding in new if (finding.kind, finding.steps) not in reported]
     return Verification(source.name, source.location, REMOTE, wanted, tuple(findings))
 
 
@@ -112,18 +110,10 @@ def _mixed_shards(by_step: Mapping[int, Mapping[str, str]]) -> list[Finding]:
     return findings
 
 
-def _is_reported(finding: Finding, others: Iterable[Finding]) -> bool:
-    """Whether the same was found in the files of the other format already."""
-    return any((finding.kind, finding.steps) == (other.kind, other.steps) for other in others)
-
-
 def _weight_files(entries: Mapping[str, tuple[int, str | None]], suffix: str) -> dict[str, str]:
     """The SHA-256 of each weight file of one format, by name."""
     return {
         name: sha256
         for name, (_, sha256) in sorted(entries.items())
-        if sha256 is not None
-        and name.endswith(suffix)
-        and name.startswith(("model", "pytorch_model"))
-        and "/" not in name
+        if sha256 and "/" not in name and name.endswith(suffix) and name.startswith(("model", "pytorch_model"))
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_dynamics.claims.statistics import MAX_B_FALL, MAX_BREAK_P, MAX_LOSS_RISE, SIGMAS, drawdown
-from pythia_dynamics.claims.verdict import Claim, Decision, Verdict, Work, not_supported, not_testable, supported
+from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Verdict, Work, decision_of
 from pythia_dynamics.measures.order import break_in_line, derivative
 from pythia_dynamics.results.published_blog import published_blog
 
@@ -40,8 +40,8 @@ which the blog claims it, and 1.4 and 1.0 for the other two."""
 _MIN_B_DISTANCE = 0.01
 """Losses are compared where b differs by more than this share of its range: below it b may fall (`MAX_B_FALL`)."""
 
-CLAIMS = {
-    "b-initial": Claim(
+CLAIMS = (
+    Claim(
         "b-initial",
         _WORK,
         "b begins at 0.146 (10K), 0.072 (0.1M), 0.036 (1M) and 0.012 (10M).",
@@ -49,7 +49,7 @@ CLAIMS = {
         "b of the untrained model against √(v/3)/d, which follows from a head that is uniform on ±1/√d.",
         "4 standard deviations of b over random heads",
     ),
-    "b-monotone": Claim(
+    Claim(
         "b-monotone",
         _WORK,
         "b grows monotonically during training.",
@@ -57,7 +57,7 @@ CLAIMS = {
         "Largest fall of b below a value it had before, relative to its range; last value above the first.",
         "1 % of the range",
     ),
-    "loss-falls-with-b": Claim(
+    Claim(
         "loss-falls-with-b",
         _WORK,
         "The training loss falls monotonically with b.",
@@ -66,7 +66,7 @@ CLAIMS = {
         "their range apart are not compared.",
         "5 % of the range",
     ),
-    "slope-changes": Claim(
+    Claim(
         "slope-changes",
         _WORK,
         "In the two small models dL/db changes: having flattened, the loss falls more steeply again.",
@@ -75,8 +75,8 @@ CLAIMS = {
         "break against one line (Monte-Carlo F test).",
         "1.5 times, p ≤ 0.01",
     ),
-}
-"""The blog's claims by their id."""
+)
+"""The blog's claims."""
 
 
 def decide(runs: Runs, initial: Initial, initialisations: Mapping[str, str]) -> tuple[Verdict, ...]:
@@ -97,13 +97,9 @@ def decide(runs: Runs, initial: Initial, initialisations: Mapping[str, str]) -> 
     tuple of Verdict
         One for each of `CLAIMS`, in their order.
     """
-    decisions = {
-        "b-initial": _b_initial(runs, initial, initialisations),
-        "b-monotone": _b_monotone(runs),
-        "loss-falls-with-b": _loss_falls(runs),
-        "slope-changes": _slope_changes(runs),
-    }
-    return tuple(Verdict.of(CLAIMS[key], decision) for key, decision in decisions.items())
+    begins = _b_initial(runs, initial, initialisations)
+    decisions = (begins, _b_monotone(runs), _loss_falls(runs), decision_of(_slope_changes, runs))
+    return tuple(map(Verdict.of, CLAIMS, decisions))
 
 
 def _b_initial(runs: Runs, initial: Initial, initialisations: Mapping[str, str]) -> Decision:
@@ -115,20 +111,18 @@ def _b_initial(runs: Runs, initial: Initial, initialisations: Mapping[str, str])
         published = float(published_blog(size)["order_parameter"][0])
         first = float(runs[size][0]["order_parameter"][0])
         trained = kinds[initialisations[size]]
-        numbers |= {f"{size} published": published, f"{size} expected": reference["expected"], f"{size} trained": first}
-        numbers |= {f"{size} neox": neox}
-        deviations += [
-            abs(published - reference["expected"]) / reference["spread"],
-            abs(reference["measured"] - reference["expected"]) / reference["spread"],
-        ]
+        known = {"published": published, "expected": reference["expected"], "trained": first, "neox": neox}
+        numbers |= {f"{size} {name}": b for name, b in known.items()}
+        pytorch = (published, reference["measured"])
+        deviations += [abs(b - reference["expected"]) / reference["spread"] for b in pytorch]
         if int(runs[size][0]["step"][0]) == 0:
             deviations.append(abs(first - trained["expected"]) / trained["spread"])
         sentences.append(
             f"{size} {reference['expected']:.4g} expected, {published:.4g} published, {reference['measured']:.4g} "
             f"measured ({neox:.3g} with GPT-NeoX's normal(0, 0.02))"
         )
-    within = max(deviations) <= SIGMAS
-    return (supported if within else not_supported)("; ".join(sentences), **numbers, largest_deviation=max(deviations))
+    numbers["largest_deviation"] = max(deviations)
+    return Decision.of(max(deviations) <= SIGMAS, "; ".join(sentences), numbers)
 
 
 def _b_monotone(runs: Runs) -> Decision:
@@ -137,11 +131,9 @@ def _b_monotone(runs: Runs) -> Decision:
     published = max(_fall(published_blog(size)) for size in runs)
     listed = ", ".join(f"{size} {fall:.2%}" for size, fall in falls.items())
     reason = f"largest fall of b, relative to its range: {listed} (published: {published:.2%})"
-    grows = all(
-        float(run["order_parameter"][-1]) > float(run["order_parameter"][0]) for seeds in runs.values() for run in seeds
-    )
-    monotone = grows and max(falls.values()) <= MAX_B_FALL
-    return (supported if monotone else not_supported)(reason, **falls, published=published)
+    curves = [run["order_parameter"].to_numpy() for seeds in runs.values() for run in seeds]
+    monotone = all(b[-1] > b[0] for b in curves) and max(falls.values()) <= MAX_B_FALL
+    return Decision.of(monotone, reason, {**falls, "published": published})
 
 
 def _fall(run: xr.Dataset) -> float:
@@ -161,7 +153,7 @@ def _loss_falls(runs: Runs) -> Decision:
         f"(published: {published:.1%}); of the validation loss: {listed_validation}"
     )
     numbers = rises | {f"{size} validation": rise for size, rise in validation.items()} | {"published": published}
-    return (supported if max(rises.values()) <= MAX_LOSS_RISE else not_supported)(reason, **numbers)
+    return Decision.of(max(rises.values()) <= MAX_LOSS_RISE, reason, numbers)
 
 
 def _rise(run: xr.Dataset, part: str) -> float:
@@ -209,18 +201,13 @@ def _slope_changes(runs: Runs) -> Decision:
     sentences, changes, too_short = [], [], []
     for size, seeds in runs.items():
         published = _steepening(published_blog(size))
-        known = [found for run in seeds if (found := _steepening(run)) is not None]
+        known = [steepening for run in seeds if (steepening := _steepening(run)) is not None]
         if not known or published is None:
-            return not_testable(f"{size} has too few records")
-        median = sorted(known, key=lambda found: found.ratio)[len(known) // 2]
-        numbers |= {
-            f"{size} steeper": median.ratio,
-            f"{size} b": median.b,
-            f"{size} break b": median.break_b,
-            f"{size} p": median.p,
-            f"{size} published steeper": published.ratio,
-            f"{size} published b": published.b,
-        }
+            raise NotTestableError(f"{size} has too few records")
+        median = sorted(known, key=lambda steepening: steepening.ratio)[len(known) // 2]
+        own = {"steeper": median.ratio, "b": median.b, "break b": median.break_b, "p": median.p}
+        found = {**own, "published steeper": published.ratio, "published b": published.b}
+        numbers |= {f"{size} {name}": value for name, value in found.items()}
         sentences.append(
             f"{size}: {median.ratio:.2g} times as steep at b = {median.b:.3g}, step {median.step:,} "
             f"(published: {published.ratio:.2g} times, {published.b:.3g}, {published.step:,})"
@@ -231,7 +218,7 @@ def _slope_changes(runs: Runs) -> Decision:
             too_short.append(not change and int(seeds[0]["step"][-1]) <= published.step)
     reason = "; ".join(sentences)
     if not changes:
-        return not_testable("neither of the two small models was trained", **numbers)
+        raise NotTestableError("neither of the two small models was trained", numbers)
     if any(too_short):
-        return not_testable(f"{reason}; a run that ends before the published change cannot decide", **numbers)
-    return (supported if all(changes) else not_supported)(reason, **numbers)
+        raise NotTestableError(f"{reason}; a run that ends before the published change cannot decision_of", numbers)
+    return Decision.of(all(changes), reason, numbers)

@@ -1,7 +1,7 @@
 """Claims about the loss: perplexity at the bifurcation, loss against the order parameter, the gain after a stop.
 
-Each claim is a function of `saved`, the `SavedResults` of one model, that returns a `Decision`. Its docstring states
-the test.
+Each claim is a function of `saved`, the `SavedResults` of one model, that returns a `Decision` or raises
+`NotTestableError`. Its docstring states the test.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.claims.motion import no_reference_step, reference_step, stationary
+from pythia_dynamics.claims.motion import reference_step, stationary
 from pythia_dynamics.claims.saved import Curve, SavedResults
 from pythia_dynamics.claims.statistics import (
     MAX_B_FALL,
@@ -20,7 +20,7 @@ from pythia_dynamics.claims.statistics import (
     drawdown,
     level_shift_at,
 )
-from pythia_dynamics.claims.verdict import Decision, not_supported, not_testable, supported
+from pythia_dynamics.claims.verdict import Decision, NotTestableError, Number, decision_of
 from pythia_dynamics.measures.order import break_in_line
 
 __all__ = [
@@ -67,37 +67,28 @@ def unmasking_drops(saved: SavedResults) -> Decision:
 
 def _drops(saved: SavedResults, mode: str) -> Decision:
     """The test of both claims for the perplexity of one mode."""
-    table = saved.table(f"perplexity-{mode}")
-    if table is None:
-        return not_testable(saved.missing(f"perplexity-{mode}.csv"), **_published(saved))
+    (table,) = saved.read(f"perplexity-{mode}.csv", known=_published(saved))
     reference = reference_step(saved)
-    if reference is None:
-        return no_reference_step(saved)
     known = Curve.of(table["ppl_corpus"].where(table["ppl_corpus"] >= 1))
     curve = Curve(known.steps, np.log(known.values))
     shift = level_shift_at(curve, reference.step, within=SAME_STEP * curve.span)
     if shift is None:
-        return not_testable(f"too few steps around {reference.description}", **_published(saved))
-    numbers = {
-        "bifurcation_step": reference.step,
-        "step": shift.step,
-        "change": float(np.expm1(shift.value)),
-        "change_elsewhere": float(np.expm1(shift.elsewhere)),
-        "ppl_there": float(np.exp(curve.at(reference.step))),
-        "ppl_last": float(np.exp(curve.values[-1])),
-        **_published(saved, reference.step),
-    }
+        raise NotTestableError(f"too few steps around {reference.description}", _published(saved))
+    change, elsewhere = float(np.expm1(shift.value)), float(np.expm1(shift.elsewhere))
+    numbers: dict[str, Number] = {"bifurcation_step": reference.step, "step": shift.step}
+    numbers |= {"change": change, "change_elsewhere": elsewhere}
+    numbers |= {"ppl_there": float(np.exp(curve.at(reference.step))), "ppl_last": float(np.exp(curve.values[-1]))}
+    numbers |= _published(saved, reference.step)
     finding = (
-        f"around {reference.description} the perplexity changes by {np.expm1(shift.value):+.1%} beyond its trend, "
-        f"elsewhere by {np.expm1(shift.elsewhere):+.1%} at most"
+        f"around {reference.description} the perplexity changes by {change:+.1%} beyond its trend, elsewhere by "
+        f"{elsewhere:+.1%} at most"
     )
     if saved.published is not None:
         finding += (
             f"; EleutherAI's last-word perplexity goes from {numbers['published_before']:.4g} (step "
             f"{numbers['published_before_step']:,}) to {numbers['published_last']:.4g} at the end"
         )
-    drops = shift.value <= _MAX_LOG_CHANGE and shift.value < shift.elsewhere
-    return (supported if drops else not_supported)(finding, **numbers)
+    return Decision.of(shift.value <= _MAX_LOG_CHANGE and shift.value < shift.elsewhere, finding, numbers)
 
 
 def _published(saved: SavedResults, step: int | None = None) -> dict[str, float | int]:
@@ -106,15 +97,12 @@ def _published(saved: SavedResults, step: int | None = None) -> dict[str, float 
     if table is None:
         return {}
     curve = Curve.of(table["ppl"])
-    numbers: dict[str, float | int] = {
-        "published_best": float(curve.values.min()),
-        "published_best_step": int(curve.steps[int(np.argmin(curve.values))]),
-        "published_last": float(curve.values[-1]),
-        "published_last_step": int(curve.steps[-1]),
-    }
+    places = {"best": int(np.argmin(curve.values)), "last": -1}
     if step is not None:
-        before = max(int(np.searchsorted(curve.steps, step, side="right")) - 1, 0)
-        numbers |= {"published_before": float(curve.values[before]), "published_before_step": int(curve.steps[before])}
+        places["before"] = max(int(np.searchsorted(curve.steps, step, side="right")) - 1, 0)
+    numbers: dict[str, float | int] = {}
+    for name, i in places.items():
+        numbers |= {f"published_{name}": float(curve.values[i]), f"published_{name}_step": int(curve.steps[i])}
     return numbers
 
 
@@ -123,15 +111,15 @@ def below_one(saved: SavedResults) -> Decision:
     least: dict[str, float] = {}
     nonfinite = 0
     for mode, column in _PERPLEXITIES.items():
-        table = saved.table(f"perplexity-{mode}")
+        table = saved.find(f"perplexity-{mode}.csv")
         if table is not None:
             curve = Curve.of(table[column])
             if len(curve):
                 least[mode] = float(curve.values.min())
             nonfinite += int(np.nansum(table["nonfinite"].to_numpy()))
     if not least:
-        return not_testable(saved.missing("perplexity-forward.csv"), **_published(saved))
-    numbers = {f"least_{mode}": value for mode, value in least.items()}
+        saved.read("perplexity-forward.csv", known=_published(saved))
+        raise NotTestableError("perplexity-forward.csv has no finite perplexity", _published(saved))
     impossible = {mode: value for mode, value in least.items() if value < 1}
     if impossible:
         named = ", ".join(f"{mode} {value:.3g}" for mode, value in impossible.items())
@@ -139,17 +127,16 @@ def below_one(saved: SavedResults) -> Decision:
     else:
         named = ", ".join(f"{mode} {value:.4g}" for mode, value in least.items())
         reason = f"the least perplexity is {named}; {nonfinite} sentences have none (not finite, or below 1)"
-    return not_supported(reason, **numbers, nonfinite=nonfinite)
+    numbers = {f"least_{mode}": value for mode, value in least.items()}
+    return Decision.of(False, reason, {**numbers, "nonfinite": nonfinite})
 
 
 def b_monotone(saved: SavedResults) -> Decision:
     """b ends above its start and never falls below an earlier value by more than 1 % of its range."""
-    table = saved.table("order")
-    if table is None:
-        return not_testable(saved.missing("order.csv"))
+    (table,) = saved.read("order.csv")
     curve = Curve.of(table["order_parameter"])
     if len(curve) < _MIN_STEPS_B:
-        return not_testable(f"{len(curve)} steps are too few")
+        raise NotTestableError(f"{len(curve)} steps are too few")
     fall = drawdown(curve.values)
     first, last = float(curve.values[0]), float(curve.values[-1])
     top = int(curve.steps[int(np.argmax(curve.values))])
@@ -159,71 +146,60 @@ def b_monotone(saved: SavedResults) -> Decision:
     grows = last > first and fall <= MAX_B_FALL
     if grows:
         finding += "; the norm of a random walk grows as well"
-    return (supported if grows else not_supported)(finding, first=first, last=last, largest_fall=fall, greatest_at=top)
+    return Decision.of(grows, finding, {"first": first, "last": last, "largest_fall": fall, "greatest_at": top})
 
 
-def _b_and_loss(saved: SavedResults) -> tuple[Curve, Curve] | None:
-    """b and the loss at the steps at which both are known; None without such a table."""
-    table = saved.table("order")
-    if table is None or "loss" not in table:
-        return None
-    both = table[["order_parameter", "loss"]].dropna("step")
-    return Curve.of(both["order_parameter"]), Curve.of(both["loss"])
+def _b_and_loss(saved: SavedResults) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """b and the loss (n,) at the steps at which both are known."""
+    (table,) = saved.read("order.csv")
+    if "loss" not in table:
+        return np.empty(0), np.empty(0)
+    both = table[["order_parameter", "loss"]].where(np.isfinite).dropna("step")
+    return both["order_parameter"].to_numpy(), both["loss"].to_numpy()
 
 
-def _no_loss(saved: SavedResults, needed: str) -> Decision:
-    """The decision where ``order.csv`` is missing, or has no loss at the steps that are `needed`."""
-    if saved.table("order") is None:
-        return not_testable(saved.missing("order.csv"))
-    return not_testable(f"order.csv has no loss at {needed}: run {saved.command_for('order.csv')} --loss FILE")
+def _no_loss(saved: SavedResults, needed: str) -> NotTestableError:
+    """The error where ``order.csv`` has no loss at the steps that are `needed`."""
+    return NotTestableError(f"order.csv has no loss at {needed}: run {saved.command_for('order.csv')} --loss FILE")
 
 
 def loss_falls_with_b(saved: SavedResults) -> Decision:
     """In the order of b, the loss correlates by rank at −0.9 or less and never rises by more than 5 % of its range."""
     from scipy.stats import spearmanr
 
-    known = _b_and_loss(saved)
-    if known is None or len(known[0]) < _MIN_STEPS_LOSS:
-        return _no_loss(saved, "six steps or more")
-    b, loss = known
-    if np.ptp(b.values) == 0 or np.ptp(loss.values) == 0:
-        return not_testable("b or the loss does not change")
-    correlation = float(spearmanr(b.values, loss.values).statistic)
-    rise = drawdown(-loss.values[np.argsort(b.values, kind="stable")])
+    b, loss = _b_and_loss(saved)
+    if len(b) < _MIN_STEPS_LOSS:
+        raise _no_loss(saved, "six steps or more")
+    if np.ptp(b) == 0 or np.ptp(loss) == 0:
+        raise NotTestableError("b or the loss does not change")
+    correlation = float(spearmanr(b, loss).statistic)
+    rise = drawdown(-loss[np.argsort(b, kind="stable")])
     finding = (
         f"rank correlation of loss and b {correlation:.3f}; along growing b the loss rises by {rise:.1%} of its range "
         "at most"
     )
     falls = correlation <= _MAX_CORRELATION and rise <= MAX_LOSS_RISE
-    return (supported if falls else not_supported)(
-        finding, rank_correlation=correlation, largest_rise=rise, steps=len(b)
-    )
+    return Decision.of(falls, finding, {"rank_correlation": correlation, "largest_rise": rise, "steps": len(b)})
 
 
 def slope_changes(saved: SavedResults) -> Decision:
     """Loss against b: a line with one break fits better than one line, and than a cubic, with as many parameters."""
-    known = _b_and_loss(saved)
-    fit = None if known is None else break_in_line(known[0].values, known[1].values)
-    if known is None or fit is None:
-        return _no_loss(saved, "six steps of different b")
-    b, loss = known[0].values, known[1].values
+    b, loss = _b_and_loss(saved)
+    fit = break_in_line(b, loss)
+    if fit is None:
+        raise _no_loss(saved, "six steps of different b")
     before, after = abs(fit.slope_before), abs(fit.slope_after)
     ratio = max(before, after) / max(min(before, after), np.finfo(float).tiny)
     turned = fit.slope_before * fit.slope_after < 0
     residual = _broken_residual(b, loss, fit.at) / max(cubic_residual(b, loss), np.finfo(float).tiny)
-    numbers = {
-        "break_b": fit.at,
-        "slope_before": fit.slope_before,
-        "slope_after": fit.slope_after,
-        "p": fit.p,
-        "residual_against_cubic": residual,
-    }
+    numbers = {"break_b": fit.at, "slope_before": fit.slope_before, "slope_after": fit.slope_after, "p": fit.p}
+    numbers["residual_against_cubic"] = residual
     finding = (
         f"dL/db goes from {fit.slope_before:.3g} to {fit.slope_after:.3g} at b = {fit.at:.4g} (p = {fit.p:.3g} against "
         f"one line); a broken line leaves {residual:.2g} times what a smooth cubic leaves"
     )
     changed = fit.p <= MAX_BREAK_P and (ratio >= _MIN_SLOPE_RATIO or turned)
-    return (supported if changed and residual <= _MAX_RESIDUAL_RATIO else not_supported)(finding, **numbers)
+    return Decision.of(changed and residual <= _MAX_RESIDUAL_RATIO, finding, numbers)
 
 
 def _broken_residual(x: NDArray[np.float64], y: NDArray[np.float64], at: float) -> float:
@@ -235,17 +211,17 @@ def _broken_residual(x: NDArray[np.float64], y: NDArray[np.float64], at: float) 
 
 def nothing_to_gain(saved: SavedResults) -> Decision:
     """Where the weights are stationary after the reference step, the loss falls by at most 1 % from it to the end."""
-    reference = reference_step(saved)
-    rest = stationary(saved)
-    if reference is None or rest.verdict == "not testable here":
-        return not_testable(rest.reason)
+    rest = decision_of(stationary, saved)
+    if rest.verdict == "not testable here":
+        raise NotTestableError(rest.reason)
     if rest.verdict == "not supported":
-        return not_testable("the weights are not known to be stationary after any step, so the protocol does not stop")
-    table = saved.table("perplexity-forward")
-    if table is None:
-        return not_testable(saved.missing("perplexity-forward.csv"))
+        raise NotTestableError(
+            "the weights are not known to be stationary after any step, so the protocol does not stop"
+        )
+    reference = reference_step(saved)
+    (table,) = saved.read("perplexity-forward.csv")
     curve = Curve.of(table["nll_mean"])
     start, last = curve.at(reference.step), float(curve.values[-1])
     gain = (start - last) / start
     finding = f"from {reference.description} to the end the loss goes from {start:.4g} to {last:.4g} nats per token"
-    return (supported if gain <= _MAX_GAIN else not_supported)(finding, bifurcation_step=reference.step, gain=gain)
+    return Decision.of(gain <= _MAX_GAIN, finding, {"bifurcation_step": reference.step, "gain": gain})

@@ -6,11 +6,12 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pythia_dynamics.claims.verdict import NotTestableError, Numbers
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_lambada import published_lambada
@@ -98,15 +99,28 @@ class SavedResults:
         self.name = results.name
         self._loaded: dict[str, xr.Dataset | None] = {}
 
-    def table(self, kind: str) -> xr.Dataset | None:
-        """The table ``<kind>.csv``, None where there is none."""
-        return self._load(f"{kind}.csv")
+    def read(self, *files: str, known: Numbers | None = None) -> list[xr.Dataset]:
+        """The content of the tables ``<kind>.csv`` and datasets ``<kind>.zarr`` that a test needs.
 
-    def array(self, kind: str) -> xr.Dataset | None:
-        """The dataset ``<kind>.zarr``, None where there is none."""
-        return self._load(f"{kind}.zarr")
+        Parameters
+        ----------
+        *files
+            Names of the files.
+        known
+            Numbers that are known where a file is missing.
 
-    def _load(self, file: str) -> xr.Dataset | None:
+        Raises
+        ------
+        NotTestableError
+            Where a file is missing; names each such file and the command that makes it.
+        """
+        absent = [f"{file} is missing: run {self.command_for(file)}" for file in files if self.find(file) is None]
+        if absent:
+            raise NotTestableError("; ".join(absent), known)
+        return [found for file in files if (found := self.find(file)) is not None]
+
+    def find(self, file: str) -> xr.Dataset | None:
+        """The content of a file that `read` reads, None where there is none."""
         if file not in self._loaded:
             folder, (kind, _, suffix) = self._folder(file), file.rpartition(".")
             read = folder.read_table if suffix == "csv" else folder.read_zarr
@@ -125,27 +139,17 @@ class SavedResults:
         name = Path(file).stem
         return self._folder(file).command_for(name) + (" --head ternary" if file.startswith("ternary/") else "")
 
-    def missing(self, *files: str) -> str:
-        """Why a test that needs these `files` cannot be made, in one line.
-
-        Names each file that is missing and the command that makes it. Where none is missing, their content cannot be
-        used.
-        """
-        absent = [file for file in files if self._load(file) is None]
-        if not absent:
-            return f"no step of {' and '.join(files)} can be used"
-        return "; ".join(f"{file} is missing: run {self.command_for(file)}" for file in absent)
-
     @cached_property
-    def shape(self) -> Shape | None:
-        """Shape of the measured matrix, computed from the columns of ``order.csv``; None where that is not possible."""
-        table = self.table("order")
-        if table is None:
-            return None
+    def shape(self) -> Shape:
+        """Shape of the measured matrix, computed from the columns of ``order.csv``.
+
+        Raises `NotTestableError` where that is not possible.
+        """
+        (table,) = self.read("order.csv")
         norm, b, rms = (table[name].to_numpy() for name in ("frobenius_norm", "order_parameter", "rms"))
         known = np.isfinite(norm) & (norm > 0)
         if not known.any():
-            return None
+            raise NotTestableError("order.csv has no step with finite weights")
         width = float(np.median(norm[known] / b[known]))
         size = float(np.median((norm[known] / rms[known]) ** 2))
         return Shape(rows=max(round(size / width), 1), width=max(round(width), 1))
@@ -159,15 +163,9 @@ class SavedResults:
             return None
         return table.isel(step=np.flatnonzero(~table["suspect"].to_numpy()))
 
-    @cached_property
-    def ternary(self) -> tuple[int, float] | None:
-        """The last step in ``ternary/`` and its forward perplexity with W_U rounded to three values, or None."""
-        rounded = Results("ternary", self.results.path)
+    def settings(self, kind: str) -> dict[str, Any]:
+        """The settings of the evaluation that wrote ``<kind>.csv``; empty where they cannot be read."""
         try:
-            settings = read_json(rounded.path / "perplexity-forward.json")["settings"]
-            curve = Curve.of(rounded.read_table("perplexity-forward")["ppl_corpus"])
-        except (PythiaDynError, OSError, ValueError, KeyError):
-            return None
-        if settings.get("head") != "ternary" or not len(curve):
-            return None
-        return int(curve.steps[-1]), float(curve.values[-1])
+            return dict(read_json(self.results.path / f"{kind}.json")["settings"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pythia_dynamics.claims import losses, motion
 from pythia_dynamics.claims.saved import SavedResults
-from pythia_dynamics.claims.verdict import Claim, Decision, Verdict, Work
+from pythia_dynamics.claims.verdict import Claim, Decision, Verdict, Work, decision_of
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.tables import read_json, write_json
@@ -180,7 +180,7 @@ def judge(results: Results) -> tuple[Verdict, ...]:
         raise PythiaDynError(f"no results in {results.path}; run pythia-dyn msd --model {results.name}")
     results.weights().require_same_weights()
     saved = SavedResults(results)
-    return tuple(Verdict.of(claim, test(saved)) for claim, test in CLAIMS.items())
+    return tuple(Verdict.of(claim, decision_of(test, saved)) for claim, test in CLAIMS.items())
 
 
 def save(results: Results, verdicts: tuple[Verdict, ...]) -> Path:

@@ -136,14 +136,11 @@ class LevelShift:
         The change there, in the units of the curve; negative for a drop.
     elsewhere
         The most negative change at any other place.
-    comparisons
-        The number of other places.
     """
 
     step: int
     value: float
     elsewhere: float
-    comparisons: int
 
 
 def level_shift_at(curve: Curve, step: int, *, within: float) -> LevelShift | None:
@@ -181,7 +178,7 @@ def level_shift_at(curve: Curve, step: int, *, within: float) -> LevelShift | No
     if not near.any() or np.count_nonzero(far) < _MIN_COMPARISONS:
         return None
     best = int(np.argmin(np.where(near, changes, np.inf)))
-    return LevelShift(int(places[best]), float(changes[best]), float(changes[far].min()), int(np.count_nonzero(far)))
+    return LevelShift(int(places[best]), float(changes[best]), float(changes[far].min()))
 
 
 def _change(curve: Curve, place: float, width: float) -> float:

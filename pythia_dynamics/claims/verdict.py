@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
 
-from pythia_dynamics.errors import UnknownNameError
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 __all__ = [
     "VERDICTS",
     "Claim",
     "Decision",
+    "NotTestableError",
+    "Number",
     "Numbers",
     "Verdict",
     "VerdictWord",
     "Work",
-    "not_supported",
-    "not_testable",
-    "supported",
+    "decision_of",
 ]
+
+_Data = TypeVar("_Data")
 
 VerdictWord = Literal["supported", "not supported", "not testable here"]
 VERDICTS: tuple[VerdictWord, ...] = get_args(VerdictWord)
@@ -27,7 +29,8 @@ VERDICTS: tuple[VerdictWord, ...] = get_args(VerdictWord)
 Work = Literal["The Garden of Forking Paths", "A Large Language Model Order Parameter"]
 """The two works whose claims are tested."""
 
-Numbers = Mapping[str, float | int | str | bool | None]
+Number = float | int | str | bool | None
+Numbers = Mapping[str, Number]
 """The numbers that a decision rests on, by name."""
 
 
@@ -78,7 +81,44 @@ class Decision:
 
     verdict: VerdictWord
     reason: str
-    numbers: Numbers = field(default_factory=dict)
+    numbers: Numbers
+
+    @classmethod
+    def of(cls, holds: bool, reason: str, numbers: Numbers) -> Decision:
+        """The decision that a claim is supported where it `holds`, else that it is not supported."""
+        return cls("supported" if holds else "not supported", reason, numbers)
+
+
+class NotTestableError(PythiaDynError):
+    """The data cannot decision_of a claim.
+
+    Parameters
+    ----------
+    reason
+        The reason in one sentence.
+    numbers
+        The numbers that are known all the same.
+    """
+
+    def __init__(self, reason: str, numbers: Numbers | None = None) -> None:
+        super().__init__(reason)
+        self.numbers = numbers or {}
+
+
+def decision_of(test: Callable[[_Data], Decision], data: _Data) -> Decision:
+    """The decision of a test on its data.
+
+    Parameters
+    ----------
+    test
+        A function that returns a decision, or raises `NotTestableError`.
+    data
+        Its argument.
+    """
+    try:
+        return test(data)
+    except NotTestableError as error:
+        return Decision("not testable here", str(error), error.numbers)
 
 
 @dataclass(frozen=True)
@@ -109,18 +149,3 @@ class Verdict:
         """Combine a claim with the decision on it."""
         about = vars(claim).copy()
         return cls(claim=about.pop("id"), **about, **vars(decision))
-
-
-def supported(reason: str, **numbers: float | int | str | bool | None) -> Decision:
-    """The decision that a claim is supported, for this `reason` and with these `numbers`."""
-    return Decision("supported", reason, numbers)
-
-
-def not_supported(reason: str, **numbers: float | int | str | bool | None) -> Decision:
-    """The decision that a claim is not supported, for this `reason` and with these `numbers`."""
-    return Decision("not supported", reason, numbers)
-
-
-def not_testable(reason: str, **numbers: float | int | str | bool | None) -> Decision:
-    """The decision that the saved results cannot decide a claim, for this `reason` and with these `numbers`."""
-    return Decision("not testable here", reason, numbers)

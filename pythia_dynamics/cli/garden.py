@@ -9,21 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import (
-    Failure,
-    duration,
-    notes,
-    print_facts,
-    resumable,
-    say,
-    say_missing,
-    size,
-    stages,
-    with_cache,
-    with_json,
-    with_results,
-    with_steps,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.cli.reproduce import reproduce
 
 if TYPE_CHECKING:
@@ -41,7 +27,7 @@ __all__ = ["garden"]
     help="Aliases, owner/name, or directories of checkpoints, separated by commas.",
 )
 @click.option("--skip-perplexity", is_flag=True, help="Leave out all that needs whole checkpoints.")
-@with_steps(None)
+@app.with_steps(None)
 @click.option(
     "--corpus", default="lambada", show_default=True, help="lambada, cimec/lambada, or a .jsonl or text file."
 )
@@ -57,10 +43,10 @@ __all__ = ["garden"]
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Print the plan and stop.")
 @click.option("--yes", is_flag=True, help="Do not ask before beginning.")
-@with_cache
-@with_results
-@with_json
-@resumable
+@app.with_cache
+@app.with_results
+@app.with_json
+@app.resumable
 def garden(
     listed: str,
     skip_perplexity: bool,
@@ -92,16 +78,16 @@ def garden(
     _say_plan(planned, device, bandwidth, as_json)
     facts: dict[str, Any] = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
     if only_plan:
-        print_facts({"garden": facts}, as_json)
+        app.print_facts({"garden": facts}, as_json)
         return
     if not yes:
         click.confirm("Begin?", abort=True, err=True)
     began = time.monotonic()
 
-    with notes(as_json):
+    with app.notes(as_json):
         done = the_garden.run(
             names,
-            stage=stages(as_json),
+            stage=app.stages(as_json),
             steps=steps,
             corpus=corpus,
             limit=limit,
@@ -112,12 +98,15 @@ def garden(
             device=device,
         )
     for name, reasons in done.missing.items():
-        say(name, as_json)
-        say_missing(reasons, as_json)
+        app.say(name, as_json)
+        app.say_missing(reasons, as_json)
     for name, verdicts in done.verdicts.items():
         words = [f"{sum(one.verdict == word for one in verdicts)} {word}" for word in VERDICTS]
-        say(f"{name}: claims: {', '.join(words)}", as_json)
-    say(f"\n{results / the_garden.PAGE}\n{len(done.files)} files, {duration(time.monotonic() - began)} in all", as_json)
+        app.say(f"{name}: claims: {', '.join(words)}", as_json)
+    app.say(
+        f"\n{results / the_garden.PAGE}\n{len(done.files)} files, {app.duration(time.monotonic() - began)} in all",
+        as_json,
+    )
     facts |= {
         "failed": dict(done.failed),
         "missing": dict(done.missing),
@@ -125,31 +114,31 @@ def garden(
         "files": done.files,
         "seconds": time.monotonic() - began,
     }
-    print_facts({"garden": facts}, as_json)
+    app.print_facts({"garden": facts}, as_json)
     if done.failed:
-        raise Failure("; ".join(f"{name}: {why}" for name, why in done.failed.items()))
+        raise app.Failure("; ".join(f"{name}: {why}" for name, why in done.failed.items()))
 
 
 def _say_plan(planned: list[ModelPlan], device: str, bandwidth: float, as_json: bool) -> None:
-    say(
+    app.say(
         f"{'model':24} {'W_U':>9} {'checkpoints':>11} {'to move':>9} {'disk':>9} {'time':>8}  at {bandwidth:g} MB/s "
         f"and {_rate(device):.0e} operations/s",
         as_json,
     )
     for cost in planned:
-        say(
-            f"{cost.model.name:24} {size(cost.fetch.bytes):>9} {cost.checkpoints:11} {size(cost.bytes):>9} "
-            f"{size(cost.disk_bytes):>9} {duration(cost.seconds(bandwidth * 1e6, _rate(device))):>8}",
+        app.say(
+            f"{cost.model.name:24} {app.size(cost.fetch.bytes):>9} {cost.checkpoints:11} {app.size(cost.bytes):>9} "
+            f"{app.size(cost.disk_bytes):>9} {app.duration(cost.seconds(bandwidth * 1e6, _rate(device))):>8}",
             as_json,
         )
         if cost.fetch.note:
-            say(f"  {cost.fetch.note}", as_json)
+            app.say(f"  {cost.fetch.note}", as_json)
     if len(planned) > 1:
         seconds = sum(cost.seconds(bandwidth * 1e6, _rate(device)) for cost in planned)
         held = sum(cost.fetch.disk_bytes for cost in planned)
         held += max(cost.disk_bytes - cost.fetch.disk_bytes for cost in planned)
-        moved = size(sum(cost.bytes for cost in planned))
-        say(f"{'all':24} {'':9} {'':11} {moved:>9} {size(held):>9} {duration(seconds):>8}", as_json)
+        moved = app.size(sum(cost.bytes for cost in planned))
+        app.say(f"{'all':24} {'':9} {'':11} {moved:>9} {app.size(held):>9} {app.duration(seconds):>8}", as_json)
 
 
 def _rate(device: str) -> float:

@@ -11,25 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import (
-    Faults,
-    bar,
-    main,
-    model_names,
-    note_written,
-    notes,
-    opened_history,
-    print_facts,
-    rows_to_keep,
-    say_outcome,
-    with_cache,
-    with_json,
-    with_models,
-    with_results,
-    with_rows,
-    with_steps,
-    with_tensor,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.measures import MEASURES
 
 if TYPE_CHECKING:
@@ -60,7 +42,12 @@ def _measure(name: str) -> Measure:
 
 def _parameters(measure: Measure) -> list[click.Parameter]:
     companions = [_measure(name) for name in measure.companions]
-    decorators: list[Callable[[Any], Any]] = [with_models(required=False), with_tensor, with_steps(None), with_rows]
+    decorators: list[Callable[[Any], Any]] = [
+        app.with_models(required=False),
+        app.with_tensor,
+        app.with_steps(None),
+        app.with_rows,
+    ]
     decorators += [_flag(option) for option in measure.options.values() if option.flag is not None]
     if any(each.uses_gram for each in (measure, *companions)):
         decorators.append(
@@ -70,7 +57,7 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
         flag = name.replace("_", "-")
         text = f"Also compute {name} ({name}.zarr)."
         decorators.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
-    decorators += [with_cache, with_results, with_json]
+    decorators += [app.with_cache, app.with_results, app.with_json]
 
     def command() -> None: ...
 
@@ -120,12 +107,12 @@ def _run(
 
     companions = [name for name in _measure(measure).companions if options.pop(name)]
     facts: list[dict[str, Any]] = []
-    faults = Faults()
-    for name in model_names(models, cache):
+    faults = app.Faults()
+    for name in app.model_names(models, cache):
         with faults.of_one_model():
-            history = opened_history(name, tensor, steps, cache)
-            rows = rows_to_keep(drop_padding, history, as_json)
-            with notes(as_json) as caught, bar(f"{history.name} {measure}") as progress:
+            history = app.opened_history(name, tensor, steps, cache)
+            rows = app.rows_to_keep(drop_padding, history, as_json)
+            with app.notes(as_json) as caught, app.bar(f"{history.name} {measure}") as progress:
                 outcomes = measure_history(
                     history,
                     [measure, *companions],
@@ -133,12 +120,12 @@ def _run(
                     options={measure: options},
                     compute=Compute(rows=rows, device=device, progress=progress),
                 )
-            note_written(history.name)
+            app.note_written(history.name)
             for item in caught:
                 if item.category is NonFiniteWarning:
                     faults.add(f"{item.message} (all other steps are in the results)")
             for outcome in outcomes:
-                say_outcome(outcome, as_json)
+                app.say_outcome(outcome, as_json)
             first, *others = outcomes
             facts.append(
                 {
@@ -151,10 +138,10 @@ def _run(
                 }
             )
     if facts:
-        print_facts({measure: facts}, as_json)
+        app.print_facts({measure: facts}, as_json)
     faults.raise_if_any()
 
 
 for _name, _answer in MEASURES.items():
-    main.add_command(MeasureCommand(_name, _answer))
-main.other_measures = MeasureCommand
+    app.main.add_command(MeasureCommand(_name, _answer))
+app.main.other_measures = MeasureCommand

@@ -8,25 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import (
-    Failure,
-    bar,
-    main,
-    model_names,
-    notes,
-    print_facts,
-    resumable,
-    say,
-    say_missing,
-    say_outcome,
-    with_cache,
-    with_json,
-    with_models,
-    with_results,
-    with_steps,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.device import DTYPES
-from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.settings import HEADS, MODES, EvaluationSettings, Mode, requested_steps
 
 if TYPE_CHECKING:
@@ -40,8 +23,8 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     return None if value is None else int(value * 1e9)
 
 
-@main.command()
-@with_models(required=False)
+@app.main.command()
+@app.with_models(required=False)
 @click.option(
     "--mode",
     "modes",
@@ -58,7 +41,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     help="lambada, cimec/lambada, or a .jsonl or text file.",
 )
 @click.option("--limit", type=click.IntRange(1), default=EvaluationSettings.limit, show_default=True, help="Passages.")
-@with_steps(None)
+@app.with_steps(None)
 @click.option(
     "--source", default=EvaluationSettings.source, show_default=True, help="hub, or a directory of checkpoints."
 )
@@ -81,10 +64,10 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     help="GB of downloads kept.  [default: one ahead]",
 )
 @click.option("--show", metavar="PHRASE", default=None, help="Print how each prefix of a phrase is completed (Fig 5).")
-@with_cache
-@with_results
-@with_json
-@resumable
+@app.with_cache
+@app.with_results
+@app.with_json
+@app.resumable
 def perplexity(
     models: tuple[str, ...],
     modes: tuple[Mode, ...],
@@ -98,30 +81,27 @@ def perplexity(
     from pythia_dynamics.evaluation.corpus import load_corpus
     from pythia_dynamics.history.cache import find_model
 
-    names = model_names(models, cache)
+    names = app.model_names(models, cache)
     settings = EvaluationSettings.from_mapping(options)
     if show is None:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     facts: list[dict[str, Any]] = []
-    failures: list[str] = []
+    faults = app.Faults()
     for name in names:
-        try:
+        with faults.of_one_model():
             model = find_model(name, cache)
-            say(f"{name} is {model.location}", as_json)
+            app.say(f"{name} is {model.location}", as_json)
             if show is None:
                 facts += _evaluate(model, modes, settings, results, as_json)
             else:
                 facts.append(_complete(model, show, settings, as_json))
-        except PythiaDynError as error:  # the other models are evaluated all the same
-            failures.append(f"{name}: {error}")
     if facts:
-        print_facts({"perplexity": facts}, as_json)
+        app.print_facts({"perplexity": facts}, as_json)
     if gaps := sum(len(fact.get("missing", ())) for fact in facts):
-        failures.append(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
+        faults.add(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
     elif nonfinite := sum(fact.get("nonfinite", 0) for fact in facts):
-        failures.append(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")
-    if failures:
-        raise Failure("; ".join(failures))
+        faults.add(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")
+    faults.raise_if_any()
 
 
 def _evaluate(
@@ -135,12 +115,12 @@ def _evaluate(
     out = Results(model.name, results)
     if settings.head != "as-is":  # a folder of their own beside the results of the head as it is
         out = Results(settings.head, out.path)
-    with notes(as_json), bar(f"{model.name} perplexity", "step") as progress:
+    with app.notes(as_json), app.bar(f"{model.name} perplexity", "step") as progress:
         scores = evaluate(model, modes, settings, out=out.path, progress=progress)
     facts = []
     for outcome in draw_perplexity(out, scores):
-        say_outcome(outcome, as_json)
-        say_missing(outcome.facts["missing"], as_json)
+        app.say_outcome(outcome, as_json)
+        app.say_missing(outcome.facts["missing"], as_json)
         facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
     return facts
 
@@ -152,5 +132,5 @@ def _complete(model: Model, phrase: str, settings: EvaluationSettings, as_json: 
     steps = requested_steps(settings.steps)
     lines = completions(model, phrase, settings, step=steps[-1] if steps else None)
     for line in lines:
-        say(f"{line.perplexity:10.2f}  {line.given}│{line.generated}", as_json)
+        app.say(f"{line.perplexity:10.2f}  {line.given}│{line.generated}", as_json)
     return {"model": model.name, "completions": [asdict(line) for line in lines]}

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import (
-    main,
-    notes,
-    print_facts,
-    resumable,
-    say,
-    stages,
-    with_cache,
-    with_json,
-    with_results,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.cli.training import training_text, with_corpus, with_plan
 
 if TYPE_CHECKING:
@@ -27,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["order_parameter", "reproduce"]
 
 
-@main.group()
+@app.main.group()
 def reproduce() -> None:
     """Reproduce one of the two works: all its figures, and a verdict on each of its claims."""
 
@@ -43,10 +33,10 @@ def reproduce() -> None:
 )
 @with_corpus
 @with_plan
-@with_cache
-@with_results
-@with_json
-@resumable
+@app.with_cache
+@app.with_results
+@app.with_json
+@app.resumable
 def order_parameter(
     quick: bool,
     sizes: tuple[str, ...],
@@ -64,13 +54,13 @@ def order_parameter(
     The default initialisation is the blog's, --init pytorch. After an interruption the same command resumes.
     """
     began = time.monotonic()
-    say("loading torch and transformers …", as_json)
+    app.say("loading torch and transformers …", as_json)
     from pythia_dynamics.studies.order_parameter import reproduce as reproduce_blog
 
-    with notes(as_json):
+    with app.notes(as_json):
         done = reproduce_blog(
             training_text(corpus),
-            stage=stages(as_json),
+            stage=app.stages(as_json),
             quick=quick,
             sizes=sizes or None,
             seeds=range(seeds),
@@ -82,18 +72,18 @@ def order_parameter(
         )
     for size, fact in done.facts.items():
         (b, last_b), (loss, last_loss), (_, validation) = fact["b"], fact["train_loss"], fact["validation_loss"]
-        say(
+        app.say(
             f"{size:5} {fact['steps']} steps: b {b:.4g} → {last_b:.4g}, training loss {loss:.3f} → {last_loss:.3f}, "
             f"validation {validation:.3f}",
             as_json,
         )
     for verdict in done.verdicts:
-        say(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
-    say(f"\n{len(done.files)} files in {results / done.name}, {time.monotonic() - began:.0f} s in all", as_json)
+        app.say(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
+    app.say(f"\n{len(done.files)} files in {results / done.name}, {time.monotonic() - began:.0f} s in all", as_json)
     facts = {
         "models": dict(done.facts),
         "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in done.verdicts},
         "files": done.files,
         "seconds": time.monotonic() - began,
     }
-    print_facts({"order-parameter": facts}, as_json)
+    app.print_facts({"order-parameter": facts}, as_json)

@@ -9,20 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pythia_dynamics.cli.app import (
-    Command,
-    Faults,
-    bar,
-    main,
-    model_names,
-    note_written,
-    print_facts,
-    say,
-    with_cache,
-    with_json,
-    with_models,
-    with_results,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.errors import PythiaDynError
 
 if TYPE_CHECKING:
@@ -32,7 +19,7 @@ __all__ = ["claims", "figures", "portrait", "report"]
 
 _MARKS = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
 
-with_measured: Callable[[Command], Command] = click.option(
+with_measured: Callable[[app.Command], app.Command] = click.option(
     "--model",
     "models",
     multiple=True,
@@ -62,70 +49,71 @@ def _measured(models: tuple[str, ...], cache: Path, results: Path, tensor: str |
     return [Results(name, results, tensor=tensor) for name in names]
 
 
-@main.command()
+@app.main.command()
 @with_measured
-@with_cache
-@with_results
-@with_json
+@app.with_cache
+@app.with_results
+@app.with_json
 def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
     """Draw every figure anew from saved results: of each model, and of all of them on the same axes."""
-    from pythia_dynamics.figures.gallery import TOGETHER, of_models, of_weights
-    from pythia_dynamics.figures.plates import draw
-    from pythia_dynamics.studies.sections import plates
+    from pythia_dynamics.figures.gallery import COMPARISON_FOLDER, comparison_figures, tensor_figures
+    from pythia_dynamics.figures.specs import save_figures
+    from pythia_dynamics.studies.sections import figure_specs
 
     chosen = _measured(models, cache, results)
     facts: dict[str, Any] = {}
     for one in chosen:
-        with bar(one.name, "figure") as progress:
-            others = [plate for tensor in one.tensors for plate in of_weights(one.of(tensor))]
-            chosen_plates = {plate.path: plate for plate in [*plates(one), *others]}
-            facts[one.name] = draw(list(chosen_plates.values()), progress=progress)
+        with app.bar(one.name, "figure") as progress:
+            others = [spec for tensor in one.tensors for spec in tensor_figures(one.of(tensor))]
+            specs = {spec.path: spec for spec in [*figure_specs(one), *others]}
+            facts[one.name] = save_figures(list(specs.values()), progress=progress)
     if len(chosen) > 1:
-        with bar("side by side", "figure") as progress:
-            facts[TOGETHER] = draw(of_models(chosen, results / TOGETHER), progress=progress)
+        with app.bar("side by side", "figure") as progress:
+            specs_of_all = comparison_figures(chosen, results / COMPARISON_FOLDER)
+            facts[COMPARISON_FOLDER] = save_figures(specs_of_all, progress=progress)
     for files in facts.values():
         for path in files:
-            say(f"  {path}", as_json)
-    print_facts({"figures": facts}, as_json)
+            app.say(f"  {path}", as_json)
+    app.print_facts({"figures": facts}, as_json)
 
 
-@main.command()
+@app.main.command()
 @with_measured
 @with_measured_tensor
-@with_cache
-@with_results
-@with_json
+@app.with_cache
+@app.with_results
+@app.with_json
 def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Path, as_json: bool) -> None:
     """Put every claim of the two works to its test on saved results, and write claims.json."""
     from pythia_dynamics.claims.scorecard import save
     from pythia_dynamics.studies.sections import verdicts
 
     facts: list[dict[str, Any]] = []
-    faults = Faults()
+    faults = app.Faults()
     for one in _measured(models, cache, results, tensor):
         with faults.of_one_model():
             found = verdicts(one)
             path = save(one, found)
-            note_written(one.name)
-            say(one.label, as_json)
+            app.note_written(one.name)
+            app.say(one.label, as_json)
             for verdict in found:
-                say(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
-            say(f"  {path}", as_json)
+                app.say(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
+            app.say(f"  {path}", as_json)
             facts.append({"model": one.name, "file": path, "claims": [asdict(verdict) for verdict in found]})
     if facts:
-        print_facts({"claims": facts}, as_json)
+        app.print_facts({"claims": facts}, as_json)
     faults.raise_if_any()
 
 
-@main.command()
+@app.main.command()
 @with_measured
 @with_measured_tensor
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: report.html in --results]"
 )
-@with_cache
-@with_results
-@with_json
+@app.with_cache
+@app.with_results
+@app.with_json
 def report(
     models: tuple[str, ...], tensor: str | None, out: Path | None, cache: Path, results: Path, as_json: bool
 ) -> None:
@@ -133,30 +121,30 @@ def report(
     from pythia_dynamics.studies.sections import write_report
 
     chosen: list[Results] = []
-    faults = Faults()
+    faults = app.Faults()
     for one in _measured(models, cache, results, tensor):
         with faults.of_one_model():
             one.weights().require_same_weights()
             chosen.append(one)
     if chosen:
-        with bar("report", "part") as progress:
+        with app.bar("report", "part") as progress:
             path = write_report(chosen, out or results / "report.html", progress=progress)
         size = path.stat().st_size
-        say(f"{path}  {size / 1e6:.1f} MB, {', '.join(one.label for one in chosen)}", as_json)
-        print_facts({"report": path, "bytes": size, "models": [one.name for one in chosen]}, as_json)
+        app.say(f"{path}  {size / 1e6:.1f} MB, {', '.join(one.label for one in chosen)}", as_json)
+        app.print_facts({"report": path, "bytes": size, "models": [one.name for one in chosen]}, as_json)
     faults.raise_if_any()
 
 
-@main.command()
-@with_models(required=False)
+@app.main.command()
+@app.with_models(required=False)
 @click.option("--steps", default=None, help="Two steps: 1000,143000.  [default: the first and the last there are]")
 @click.option("--phrase", default=None, help="Sentence whose attention is shown, and that is completed (Fig 5).")
 @click.option("--text", default=None, help="Long sentence over which logits are averaged.")
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
-@with_cache
-@with_results
-@with_json
+@app.with_cache
+@app.with_results
+@app.with_json
 def portrait(
     models: tuple[str, ...],
     cache: Path,
@@ -168,22 +156,22 @@ def portrait(
     from pythia_dynamics.evaluation.portrait import portrait as take
     from pythia_dynamics.history.cache import find_model
     from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.studies.pipeline import keep_portrait
+    from pythia_dynamics.studies.pipeline import save_portrait
 
     given = {name: value for name, value in options.items() if value is not None}
     facts: list[dict[str, Any]] = []
-    faults = Faults()
-    for name in model_names(models, cache):
+    faults = app.Faults()
+    for name in app.model_names(models, cache):
         with faults.of_one_model():
             model = find_model(name, cache)
-            say(f"{name} is {model.location}", as_json)
-            with bar(f"{model.name} portrait", "step") as progress:
+            app.say(f"{name} is {model.location}", as_json)
+            with app.bar(f"{model.name} portrait", "step") as progress:
                 taken = take(model, progress=progress, **given)
-            files = keep_portrait(Results(model.name, results), taken)
-            note_written(model.name)
+            files = save_portrait(Results(model.name, results), taken)
+            app.note_written(model.name)
             for file in files:
-                say(f"  {file}", as_json)
+                app.say(f"  {file}", as_json)
             facts.append({"model": model.name, "steps": taken["step"].to_numpy().tolist(), "files": files})
     if facts:
-        print_facts({"portrait": facts}, as_json)
+        app.print_facts({"portrait": facts}, as_json)
     faults.raise_if_any()

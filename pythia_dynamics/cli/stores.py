@@ -9,24 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
-from pythia_dynamics.cli.app import (
-    Failure,
-    bar,
-    duration,
-    main,
-    model_names,
-    open_store,
-    print_facts,
-    resumable,
-    say,
-    say_missing,
-    size,
-    with_cache,
-    with_json,
-    with_models,
-    with_results,
-    with_steps,
-)
+from pythia_dynamics.cli import app
 
 if TYPE_CHECKING:
     from pythia_dynamics.checkpoints.findings import Verification
@@ -44,16 +27,16 @@ with_tensors = click.option(
 )
 
 
-@main.command()
-@with_models(required=True)
-@with_steps(None)
+@app.main.command()
+@app.with_models(required=True)
+@app.with_steps(None)
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
 @click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
 @click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
-@with_cache
-@with_json
-@resumable
+@app.with_cache
+@app.with_json
+@app.resumable
 def fetch(
     models: tuple[str, ...],
     steps: str | None,
@@ -68,109 +51,117 @@ def fetch(
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.request import FetchRequest
 
-    facts, incomplete = [], False
+    facts, faults = [], app.Faults()
     for name in models:
-        request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
-        model = request.resolved
-        say(f"{name} is {model.location}", as_json)
-        with bar(model.name, "step") as progress:
-            report = download(request, workers=workers, progress=progress)
-        incomplete = incomplete or not report.complete
-        rate = report.bytes / max(report.seconds, 1e-9)
-        say(
-            f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} were there, "
-            f"{len(report.missing)} missing; {size(report.bytes)} in {report.requests} requests, "
-            f"{report.seconds:.1f} s ({size(rate)}/s)",
-            as_json,
-        )
-        say_missing(report.missing, as_json)
-        facts.append(
-            {
-                "model": model.name,
-                "location": model.location,
-                "store": report.path,
-                "tensors": [spec.name for spec in report.tensors],
-                "fetched": report.fetched,
-                "present": report.present,
-                "missing": dict(report.missing),
-                "requests": report.requests,
-                "api_requests": report.api,
-                "bytes": report.bytes,
-                "seconds": report.seconds,
-            }
-        )
-    print_facts({"fetch": facts}, as_json)
-    if incomplete:
-        raise Failure("some steps could not be fetched (see above); the same command tries those again")
-
-
-@main.command(name="ls")
-@with_models(required=False)
-@with_cache
-@with_json
-def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
-    """List what is in the cache, and what is missing with the reason."""
-    facts = []
-    for name in model_names(models, cache):
-        store = open_store(name, cache)
-        for tensor, spec in store.tensors.items():
-            recorded = store.records(tensor)
-            stored = [step for step in sorted(recorded) if store.has(tensor, step)]
-            missing = {
-                step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
-                for step in sorted(store.steps)
-                if step not in stored
-            } | store.missing(tensor)
-            say(
-                f"{store.name}  {tensor} {spec.dtype}[{', '.join(map(str, spec.shape))}]  {len(stored)} steps, "
-                f"{size(len(stored) * spec.nbytes)}, from {store.source}",
+        with faults.of_one_model():
+            request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+            model = request.resolved
+            app.say(f"{name} is {model.location}", as_json)
+            with app.bar(model.name, "step") as progress:
+                report = download(request, workers=workers, progress=progress)
+            if not report.complete:
+                faults.add("some steps could not be fetched (see above); the same command tries those again")
+            rate = report.bytes / max(report.seconds, 1e-9)
+            app.say(
+                f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} were there, "
+                f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
+                f"{report.seconds:.1f} s ({app.size(rate)}/s)",
                 as_json,
             )
-            say_missing(missing, as_json)
+            app.say_missing(report.missing, as_json)
             facts.append(
                 {
-                    "model": store.name,
-                    "source": store.source,
-                    "tensor": tensor,
-                    "dtype": spec.dtype,
-                    "shape": spec.shape,
-                    "steps": stored,
-                    "missing": missing,
-                    "bytes": len(stored) * spec.nbytes,
+                    "model": model.name,
+                    "location": model.location,
+                    "store": report.path,
+                    "tensors": [spec.name for spec in report.tensors],
+                    "fetched": report.fetched,
+                    "present": report.present,
+                    "missing": dict(report.missing),
+                    "requests": report.requests,
+                    "api_requests": report.api,
+                    "bytes": report.bytes,
+                    "seconds": report.seconds,
                 }
             )
-    print_facts({"stores": facts}, as_json)
+    if facts:
+        app.print_facts({"fetch": facts}, as_json)
+    faults.raise_if_any()
 
 
-@main.command()
-@with_models(required=False)
+@app.main.command(name="ls")
+@app.with_models(required=False)
+@app.with_cache
+@app.with_json
+def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
+    """List what is in the cache, and what is missing with the reason."""
+    facts, faults = [], app.Faults()
+    for name in app.model_names(models, cache):
+        with faults.of_one_model():
+            store = app.open_store(name, cache)
+            for tensor, spec in store.tensors.items():
+                recorded = store.records(tensor)
+                stored = [step for step in sorted(recorded) if store.has(tensor, step)]
+                missing = {
+                    step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
+                    for step in sorted(store.steps)
+                    if step not in stored
+                } | store.missing(tensor)
+                app.say(
+                    f"{store.name}  {tensor} {spec}  {len(stored)} steps, "
+                    f"{app.size(len(stored) * spec.nbytes)}, from {store.source}",
+                    as_json,
+                )
+                app.say_missing(missing, as_json)
+                facts.append(
+                    {
+                        "model": store.name,
+                        "source": store.source,
+                        "tensor": tensor,
+                        "dtype": spec.dtype,
+                        "shape": spec.shape,
+                        "steps": stored,
+                        "missing": missing,
+                        "bytes": len(stored) * spec.nbytes,
+                    }
+                )
+    if facts:
+        app.print_facts({"stores": facts}, as_json)
+    faults.raise_if_any()
+
+
+@app.main.command()
+@app.with_models(required=False)
 @click.option(
     "--remote", is_flag=True, help="Check what the Hub states of every revision's files; nothing is downloaded."
 )
-@with_steps(None)
-@with_cache
-@with_results
-@with_json
+@app.with_steps(None)
+@app.with_cache
+@app.with_results
+@app.with_json
 def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
     """Find damaged chunks, equal content under different steps, swapped and mixed shards."""
     from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.studies.pipeline import keep_findings
+    from pythia_dynamics.studies.pipeline import save_findings
 
-    facts, faults = [], 0
-    for name in model_names(models, cache):
-        verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
-        for found in verified:
-            faults += len(found.faults)
-            count = len(found.findings)
-            what = f"{count} {'finding' if count == 1 else 'findings'}" if count else "nothing found"
-            say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
-            for finding in found.findings:
-                say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
-            keep_findings(Results(found.model, results), found)
-        facts += [asdict(found) for found in verified]
-    print_facts({"verify": facts}, as_json)
-    if faults:
-        raise Failure(f"{faults} {'fault' if faults == 1 else 'faults'} found; fetch replaces damaged chunks")
+    facts, faults, count = [], app.Faults(), 0
+    for name in app.model_names(models, cache):
+        with faults.of_one_model():
+            verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
+            for found in verified:
+                count += len(found.faults)
+                findings = len(found.findings)
+                what = f"{findings} {'finding' if findings == 1 else 'findings'}" if findings else "nothing found"
+                app.say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
+                for finding in found.findings:
+                    app.say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
+                save_findings(Results(found.model, results), found)
+            facts += [asdict(found) for found in verified]
+    if facts:
+        app.print_facts({"verify": facts}, as_json)
+    if count:
+        faults.add(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
+    faults.raise_if_any()
 
 
 def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
@@ -179,10 +170,10 @@ def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verificati
 
     if steps is not None:
         raise click.UsageError("--steps is for --remote; without it all steps in the cache are checked")
-    store = open_store(name, cache)
+    store = app.open_store(name, cache)
     found = []
     for tensor in store.tensors:
-        with bar(f"{name} {tensor}") as progress:
+        with app.bar(f"{name} {tensor}") as progress:
             found.append(verify_store(store, tensor, Compute(progress=progress)))
     return found
 
@@ -197,13 +188,13 @@ def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verificati
     model = find_model(name, cache)
     if model.is_local:
         raise PythiaDynError(f"{model.location} is a directory; --remote checks the Hub, so name a repository")
-    with bar(model.name, "revision") as progress:
+    with app.bar(model.name, "revision") as progress:
         chosen = parse_steps(steps) if steps is not None else None
         return [verify_remote(HubSource(model.location, name=model.name), chosen, progress=progress)]
 
 
-@main.command()
-@with_json
+@app.main.command()
+@app.with_json
 def models(as_json: bool) -> None:
     """List the registry: shapes (Table 1 of the paper, corrected), aliases, seeds, steps."""
     from pythia_dynamics.checkpoints.registry import (
@@ -217,7 +208,7 @@ def models(as_json: bool) -> None:
     )
 
     facts = []
-    say(
+    app.say(
         f"{'model':6} {'layers':>6} {'d_model':>7} {'heads':>5} {'vocab':>6} {'parameters':>14} {'W_U':>11} "
         f"{'of 143 steps':>12}  repository",
         as_json,
@@ -225,9 +216,9 @@ def models(as_json: bool) -> None:
     for size_name, shape in SIZES.items():
         names = [alias for alias in aliases() if alias.partition("-")[0] == size_name]
         weights = shape.unembedding_parameters
-        say(
+        app.say(
             f"{size_name:6} {shape.layers:6} {shape.d_model:7} {shape.heads:5} {shape.vocab:6} "
-            f"{shape.parameters:14,} {weights:11,} {size(2 * weights * len(PAPER_STEPS)):>12}  "
+            f"{shape.parameters:14,} {weights:11,} {app.size(2 * weights * len(PAPER_STEPS)):>12}  "
             f"{resolve(size_name).location}",
             as_json,
         )
@@ -256,13 +247,13 @@ def models(as_json: bool) -> None:
         f"(--drop-padding {TOKENIZER_ENTRIES})",
         "Table 1 of the paper gives 14M eight heads; the published model has four",
     ):
-        say(line, as_json)
-    print_facts({"models": facts, "steps": ALL_STEPS, "tokenizer_entries": TOKENIZER_ENTRIES}, as_json)
+        app.say(line, as_json)
+    app.print_facts({"models": facts, "steps": ALL_STEPS, "tokenizer_entries": TOKENIZER_ENTRIES}, as_json)
 
 
-@main.command()
-@with_models(required=False)
-@with_steps(None)
+@app.main.command()
+@app.with_models(required=False)
+@app.with_steps(None)
 @with_tensors
 @click.option(
     "--source", default="hub", show_default=True, help="hub, a directory of checkpoints, or registry (no network)."
@@ -276,8 +267,8 @@ def models(as_json: bool) -> None:
     help="MB/s, for the time.",
 )
 @click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
-@with_cache
-@with_json
+@app.with_cache
+@app.with_json
 def plan(
     models: tuple[str, ...],
     steps: str | None,
@@ -294,40 +285,44 @@ def plan(
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import HUB, REGISTRY, FetchRequest
 
-    facts, total = [], 0
-    say(
+    facts, faults, total = [], app.Faults(), 0
+    app.say(
         f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} {'memory':>9} "
         f"{'time':>8}  at {bandwidth:g} MB/s",
         as_json,
     )
     for name in models or tuple(SIZES):
-        request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
-        model, found = request.resolved, preview(request)
-        seconds = found.seconds(bandwidth * 1e6, workers=workers)
-        memory = found.memory_bytes(workers)
-        total += found.bytes
-        say(
-            f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} {size(found.bytes):>9} "
-            f"{size(found.saved_bytes):>9} {size(found.disk_bytes):>9} {size(memory):>9} {duration(seconds):>8}",
-            as_json,
-        )
-        for note in _plan_notes(found):
-            say(f"  {note}", as_json)
-        facts.append(
-            {
-                "model": model.name,
-                "location": model.location,
-                **asdict(found),
-                "saved_bytes": found.saved_bytes,
-                "memory_bytes": memory,
-                "seconds": seconds,
-            }
-        )
-        if found.note and source == HUB and not models:  # the Hub cannot be reached for the next model either
-            source = REGISTRY
+        with faults.of_one_model():
+            request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+            model, found = request.resolved, preview(request)
+            seconds = found.seconds(bandwidth * 1e6, workers=workers)
+            memory = found.memory_bytes(workers)
+            total += found.bytes
+            app.say(
+                f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} "
+                f"{app.size(found.bytes):>9} {app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} "
+                f"{app.size(memory):>9} {app.duration(seconds):>8}",
+                as_json,
+            )
+            for note in _plan_notes(found):
+                app.say(f"  {note}", as_json)
+            facts.append(
+                {
+                    "model": model.name,
+                    "location": model.location,
+                    **asdict(found),
+                    "saved_bytes": found.saved_bytes,
+                    "memory_bytes": memory,
+                    "seconds": seconds,
+                }
+            )
+            if found.note and source == HUB and not models:  # the Hub cannot be reached for the next model either
+                source = REGISTRY
     if len(facts) > 1:
-        say(f"{'all':24} {'':9} {'':8} {size(total):>9}", as_json)
-    print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
+        app.say(f"{'all':24} {'':9} {'':8} {app.size(total):>9}", as_json)
+    if facts:
+        app.print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
+    faults.raise_if_any()
 
 
 def _plan_notes(found: FetchPlan) -> list[str]:

@@ -7,33 +7,14 @@ from typing import Any, get_args
 
 import click
 
-from pythia_dynamics.cli.app import (
-    Faults,
-    bar,
-    main,
-    model_names,
-    note_written,
-    notes,
-    opened_history,
-    print_facts,
-    rows_to_keep,
-    say,
-    say_outcome,
-    with_cache,
-    with_json,
-    with_models,
-    with_results,
-    with_rows,
-    with_steps,
-    with_tensor,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.training.choices import RuleKind
 
 __all__ = ["phases", "stop"]
 
 
-@main.command()
-@with_models(required=False)
+@app.main.command()
+@app.with_models(required=False)
 @click.option(
     "--rule",
     type=click.Choice(get_args(RuleKind)),
@@ -55,12 +36,12 @@ __all__ = ["phases", "stop"]
     type=click.Path(exists=True, dir_okay=False),
     help="CSV with the columns step and loss.  [default: perplexity-forward.csv, or losses.csv of the suite]",
 )
-@with_tensor
-@with_steps(None)
-@with_rows
-@with_cache
-@with_results
-@with_json
+@app.with_tensor
+@app.with_steps(None)
+@app.with_rows
+@app.with_cache
+@app.with_results
+@app.with_json
 def stop(
     models: tuple[str, ...],
     rule: RuleKind,
@@ -84,28 +65,28 @@ def stop(
 
     chosen = StationarityRule(rule, threshold, patience, after)
     facts: list[dict[str, Any]] = []
-    faults = Faults()
-    for name in model_names(models, cache):
+    faults = app.Faults()
+    for name in app.model_names(models, cache):
         with faults.of_one_model():
-            history = opened_history(name, tensor, steps, cache)
+            history = app.opened_history(name, tensor, steps, cache)
             own = Results(history.name, results, tensor=history.tensor)
             known = (read_losses(loss), loss) if loss else known_loss(own, str(history.provenance["source"]))
             losses, loss_from = known if known else (None, None)
-            rows = rows_to_keep(drop_padding, history, as_json)
-            with notes(as_json), bar(f"{history.name} stop") as progress:
+            rows = app.rows_to_keep(drop_padding, history, as_json)
+            with app.notes(as_json), app.bar(f"{history.name} stop") as progress:
                 found = replay(history, chosen, loss=losses, compute=Compute(rows=rows, progress=progress))
                 outcome = write_stop(own, found, loss_from=loss_from)
-            note_written(history.name)
-            say_outcome(outcome, as_json)
+            app.note_written(history.name)
+            app.say_outcome(outcome, as_json)
             missing = dict(history.missing)
             facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
     if facts:
-        print_facts({"stop": facts}, as_json)
+        app.print_facts({"stop": facts}, as_json)
     faults.raise_if_any()
 
 
-@main.command()
-@with_models(required=False)
+@app.main.command()
+@app.with_models(required=False)
 @click.option(
     "--strength",
     type=click.FloatRange(0, min_open=True),
@@ -120,12 +101,12 @@ def stop(
     show_default=True,
     help="Share of the training within which two change points are the same.",
 )
-@with_tensor
-@with_steps(None)
-@with_rows
-@with_cache
-@with_results
-@with_json
+@app.with_tensor
+@app.with_steps(None)
+@app.with_rows
+@app.with_cache
+@app.with_results
+@app.with_json
 def phases(
     models: tuple[str, ...],
     strength: float,
@@ -148,12 +129,12 @@ def phases(
     from pythia_dynamics.sweep.compute import Compute
 
     found, tensors = {}, {}
-    faults = Faults()
-    for name in model_names(models, cache):
+    faults = app.Faults()
+    for name in app.model_names(models, cache):
         with faults.of_one_model():
-            history = opened_history(name, tensor, steps, cache)
-            rows = rows_to_keep(drop_padding, history, as_json)
-            with notes(as_json), bar(f"{history.name} phases") as progress:
+            history = app.opened_history(name, tensor, steps, cache)
+            rows = app.rows_to_keep(drop_padding, history, as_json)
+            with app.notes(as_json), app.bar(f"{history.name} phases") as progress:
                 compute = Compute(rows=rows, progress=progress)
                 found[history.name] = find_phases(history, strength=strength, compute=compute)
             tensors[history.name] = history.tensor
@@ -161,10 +142,10 @@ def phases(
     facts: list[dict[str, Any]] = []
     for name, dataset in found.items():
         outcome = write_phases(Results(name, results, tensor=tensors[name]), dataset, changes)
-        note_written(name)
-        say(name, as_json)
-        say_outcome(outcome, as_json)
+        app.note_written(name)
+        app.say(name, as_json)
+        app.say_outcome(outcome, as_json)
         facts.append({"model": name, "files": outcome.files, **outcome.facts})
     if facts:
-        print_facts({"phases": facts}, as_json)
+        app.print_facts({"phases": facts}, as_json)
     faults.raise_if_any()

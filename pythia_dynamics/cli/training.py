@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import click
 
-from pythia_dynamics.cli.app import (
-    Command,
-    bar,
-    main,
-    print_facts,
-    resumable,
-    say,
-    with_json,
-)
+from pythia_dynamics.cli import app
 from pythia_dynamics.training.plan import BLOG_PLAN, TrainingPlan
 
 if TYPE_CHECKING:
@@ -56,7 +48,7 @@ _PLAN_OPTIONS: dict[str, tuple[str, Any]] = {
 _SET_BY_SIZE = ("d_model", "layers", "heads")
 
 
-def with_corpus(command: Command) -> Command:
+def with_corpus(command: app.Command) -> app.Command:
     """Add the option for the training text."""
     return click.option(
         "--corpus",
@@ -65,7 +57,7 @@ def with_corpus(command: Command) -> Command:
     )(command)
 
 
-def with_plan(command: Command) -> Command:
+def with_plan(command: app.Command) -> app.Command:
     """Add an option for each field of `TrainingPlan`; an option that is not given is None."""
     types = get_type_hints(TrainingPlan)
     for name, (text, kind) in reversed(_PLAN_OPTIONS.items()):
@@ -88,7 +80,7 @@ def training_text(corpus: Path | None) -> Text:
     return tiny_shakespeare() if corpus is None else read_text(corpus)
 
 
-@main.command()
+@app.main.command()
 @click.option("--size", required=True, help="10k, 0.1m, 1m or 10m: the models of the order-parameter blog.")
 @with_corpus
 @click.option(
@@ -101,8 +93,8 @@ def training_text(corpus: Path | None) -> Text:
 @click.option("--seeds", type=click.IntRange(1), help="Number of suites, with consecutive seeds.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch on a CPU.  [default: 1 up to --d-model 128]")
 @with_plan
-@with_json
-@resumable
+@app.with_json
+@app.resumable
 def train(
     size: str,
     corpus: Path | None,
@@ -127,10 +119,10 @@ def train(
     facts = []
     for number, plan in plans.items():
         path = out if seeds is None else out.with_name(f"{out.name}-seed{number}")
-        with bar(f"train {path.name}", "step") as progress:
+        with app.bar(f"train {path.name}", "step") as progress:
             suite = train_suite(path, text, plan, device=device, threads=threads, progress=progress)
         losses = suite.losses
-        say(
+        app.say(
             f"{suite.path}: {len(losses)} checkpoints to step {losses[-1].step}; training loss {losses[0].train:.3f} → "
             f"{losses[-1].train:.3f}, validation loss {losses[0].validation:.3f} → {losses[-1].validation:.3f} nats "
             f"per token" + ("" if suite.fresh else " (already there)"),
@@ -147,5 +139,5 @@ def train(
                 "losses": suite.path / "losses.csv",
             }
         )
-    say(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
-    print_facts({"train": facts}, as_json)
+    app.say(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
+    app.print_facts({"train": facts}, as_json)

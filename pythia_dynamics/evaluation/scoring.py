@@ -271,8 +271,8 @@ def valid_sentences(nll: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDAr
     ndarray of bool, shape (S,)
     """
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        perplexity = np.exp(nll / tokens)
-        return np.asarray((tokens > 0) & np.isfinite(perplexity) & (perplexity >= 1), dtype=np.bool_)
+        perplexity = np.exp(nll / tokens)  # without a token a division by zero: not finite, or 0
+        return np.asarray(np.isfinite(perplexity) & (perplexity >= 1), dtype=np.bool_)
 
 
 def summarise(nll: NDArray[np.float64], entropy: NDArray[np.float64], tokens: NDArray[np.int64]) -> dict[str, float]:

@@ -1,59 +1,76 @@
-"""Figures with a hand on the step: a map over all steps beside the curve of the one that is chosen.
+"""Figures with a step slider: a map over all steps, and below it the curve of the chosen step.
 
-The parts that a page moves have ids beginning with ``keep-<key>-``: ``step``, the marker in the map, and ``curve``.
+The script of the report moves two parts, by their ids: ``keep-<key>-step``, the marker in the map, and
+``keep-<key>-curve``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
 
-from pythia_dynamics.figures.measures import density
+from pythia_dynamics.figures.measures import density, density_range
 from pythia_dynamics.figures.style import COLOURS, step_axis
 from pythia_dynamics.figures.two_time import cosine
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from matplotlib.axes import Axes
 
 __all__ = ["cosine_at", "density_at"]
 
 
 def density_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
-    """Garden Fig 2 and its section at one step: the map on the first of two `Axes`, the density on the second."""
-    first, second = axes
-    density(first, result)
-    _marker(first, result, index, key)
+    """Garden Fig 2 and its section at one step.
+
+    Parameters
+    ----------
+    axes
+        Two panels: for the map, and for the density at the chosen step.
+    result
+        The result of `pythia_dynamics.density`.
+    index
+        Place of the chosen step on the step axis.
+    key
+        Key of the figure on the page; it is part of the ids.
+    """
     values = result["density"].to_numpy()
-    positive = values[np.isfinite(values) & (values > 0)]
-    (line,) = second.plot(result["weight"], np.where(values[index] > 0, values[index], np.nan), color=COLOURS[0])
-    line.set_gid(f"keep-{key}-curve")
-    if positive.size:
-        second.set_yscale("log")
-        second.set_ylim(max(positive.min(), positive.max() * 1e-6) / 1.5, positive.max() * 1.5)
-    second.set_xlim(float(result["weight"][0]), float(result["weight"][-1]))
-    second.set_xlabel("weight")
-    second.set_ylabel("density")
+    limits = density_range(values)
+    density(axes[0], result)
+    section = _section(axes, result, result["weight"], np.where(values[index] > 0, values[index], np.nan), index, key)
+    if limits:
+        section.set(yscale="log", ylim=(limits[0] / 1.5, limits[1] * 1.5))
+    section.set(xlim=(float(result["weight"][0]), float(result["weight"][-1])), xlabel="weight", ylabel="density")
 
 
 def cosine_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
-    """The cosine between the weights at every two steps, and its section: between one step and all others."""
-    first, second = axes
-    cosine(first, result)
-    first.set_aspect("auto")  # so that its steps stand above those of the section
-    _marker(first, result, index, key)
+    """The cosine between the weights at every two steps, and its section between one step and all others.
+
+    Parameters
+    ----------
+    axes
+        Two panels: for the map, and for the cosines with the chosen step.
+    result
+        The result of `pythia_dynamics.two_time`.
+    index
+        Place of the chosen step on the step axis.
+    key
+        Key of the figure on the page; it is part of the ids.
+    """
     values = result["cosine"].transpose("step", "other_step").to_numpy()
     low = float(np.nanmin(values)) if np.isfinite(values).any() else 0.0
-    (line,) = second.plot(result["other_step"], values[index], color=COLOURS[0])
+    cosine(axes[0], result)
+    axes[0].set_aspect("auto")  # a step has the same abscissa in both panels
+    section = _section(axes, result, result["other_step"], values[index], index, key)
+    section.set(xlim=axes[0].get_xlim(), ylim=(low - 0.02 * (1 - low), 1 + 0.02 * (1 - low)))
+    step_axis(section, "cosine with the chosen step")
+    section.set_xlabel("other step")
+
+
+def _section(axes: Any, result: xr.Dataset, x: Any, y: Any, index: int, key: str) -> Axes:
+    """Mark the chosen step in the map, draw its curve in the second panel, and return that panel."""
+    marker = axes[0].axvline(float(result["step"][index]), color=COLOURS[1], linewidth=1.2)
+    marker.set_gid(f"keep-{key}-step")
+    (line,) = axes[1].plot(x, y, color=COLOURS[0])
     line.set_gid(f"keep-{key}-curve")
-    second.set_xlim(first.get_xlim())
-    second.set_ylim(low - 0.02 * (1 - low), 1 + 0.02 * (1 - low))
-    second.set_ylabel("cosine with the chosen step")
-    step_axis(second)
-    second.set_xlabel("other step")
-
-
-def _marker(ax: Axes, result: xr.Dataset, index: int, key: str) -> None:
-    line = ax.axvline(float(result["step"][index]), color=COLOURS[1], linewidth=1.2)
-    line.set_gid(f"keep-{key}-step")
+    section: Axes = axes[1]
+    return section

@@ -1,31 +1,44 @@
-"""Garden Fig 1: what a model looks like at its first step and at its last."""
+"""Garden Fig 1: weights, attention and logits of a model at its first step and at its last."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
 from pythia_dynamics.figures.style import COLOURS, printable
 
-if TYPE_CHECKING:
-    import xarray as xr
-    from matplotlib.axes import Axes
-
 __all__ = ["first_last"]
 
-_LONGEST_LABELS = 32
-_POINTS = 400
+_LABELLED_TOKENS = 32
+"""Longest phrase whose tokens label the axes: more labels of 6 points overlap in a panel 3 inches high."""
+
+_LOGIT_POINTS = 400
+"""Points of a curve of logits, evenly spaced on its logarithmic axis: more than one per 1/72 inch of the panel."""
+
+_COLOUR_QUANTILE = 0.995
+"""Quantile of |W_U| at which the colours of the weights end, so that a few large weights do not make the rest pale."""
 
 
 def first_last(axes: Any, result: xr.Dataset, *, name: str = "") -> None:
-    """Six panels, a (2, 3) array of `Axes`: a row for each of the two steps of `result`.
+    """Six panels: W_U for the first 512 tokens, the attention of the first layer, and the mean logits, at two steps.
 
-    Columns: W_U for the first 512 tokens, the first layer's attention averaged over its heads, and the mean logits of
-    all tokens, in descending order. The two maps of a column share their colours.
+    The attention is the mean over the heads. The logits of all tokens are in descending order. Both maps of W_U have
+    the same colours.
+
+    Parameters
+    ----------
+    axes
+        The panels, an array of `Axes` of shape (2, 3): a row for each step.
+    result
+        The result of `pythia_dynamics.portrait`.
+    name
+        Name of the model, for the title.
     """
-    spread = float(np.nanquantile(np.abs(result["unembedding"]), 0.995)) or 1.0
+    spread = float(np.nanquantile(np.abs(result["unembedding"]), _COLOUR_QUANTILE)) or 1.0
     for row, step in zip(axes, result["step"].to_numpy(), strict=True):
         chosen = result.sel(step=step)
         _weights(row[0], chosen, spread)
@@ -37,49 +50,36 @@ def first_last(axes: Any, result: xr.Dataset, *, name: str = "") -> None:
 
 
 def _weights(ax: Axes, result: xr.Dataset, spread: float) -> None:
-    image = ax.imshow(
-        result["unembedding"].transpose("dimension", "token"),
-        aspect="auto",
-        cmap="RdBu_r",
-        norm=TwoSlopeNorm(0, -spread, spread),
-        interpolation="nearest",
-        rasterized=True,
-    )
-    ax.figure.colorbar(image, ax=ax, label="weight")
-    ax.grid(visible=False)
-    ax.set_xlabel("token (column of W_U)")
-    ax.set_ylabel("dimension of the model")
+    values = result["unembedding"].transpose("dimension", "token")
+    _image(ax, values, "weight", aspect="auto", cmap="RdBu_r", norm=TwoSlopeNorm(0, -spread, spread))
+    ax.set(xlabel="token (column of W_U)", ylabel="dimension of the model")
 
 
 def _attention(ax: Axes, result: xr.Dataset) -> None:
-    pattern = result["attention"].mean("head")
-    # What lies ahead of a token is masked: empty, not zero.
+    pattern = result["attention"].mean("head").transpose("query", "key").to_numpy()
+    # A token cannot attend to later ones: that part of the map stays blank.
     allowed = np.tril(np.ones(pattern.shape, bool))
-    image = ax.imshow(
-        np.ma.masked_where(~allowed, pattern.transpose("query", "key").to_numpy()),
-        cmap="viridis",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-        rasterized=True,
-    )
-    ax.figure.colorbar(image, ax=ax, label="attention")
-    ax.grid(visible=False)
+    _image(ax, np.ma.masked_where(~allowed, pattern), "attention", cmap="viridis", vmin=0, vmax=1)
     words = [printable(str(word).strip(" ") or "␣") for word in result.attrs.get("words", ())]
-    if 0 < len(words) <= _LONGEST_LABELS:
+    if 0 < len(words) <= _LABELLED_TOKENS:
         ax.set_xticks(range(len(words)), words, rotation=90, fontsize=6, parse_math=False)
         ax.set_yticks(range(len(words)), words, fontsize=6, parse_math=False)
-    ax.set_xlabel("attends to")
-    ax.set_ylabel("token")
+    ax.set(xlabel="attends to", ylabel="token")
+
+
+def _image(ax: Axes, values: Any, label: str, **options: Any) -> None:
+    """Draw a map with its colour bar."""
+    image = ax.imshow(values, interpolation="nearest", rasterized=True, **options)
+    ax.figure.colorbar(image, ax=ax, label=label)
+    ax.grid(visible=False)
 
 
 def _logits(ax: Axes, result: xr.Dataset, step: int) -> None:
+    """Draw the logits of both steps, those of `step` in colour."""
     for number, other in enumerate(result["step"].to_numpy()):
         values = np.sort(result["logits"].sel(step=other).to_numpy())[::-1]
         colour, width = (COLOURS[number], 1.4) if other == step else ("0.7", 0.8)
-        ranks = np.unique(np.geomspace(1, len(values), _POINTS).round().astype(int))  # as the axis spaces them
+        ranks = np.unique(np.geomspace(1, len(values), _LOGIT_POINTS).round().astype(int))
         ax.plot(ranks, values[ranks - 1], label=f"step {other:,}", color=colour, linewidth=width)
-    ax.set_xscale("log")
-    ax.set_xlabel("rank of the token")
-    ax.set_ylabel("mean logit")
+    ax.set(xscale="log", xlabel="rank of the token", ylabel="mean logit")
     ax.legend()

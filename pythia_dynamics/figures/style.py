@@ -1,28 +1,27 @@
-"""What all figures share: one style, sheets of panels, files, the step axis."""
+"""What all figures share: style, colours, grids of panels, image files, the step axis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
 
 from pythia_dynamics.files import atomic_file
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 __all__ = ["COLOURS", "edges", "printable", "save", "sheet", "step_axis"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, distinguishable with every common colour blindness."""
+"""The palette of Okabe and Ito (2008), which readers with any common colour blindness can tell apart."""
 
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -35,27 +34,55 @@ _STYLE: dict[str, Any] = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.4,
-    "legend.frameon": True,  # a curve may pass under a legend, not through its words
+    "legend.frameon": True,  # keeps the text legible where a curve passes under the legend
     "legend.framealpha": 0.85,
     "legend.edgecolor": "none",
     "legend.fancybox": False,
     "legend.fontsize": 8,
     "savefig.dpi": 300,
     "svg.fonttype": "none",
-    "svg.hashsalt": "pythia-dynamics",  # the same result gives the same file
+    "svg.hashsalt": "pythia-dynamics",  # fixed ids: the same result gives the same file
 }
+"""Settings of matplotlib. Font sizes are those of a printed column: a panel is about 11 cm wide."""
 
 
 @contextmanager
 def sheet(columns: int = 1, rows: int = 1, *, width: float = 4.4, height: float = 3.2) -> Iterator[tuple[Figure, Any]]:
-    """A figure in the project's style and its axes (one, or an array of them); sizes are per panel, in inches."""
+    """An empty figure in the style of the project.
+
+    Parameters
+    ----------
+    columns, rows
+        Number of panels side by side, and above one another.
+    width, height
+        Size of one panel in inches.
+
+    Yields
+    ------
+    tuple of Figure and Axes
+        The figure, and its `Axes`: one, or an array of them of shape (rows, columns) without axes of length 1. The
+        style holds inside the ``with`` block.
+    """
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # the keys are a Literal of all 318 of them
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         yield figure, figure.subplots(rows, columns)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write ``path`` as PNG (300 dpi) and SVG, each whole or not at all. Call inside `sheet`."""
+    """Write a figure as PNG (300 dpi) and SVG. Each file appears complete or not at all.
+
+    Parameters
+    ----------
+    figure
+        The figure, inside the ``with`` block of `sheet`.
+    path
+        The file without its suffix.
+
+    Returns
+    -------
+    list of Path
+        The two files. They hold no date and no version, so that the same result gives the same bytes.
+    """
     written = []
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         target = path.with_suffix(suffix)
@@ -65,14 +92,39 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return written
 
 
-def step_axis(ax: Axes) -> None:
-    """The training step as the x axis, in thousands."""
-    ax.set_xlabel("training step")
+def step_axis(ax: Axes, quantity: str, *, title: str = "", legend: bool = False) -> None:
+    """Label a panel whose x axis is the training step, in thousands.
+
+    Parameters
+    ----------
+    ax
+        The panel.
+    quantity
+        Label of the y axis.
+    title
+        Title of the panel.
+    legend
+        Whether to draw the legend.
+    """
+    ax.set(xlabel="training step", ylabel=quantity, title=title)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if legend:
+        ax.legend()
 
 
-def edges(centres: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Cell borders half-way between the centres, for uneven steps too."""
+def edges(centres: NDArray[Any]) -> NDArray[Any]:
+    """Borders of the cells of a heat map.
+
+    Parameters
+    ----------
+    centres
+        Centres of the n cells in ascending order, evenly spaced or not.
+
+    Returns
+    -------
+    array of shape (n + 1,)
+        Borders half-way between the centres. A single cell has width 1.
+    """
     if len(centres) < 2:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
     middle = (centres[1:] + centres[:-1]) / 2
@@ -80,10 +132,17 @@ def edges(centres: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def printable(text: str, *, monospace: bool = False) -> str:
-    """Text of a model as a figure can show it: line breaks as ⏎, what the font lacks as □.
+    """Text of a model with characters that a figure can show: line breaks as ⏎, characters without a glyph as □.
 
-    Draw it with ``parse_math=False``: a model writes dollar signs without meaning mathematics.
+    Draw it with ``parse_math=False``: dollar signs in the output of a model do not mark mathematics.
+
+    Parameters
+    ----------
+    text
+        The text.
+    monospace
+        Whether it is drawn in the monospace font rather than the proportional one.
     """
-    family = ["monospace" if monospace else "sans-serif"]  # as a string, a pattern of fontconfig's
+    family = ["monospace" if monospace else "sans-serif"]  # matplotlib parses a plain string as a fontconfig pattern
     known = get_font(findfont(FontProperties(family=family))).get_charmap()
     return "".join("⏎" if letter == "\n" else letter if ord(letter) in known else "□" for letter in text)

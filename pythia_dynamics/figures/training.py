@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from pythia_dynamics.claims.blog import Runs
 from pythia_dynamics.figures.style import COLOURS, step_axis
-
-if TYPE_CHECKING:
-    import xarray as xr
-    from matplotlib.axes import Axes
-
-    from pythia_dynamics.claims.blog import Runs
 
 __all__ = ["losses", "phases", "runs_against_order", "slope_against_order", "stopping"]
 
-_PARTS = {"train_loss": ("-", "o"), "validation_loss": ("--", "x")}
 _SIGNALS = {
     "displacement_rate": "squared displacement\nper step (weight²)",
     "direction": "cosine of successive\nincrements",
@@ -37,17 +33,9 @@ def losses(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset] | None = No
     published
         The published values by model, drawn as markers.
     """
-    for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
-        for run in seeds:
-            for part, (line, _) in _PARTS.items():
-                label = name if run is seeds[0] and part == "train_loss" else None
-                ax.plot(run["step"], run[part], line, color=colour, linewidth=1.2, label=label)
-        for part, (_, marker) in _PARTS.items():
-            if published and name in published:
-                ax.plot(published[name]["step"], published[name][part], marker, color=colour, markersize=3, alpha=0.6)
-    _legend(ax, published)
-    ax.set_ylabel("loss (nats per token); dashed: validation")
-    step_axis(ax)
+    parts = {"train_loss": ("-", "o"), "validation_loss": ("--", "x")}
+    _draw_runs(ax, runs, published, "step", parts)
+    step_axis(ax, "loss (nats per token); dashed: validation", legend=True)
 
 
 def runs_against_order(
@@ -66,16 +54,8 @@ def runs_against_order(
     part
         The loss: ``train_loss`` or ``validation_loss``.
     """
-    for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
-        for run in seeds:
-            label = name if run is seeds[0] else None
-            ax.plot(run["order_parameter"], run[part], color=colour, linewidth=1.2, label=label)
-        if published and name in published:
-            points = published[name]
-            ax.plot(points["order_parameter"], points[part], "o", color=colour, markersize=3, alpha=0.6)
-    _order_axis(ax)
-    _legend(ax, published)
-    ax.set_ylabel(f"{part.replace('_', ' ').replace('train', 'training')} (nats per token)")
+    _draw_runs(ax, runs, published, "order_parameter", {part: ("-", "o")})
+    _order_axis(ax, f"{part.replace('_', ' ').replace('train', 'training')} (nats per token)")
 
 
 def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset] | None = None) -> None:
@@ -92,17 +72,9 @@ def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset
     published
         The published values by model, drawn as markers.
     """
-    for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
-        for run in seeds:
-            label = name if run is seeds[0] else None
-            ax.plot(run["order_parameter"][1:], run["dloss_db"][1:], color=colour, linewidth=1.2, label=label)
-        if published and name in published:
-            points = published[name]
-            ax.plot(points["order_parameter"][1:], points["dloss_db"][1:], "o", color=colour, markersize=3, alpha=0.6)
-    _order_axis(ax)
+    _draw_runs(ax, runs, published, "order_parameter", {"dloss_db": ("-", "o")}, first=1)
     ax.set_yscale("symlog", linthresh=1)
-    _legend(ax, published)
-    ax.set_ylabel("dL/db of the training loss (nats)")
+    _order_axis(ax, "dL/db of the training loss (nats)")
 
 
 def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_at: int | None, name: str = "") -> None:
@@ -132,10 +104,7 @@ def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_a
         ax.axvline(stopped_at, color=COLOURS[6], linestyle=":", linewidth=1, label="stops")
     if np.nanmax(rate.fillna(0)) > 0:
         ax.set_yscale("log")
-    ax.set_ylabel("relative displacement per 1,000 steps")
-    ax.set_title(name)
-    ax.legend()
-    step_axis(ax)
+    step_axis(ax, "relative displacement per 1,000 steps", title=name, legend=True)
 
 
 def phases(axes: Sequence[Axes], signals: xr.Dataset, changes: Mapping[str, Sequence[int]], *, name: str = "") -> None:
@@ -158,24 +127,36 @@ def phases(axes: Sequence[Axes], signals: xr.Dataset, changes: Mapping[str, Sequ
             ax.axvline(step, color=COLOURS[1], linestyle="--", linewidth=1)
         if variable == "displacement_rate" and np.nanmax(signals[variable].fillna(0)) > 0:
             ax.set_yscale("log")
-        ax.set_ylabel(label)
-        step_axis(ax)
+        step_axis(ax, label)
     axes[0].set_title(name)
 
 
-def _order_axis(ax: Axes) -> None:
-    """Make the abscissa a logarithmic axis of b."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _draw_runs(
+    ax: Axes,
+    runs: Runs,
+    published: Mapping[str, xr.Dataset] | None,
+    x: str,
+    parts: Mapping[str, tuple[str, str]],
+    first: int = 0,
+) -> None:
+    """Draw variables (`parts`, with line style and marker) against `x` from record `first` on, a colour per model."""
+    for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
+        labels = iter([name])  # the first curve of a model has its name
+        for run in seeds:
+            for part, (line, _) in parts.items():
+                ax.plot(run[x][first:], run[part][first:], line, color=colour, linewidth=1.2, label=next(labels, None))
+        if published and name in published:
+            points = published[name].isel(step=slice(first, None))
+            for part, (_, marker) in parts.items():
+                ax.plot(points[x], points[part], marker, color=colour, markersize=3, alpha=0.6)
+    if published:
+        ax.plot([], [], "o", color="0.5", markersize=3, label="published")
 
-    ax.set_xscale("log")
+
+def _order_axis(ax: Axes, quantity: str) -> None:
+    """Make the x axis a logarithmic one of b, label the y axis, and draw the legend."""
+    ax.set(xscale="log", xlabel="order parameter b", ylabel=quantity)
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("order parameter b")
-
-
-def _legend(ax: Axes, published: Mapping[str, xr.Dataset] | None) -> None:
-    """Draw the legend, with an entry for the published values."""
-    if published:
-        ax.plot([], [], "o", color="0.5", markersize=3, label="published")
     ax.legend()

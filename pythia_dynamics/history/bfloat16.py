@@ -8,7 +8,6 @@ registry, which TensorStore reads without any addition.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -77,11 +76,7 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
     def to_json_scalar(self, data: Any, *, zarr_format: Literal[2, 3]) -> Any:
         """A fill value as JSON: a number, or ``NaN``, ``Infinity``, ``-Infinity``."""
         value = float(data)
-        if math.isnan(value):
-            return "NaN"
-        if math.isinf(value):
-            return "Infinity" if value > 0 else "-Infinity"
-        return value
+        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(str(value), value)
 
     @property
     def item_size(self) -> int:

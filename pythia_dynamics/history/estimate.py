@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
+from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model
 from pythia_dynamics.checkpoints.source import AccessError, Source, checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
@@ -109,73 +110,69 @@ def preview(model: str | Path | Model | FetchRequest, **options: Any) -> FetchPl
     """
     request = FetchRequest.of(model, options)
     if request.source == REGISTRY:
-        sizes = _sizes_from_registry(request, "from the registry's shapes")
-    else:
-        source = request.open_source()
-        try:
-            sizes = _sizes_from_headers(request, source)
-        except AccessError as error:
-            if not _in_registry(request):
-                raise
-            sizes = _sizes_from_registry(request, f"from the registry's shapes: {error}")
-    present = set(sizes.steps)
-    for spec in sizes.specs:
-        present &= stored_steps(Store.open(request.path), spec) if Store.exists(request.path) else set()
-    return sizes.plan(len(present))
+        return _plan_from_registry(request, "from the registry's shapes")
+    source = request.open_source()
+    try:
+        return _plan_from_headers(request, source)
+    except AccessError as error:
+        if not _in_registry(request):
+            raise
+        return _plan_from_registry(request, f"from the registry's shapes: {error}")
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """The requested steps, how many of them the source lacks, and the tensors and files of one revision."""
-
-    steps: tuple[int, ...]
-    missing: int
-    specs: tuple[TensorSpec, ...]
-    layout: Layout
-    checkpoint_bytes: int
-    note: str = ""
-
-    def plan(self, present: int) -> FetchPlan:
-        """The plan, when so many of the steps are in the store."""
-        revisions = max(0, len(self.steps) - present - self.missing)
-        requests = revisions * self.layout.files_read
-        tensor_bytes = revisions * sum(spec.nbytes for spec in self.specs)
-        return FetchPlan(
-            steps=len(self.steps),
-            present=present,
-            missing=self.missing,
-            revisions=revisions,
-            requests=requests,
-            api_requests=1,
-            tensor_bytes=tensor_bytes,
-            bytes=tensor_bytes + requests * self.layout.first_read_bytes,
-            full_bytes=revisions * self.checkpoint_bytes,
-            disk_bytes=tensor_bytes,
-            note=self.note,
-        )
-
-
-def _sizes_from_headers(request: FetchRequest, source: Source) -> _Sizes:
-    """The sizes that the headers and the file list of the first readable revision state."""
+def _plan_from_headers(request: FetchRequest, source: Source) -> FetchPlan:
+    """The plan by the headers and the file list of the first readable revision."""
     revisions = source.revisions()
     steps = tuple(revisions) if request.wanted is None else request.wanted
     available = [revisions[step] for step in steps if step in revisions]
     cache = LayoutCache()
-    surveyed = survey(source, available, request.patterns, cache=cache)
+    surveyed = survey(source, available, request.patterns, cache=cache, listings=ListingBudget())
     files = source.files(surveyed.revision)
     checkpoint_bytes = sum(files[name] for name in checkpoint_files(files))
-    return _Sizes(steps, len(steps) - len(available), surveyed.specs, cache.layouts[0], checkpoint_bytes)
+    return _plan(request, steps, len(steps) - len(available), surveyed.specs, cache.layouts[0], checkpoint_bytes)
 
 
 def _in_registry(request: FetchRequest) -> bool:
     return request.resolved.is_pythia and request.patterns == (UNEMBEDDING,)
 
 
-def _sizes_from_registry(request: FetchRequest, note: str) -> _Sizes:
-    """The sizes of W_U of a Pythia model, from the shapes of the registry."""
+def _plan_from_registry(request: FetchRequest, note: str) -> FetchPlan:
+    """The plan for W_U of a Pythia model, by the shapes of the registry."""
     model = request.resolved
     shape = model.architecture
     if shape is None or not _in_registry(request):
         raise PythiaDynError(f"the registry knows {UNEMBEDDING} of Pythia models only, not {model.name}")
     specs = (TensorSpec(UNEMBEDDING, "float16", (shape.vocab, shape.d_model)),)
-    return _Sizes(request.wanted or model.published_steps, 0, specs, Layout.SAFETENSORS, shape.checkpoint_bytes, note)
+    steps = request.wanted or model.published_steps
+    return _plan(request, steps, 0, specs, Layout.SAFETENSORS, shape.checkpoint_bytes, note)
+
+
+def _plan(
+    request: FetchRequest,
+    steps: tuple[int, ...],
+    missing: int,
+    specs: tuple[TensorSpec, ...],
+    layout: Layout,
+    checkpoint_bytes: int,
+    note: str = "",
+) -> FetchPlan:
+    """The plan for these tensors of these steps, of which the source lacks so many; `layout` is of one revision."""
+    stored = set(steps)
+    for spec in specs:
+        stored &= stored_steps(Store.open(request.path), spec) if Store.exists(request.path) else set()
+    revisions = max(0, len(steps) - len(stored) - missing)
+    requests = revisions * layout.files_read
+    tensor_bytes = revisions * sum(spec.nbytes for spec in specs)
+    return FetchPlan(
+        steps=len(steps),
+        present=len(stored),
+        missing=missing,
+        revisions=revisions,
+        requests=requests,
+        api_requests=1,
+        tensor_bytes=tensor_bytes,
+        bytes=tensor_bytes + requests * layout.first_read_bytes,
+        full_bytes=revisions * checkpoint_bytes,
+        disk_bytes=tensor_bytes,
+        note=note,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -32,6 +33,7 @@ from pythia_dynamics.errors import (
     PythiaDynError,
     StoreError,
     UnknownNameError,
+    listed,
     size,
 )
 from pythia_dynamics.history.history import History
@@ -148,7 +150,6 @@ def _download(
     job = _Job(request, source, only_one)
     if not job.is_done():
         job.run(workers, executor, progress)
-    traffic = source.traffic
     return FetchReport(
         model=request.resolved,
         source=source.location,
@@ -158,10 +159,7 @@ def _download(
         fetched=tuple(sorted(job.fetched)),
         present=tuple(sorted(job.present)),
         missing=dict(sorted(job.missing.items())),
-        requests=traffic.requests,
-        api=traffic.api,
-        retries=traffic.retries,
-        bytes=traffic.bytes,
+        **source.traffic.counts(),
         seconds=time.monotonic() - began,
     )
 
@@ -173,21 +171,19 @@ class _Job:
         self.request, self.source, self.only_one = request, source, only_one
         self.path, self.patterns = request.path, request.patterns
         self.steps = request.wanted or ()
+        self.known: Mapping[str, TensorSpec] = {}
         self.specs: tuple[TensorSpec, ...] = ()
         self.stored: dict[str, set[int]] = {}
         self.commits: Mapping[int, str | None] = {}
+        self.reasons: dict[str, dict[int, str]] = defaultdict(dict)
         self.missing: dict[int, str] = {}
         self.present: set[int] = set()
         self.fetched: set[int] = set()
 
     def is_done(self) -> bool:
         """Whether the store has all of it, which takes no network to know. Directories may have changed since."""
-        if not Store.exists(self.path) or self.request.wanted is None or isinstance(self.source, LocalSource):
+        if self.request.wanted is None or isinstance(self.source, LocalSource) or not self._knows_tensors():
             return False
-        known = Store.open(self.path).tensors
-        if not all(pattern in known for pattern in self.patterns):
-            return False
-        self._read_store(tuple(known[pattern] for pattern in self.patterns))
         return len(self.present) == len(self.steps)
 
     def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
@@ -202,10 +198,10 @@ class _Job:
         common = (_Stores(self.path), self.specs, cache, listings, stop if executor is None else None)
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
-        reasons: dict[str, dict[int, str]] = {spec.name: {} for spec in self.specs}
         kind = "folder" if isinstance(self.source, LocalSource) else "branch"
         for step in set(self.steps) - set(revisions):
-            self._add_missing(step, f"{self.source.location} has no {kind} step{step}", reasons)
+            for name in self.stored:
+                self._add_missing(step, f"{self.source.location} has no {kind} step{step}", name)
         futures: set[Future[_Outcome]] = set()
         try:
             for revision in todo:
@@ -221,7 +217,7 @@ class _Job:
                     if outcome.complete:
                         self.fetched.add(outcome.revision.step)
                     for name, why in outcome.reasons.items():
-                        self._add_missing(outcome.revision.step, why, reasons, name)
+                        self._add_missing(outcome.revision.step, why, name)
                 progress(len(futures) - len(pending), len(futures))
         finally:
             stop.set()
@@ -233,9 +229,8 @@ class _Job:
                 pool.shutdown(wait=True)
             wait([future for future in futures if not future.cancelled()])
             store = Store.open(self.path)
-            for name, missing in reasons.items():
-                if missing:
-                    store.record_missing(name, missing)
+            for name, reasons in self.reasons.items():
+                store.record_missing(name, reasons)
         self._raise_failure(fatal)
 
     # -- parts of `run` ---------------------------------------------------------------------------------------
@@ -248,25 +243,20 @@ class _Job:
         if not chosen and self.request.names_each_step:
             raise UnknownNameError("step", self.steps[0], revisions, where=self.source.location)
         if not chosen:
-            has = ", ".join(map(str, list(revisions)[:6])) + (", …" if len(revisions) > 6 else "")
-            raise CheckpointError(
-                f"{self.source.location} has none of the steps {self.steps[0]} … {self.steps[-1]}; it has {has}"
-            )
+            none_of = f"{self.source.location} has none of the steps {self.steps[0]} … {self.steps[-1]}"
+            raise CheckpointError(f"{none_of}; it has {listed(list(revisions))}")
         return chosen
 
     def _find_tensors(self, revisions: Mapping[int, Revision], cache: LayoutCache, listings: ListingBudget) -> None:
         """Find out what the tensors are, and make room for them in the store."""
-        known = Store.open(self.path).tensors if Store.exists(self.path) else {}
-        all_known = all(pattern in known for pattern in self.patterns)
-        if all_known:
-            self._read_store(tuple(known[pattern] for pattern in self.patterns))
+        all_known = self._knows_tensors()
         todo = [revision for step, revision in revisions.items() if step not in self.present]
         specs = self.specs
         try:
             if todo:
                 sample = todo[:_SAMPLE] if all_known else todo
                 surveyed = survey(self.source, sample, self.patterns, cache=cache, listings=listings)
-                specs = tuple(known.get(spec.name, spec) for spec in surveyed.specs)
+                specs = tuple(self.known.get(spec.name, spec) for spec in surveyed.specs)
         except AccessError:
             raise
         except PythiaDynError:
@@ -274,47 +264,46 @@ class _Job:
                 raise
         if self.only_one and len(specs) > 1:
             names = ", ".join(spec.name for spec in specs[:6]) + (", …" if len(specs) > 6 else "")
-            raise PythiaDynError(
-                f"{self.patterns[0]!r} matches {len(specs)} tensors ({names}); fetch takes one, download takes several"
-            )
-        store = Store.create(self.path, source=self.source.location)
-        store.ensure(specs, self.steps)
+            found = f"{self.patterns[0]!r} matches {len(specs)} tensors ({names})"
+            raise PythiaDynError(f"{found}; fetch takes one, download takes several")
+        Store.create(self.path, source=self.source.location).ensure(specs, self.steps)
         self._read_store(specs)
+
+    def _knows_tensors(self) -> bool:
+        """Whether the store has a tensor of each requested name; if so, find out which of their steps it has."""
+        self.known = Store.open(self.path).tensors if Store.exists(self.path) else {}
+        if not all(pattern in self.known for pattern in self.patterns):
+            return False
+        self._read_store(tuple(self.known[pattern] for pattern in self.patterns))
+        return True
 
     def _read_store(self, specs: tuple[TensorSpec, ...]) -> None:
         """Find out which of the requested steps are in the store."""
         store = Store.open(self.path)
         self.specs = specs
         self.stored = {spec.name: self._up_to_date(store, spec) for spec in specs}
-        complete = set.intersection(*self.stored.values()) if self.stored else set()
-        self.present = complete & set(self.steps)
+        self.present = set(self.steps).intersection(*self.stored.values())
 
     def _up_to_date(self, store: Store, spec: TensorSpec) -> set[int]:
         """The steps whose weights are in the store and of the source's present commit, where that is known."""
         stored = stored_steps(store, spec)
         records = store.records(spec.name)  # read after: another process may be adding to them
-        return {
-            step
-            for step in stored
-            if step not in self.commits or records.get(step, {}).get("commit") == self.commits[step]
-        }
+        changed = {step for step, commit in self.commits.items() if records.get(step, {}).get("commit") != commit}
+        return stored - changed
 
     def _require_space(self, revisions: int) -> None:
         """Raise `StoreError` if the disk has too little space for so many revisions."""
         need = revisions * sum(spec.nbytes for spec in self.specs)
         free = shutil.disk_usage(self.path).free
         if revisions and need + _RESERVE_BYTES > free:
-            raise StoreError(
-                f"{self.path.parent} has {size(free)} free, {size(need)} needed and {size(_RESERVE_BYTES)} in reserve; "
-                "free some, name another --cache, or fetch fewer steps"
-            )
+            what = f"{size(free)} free, {size(need)} needed and {size(_RESERVE_BYTES)} in reserve"
+            raise StoreError(f"{self.path.parent} has {what}; free some, name another --cache, or fetch fewer steps")
 
-    def _add_missing(self, step: int, why: str, reasons: dict[str, dict[int, str]], tensor: str | None = None) -> None:
-        """Note why a step of a tensor, or of all tensors, is missing, unless it is in the store."""
-        for name in reasons if tensor is None else (tensor,):
-            if step not in self.stored.get(name, ()):
-                reasons[name][step] = why
-                self.missing.setdefault(step, why)
+    def _add_missing(self, step: int, why: str, tensor: str) -> None:
+        """Note why a step of a tensor is missing, unless it is in the store."""
+        if step not in self.stored[tensor]:
+            self.reasons[tensor][step] = why
+            self.missing.setdefault(step, why)
 
     def _raise_failure(self, fatal: PythiaDynError | None) -> None:
         """Raise the error that ended the fetch, or one when no step is in the store."""
@@ -323,10 +312,8 @@ class _Job:
             hint = f"; {count} of {len(self.steps)} steps are in {self.path}, the same fetch goes on from there"
             raise type(fatal)(f"{fatal}{hint if count else ''}") from None
         if not count and self.steps:
-            raise CheckpointError(
-                f"none of the {len(self.steps)} steps of {self.source.location} could be fetched: "
-                f"{most_common(self.missing.values())}"
-            )
+            none = f"none of the {len(self.steps)} steps of {self.source.location} could be fetched"
+            raise CheckpointError(f"{none}: {most_common(self.missing.values())}")
 
 
 class _Stores:
@@ -380,7 +367,7 @@ def _fetch_revision(
         for request in reader.find(names, cache, skip=held, listings=listings):
             spec = by_name[request.tensor.name]
             try:
-                _store_tensor(store, spec, source, revision, reader, request, stop)
+                _store_tensor(store, spec, reader, request, stop)
                 done.add(spec.name)
             except (IntegrityError, FormatError) as error:
                 reasons[spec.name] = str(error)
@@ -396,24 +383,16 @@ def _fetch_revision(
 
 
 def _store_tensor(
-    store: Store,
-    spec: TensorSpec,
-    source: Source,
-    revision: Revision,
-    reader: RevisionReader,
-    request: TensorRequest,
-    stop: threading.Event | None,
+    store: Store, spec: TensorSpec, reader: RevisionReader, request: TensorRequest, stop: threading.Event | None
 ) -> None:
     """Write one tensor into its chunk as it arrives. Raises `IntegrityError` when it fails its checksum every time."""
-    tensor = request.tensor
-    if (tensor.dtype, tensor.shape) != (spec.dtype, spec.shape):
-        raise FormatError(
-            f"{tensor.name} is {tensor.dtype}{list(tensor.shape)} at {revision.ref}, elsewhere "
-            f"{spec.dtype}{list(spec.shape)}"
-        )
+    tensor, revision = request.tensor, reader.revision
+    found = TensorSpec(tensor.name, tensor.dtype, tensor.shape)
+    if found != spec:
+        raise FormatError(f"{tensor.name} is {found} at {revision.ref}, elsewhere {spec}")
     for attempt in range(1, _CHECKSUM_ATTEMPTS + 1):
         record: dict[str, object] = {
-            "repo": source.location,
+            "repo": reader.source.location,
             "ref": revision.ref,
             "commit": revision.commit,
             "file": tensor.file,

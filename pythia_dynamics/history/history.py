@@ -7,10 +7,11 @@ memory.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import operator
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,12 @@ class History:
         source = self.frames[index]
         if source is None or isinstance(source, np.ndarray):
             return source
-        size = int(np.prod(self.frame_shape, dtype=np.int64)) * self.dtype.itemsize
-        try:
-            found = source.stat().st_size
-        except OSError:
-            found = -1
-        if found != size + CHECKSUM_BYTES:
+        expected = math.prod(self.frame_shape) * self.dtype.itemsize + CHECKSUM_BYTES
+        found = source.stat().st_size if source.is_file() else 0
+        if found != expected:
             raise IntegrityError(
                 f"the weights of {self.name} at step {self.steps[index]} are damaged ({source} should have "
-                f"{size + CHECKSUM_BYTES} bytes, has {max(found, 0)}); run the fetch again to replace them"
+                f"{expected} bytes, has {found}); run the fetch again to replace them"
             )
         return _memory_map(source, self.dtype, self.frame_shape)
 
@@ -150,21 +148,16 @@ class History:
         for step in steps:
             if step not in known:
                 raise UnknownNameError("step", step, known, where=self.name)
-        kept = sorted(set(steps))
-        return History(
-            name=self.name,
-            tensor=self.tensor,
-            steps=np.array(kept, dtype=np.int64),
-            frame_shape=self.frame_shape,
-            dtype=self.dtype,
-            missing={step: why for step, why in self.missing.items() if step in set(kept)},
+        kept = dict.fromkeys(sorted(steps))
+        provenance = dict(self.provenance)
+        for key in {"commits", "missing"} & provenance.keys():
+            provenance[key] = {step: what for step, what in provenance[key].items() if int(step) in kept}
+        return replace(
+            self,
+            steps=np.array(list(kept), dtype=np.int64),
+            missing={step: why for step, why in self.missing.items() if step in kept},
             frames=tuple(self.frames[known[step]] for step in kept),
-            provenance={
-                key: {step: what for step, what in value.items() if int(step) in set(kept)}
-                if key in ("commits", "missing")
-                else value
-                for key, value in self.provenance.items()
-            },
+            provenance=provenance,
         )
 
     @classmethod
@@ -193,27 +186,20 @@ class History:
         specs = store.tensors
         if not specs:
             raise StoreError(f"{store.path} holds no weights yet; run pythia-dyn fetch")
-        if tensor is None:
-            tensor = UNEMBEDDING if UNEMBEDDING in specs else next(iter(specs))
+        tensor = tensor or (UNEMBEDDING if UNEMBEDDING in specs else next(iter(specs)))
         if tensor not in specs:
             raise UnknownNameError("tensor", tensor, specs, where=str(store.path))
-        steps, records, failed = sorted(store.steps), store.records(tensor), store.missing(tensor)
-        missing = {step: failed.get(step, "not fetched") for step in steps if step not in records}
-        return cls(
-            name=store.name,
-            tensor=tensor,
-            steps=np.array(steps, dtype=np.int64),
-            frame_shape=specs[tensor].shape,
-            dtype=specs[tensor].numpy_dtype,
-            missing=missing,
-            frames=tuple(store.chunk_path(tensor, step) if step in records else None for step in steps),
-            provenance={
-                "source": store.source,
-                "tensor": tensor,
-                "commits": {str(step): records[step].get("commit") for step in sorted(records)},
-                "missing": {str(step): why for step, why in missing.items()},
-            },
-        )
+        spec, records, failed = specs[tensor], store.records(tensor), store.missing(tensor)
+        steps = np.sort(np.array(store.steps, dtype=np.int64))
+        missing = {step: failed.get(step, "not fetched") for step in steps.tolist() if step not in records}
+        frames = tuple(store.chunk_path(tensor, step) if step in records else None for step in steps.tolist())
+        provenance = {
+            "source": store.source,
+            "tensor": tensor,
+            "commits": {str(step): records[step].get("commit") for step in sorted(records)},
+            "missing": {str(step): why for step, why in missing.items()},
+        }
+        return cls(store.name, tensor, steps, spec.shape, spec.numpy_dtype, missing, frames, provenance)
 
     @classmethod
     def from_array(
@@ -265,20 +251,10 @@ class History:
         for step in absent:
             if step not in numbers:
                 raise UnknownNameError("step", step, numbers.tolist(), where=name)
-        frames = tuple(
-            None if int(step) in absent else np.ascontiguousarray(frame)
-            for step, frame in zip(numbers, data, strict=True)
-        )
-        return cls(
-            name=name,
-            tensor=tensor,
-            steps=numbers.astype(np.int64),
-            frame_shape=data.shape[1:],
-            dtype=data.dtype,
-            missing=absent,
-            frames=frames,
-            provenance={"source": name, "tensor": tensor},
-        )
+        present = (step not in absent for step in numbers.tolist())
+        frames = tuple(np.ascontiguousarray(frame) if here else None for here, frame in zip(present, data, strict=True))
+        steps, provenance = numbers.astype(np.int64), {"source": name, "tensor": tensor}
+        return cls(name, tensor, steps, data.shape[1:], data.dtype, absent, frames, provenance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,9 +310,7 @@ class Weights:
 
     def _frame(self, index: int) -> NDArray[Any]:
         frame = self.history.frame(index)
-        if frame is None:
-            return np.full(self.history.frame_shape, np.nan, dtype=self.dtype)
-        return frame
+        return np.full(self.history.frame_shape, np.nan, dtype=self.dtype) if frame is None else frame
 
 
 def _as_numpy(array: Any) -> NDArray[Any]:
@@ -354,10 +328,10 @@ def _masked(array: Any, steps: NDArray[Any]) -> dict[int, str]:
     if not np.ma.isMaskedArray(array):
         return {}
     masks = np.ma.getmaskarray(array).reshape(len(steps), -1)
-    for step, mask in zip(steps.tolist(), masks, strict=True):
-        if mask.any() and not mask.all():
-            raise PythiaDynError(f"step {step} is masked in part; mask the whole step, or fill its weights")
-    return {int(step): "masked" for step, mask in zip(steps, masks, strict=True) if mask.all()}
+    partly = steps[masks.any(axis=1) & ~masks.all(axis=1)]
+    if len(partly):
+        raise PythiaDynError(f"step {partly[0]} is masked in part; mask the whole step, or fill its weights")
+    return dict.fromkeys(steps[masks.all(axis=1)].tolist(), "masked")
 
 
 def _memory_map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -370,4 +344,4 @@ def _memory_map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDA
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             content.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(content, dtype, int(np.prod(shape, dtype=np.int64))).reshape(shape)
+    return np.frombuffer(content, dtype, math.prod(shape)).reshape(shape)

@@ -14,6 +14,7 @@ and processes may write one store. Layout, for a tensor of shape (vocab, d_model
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -98,10 +99,13 @@ class TensorSpec:
         if not _SAFE_NAME.fullmatch(self.name) or self.name in _RESERVED_NAMES:
             raise StoreError(f"a tensor cannot be stored under the name {self.name!r}")
 
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
     @property
     def nbytes(self) -> int:
         """Bytes of one step."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.numpy_dtype.itemsize
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -191,10 +195,8 @@ class Store:
             if cls.exists(path):
                 found = cls.open(path)
                 if found.source != source:
-                    raise StoreError(
-                        f"{path} holds the weights of {found.source}, not of {source}; "
-                        "name another --cache or remove it"
-                    )
+                    why = f"{path} holds the weights of {found.source}, not of {source}"
+                    raise StoreError(f"{why}; name another --cache or remove it")
             else:
                 attributes = {_ATTRIBUTE: {"format": _FORMAT, "source": source, "version": __version__}}
                 zarr.create_group(path, attributes=attributes)
@@ -212,10 +214,8 @@ class Store:
     @property
     def tensors(self) -> dict[str, TensorSpec]:
         """The tensors of the store, by name."""
-        names = sorted(
-            entry.name for entry in self.path.iterdir() if entry.name != "step" and (entry / "zarr.json").is_file()
-        )
-        return {name: self._spec(name) for name in names}
+        names = (path.parent.name for path in sorted(self.path.glob("*/zarr.json")))
+        return {name: self._spec(name) for name in names if name != "step"}
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -223,15 +223,17 @@ class Store:
 
         The index of a step is the index of its chunk. A write that failed may have left fill values at the end.
         """
-        if not (self.path / "step" / "zarr.json").is_file():
+        if not self._has_array("step"):
             return ()
         stored = np.asarray(_open(self.path / "step", zarr.open_array)[:]).tolist()
         return tuple(takewhile(lambda step: step != _NO_STEP, stored))
 
     def has(self, tensor: str, step: int) -> bool:
         """Whether the weights of `tensor` at `step` are stored: there is a record, and a chunk of the right length."""
-        if step not in self.records(tensor):
-            return False
+        return step in self.records(tensor) and self.has_chunk(tensor, step)
+
+    def has_chunk(self, tensor: str, step: int) -> bool:
+        """Whether there is a chunk of the right length for `tensor` at `step`. Raises `UnknownNameError`."""
         path = self.chunk_path(tensor, step)
         return path.is_file() and path.stat().st_size == self._spec(tensor).nbytes + CHECKSUM_BYTES
 
@@ -244,14 +246,10 @@ class Store:
             By step: repository, branch, commit, file, byte range, dtype, time, as `Store.writer` was given them.
             Empty for a tensor that the store does not have.
         """
-        if not self._has_array(tensor):
-            return {}
         return {int(step): dict(record) for step, record in self._attributes(tensor)["provenance"].items()}
 
     def missing(self, tensor: str) -> dict[int, str]:
         """The steps that could not be fetched, with the reason of each. Empty for an unknown tensor."""
-        if not self._has_array(tensor):
-            return {}
         return {int(step): str(why) for step, why in self._attributes(tensor)["missing"].items()}
 
     def check(self, tensor: str, step: int) -> None:
@@ -305,10 +303,9 @@ class Store:
                 if spec.name not in present:
                     self._create_array(spec, len(grown))
                 elif present[spec.name] != spec:
-                    found = present[spec.name]
                     raise StoreError(
-                        f"{self.path} has {spec.name} as {found.dtype}{list(found.shape)}, the source as "
-                        f"{spec.dtype}{list(spec.shape)}; name another --cache or remove the store"
+                        f"{self.path} has {spec.name} as {present[spec.name]}, the source as {spec}; "
+                        "name another --cache or remove the store"
                     )
             for name in present:
                 array = _open(self.path / name, zarr.open_array, "r+")
@@ -368,10 +365,7 @@ class Store:
         """
         spec = self._spec(tensor)
         if tuple(array.shape) != spec.shape or array.dtype != spec.numpy_dtype:
-            raise StoreError(
-                f"{tensor} at step {step} is {array.dtype}{list(array.shape)}, "
-                f"the store holds {spec.dtype}{list(spec.shape)}"
-            )
+            raise StoreError(f"{tensor} at step {step} is {array.dtype}{list(array.shape)}, the store holds {spec}")
         with self.writer(tensor, step, record) as writer:
             writer.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
 
@@ -410,6 +404,9 @@ class Store:
         return (self.path / tensor / "zarr.json").is_file()
 
     def _attributes(self, tensor: str) -> dict[str, Any]:
+        """The records of a tensor, by attribute and step; empty for a tensor that the store does not have."""
+        if not self._has_array(tensor):
+            return {"provenance": {}, "missing": {}}
         attributes = dict(_open(self.path / tensor, zarr.open_array).attrs)
         if not all(isinstance(attributes.get(key), Mapping) for key in ("provenance", "missing")):
             raise StoreError(f"{self.path / tensor} has no valid records; move it away and fetch again")
@@ -432,7 +429,7 @@ class Store:
 
     def _write_steps(self, steps: tuple[int, ...]) -> None:
         path = self.path / "step"
-        if (path / "zarr.json").is_file():
+        if self._has_array("step"):
             array = _open(path, zarr.open_array, "r+")
             array.resize((len(steps),))
         else:

@@ -11,7 +11,6 @@ from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.store import Store, TensorSpec
 
 __all__ = ["Survey", "most_common", "stored_steps", "survey"]
@@ -49,8 +48,8 @@ def survey(
     revisions: Iterable[Revision],
     patterns: Sequence[str],
     *,
-    cache: LayoutCache | None = None,
-    listings: ListingBudget | None = None,
+    cache: LayoutCache,
+    listings: ListingBudget,
 ) -> Survey:
     """Read the headers of the first revision that has the requested tensors and can be read.
 
@@ -76,8 +75,6 @@ def survey(
     CheckpointError
         None of the revisions can be read.
     """
-    cache = LayoutCache() if cache is None else cache
-    listings = ListingBudget() if listings is None else listings
     errors: list[PythiaDynError] = []
     for revision in revisions:
         reader = RevisionReader(source, revision, headers_only=True)
@@ -99,13 +96,11 @@ def survey(
 
 def stored_steps(store: Store, spec: TensorSpec) -> set[int]:
     """The steps of a tensor that have a record and a chunk of the right length. Checksums are not read."""
-    size = spec.nbytes + CHECKSUM_BYTES
-    chunks = {step: store.chunk_path(spec.name, step) for step in store.records(spec.name)}
-    return {step for step, path in chunks.items() if path.is_file() and path.stat().st_size == size}
+    return {step for step in store.records(spec.name) if store.has_chunk(spec.name, step)}
 
 
 def most_common(reasons: Iterable[str]) -> str:
-    """The most common of several reasons, and the number of those that differ: ``… (and 3 more)``.
+    """The most common of several reasons, and the number of those that differ: ``…; 3 other steps fail too``.
 
     Parameters
     ----------
@@ -113,8 +108,7 @@ def most_common(reasons: Iterable[str]) -> str:
         Messages; equal ones are counted together. Without any the result is ``there is none``.
     """
     counts = Counter(reasons)
-    if not counts:
-        return "there is none"
-    reason, count = counts.most_common(1)[0]
+    reason, count = next(iter(counts.most_common(1)), ("there is none", 0))
     more = counts.total() - count
-    return f"{reason} (and {more} more)" if more else reason
+    also = "1 other step fails too" if more == 1 else f"{more} other steps fail too"
+    return f"{reason}; {also}" if more else reason

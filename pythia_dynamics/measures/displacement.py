@@ -18,6 +18,7 @@ from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.dataset import Variable, ends, step_dataset
 from pythia_dynamics.sweep.frames import Frames
+from pythia_dynamics.sweep.sweep import PerSlab
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,28 +31,21 @@ _ROUNDING = 1e-5
 relative errors below 3e-5, about 1e-8 in practice."""
 
 
-@dataclass
-class Integral:
+@dataclass(kw_only=True)
+class Integral(PerSlab):
     """Accumulator of Eq 4's running integral and of everything the nulls need.
 
-    `sums` has one (T', 6) float64 array per slab, its columns those of `kernels.integrate`. The weights are shifted
-    by `shift`, a provisional mean per step, so that subtracting the exact one afterwards cancels nothing.
+    `sums` has one (T', 6) array per slab, its columns those of `kernels.integrate`. The weights are shifted by `shift`,
+    a provisional mean per step, so that subtracting the exact mean afterwards does not cancel.
     """
 
     mixes_steps: ClassVar[bool] = True
 
-    size: int = 0
-    indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     shift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def start(self, frames: Frames, device: str) -> Self:
         """Empty sums for these frames."""
-        return type(self)(size=frames.size, indices=frames.indices, shift=frames.rough_means())
-
-    def fork(self) -> Self:
-        """Empty sums for one more thread."""
-        return replace(self, sums={})
+        return replace(super().start(frames, device), shift=frames.rough_means())
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
         """Add the weights `start` to `stop` of every frame."""
@@ -64,28 +58,15 @@ class Integral:
         kernels.integrate(addresses, frames.like, start, stop, shift, keep, work, out)
         self.sums[start] = out[: len(frames)]
 
-    def merge(self, other: Self) -> None:
-        """Add the slabs of another object of the same pass."""
-        self.sums |= other.sums
-
-    def total(self) -> NDArray[np.float64]:
-        """The sums over all weights, (T', 6), added up in the order of the weights."""
-        total: NDArray[np.float64] = np.sum([self.sums[start] for start in sorted(self.sums)], axis=0)
-        return total
-
     @property
     def spread_at_start(self) -> float:
         """Σ_k (w_0k − m_0)² of the first frame."""
-        first = self.total()[0]
+        first = self.total[0]
         return float(first[1] - first[0] ** 2 / self.size)
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:
         """Steps whose sum of squares is not finite."""
-        return ~np.isfinite(self.total()[:, 1])
-
-    def refine(self) -> Self | None:
-        """Sums of squares do not cancel."""
-        return None
+        return ~np.isfinite(self.total[:, 1])
 
 
 def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
@@ -126,7 +107,7 @@ def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
 
 
 def _finish(history: History, integral: Integral) -> xr.Dataset:
-    sums, size, length = integral.total(), integral.size, len(integral.indices)
+    sums, size, length = integral.total, integral.size, len(integral.indices)
     if not np.isfinite(sums).all():
         if np.isfinite(sums[:, 1]).any():
             raise PythiaDynError(f"the weights of {history.name} are too large for their squares; scale them")

@@ -44,7 +44,7 @@ def motion(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
 
 def _finish(history: History, integral: Integral) -> xr.Dataset:
     curves = MSD.finish(history, integral)[["msd", "msd_null"]]
-    sums, size, at = integral.total(), integral.size, integral.indices
+    sums, size, at = integral.total, integral.size, integral.indices
     squared = sums[:, 1] + 2 * integral.shift * sums[:, 0] + size * integral.shift**2
     norm = np.sqrt(np.maximum(squared, 0))
     moved = sums[:, 4]

@@ -166,7 +166,7 @@ def two_time(
 def _finish(history: History, gram: Gram, *, components: int, longest: float, confidence: float) -> xr.Dataset:
     at = gram.indices
     steps = history.steps[at]
-    increments, squares = gram.increments(), gram.totals()[:, 1]
+    increments, squares = gram.increments(), gram.total[:, 1]
     if not np.isfinite(increments).all():
         if np.isfinite(squares).any():
             raise PythiaDynError(f"the weights of {history.name} are too large for their squares; scale them")

@@ -1,35 +1,62 @@
-"""The figures with a step slider: a drawing, and the values behind it small enough to travel with the page.
+"""Figures with a step slider: a drawing, and the values behind it in a form small enough for a page.
 
-Values go as 16-bit codes in base64: relative steps of 1e-4 or so for a density over six decades, 3e-5 for a cosine.
+Values are 16-bit codes in base64. Their relative steps are about 2e-4 for a density over six decades, and their steps
+3e-5 for a cosine.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from pythia_dynamics import figures
-from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.results.folder import Results
-
-if TYPE_CHECKING:
-    import xarray as xr
+from pythia_dynamics.figures.measures import DENSITY_FLOOR
+from pythia_dynamics.figures.svg import rounded
+from pythia_dynamics.results.folder import Results, computed
 
 __all__ = ["Explorer", "decode", "encode", "explorers"]
 
-_STEPS, _BINS = 200, 192
+_MAX_STEPS = 200
+"""Steps on a page. 200 × 200 cosines take 107 kB in base64, so that four models with both figures stay below 5 MB; the
+143 steps of the papers are all shown."""
+
+_MAX_BINS = 192
+"""Bins of a density on a page: one for every two points (1/72 inch) of the width of its figure."""
+
 _MISSING = 0xFFFF
+"""The code of a value that is not known."""
+
 _LARGEST = 0xFFFD
-_DECADES = 6.0
+"""Number of intervals between the codes 1 and 65534. The script of the page has the same number."""
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """One figure with a slider: what the template and the script need of it."""
+    """A figure with a slider, as the template and the script use it.
+
+    Parameters
+    ----------
+    key
+        Its id on the page.
+    title
+        Heading.
+    caption
+        One or two sentences on what the figure shows.
+    drawing
+        The drawing with the chosen step.
+    steps
+        The steps of the slider.
+    chosen
+        Place of the chosen step among them.
+    payload
+        The values that the script draws, as JSON can hold them.
+    """
 
     key: str
     title: str
@@ -41,91 +68,118 @@ class Explorer:
 
 
 def explorers(results: Results, prefix: str) -> list[Explorer]:
-    """Density and cosine map of one model, where they have been computed. `prefix` makes the keys unique."""
-    found = []
-    for make in (_density, _cosine):
-        try:
-            found.append(make(results.weights(), prefix))
-        except PythiaDynError:  # it has not been computed
-            continue
-    return found
+    """The explorers of the density and of the cosine map, where these have been computed.
+
+    Parameters
+    ----------
+    results
+        The results of a model, or of a tensor of it.
+    prefix
+        Begins the keys, to make them unique on the page.
+    """
+    return list(computed(lambda make: make(results.weights(), prefix), (_density, _cosine)))
 
 
 def _density(results: Results, prefix: str) -> Explorer:
-    result = _coarse(results.read_zarr("density"))
+    result = results.read_zarr("density")[["density"]]
+    # The mean of as many equal bins as it takes to have at most `_MAX_BINS`.
+    result = result.coarsen(weight=-(-result.sizes["weight"] // _MAX_BINS), boundary="trim").mean()
     result = result.isel(step=_spread(result.sizes["step"]))
-    values = result["density"].to_numpy()
-    chosen, key = _last_known(values), f"{prefix}-density"
-    title = f"Density of the weights of {results.label}, step by step"
-    with figures.sheet(rows=2, width=5.2, height=2.9) as (figure, axes):
-        figures.density_at(axes, result, chosen, key=key)
-        drawing = figures.inline(figure, key, label=f"{title}: map over all steps, and its section at the chosen step")
-    weights = result["weight"].to_numpy()
-    return Explorer(
-        key=key,
+    return _explorer(
+        results,
+        f"{prefix}-density",
+        result,
+        figures.density_at,
         title="Density at a step",
-        caption=f"Above: density of the weights over training. Below: its section at the step of the slider. "
-        f"{len(weights)} bins.{_thinned(result, results)}",
-        drawing=drawing,
-        steps=tuple(int(step) for step in result["step"]),
-        chosen=chosen,
-        payload={
-            "along": [float(f"{weight:.5g}") for weight in weights],
-            "alongName": "weight",
-            "valueName": "density",
-            **encode(values, log=True),
-        },
+        label=f"Density of the weights of {results.label}, step by step: map over all steps, and its section at the "
+        "chosen step",
+        caption="Above: density of the weights over training. Below: its section at the step of the slider. "
+        f"{result.sizes['weight']} bins.",
     )
 
 
 def _cosine(results: Results, prefix: str) -> Explorer:
-    result = results.read_zarr("two_time")[["cosine"]]
+    result = results.read_zarr("two_time")[["cosine"]].transpose("step", "other_step")
     kept = _spread(result.sizes["step"])
-    result = result.isel(step=kept, other_step=kept)
-    values = result["cosine"].transpose("step", "other_step").to_numpy()
-    chosen, key = _last_known(values), f"{prefix}-cosine"
-    title = f"Cosine between the weights of {results.label} at every two steps"
-    with figures.sheet(rows=2, width=5.2, height=2.9) as (figure, axes):
-        figures.cosine_at(axes, result, chosen, key=key)
-        drawing = figures.inline(figure, key, label=f"{title}, and its section at the chosen step")
-    return Explorer(
-        key=key,
+    return _explorer(
+        results,
+        f"{prefix}-cosine",
+        result.isel(step=kept, other_step=kept),
+        figures.cosine_at,
         title="Cosine between steps",
+        label=f"Cosine between the weights of {results.label} at every two steps, and its section at the chosen step",
         caption="Above: cosine between the weights at every two steps. Below: between the step of the slider and all "
-        f"others.{_thinned(result, results)}",
-        drawing=drawing,
-        steps=tuple(int(step) for step in result["step"]),
-        chosen=chosen,
-        payload={
-            "along": [int(step) for step in result["step"]],
-            "alongName": "other step",
-            "valueName": "cosine",
-            **encode(values, log=False),
-        },
+        "others.",
     )
 
 
-def encode(values: NDArray[np.float64], *, log: bool) -> dict[str, Any]:
-    """Values as codes 1 … 65534 on a linear or logarithmic scale from `low` to `high`; 0 is zero, 65535 not known.
+def _explorer(
+    results: Results,
+    key: str,
+    result: xr.Dataset,
+    draw: Callable[..., None],
+    *,
+    title: str,
+    label: str,
+    caption: str,
+) -> Explorer:
+    """The explorer of the only variable of a dataset, which has the dimensions step and another one."""
+    (quantity,) = result.data_vars.values()
+    values, (_, other) = quantity.to_numpy(), map(str, quantity.dims)
+    known = np.flatnonzero(np.isfinite(values).any(axis=1))
+    chosen = int(known[-1]) if len(known) else len(values) - 1
+    with figures.sheet(rows=2, width=5.2, height=2.9) as (figure, axes):
+        draw(axes, result, chosen, key=key)
+        drawing = figures.inline(figure, key, label=label)
+    if len(values) >= _MAX_STEPS:
+        caption += f" {_MAX_STEPS} steps are shown; all are in results/{results.name}/{results.tensor}."
+    payload = {
+        "along": rounded(quantity[other]),
+        "alongName": other.replace("_", " "),
+        "valueName": quantity.name,
+        **encode(values, log=quantity.name == "density"),
+    }
+    return Explorer(key, title, caption, drawing, tuple(result["step"].to_numpy().tolist()), chosen, payload)
 
-    On a logarithmic scale what is more than six decades below the greatest value counts as zero.
+
+def encode(values: NDArray[np.float64], *, log: bool) -> dict[str, Any]:
+    """Values as 16-bit codes: 1 … 65534 on a scale from `low` to `high`, 0 for zero, 65535 for a value not known.
+
+    Parameters
+    ----------
+    values
+        The values, with NaN where they are not known.
+    log
+        Whether the scale is logarithmic. Values below `DENSITY_FLOOR` times the greatest then count as zero.
+
+    Returns
+    -------
+    dict
+        `low` and `high`, the ends of the scale, `log`, and `codes`, the little-endian codes in base64.
     """
     finite = values[np.isfinite(values) & ((values > 0) if log else True)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0, 1.0)
-    if log:
-        low = max(low, high * 10**-_DECADES)
-        with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if log:
+            low = max(low, high * DENSITY_FLOOR)
             place = np.log(values / low) / (np.log(high / low) or 1.0)
-    else:
-        place = (values - low) / ((high - low) or 1.0)
-    with np.errstate(invalid="ignore"):
-        codes = np.where(place >= 0, 1 + np.rint(np.minimum(place, 1) * (_LARGEST)), 0)
+        else:
+            place = (values - low) / ((high - low) or 1.0)
+        codes = np.where(place >= 0, 1 + np.rint(np.minimum(place, 1) * _LARGEST), 0)
     codes = np.where(np.isfinite(values), codes, _MISSING).astype("<u2")
     return {"low": low, "high": high, "log": log, "codes": base64.b64encode(codes.tobytes()).decode()}
 
 
 def decode(content: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """The values that `encode` was given, as the page reads them."""
+    """The values that `encode` was given, as the script of the page decodes them.
+
+    Parameters
+    ----------
+    content
+        What `encode` returned.
+    shape
+        Shape of the values.
+    """
     codes = np.frombuffer(base64.b64decode(content["codes"]), "<u2").reshape(shape).astype(np.float64)
     place = (codes - 1) / _LARGEST
     low, high = content["low"], content["high"]
@@ -133,27 +187,6 @@ def decode(content: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float6
     return np.where(codes == _MISSING, np.nan, np.where(codes == 0, 0.0, values))
 
 
-def _coarse(result: xr.Dataset) -> xr.Dataset:
-    """The density over at most 192 bins, each the mean of as many equal ones."""
-    factor = -(-result.sizes["weight"] // _BINS)
-    coarse: xr.Dataset = result[["density"]].coarsen(weight=factor, boundary="trim").mean()
-    return coarse
-
-
 def _spread(count: int) -> NDArray[np.intp]:
-    """All steps, or 200 of them, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, _STEPS)).round().astype(np.intp))
-
-
-def _thinned(shown: xr.Dataset, results: Results) -> str:
-    """What to say where not all steps are shown."""
-    return (
-        ""
-        if shown.sizes["step"] < _STEPS
-        else f" {_STEPS} steps are shown; all are in results/{results.name}/{results.tensor}."
-    )
-
-
-def _last_known(values: NDArray[np.float64]) -> int:
-    known = np.flatnonzero(np.isfinite(values).any(axis=1))
-    return int(known[-1]) if len(known) else len(values) - 1
+    """Places of all steps, or of `_MAX_STEPS` of them, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, _MAX_STEPS)).round().astype(np.intp))

@@ -1,26 +1,39 @@
-"""What the report says of a model beside its figures: tables, gaps, oddities, where everything came from."""
+"""The text of the report on one model: tables, missing steps, findings of the verification, provenance."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
-from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.measures.catalogue import known_measures
-from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.folder import Results, computed
 from pythia_dynamics.tables import read_json
 
-if TYPE_CHECKING:
-    import xarray as xr
+__all__ = [
+    "Finding",
+    "Gap",
+    "Provenance",
+    "Table",
+    "findings",
+    "format_number",
+    "format_steps",
+    "gaps",
+    "provenance",
+    "tables",
+]
 
-__all__ = ["Gap", "Oddity", "Provenance", "Table", "gaps", "number", "oddities", "provenance", "spans", "tables"]
+_MAX_ROWS = 16
+"""Rows of a table on the page, so that a table fits on a screen. The CSV file has all of them."""
 
-_ROWS = 16
+_MAX_LISTED_STEPS = 8
+"""Steps that are listed one by one: as many as fit on a line of a table."""
+
 _PERPLEXITIES = {
     "perplexity-forward": "Forward perplexity",
     "perplexity-unmask": "Causal-unmasking perplexity",
@@ -30,7 +43,19 @@ _PERPLEXITIES = {
 
 @dataclass(frozen=True)
 class Table:
-    """Some rows of a result table, as text; `note` says which."""
+    """Some rows of a result table, as text.
+
+    Parameters
+    ----------
+    title
+        Heading.
+    columns
+        Names of the columns.
+    rows
+        The cells of each row.
+    note
+        Which of the rows these are.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -40,7 +65,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Gap:
-    """Steps that a result lacks, and why."""
+    """Steps that are missing from results.
+
+    Parameters
+    ----------
+    results
+        Names of the results.
+    steps
+        The steps, as text.
+    reason
+        Why they are missing.
+    """
 
     results: str
     steps: str
@@ -48,8 +83,22 @@ class Gap:
 
 
 @dataclass(frozen=True)
-class Oddity:
-    """A finding of ``pythia-dyn verify``."""
+class Finding:
+    """A finding of ``pythia-dyn verify``.
+
+    Parameters
+    ----------
+    subject
+        What was verified: a tensor, or checkpoints.
+    kind
+        Kind of the finding.
+    steps
+        Its steps, as text.
+    message
+        The finding in one sentence.
+    fault
+        False where it is harmless.
+    """
 
     subject: str
     kind: str
@@ -60,7 +109,21 @@ class Oddity:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the weights came from, what computed the results and when, the commits, and the commands to do it again."""
+    """How the results of a model were made.
+
+    Parameters
+    ----------
+    sources
+        Where the weights are from.
+    software
+        Versions and machines that computed the results.
+    computed
+        When: one time, or the first and the last.
+    commits
+        Step and commit of each checkpoint.
+    commands
+        The commands that make the results again.
+    """
 
     sources: tuple[str, ...]
     software: tuple[str, ...]
@@ -70,142 +133,161 @@ class Provenance:
 
 
 def tables(results: Results) -> list[Table]:
-    """The tables of one model, up to 16 rows of each, evenly spaced, the first and the last among them."""
-    weights, found = results.weights(), []
+    """The tables of a model that have been computed, with up to 16 rows each.
+
+    The rows are evenly spaced; the first and the last row are among them.
+
+    Parameters
+    ----------
+    results
+        The results of the model, or of a tensor of it.
+    """
     titles = {name: table.title for one in known_measures().values() for name, table in one.tables.items()}
-    for folder, kinds in ((weights, titles), (results.model, _PERPLEXITIES)):
-        for kind, title in kinds.items():
-            try:
-                table = folder.read_table(kind) if title else None
-            except PythiaDynError:  # it has not been computed
-                continue
-            if table is not None:
-                found.append(_excerpt(table, kind, title))
-    return found
+    places = [(results.weights(), name, title) for name, title in titles.items() if title]
+    places += [(results.model, name, title) for name, title in _PERPLEXITIES.items()]
+    return list(computed(lambda place: _excerpt(place[0].read_table(place[1]), *place[1:]), places))
 
 
-def _excerpt(table: xr.Dataset, kind: str, title: str) -> Table:
+def _excerpt(table: xr.Dataset, name: str, title: str) -> Table:
     count = table.sizes["step"]
-    chosen = np.unique(np.linspace(0, count - 1, min(_ROWS, count)).round().astype(int))
-    columns = [str(name) for name in table.data_vars]
-    rows = tuple((f"{int(table['step'][i]):,}", *(number(float(table[name][i])) for name in columns)) for i in chosen)
-    note = f"All {count} steps." if len(chosen) == count else f"{len(chosen)} of {count} steps; all are in {kind}.csv."
+    chosen = np.unique(np.linspace(0, count - 1, min(_MAX_ROWS, count)).round().astype(int))
+    columns = [str(column) for column in table.data_vars]
+    rows = tuple(
+        (f"{int(table['step'][i]):,}", *(format_number(float(table[column][i])) for column in columns)) for i in chosen
+    )
+    note = f"All {count} steps." if len(chosen) == count else f"{len(chosen)} of {count} steps; all are in {name}.csv."
     return Table(title, ("step", *columns), rows, note)
 
 
 def gaps(results: Results) -> list[Gap]:
-    """What is missing, by result and reason."""
+    """The missing steps of a model. Results that lack the same steps for the same reason are one gap.
+
+    Parameters
+    ----------
+    results
+        The results of the model, or of a tensor of it.
+    """
     found: dict[tuple[str, str], dict[str, None]] = {}
-    for kind, details in _provenance(results).items():
+    for name, details in _provenance(results).items():
         by_reason: dict[str, list[int]] = {}
         for step, reason in _mapping(details.get("missing")).items():
             by_reason.setdefault(str(reason), []).append(int(step))
         for reason, steps in by_reason.items():
-            found.setdefault((spans(steps), reason), {})[kind] = None
-    return [Gap(", ".join(kinds), steps, reason) for (steps, reason), kinds in found.items()]
+            found.setdefault((format_steps(steps), reason), {})[name] = None
+    return [Gap(", ".join(names), steps, reason) for (steps, reason), names in found.items()]
 
 
-def oddities(results: Results) -> list[Oddity] | None:
-    """What ``verify`` found; None where it has not been run."""
+def findings(results: Results) -> list[Finding] | None:
+    """The findings of ``pythia-dyn verify``; None where it has not been run.
+
+    Parameters
+    ----------
+    results
+        The results of the model, or of a tensor of it.
+    """
     try:
-        looked = read_json(results.model.path / "verify.json")["verify"]
         return [
-            Oddity(
-                str(found["subject"]),
-                str(finding["kind"]),
-                spans(finding["steps"]),
-                str(finding["message"]),
-                bool(finding.get("fault", True)),
-            )
-            for found in looked
-            for finding in found["findings"]
+            Finding(subject["subject"], found["kind"], format_steps(found["steps"]), found["message"], found["fault"])
+            for subject in read_json(results.model.path / "verify.json")["verify"]
+            for found in subject["findings"]
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def provenance(results: Results) -> Provenance:
-    """Gathered from ``provenance.json``."""
-    kinds = _provenance(results)
+    """The provenance of the results of a model, from ``provenance.json``.
+
+    Parameters
+    ----------
+    results
+        The results of the model, or of a tensor of it.
+    """
+    made = _provenance(results)
     sources: dict[str, None] = {}
     software: dict[str, None] = {}
     commits: dict[int, str] = {}
-    for details in kinds.values():
-        place = details.get("source") or details.get("location")
+    for details in made.values():
+        place, tensor = details.get("source") or details.get("location"), details.get("tensor")
         if place:
-            sources[f"{place}, {details['tensor']}" if details.get("tensor") else str(place)] = None
-        packages = _mapping(details.get("packages"))
-        versions = [f"{name} {version}" for name, version in sorted(packages.items())]
-        software[
-            f"pythia-dynamics {details.get('pythia_dynamics')}, Python {details.get('python')} on "
-            f"{details.get('machine')}: {', '.join(versions)}"
-        ] = None
+            sources[f"{place}, {tensor}" if tensor else str(place)] = None
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(_mapping(details.get("packages")).items()))
+        python = f"Python {details.get('python')} on {details.get('machine')}"
+        software[f"pythia-dynamics {details.get('pythia_dynamics')}, {python}: {versions}"] = None
         commits |= {int(step): str(commit) for step, commit in _mapping(details.get("commits")).items()}
-    times = sorted(str(details["time"]) for details in kinds.values() if "time" in details)
+    times = sorted({str(details["time"]) for details in made.values() if "time" in details})
     return Provenance(
         sources=tuple(sources),
         software=tuple(software),
-        computed="" if not times else times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}",
-        commits=tuple((f"{step:,}", commits[step]) for step in sorted(commits)),
-        commands=tuple(_commands(results, kinds)),
+        computed=" to ".join(times[:1] + times[1:][-1:]),
+        commits=tuple((f"{step:,}", commit) for step, commit in sorted(commits.items())),
+        commands=tuple(dict.fromkeys(_commands(results, made))),
     )
 
 
-def _commands(results: Results, kinds: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    name = results.name
-    source = next((str(details["source"]) for details in kinds.values() if details.get("source")), None)
-    if source is not None:
-        tensor = next(str(details["tensor"]) for details in kinds.values() if details.get("source"))
-        named = "" if tensor == UNEMBEDDING else f" --tensor {shlex.quote(tensor)}"
-        yield f"pythia-dyn fetch --model {shlex.quote(source)}{named}"
-    made: dict[str, None] = {}
-    for kind, details in kinds.items():
-        if kind.startswith("perplexity-"):
-            corpus = details.get("corpus_dataset") or details.get("corpus")
-            line = f"pythia-dyn perplexity --model {shlex.quote(str(details.get('location', name)))}"
-            line += f" --mode {kind.removeprefix('perplexity-')}"
-            line += f" --corpus {shlex.quote(str(corpus))} --limit {details.get('corpus_passages')}"
-            line += f" --dtype {details.get('dtype')} --device {details.get('device')}"
-            line += " --head ternary" if details.get("head") == "ternary" else ""
-        elif kind == "first_last":
-            line = f"pythia-dyn portrait --model {shlex.quote(str(details.get('location', name)))}"
-            line += f" --phrase {shlex.quote(str(details.get('phrase')))}"
-        elif kind == "order-parameter":
-            line = "pythia-dyn reproduce order-parameter"
+def _commands(results: Results, made: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The commands that make the results again; the same command may come more than once."""
+    fetched = next((details for details in made.values() if details.get("source")), None)
+    if fetched is not None:
+        tensor = str(fetched["tensor"])
+        option = "" if tensor == UNEMBEDDING else f" --tensor {shlex.quote(tensor)}"
+        yield f"pythia-dyn fetch --model {shlex.quote(str(fetched['source']))}{option}"
+    for name, details in made.items():
+        location = shlex.quote(str(details.get("location", results.name)))
+        if name.startswith("perplexity-"):
+            corpus = shlex.quote(str(details.get("corpus_dataset") or details.get("corpus")))
+            yield (
+                f"pythia-dyn perplexity --model {location} --mode {name.removeprefix('perplexity-')} --corpus {corpus}"
+                f" --limit {details.get('corpus_passages')} --dtype {details.get('dtype')}"
+                f" --device {details.get('device')}{' --head ternary' if details.get('head') == 'ternary' else ''}"
+            )
+        elif name == "first_last":
+            yield f"pythia-dyn portrait --model {location} --phrase {shlex.quote(str(details.get('phrase')))}"
+        elif name == "order-parameter":
+            yield "pythia-dyn reproduce order-parameter"
         else:
-            line = results.weights().command_for(kind)
             rows = details.get("drop_padding")
-            line += f" --drop-padding {rows}" if rows else ""
-        made[line] = None
-    yield from made
-    yield f"pythia-dyn report --model {shlex.quote(name)}"
+            yield results.weights().command_for(name) + (f" --drop-padding {rows}" if rows else "")
+    yield f"pythia-dyn report --model {shlex.quote(results.name)}"
 
 
-def spans(steps: Iterable[int]) -> str:
-    """Step numbers as text: all of a few, else the number of them and both ends."""
+def format_steps(steps: Iterable[int]) -> str:
+    """Step numbers as text: each of up to eight, else their number, the first and the last.
+
+    Parameters
+    ----------
+    steps
+        The step numbers in any order.
+    """
     ordered = sorted(int(step) for step in steps)
-    if len(ordered) <= 8:
+    if len(ordered) <= _MAX_LISTED_STEPS:
         return ", ".join(f"{step:,}" for step in ordered)
     return f"{len(ordered)} steps from {ordered[0]:,} to {ordered[-1]:,}"
 
 
-def number(value: object) -> str:
-    """A number for a table: whole ones in full, others to four digits, what is not known as a dash."""
+def format_number(value: object) -> str:
+    """A number for a table: a whole number in full, another one with four significant digits.
+
+    Parameters
+    ----------
+    value
+        The number. None and NaN become a dash; words and truth values stay as they are.
+    """
     if value is None or value != value:
         return "–"
-    if value in (np.inf, -np.inf):
-        return "∞" if value == np.inf else "−∞"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    if float(value).is_integer() and abs(value) < 1e12:
-        return f"{int(value):,}".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+    if np.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{int(value):,}" if float(value).is_integer() and abs(value) < 1e12 else f"{value:.4g}"
+    return text.replace("-", "−")
 
 
 def _provenance(results: Results) -> dict[str, dict[str, Any]]:
-    """Of the model, and of the weights that are shown."""
+    """The provenance of the weights that are shown, and of the model."""
     return {**results.weights().provenance(), **results.model.provenance()}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
+    """A value of the provenance that ought to be a mapping; an empty one where it is none."""
     return value if isinstance(value, dict) else {}

@@ -1,7 +1,7 @@
-"""One HTML page from saved results: the scorecard of claims, the figures, tables, gaps, oddities, provenance.
+"""One HTML page from saved results: the scorecard of claims, figures, tables, missing steps, findings, provenance.
 
-The page is whole in itself: nothing is loaded from anywhere, and its own policy forbids it. Figures are drawn by
-matplotlib as SVG in the page's colours; a small script reads values off them and moves the step.
+The page is one file. It loads nothing, and its content security policy forbids it to. Figures are SVG in the colours
+of the page, drawn by matplotlib. A small script shows the values at the pointer and moves the slider's step.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics import __version__, figures
-from pythia_dynamics.claims.verdict import VERDICTS, Verdict
+from pythia_dynamics.claims.verdict import VERDICTS, Verdict, VerdictWord
 from pythia_dynamics.errors import PythiaDynError, optional_import
-from pythia_dynamics.figures.gallery import of_models
-from pythia_dynamics.figures.plates import Plate
+from pythia_dynamics.figures.gallery import comparison_figures
+from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report import facts
 from pythia_dynamics.report.explorer import Explorer, explorers
@@ -27,72 +27,71 @@ from pythia_dynamics.results.folder import Results
 
 __all__ = ["Section", "report"]
 
-_MARKS = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
-_NARROW = 420  # points: what is wider is scrolled on a small screen, not shrunk
+_MARKS: dict[VerdictWord, str] = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
+"""Marks beside the words of the verdicts."""
 
-
-@dataclass(frozen=True)
-class _Picture:
-    """A drawn plate on its way into the template."""
-
-    key: str
-    title: str
-    caption: str
-    svg: str
-    panels: str
-    wide: bool
+_MAX_NARROW_WIDTH = 420
+"""Width in points up to which a figure shrinks on a small screen. A wider one is scrolled: its text of 9 points would
+become illegible."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one folder of results: the verdicts on its claims, and its figures."""
+    """The part of the page on one folder of results.
+
+    Parameters
+    ----------
+    results
+        The results.
+    verdicts
+        The verdicts on its claims.
+    specs
+        Its figures.
+    """
 
     results: Results
     verdicts: tuple[Verdict, ...]
-    plates: Sequence[Plate]
+    specs: Sequence[FigureSpec]
 
 
 def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
-    """The page for these models. Raises `PythiaDynError` for a model without results. `progress` counts models."""
+    """The HTML page of some models.
+
+    Parameters
+    ----------
+    sections
+        One for each model.
+    progress
+        Counts models, and the figures of all models as one more.
+
+    Raises
+    ------
+    PythiaDynError
+        Without sections, or without the extra ``report``.
+    """
     with optional_import("pythia-dyn report", "report"):
         from jinja2 import Environment, StrictUndefined
 
     if not sections:
         raise PythiaDynError("no model to report on; name one with --model")
-    folders = [section.results for section in sections]
+    folders, total = [section.results for section in sections], len(sections) + 1
     names = [results.label for results in folders]
-    progress(0, len(sections) + 1)
-    together = (
-        [_picture(plate, f"all-{plate.key}") for plate in of_models(folders, Path())] if len(sections) > 1 else []
-    )
-    progress(1, len(sections) + 1)
+    progress(0, total)
+    comparisons = comparison_figures(folders, Path()) if len(sections) > 1 else []
+    together = [_picture(spec, f"all-{spec.key}") for spec in comparisons]
+    progress(1, total)
     parts = []
     for number, section in enumerate(sections, 1):
-        results, key = section.results, f"m{number}"
-        looked = explorers(results, key)
-        shown = {explorer.key.removeprefix(f"{key}-") for explorer in looked}
-        parts.append(
-            {
-                "key": key,
-                "name": results.label,
-                "plates": [_picture(plate, f"{key}-{plate.key}") for plate in section.plates if plate.key not in shown],
-                "explorers": [_explorer(explorer) for explorer in looked],
-                "tables": facts.tables(results),
-                "gaps": facts.gaps(results),
-                "oddities": facts.oddities(results),
-                "provenance": facts.provenance(results),
-                "counts": _counts(section.verdicts),
-            }
-        )
-        progress(number + 1, len(sections) + 1)
+        parts.append(_part(section, f"m{number}"))
+        progress(number + 1, total)
     rows: dict[str, dict[str, Any]] = {}
     for name, section in zip(names, sections, strict=True):
         for verdict in section.verdicts:
             row = rows.setdefault(verdict.claim, {"claim": verdict, "key": f"claim-{verdict.claim}", "of": {}})
             row["of"][name] = verdict
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = facts.number
-    return environment.from_string(_part("page.html.j2")).render(
+    environment.filters["number"] = facts.format_number
+    return environment.from_string(_file("page.html.j2")).render(
         title=f"Training dynamics of {', '.join(names)}",
         names=names,
         rows=list(rows.values()),
@@ -102,53 +101,53 @@ def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
         command="pythia-dyn report " + " ".join(f"--model {name}" for name in names),
         version=__version__,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        style=_part("style.css"),
-        script=_part("script.js"),
+        style=_file("style.css"),
+        script=_file("script.js"),
     )
 
 
-def _counts(found: Sequence[Verdict]) -> str:
-    counted = Counter(verdict.verdict for verdict in found)
-    return ", ".join(f"{counted[word]} {word}" for word in VERDICTS)
+def _part(section: Section, key: str) -> dict[str, Any]:
+    """What the template needs of a section. A figure that is an explorer is not drawn a second time."""
+    results, with_slider = section.results, explorers(section.results, key)
+    shown = {explorer.key for explorer in with_slider}
+    counted = Counter(verdict.verdict for verdict in section.verdicts)
+    return {
+        "key": key,
+        "name": results.label,
+        "plates": [_picture(spec, f"{key}-{spec.key}") for spec in section.specs if f"{key}-{spec.key}" not in shown],
+        "explorers": [_explorer(explorer) for explorer in with_slider],
+        "tables": facts.tables(results),
+        "gaps": facts.gaps(results),
+        "findings": facts.findings(results),
+        "provenance": facts.provenance(results),
+        "counts": ", ".join(f"{counted[word]} {word}" for word in VERDICTS),
+    }
 
 
-def _picture(plate: Plate, key: str) -> _Picture:
-    with plate.sheet() as (figure, axes):
-        plate.paint(axes)
-        drawing = figures.inline(figure, key, label=f"{plate.title}. {plate.caption}")
-    return _Picture(
-        key=key,
-        title=plate.title,
-        caption=plate.caption,
-        svg=drawing.svg,
-        panels=_json([asdict(panel) for panel in drawing.panels]),
-        wide=plate.columns * plate.width * 72 > _NARROW,
-    )
+def _picture(spec: FigureSpec, key: str) -> dict[str, Any]:
+    """What the template needs of a figure."""
+    with spec.sheet() as (figure, axes):
+        spec.draw(axes)
+        drawing = figures.inline(figure, key, label=f"{spec.title}. {spec.caption}")
+    wide = spec.columns * spec.width * 72 > _MAX_NARROW_WIDTH
+    panels = _json([asdict(panel) for panel in drawing.panels])
+    text = {"key": key, "title": spec.title, "caption": spec.caption}
+    return {**text, "svg": drawing.svg, "panels": panels, "wide": wide}
 
 
 def _explorer(explorer: Explorer) -> dict[str, Any]:
-    content = {
-        **explorer.payload,
-        "key": explorer.key,
-        "steps": explorer.steps,
-        "panels": [asdict(panel) for panel in explorer.drawing.panels],
-    }
-    return {
-        "key": explorer.key,
-        "title": explorer.title,
-        "caption": explorer.caption,
-        "svg": explorer.drawing.svg,
-        "steps": explorer.steps,
-        "chosen": explorer.chosen,
-        "content": _json(content),
-    }
+    """What the template needs of an explorer."""
+    panels = [asdict(panel) for panel in explorer.drawing.panels]
+    content = {**explorer.payload, "key": explorer.key, "steps": explorer.steps, "panels": panels}
+    return {**vars(explorer), "svg": explorer.drawing.svg, "content": _json(content)}
 
 
 def _json(content: Any) -> str:
-    """JSON that may stand in a script element: nothing in it can end the element."""
+    """JSON for a script element, with escapes for the characters that could end the element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _part(name: str) -> str:
+def _file(name: str) -> str:
+    """The text of a file of this package."""
     return (resources.files("pythia_dynamics.report") / name).read_text(encoding="utf-8")

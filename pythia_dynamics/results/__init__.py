@@ -1,4 +1,4 @@
-"""The results folder of a model: tables, arrays, provenance; and what others have published."""
+"""The results folder of a model: tables, arrays, provenance. Published values of other authors, for comparison."""
 
 from __future__ import annotations
 

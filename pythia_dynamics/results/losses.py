@@ -1,17 +1,19 @@
-"""Loss by step from tables and logs, and the loss that is known of a model."""
+"""Loss by step: from tables and logs, and from the results of a model."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pandas as pd
+
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.results.folder import Results
 
 __all__ = ["known_loss", "read_losses"]
 
-
 _COLUMNS = ("loss", "nll_mean", "train_loss", "eval_loss")
+"""Columns that hold a loss, in order of preference."""
 
 
 def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]:
@@ -19,25 +21,23 @@ def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]
 
     Parameters
     ----------
-    path : Path or str
-        A CSV, a log of one JSON object a line (``.jsonl``), or the ``trainer_state.json`` that the `Trainer` of
-        transformers leaves in a checkpoint.
-    column : str, optional
-        The column of the loss, where the table has it. Otherwise the first of `loss`, `nll_mean` (of
-        ``perplexity-forward.csv``), `train_loss`, `eval_loss` that it has.
+    path
+        A CSV file, a log with one JSON object per line (``.jsonl``), or the ``trainer_state.json`` that the `Trainer`
+        of transformers writes into a checkpoint.
+    column
+        The column of the loss. By default, or where the table lacks it, the first of `loss`, `nll_mean` (of
+        ``perplexity-forward.csv``), `train_loss`, `eval_loss` that the table has.
 
     Returns
     -------
     dict of int to float
-        Rows without a loss are left out; of several rows of a step the last one counts.
+        Rows without a loss are left out. Of several rows of a step the last one counts.
 
     Raises
     ------
     PythiaDynError
-        For a file that cannot be read, or that has no such columns or no numbers in them.
+        For a file that cannot be read, lacks these columns, or has something else than numbers in them.
     """
-    import pandas as pd
-
     path = Path(path)
     try:
         if path.suffix == ".json":
@@ -66,16 +66,19 @@ def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]
 
 
 def known_loss(results: Results, source: str) -> tuple[dict[int, float], str] | None:
-    """The loss of a model by step and the file it is from; None where none is known.
-
-    It is the mean NLL of the forward perplexity, else the validation loss in ``losses.csv`` of the suite.
+    """The loss of a model by step: the mean NLL of the forward perplexity, else the validation loss of its suite.
 
     Parameters
     ----------
-    results : Results
+    results
         The results of the model, or of a tensor of it.
-    source : str
-        Where its weights are from; a directory where it is a suite.
+    source
+        Where its weights are from. Where this is the directory of a suite, its ``losses.csv`` is read.
+
+    Returns
+    -------
+    tuple of (dict of int to float, str), or None
+        The loss by step, and the file it is from. None where no loss is known.
 
     Raises
     ------

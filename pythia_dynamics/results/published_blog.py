@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 
 from pythia_dynamics.errors import UnknownNameError
 from pythia_dynamics.measures.order import derivative
 from pythia_dynamics.tables import read_csv
 from pythia_dynamics.training.plan import SIZES
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 __all__ = ["SOURCE", "published_blog"]
 
@@ -39,28 +36,22 @@ def published_blog(size: str) -> xr.Dataset:
     UnknownNameError
         For another size.
     """
-    import xarray as xr
-
-    rows = {int(row["step"]): row for row in _table("blog_train_loss_vs_order_parameter.csv", size)}
-    others = {int(row["step"]): row for row in _table("blog_order_parameter.csv", size)}
-    if not rows:
+    training = _table("blog_train_loss_vs_order_parameter.csv", size)
+    validation = _table("blog_order_parameter.csv", size)
+    if not training:
         raise UnknownNameError("published size", size, SIZES)
-    steps = np.array(sorted(rows), dtype=np.int64)
-    b = np.array([float(rows[step]["order_param_b"]) for step in steps.tolist()])
-    training = np.array([float(rows[step]["train_loss"]) for step in steps.tolist()])
-    validation = np.array([float(others[step]["validation_loss"]) for step in steps.tolist()])
-    data = {
-        "order_parameter": b,
-        "train_loss": training,
-        "validation_loss": validation,
-        "dloss_db": derivative(steps, b, training),
-    }
-    return xr.Dataset(
-        {name: ("step", values) for name, values in data.items()}, {"step": steps}, {"model": size, "source": SOURCE}
+    steps = sorted(training)
+    b, train_loss, validation_loss = (
+        np.array([float(table[step][column]) for step in steps])
+        for table, column in ((training, "order_param_b"), (training, "train_loss"), (validation, "validation_loss"))
     )
+    slope = derivative(np.array(steps, dtype=np.int64), b, train_loss)
+    data = {"order_parameter": b, "train_loss": train_loss, "validation_loss": validation_loss, "dloss_db": slope}
+    variables = {name: ("step", values) for name, values in data.items()}
+    return xr.Dataset(variables, {"step": steps}, {"model": size, "source": SOURCE})
 
 
-def _table(name: str, size: str) -> list[dict[str, str]]:
-    """The rows of a size in a published table."""
+def _table(name: str, size: str) -> dict[int, dict[str, str]]:
+    """The rows of a size in a published table, by step."""
     with resources.as_file(resources.files("pythia_dynamics") / "data" / name) as path:
-        return [row for row in read_csv(path) if row["model"].lower() == size.lower()]
+        return {int(row["step"]): row for row in read_csv(path) if row["model"].lower() == size.lower()}

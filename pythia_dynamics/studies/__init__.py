@@ -1,4 +1,4 @@
-"""Compositions of the rooms below: the demo, the reproductions of both works, the pipeline from history to results."""
+"""Studies that combine the other rooms: the demo, the reproductions of both works, the pipeline to result files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The whole of it on a suite trained on the spot: train, fetch, evaluate, measure, draw. No network.
+"""All stages on a small suite: train it, fetch, evaluate, measure, draw. It needs no network.
 
-Nothing here is special to the demo but the size of the suite: every stage is the one that Pythia goes through.
+The stages are those of a Pythia model; only the size of the suite is special.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import xarray as xr
 
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.evaluation.runner import evaluate
@@ -30,19 +30,29 @@ from pythia_dynamics.training.plan import TrainingPlan
 from pythia_dynamics.training.suite import HELD_OUT, Suite
 from pythia_dynamics.training.text import Text, python_reference
 
-if TYPE_CHECKING:
-    import xarray as xr
-
 __all__ = ["NAME", "PASSAGES", "Report", "run"]
 
 NAME = DEMO
+"""Name of the suite in the cache and in the results."""
+
 PASSAGES: dict[Mode, int] = {"forward": 48, "last-word": 48, "unmask": 10}
-"""Held-out passages that are evaluated at every checkpoint; unmasking writes t²/2 tokens for one of t tokens."""
+"""Held-out passages that are evaluated at every checkpoint. Unmasking has fewer, since it generates t²/2 tokens for a
+passage of t tokens."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the demo made and where it is."""
+    """The result of `run`.
+
+    Parameters
+    ----------
+    suite
+        The suite that was trained.
+    fetched
+        The report of the fetch.
+    outcomes
+        The results that were written.
+    """
 
     suite: Suite
     fetched: FetchReport
@@ -62,10 +72,28 @@ def run(
     cache: Path | str | None = None,
     results: Path | str | None = None,
 ) -> Report:
-    """Train a suite on `text` (default: the Python reference), put it through everything, write ``results/demo``.
+    """Train a suite, fetch its W_U, evaluate and measure it, and write ``results/demo``.
 
-    The suite stays in ``<cache>/demo`` and is used again by the next run of the same plan and text; an interrupted
-    run goes on where it was. Raises what the stages raise.
+    The suite stays in ``<cache>/demo``. The next run with the same plan and text uses it again, and continues one that
+    was interrupted.
+
+    Parameters
+    ----------
+    stage
+        Called with the label and the unit of each stage.
+    text
+        The text to train on. By default the Python reference.
+    plan
+        How to train.
+    cache
+        Directory of the suite and of the weight store.
+    results
+        Directory of the results.
+
+    Raises
+    ------
+    PythiaDynError
+        As the stages do.
     """
     text, plan = text or python_reference(), plan or TrainingPlan()
     with stage("train", "step") as progress:
@@ -92,7 +120,7 @@ def run(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Models this small gain nothing from a second thread, and lose tenfold where another program wants the core."""
+    """Use one thread. A second one does not speed up models this small; on a busy core it slows them tenfold."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

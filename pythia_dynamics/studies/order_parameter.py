@@ -15,8 +15,8 @@ from pythia_dynamics.claims.blog import Initial, Runs, decide
 from pythia_dynamics.claims.scorecard import save
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.figures.blog import plates
-from pythia_dynamics.figures.plates import draw
+from pythia_dynamics.figures.blog import blog_figures
+from pythia_dynamics.figures.specs import save_figures
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.history.cache import cache_directory, open_history
 from pythia_dynamics.history.fetch import download
@@ -155,7 +155,7 @@ def reproduce(
         save(common, verdicts),
     ]
     with stage("draw", "figure") as progress:
-        files += draw(plates(common), progress=progress)
+        files += save_figures(blog_figures(common), progress=progress)
     facts = {
         size: {
             "steps": int(curves[0]["step"][-1]),

@@ -1,43 +1,52 @@
-"""From a history to its result files: compute what is asked in one reading, write tables, draw figures."""
+"""From a history to its result files: compute measures in one reading, write tables and provenance, draw figures."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from pythia_dynamics import figures
+from pythia_dynamics.checkpoints.findings import Verification
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.figures.gallery import perplexity_plate, portrait_plates
-from pythia_dynamics.figures.plates import draw, measure_plate
+from pythia_dynamics.evaluation.settings import Mode
+from pythia_dynamics.figures.gallery import perplexity_figure, portrait_figures
+from pythia_dynamics.figures.specs import measure_figure, save_figures
+from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.analyse import analyse, chosen_measures
 from pythia_dynamics.measures.bifurcation import DENSITY, DISPLACEMENT, Bifurcation, bifurcation
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.measures.phases import DETECTORS, Change
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.losses import known_loss, read_losses
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.dataset import ends
 from pythia_dynamics.tables import plain, read_json, write_csv, write_json
 from pythia_dynamics.training.stopping import Replay
 
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from pythia_dynamics.checkpoints.findings import Verification
-    from pythia_dynamics.evaluation.settings import Mode
-    from pythia_dynamics.history.history import History
-    from pythia_dynamics.results.folder import Results
-
-__all__ = ["Outcome", "draw_perplexity", "keep_findings", "keep_portrait", "measure", "write_phases", "write_stop"]
+__all__ = ["Outcome", "draw_perplexity", "measure", "save_findings", "save_portrait", "write_phases", "write_stop"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One result: its kind, the files written, a sentence for a reader and the facts for a program."""
+    """One result that was written.
+
+    Parameters
+    ----------
+    kind
+        Name of the result: a measure, ``bifurcation``, ``perplexity-forward`` …
+    files
+        The files.
+    summary
+        The result in one sentence.
+    facts
+        The result for programs, as JSON can hold it.
+    """
 
     kind: str
     files: tuple[Path, ...]
@@ -55,32 +64,32 @@ def measure(
 ) -> list[Outcome]:
     """Compute measures of a history in one reading, and write tables, figures and provenance of each.
 
-    Nothing is written before all of them are computed. Once there are `density` and `msd` of the same weights,
-    ``bifurcation.json`` says whether their detectors agree.
+    Files are written only after all measures have been computed. Where `density` and `msd` of the same weights are in
+    the results, ``bifurcation.json`` is written as well: it says whether their detectors agree.
 
     Parameters
     ----------
-    history : History
+    history
         The weights.
-    which : collection of str or Measure, optional
-        What to compute, by default every known measure.
-    results : Results
-        The results of the model; what comes from weights is written to its folder of the tensor.
-    options : mapping of str to mapping, optional
-        Options by measure. An option `loss` may be a file for `read_losses`; where none is given it is the loss that
-        is known of the model (see `known_loss`).
-    compute : Compute, optional
+    which
+        The measures, or their names. By default every known measure.
+    results
+        The results of the model. The files are written to the folder of the tensor in it.
+    options
+        Options by measure. The option `loss` may be a file for `read_losses`. By default it is the known loss of the
+        model (see `known_loss`).
+    compute
         How to compute.
 
     Returns
     -------
     list of Outcome
-        One for each measure, and one for the bifurcation where it was written.
+        One for each measure, and one for the bifurcation where its file was written.
 
     Raises
     ------
     PythiaDynError
-        What `analyse` and `read_losses` raise.
+        As `analyse` and `read_losses` do.
     """
     compute, results = compute or Compute(), results.of(history.tensor)
     measures = chosen_measures(which)
@@ -96,10 +105,10 @@ def measure(
             summary = f"{summary} (loss from {loss_from[one.name]})"
             facts = {**facts, "loss_from": loss_from[one.name]}
         facts = plain(facts)
-        details: dict[str, Any] = {name: value for name, value in given[one.name].items() if np.isscalar(value)}
-        details |= {"drop_padding": compute.rows, "steps": history.steps, "facts": facts}
-        results.record(one.name, {**dataset.attrs, **details})
-        files += draw([measure_plate(one, results)])
+        settings = {name: value for name, value in given[one.name].items() if np.isscalar(value)}
+        weights = {"drop_padding": compute.rows, "steps": history.steps}
+        results.record(one.name, {**dataset.attrs, **settings, **weights, "facts": facts})
+        files += save_figures([measure_figure(one, results)])
         outcomes.append(Outcome(one.name, tuple(files), summary, facts))
     if {"density", "msd"} & set(datasets) and (found := _bifurcation(results)):
         outcomes.append(found)
@@ -107,14 +116,14 @@ def measure(
 
 
 def _write(one: Measure, dataset: xr.Dataset, results: Results) -> list[Path]:
-    """The tables and the array of a measure."""
+    """Write the tables and the array of a measure; return the files."""
     dataset = dataset if one.on_save is None else one.on_save(dataset)
     files = [results.write_table(name, table, dataset) for name, table in one.tables.items()]
     return [*files, results.write_zarr(one.name, dataset)] if one.saves_array else files
 
 
 def _take_loss(options: dict[str, Any], results: Results, history: History) -> str | None:
-    """Put the loss into the options of a measure; return the file it is from."""
+    """Set the option `loss` of a measure; return the file it is from, None where no loss is known."""
     loss = options.get("loss")
     if isinstance(loss, (str, Path)):
         options["loss"] = read_losses(loss)
@@ -127,13 +136,12 @@ def _take_loss(options: dict[str, Any], results: Results, history: History) -> s
 
 
 def _bifurcation(results: Results) -> Outcome | None:
-    """``bifurcation.json`` from the tables; None, and no file, where they are not of the same weights."""
+    """Write ``bifurcation.json``. Without both tables, or if they are of different weights, delete it; return None."""
     path = results.path / "bifurcation.json"
     try:
-        if results.mixture(("density", "msd")) is not None:
-            raise PythiaDynError("density and msd are of different weights")
+        results.require_same_weights(("density", "msd"))
         found = bifurcation(results.read_table("msd"), results.read_table("moments"))
-    except PythiaDynError:  # one has not been computed
+    except PythiaDynError:
         path.unlink(missing_ok=True)
         return None
     summary, facts = _bifurcation_facts(found)
@@ -141,6 +149,7 @@ def _bifurcation(results: Results) -> Outcome | None:
 
 
 def _bifurcation_facts(found: Bifurcation) -> tuple[str, dict[str, Any]]:
+    """A sentence for a reader, and facts for a program."""
     facts = {"detectors": {**DISPLACEMENT, **DENSITY}, **asdict(found), "agreeing": found.agreeing}
     peaks = [f"{name} at {at.step:,}" for name, at in found.displacement.items() if at.step is not None]
     modes = [f"{name} from {at.step:,}" for name, at in found.density.items() if at.step is not None]
@@ -154,38 +163,77 @@ def _bifurcation_facts(found: Bifurcation) -> tuple[str, dict[str, Any]]:
     return sentence, facts
 
 
-def keep_findings(results: Results, found: Verification) -> Path:
-    """Save what a verification found in ``verify.json``, in place of what was found of the same before."""
+def save_findings(results: Results, found: Verification) -> Path:
+    """Write the findings of a verification to ``verify.json``, in place of earlier ones on the same subject.
+
+    Parameters
+    ----------
+    results
+        The results of the model.
+    found
+        The subject and its findings.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
     path = results.model.path / "verify.json"
     try:
-        kept = [item for item in read_json(path)["verify"] if item["subject"] != found.subject]
+        others = [item for item in read_json(path)["verify"] if item["subject"] != found.subject]
     except (OSError, ValueError, KeyError, TypeError):
-        kept = []
-    return write_json(path, {"verify": [*kept, asdict(found)]})
+        others = []
+    return write_json(path, {"verify": [*others, asdict(found)]})
 
 
-def keep_portrait(results: Results, taken: xr.Dataset) -> list[Path]:
-    """Save a portrait as ``first_last.zarr`` and draw the two figures that it allows; return the files."""
-    files = [results.write_zarr("first_last", taken)]
-    results.record("first_last", {name: value for name, value in taken.attrs.items() if name != "completions"})
-    return files + draw(portrait_plates(results))
+def save_portrait(results: Results, portrait: xr.Dataset) -> list[Path]:
+    """Write a portrait as ``first_last.zarr``, and its two figures.
+
+    Parameters
+    ----------
+    results
+        The results of the model.
+    portrait
+        The result of `pythia_dynamics.portrait`.
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    path = results.write_zarr("first_last", portrait)
+    results.record("first_last", {name: value for name, value in portrait.attrs.items() if name != "completions"})
+    return [path, *save_figures(portrait_figures(results))]
 
 
 def draw_perplexity(
     results: Results, scores: Mapping[Mode, xr.Dataset], *, progress: Progress = silent
 ) -> list[Outcome]:
-    """Draw perplexities by mode, one figure each, linear beside logarithmic as in the paper (Fig 4 and 6)."""
+    """Draw the figure of each kind of perplexity and record its provenance.
+
+    Parameters
+    ----------
+    results
+        The results of the model, with the tables.
+    scores
+        The result of the evaluation by mode.
+    progress
+        Counts figures.
+
+    Returns
+    -------
+    list of Outcome
+        One for each mode.
+    """
     outcomes = []
     for done, (mode, dataset) in enumerate(scores.items(), 1):
         kind = f"perplexity-{mode}"
-        files = [results.path / f"{kind}.csv", *draw([perplexity_plate(results, mode)])]
+        files = [results.path / f"{kind}.csv", *save_figures([perplexity_figure(results, mode)])]
         results.record(kind, dataset.attrs)
-        variable = "ppl" if mode == "last-word" else "ppl_corpus"
-        first, last = ends(dataset[variable])
+        first, last = ends(dataset["ppl" if mode == "last-word" else "ppl_corpus"])
         nonfinite = int(np.nansum(dataset["nonfinite"].to_numpy()))
-        summary = f"{mode} perplexity {first:.4g} → {last:.4g}" + (
-            f"; {nonfinite} sentences over all steps had none" if nonfinite else ""
-        )
+        summary = f"{mode} perplexity {first:.4g} → {last:.4g}"
+        summary += f"; {nonfinite} sentences over all steps had none" if nonfinite else ""
         facts = {"first": first, "last": last, "nonfinite": nonfinite, "missing": dataset.attrs["missing"]}
         outcomes.append(Outcome(kind, tuple(files), summary, facts))
         progress(done, len(scores))
@@ -196,41 +244,42 @@ def draw_perplexity(
 
 
 def write_stop(results: Results, found: Replay, *, loss_from: str | None = None) -> Outcome:
-    """Write ``stop.csv`` and its figure; the outcome says where the rule stops, what it saves and what it costs.
+    """Write ``stop.csv`` and its figure.
 
     Parameters
     ----------
-    results : Results
+    results
         The results of the tensor.
-    found : Replay
-        What the rule did.
-    loss_from : str, optional
+    found
+        The step at which the rule stops, and its curves.
+    loss_from
         The file that the loss is from.
+
+    Returns
+    -------
+    Outcome
+        Where the rule stops, how many steps that saves, and what it costs in loss.
     """
-    columns = ("step", "displacement_rate", "msd", "msd_null", "msd_null_sd", "stationary")
-    table = found.curves[list(columns[1:])].to_dataframe().reset_index()
-    table["stationary"] = table["stationary"].astype(int)
+    rule, columns = found.rule, ("step", "displacement_rate", "msd", "msd_null", "msd_null_sd", "stationary")
+    table = found.curves[list(columns[1:])].to_dataframe().reset_index().astype({"stationary": int})
     path = write_csv(results.path / "stop.csv", columns, table[list(columns)].itertuples(index=False, name=None))
-    rule = found.rule
     with figures.sheet(width=5.2) as (figure, ax):
         threshold = None if rule.kind == "msd" else rule.threshold
         figures.stopping(ax, found.curves, threshold=threshold, stopped_at=found.stopped_at, name=results.label)
         written = figures.save(figure, results.path / "stop")
     results.record("stop", {**found.attributes, **asdict(rule), "loss_from": loss_from})
-    facts = plain(
-        {
-            "rule": asdict(rule),
-            "stopped_at": found.stopped_at,
-            "last_step": found.last_step,
-            "saved": found.saved,
-            "loss_at_stop": found.loss_at_stop,
-            "loss_step": found.loss_step,
-            "loss_last": found.loss_last,
-            "loss_cost": found.loss_cost,
-            "loss_best_after": found.loss_best_after,
-            "loss_from": loss_from,
-        }
+    names = (
+        "stopped_at",
+        "last_step",
+        "saved",
+        "loss_at_stop",
+        "loss_step",
+        "loss_last",
+        "loss_cost",
+        "loss_best_after",
     )
+    values = {name: getattr(found, name) for name in names}
+    facts = plain({"rule": asdict(rule), **values, "loss_from": loss_from})
     return Outcome("stop", (path, *written), _stop_sentence(found), facts)
 
 
@@ -243,27 +292,31 @@ def _stop_sentence(found: Replay) -> str:
     text = (
         f"the rule stops at step {found.stopped_at:,} of {found.last_step:,} and saves {found.saved:.1%} of the steps"
     )
-    if np.isfinite(found.loss_cost):
-        worth = "costs" if found.loss_cost > 0 else "gains"
-        text += (
-            f"; it {worth} {abs(found.loss_cost):.4g} nats per token: {found.loss_at_stop:.4g} at step "
-            f"{found.loss_step:,}, {found.loss_last:.4g} at the end (best after the stop: {found.loss_best_after:.4g})"
-        )
-        return text
-    return text + "; what it costs in loss is not known"
+    if not np.isfinite(found.loss_cost):
+        return f"{text}; what it costs in loss is not known"
+    return (
+        f"{text}; it {'costs' if found.loss_cost > 0 else 'gains'} {abs(found.loss_cost):.4g} nats per token: "
+        f"{found.loss_at_stop:.4g} at step {found.loss_step:,}, {found.loss_last:.4g} at the end (best after the stop: "
+        f"{found.loss_best_after:.4g})"
+    )
 
 
 def write_phases(results: Results, dataset: xr.Dataset, changes: Sequence[Change]) -> Outcome:
-    """Write ``phases.csv``, a row per change point, and the figure of a model's phases.
+    """Write ``phases.csv``, with a row per change point, and the figure of the phases of a model.
 
     Parameters
     ----------
-    results : Results
+    results
         The results of the tensor.
-    dataset : xarray.Dataset
-        What `phases` returned of it.
-    changes : sequence of Change
+    dataset
+        The result of `phases`.
+    changes
         The change points of all models, from `agreement`.
+
+    Returns
+    -------
+    Outcome
+        The change points of this model, and how many of them another detector confirms.
     """
     own = sorted((change for change in changes if change.model == results.name), key=lambda c: (c.step, c.detector))
     names = [field.name for field in fields(Change)]
@@ -273,18 +326,14 @@ def write_phases(results: Results, dataset: xr.Dataset, changes: Sequence[Change
         figures.phases(axes, dataset, steps, name=results.label)
         written = figures.save(figure, results.path / "phases")
     results.record("phases", dataset.attrs)
-    parts = [
-        f"{kind.replace('_', ' ')}: {', '.join(f'{s:,}' for s in steps[kind]) or 'no change'}" for kind in DETECTORS
-    ]
     confirmed = sum(change.detectors > 0 for change in own)
     by_chance = sum(change.any_by_chance for change in own)
-    summary = "; ".join(parts)
+    summary = "; ".join(
+        f"{kind.replace('_', ' ')}: {', '.join(f'{step:,}' for step in found) or 'no change'}"
+        for kind, found in steps.items()
+    )
     if own:
         summary += f"; {confirmed} of {len(own)} changes are seen by another detector ({by_chance:.1f} by chance)"
-    facts = {"changes": steps, "agreeing": confirmed, "agreeing_by_chance": by_chance, "rows": _rows(own)}
+    rows = [{name: getattr(change, name) for name in names if name != "model"} for change in own]
+    facts = {"changes": steps, "agreeing": confirmed, "agreeing_by_chance": by_chance, "rows": plain(rows)}
     return Outcome("phases", (path, *written), summary, facts)
-
-
-def _rows(changes: Sequence[Change]) -> list[Mapping[str, Any]]:
-    rows: list[Mapping[str, Any]] = plain([asdict(change) for change in changes])
-    return [{name: value for name, value in row.items() if name != "model"} for row in rows]

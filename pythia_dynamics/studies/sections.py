@@ -1,4 +1,7 @@
-"""What the figures, the claims and the report have to show of a folder of results."""
+"""The figures and verdicts of a folder of results, for the command line and the report.
+
+A folder is either of one model, or of the blog's models together (it then has a ``runs.csv``).
+"""
 
 from __future__ import annotations
 
@@ -7,36 +10,71 @@ from pathlib import Path
 
 from pythia_dynamics.claims.scorecard import judge, read
 from pythia_dynamics.claims.verdict import Verdict
-from pythia_dynamics.figures import blog
-from pythia_dynamics.figures.gallery import of_model
-from pythia_dynamics.figures.plates import Plate
+from pythia_dynamics.figures.blog import blog_figures
+from pythia_dynamics.figures.gallery import model_figures
+from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report.page import Section, report
 from pythia_dynamics.results.folder import Results
 
-__all__ = ["plates", "section", "verdicts", "write_report"]
+__all__ = ["figure_specs", "section", "verdicts", "write_report"]
 
 
 def verdicts(results: Results) -> tuple[Verdict, ...]:
-    """The verdict on every claim that is asked of a model; of the blog's models together, those saved with them."""
-    return (read(results) or ()) if _holds_the_blog_s_models(results) else judge(results)
+    """The verdicts on the claims that apply to a folder.
+
+    Parameters
+    ----------
+    results
+        The folder. Of the blog's models together, the verdicts are those in its ``claims.json``.
+
+    Raises
+    ------
+    PythiaDynError
+        As `pythia_dynamics.judge` does.
+    """
+    return (read(results) or ()) if _is_blog_study(results) else judge(results)
 
 
-def plates(results: Results) -> list[Plate]:
-    """Every figure that the results allow."""
-    return blog.plates(results) if _holds_the_blog_s_models(results) else of_model(results)
+def figure_specs(results: Results) -> list[FigureSpec]:
+    """The figures of a folder whose results have been computed.
+
+    Parameters
+    ----------
+    results
+        The folder.
+    """
+    return blog_figures(results) if _is_blog_study(results) else model_figures(results)
 
 
 def section(results: Results) -> Section:
-    """The section of the report."""
-    return Section(results, verdicts(results), plates(results))
+    """The section of a folder in the report.
+
+    Parameters
+    ----------
+    results
+        The folder.
+    """
+    return Section(results, verdicts(results), figure_specs(results))
 
 
 def write_report(models: Sequence[Results], path: Path, *, progress: Progress = silent) -> Path:
-    """Write the HTML page of these models to a file, whole or not at all.
+    """Write the HTML page of some models and return the path. The file appears complete or not at all.
 
-    `progress` counts models. Raises `PythiaDynError` for a model without results.
+    Parameters
+    ----------
+    models
+        The folders of the models.
+    path
+        The file.
+    progress
+        Counts models, and the figures of all models as one more.
+
+    Raises
+    ------
+    PythiaDynError
+        For a model without results.
     """
     page = report([section(results) for results in models], progress=progress)
     with atomic_file(path) as file:
@@ -44,5 +82,5 @@ def write_report(models: Sequence[Results], path: Path, *, progress: Progress = 
     return path
 
 
-def _holds_the_blog_s_models(results: Results) -> bool:
+def _is_blog_study(results: Results) -> bool:
     return (results.path / "runs.csv").is_file()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.frames import Frames
+from pythia_dynamics.sweep.sweep import PerSlab
 
 __all__ = ["Counts", "Moments", "central_moments", "code_values"]
 
@@ -56,37 +57,28 @@ class Moments:
         return self.size * (self.std**2 + self.mean**2)
 
 
-@dataclass
-class Counts:
+@dataclass(kw_only=True)
+class Counts(PerSlab):
     """Accumulator of how often each 16-bit code occurs at each step; exact.
 
     `table` is uint32 of shape (T', 65536); the codes are those of bfloat16 for such weights, of float16 for all
-    others. For float32 and float64 weights (`direct`), also power sums in float64 about `shift`, one set per slab.
+    others. For float32 and float64 weights (`direct`), `sums` has power sums in float64 about `shift`.
     """
 
-    mixes_steps: ClassVar[bool] = False
-
-    size: int = 0
     dtype: np.dtype[Any] = field(default=np.dtype(np.float16))
     direct: bool = False
-    indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     shift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     table: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, CODES), np.uint32))
-    sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def start(self, frames: Frames, device: str) -> Self:
         """Empty tables for these frames."""
         if frames.size >= 1 << 32:
             raise PythiaDynError(f"a frame of {frames.size} weights is too large to count in 32 bits")
         direct = frames.like.dtype.kind == "f"
-        return type(self)(
-            size=frames.size,
-            dtype=frames.history.dtype,
-            direct=direct,
-            indices=frames.indices,
-            shift=frames.rough_means() if direct else np.zeros(len(frames)),
-            table=np.zeros((len(frames), CODES), np.uint32),
-        )
+        shift = frames.rough_means() if direct else np.zeros(len(frames))
+        table = np.zeros((len(frames), CODES), np.uint32)
+        started = super().start(frames, device)
+        return replace(started, dtype=frames.history.dtype, direct=direct, shift=shift, table=table)
 
     def fork(self) -> Self:
         """Empty tables for one more thread."""
@@ -123,10 +115,6 @@ class Counts:
         if self.direct:
             found |= ~np.isfinite(np.sum([partial[:, 1] for partial in self.sums.values()], axis=0))
         return found
-
-    def refine(self) -> Self | None:
-        """Counts are exact."""
-        return None
 
     @property
     def counted_as(self) -> str:

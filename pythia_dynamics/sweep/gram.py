@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.frames import Frames, to_device
+from pythia_dynamics.sweep.sweep import PerSlab
 
 __all__ = ["Gram", "displacements"]
 
@@ -30,8 +31,8 @@ _DEVICE_NUMBERS = 1 << 24
 """float64 numbers of one slab that one thread has on a device at a time: 128 MB."""
 
 
-@dataclass
-class Gram:
+@dataclass(kw_only=True)
+class Gram(PerSlab):
     """Accumulator of the Gram matrix of the increments, and of Σ w and Σ w² at every step.
 
     One partial sum per slab: `products` (R, R), lower triangle, R the number of frames rounded up to a tile, and
@@ -43,15 +44,12 @@ class Gram:
 
     double: bool = False
     device: str = "cpu"
-    size: int = 0
-    indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
     products: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def start(self, frames: Frames, device: str) -> Self:
         """Empty sums for these frames, computed on this device."""
         double = self.double or device != "cpu" or frames.computing_type == np.float64
-        return type(self)(device=device, double=double, size=frames.size, indices=frames.indices)
+        return replace(super().start(frames, device), device=device, double=double, products={})
 
     def fork(self) -> Self:
         """Empty sums for one more thread."""
@@ -75,7 +73,7 @@ class Gram:
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:
         """Steps whose sum of squares is not finite."""
-        return ~np.isfinite(self.totals()[:, 1])
+        return ~np.isfinite(self.total[:, 1])
 
     def refine(self) -> Self | None:
         """Rerun in float64, or None.
@@ -85,7 +83,7 @@ class Gram:
         """
         if self.double:
             return None
-        increments, squares = self.increments(), self.totals()[:, 1]
+        increments, squares = self.increments(), self.total[:, 1]
         if squares.min() < _FLOAT64_BELOW_NORM * squares.max():
             return type(self)(double=True)
         with np.errstate(invalid="ignore"):
@@ -96,11 +94,6 @@ class Gram:
             if np.any(squared[:j, j] < _FLOAT64_BELOW_INCREMENT * greatest[:j]):
                 return type(self)(double=True)
         return None
-
-    def totals(self) -> NDArray[np.float64]:
-        """Σ_k w and Σ_k w² of every frame, (T', 2)."""
-        total: NDArray[np.float64] = np.sum([self.sums[start] for start in sorted(self.sums)], axis=0)
-        return total
 
     def increments(self) -> NDArray[np.float64]:
         """D, (T', T'), symmetric."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -24,7 +25,7 @@ from pythia_dynamics.history.history import History
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import Frames, is_finite, slabs, warn_nonfinite
 
-__all__ = ["Accumulator", "SlabSums", "run_jobs", "sweep"]
+__all__ = ["Accumulator", "PerSlab", "SlabSums", "run_jobs", "sweep"]
 
 A = TypeVar("A", bound="Accumulator")
 
@@ -59,53 +60,42 @@ class Accumulator(Protocol):
         """What rereads the history in place of this one because float32 did not suffice; None where it did."""
 
 
-class SlabSums:
-    """An accumulator of K sums over the weights of each step: the way to a measure of one's own.
-
-    Parameters
-    ----------
-    function : callable
-        Gets some weights of one step, an array of shape (n,) in the dtype of the history, and returns K numbers. The
-        sums over all weights of the step are the result. Must be defined in a module for an `executor` of processes.
+@dataclass(kw_only=True)
+class PerSlab:
+    """Base of accumulators that keep one array of sums per slab and add them up in the order of the weights.
 
     Attributes
     ----------
+    size : int
+        Weights of each frame, after `start`.
     indices : array of int, shape (T',)
-        Places on the step axis of the steps in use, after the pass.
+        Places of the frames in use on the step axis, after `start`.
+    sums : dict of int to array of float64, shape (T', K)
+        The sums of each slab, by its first weight.
     """
 
     mixes_steps: ClassVar[bool] = False
 
-    def __init__(self, function: Callable[[NDArray[Any]], Any]) -> None:
-        self.function = function
-        self.indices: NDArray[np.intp] = np.empty(0, np.intp)
-        self._sums: dict[int, NDArray[np.float64]] = {}
+    size: int = 0
+    indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    sums: dict[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def start(self, frames: Frames, device: str) -> Self:
         """Empty sums for these frames."""
-        empty = self.fork()
-        empty.indices = frames.indices
-        return empty
+        return replace(self, size=frames.size, indices=frames.indices, sums={})
 
     def fork(self) -> Self:
         """Empty sums for one more thread."""
-        empty = type(self)(self.function)
-        empty.indices = self.indices
-        return empty
-
-    def update(self, frames: Frames, start: int, stop: int) -> None:
-        """Add the weights `start` to `stop` of every frame."""
-        rows = [self.function(frames.values(t, start, stop)) for t in range(len(frames))]
-        self._sums[start] = np.array(rows, dtype=np.float64).reshape(len(frames), -1)
+        return replace(self, sums={})
 
     def merge(self, other: Self) -> None:
-        """Add the sums of another object of the same pass."""
-        self._sums |= other._sums
+        """Add the slabs of another object of the same pass."""
+        self.sums |= other.sums
 
     @property
     def total(self) -> NDArray[np.float64]:
-        """The sums over all weights, shape (T', K), added in the order of the weights."""
-        total: NDArray[np.float64] = np.sum([self._sums[start] for start in sorted(self._sums)], axis=0)
+        """The sums over all weights, shape (T', K)."""
+        total: NDArray[np.float64] = np.sum([self.sums[start] for start in sorted(self.sums)], axis=0)
         return total
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:
@@ -115,6 +105,25 @@ class SlabSums:
     def refine(self) -> Self | None:
         """Sums are float64."""
         return None
+
+
+@dataclass
+class SlabSums(PerSlab):
+    """An accumulator of K sums over the weights of each step: the way to a measure of one's own.
+
+    Parameters
+    ----------
+    function : callable
+        Gets some weights of one step, an array of shape (n,) in the dtype of the history, and returns K numbers. The
+        sums over all weights of the step are the result. Must be defined in a module for an `executor` of processes.
+    """
+
+    function: Callable[[NDArray[Any]], Any]
+
+    def update(self, frames: Frames, start: int, stop: int) -> None:
+        """Add the weights `start` to `stop` of every frame."""
+        rows = [self.function(frames.values(t, start, stop)) for t in range(len(frames))]
+        self.sums[start] = np.array(rows, dtype=np.float64).reshape(len(frames), -1)
 
 
 def sweep(

@@ -580,7 +580,7 @@ def test_lazily_negated_tensors_are_refused():
 
 def test_the_package_imports_no_torch():
     loaded = "sorted({'torch', 'numpy', 'pickle'} & set(sys.modules))"
-    code = f"import sys, pythia_dynamics.checkpoints.formats; print({loaded})"
+    code = f"import sys, pythia_dynamics.checkpoints.layout; print({loaded})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

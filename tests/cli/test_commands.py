@@ -150,7 +150,9 @@ def test_every_analysis_names_gaps_and_goes_on(run: Run, tmp_path: Path) -> None
         (fact,) = json.loads(succeeds(clean))[command]
         assert fact["missing"] == {}
         assert "tokenizer of hand is not known" in fails(run(command, "--model", "hand", "--drop-padding"))
-        assert "1 to 40; got 41" in fails(run(command, "--model", "hand", "--drop-padding", 41))
+        assert "from 1 to 40, the rows of a frame; got 41" in fails(
+            run(command, "--model", "hand", "--drop-padding", 41)
+        )
         assert run(command, "--model", "hand", "--drop-padding", 0).exit_code == 2
         assert run(command, "--model", "hand", "--drop-padding", "many").exit_code == 2
         assert "no step of hand has weights" in fails(run(command, "--model", "hand", "--steps", "4"))
@@ -404,3 +406,19 @@ def test_an_interrupt_says_how_to_go_on(run: Run, suite: Path, monkeypatch: pyte
 
     monkeypatch.setattr(fetching, "download", interrupt)
     assert "run the same command again to go on" in fails(run("fetch", "--model", suite))
+
+
+def test_the_commands_of_stores_go_on_past_a_model_that_fails(run: Run, suite: Path, tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    result = run("fetch", "--model", absent, "--model", suite)
+    assert f"no directory {absent}" in fails(result)
+    assert "4 steps fetched" in result.stdout
+    for command, expected in (
+        ("ls", "4 steps"),
+        ("verify", "4 steps checked"),
+        ("plan", "4 of 4 steps are in"),
+    ):
+        result = run(command, "--model", absent, "--model", suite)
+        assert f"no directory {absent}" in fails(result)
+        assert expected in result.stdout
+        assert run(command, "--model", absent, "--json").stdout == ""

@@ -61,8 +61,8 @@ def test_a_model_that_fails_keeps_no_other_from_being_evaluated(
     models = [word for name in ("70n", *suites.values()) for word in ("--model", name)]
     result = run(*models)
     line = failure(result)
-    assert line.startswith("pythia-dyn: 70n: no model '70n'; did you mean 70m")
-    assert f"; {suites['bare']}: none of 1 revisions" in line
+    assert line.startswith("pythia-dyn: no model '70n'; did you mean 70m")
+    assert f"; none of 1 revisions of {suites['bare']} gave a perplexity" in line
     assert line.count("tokenizer.json") == 1
     assert str(suites["one"]) not in line
     for name in ("one", "two"):
@@ -84,7 +84,7 @@ def test_completions_go_on_past_a_model_that_fails(run: Run, suites: dict[str, P
 
 def test_a_step_without_a_perplexity_is_told_beside_a_model_that_fails(run: Run, suites: dict[str, Path]) -> None:
     line = failure(run("--model", suites["one"], "--model", "70n", "--steps", "1,5"))
-    assert line.startswith("pythia-dyn: 70n: ")
+    assert line.startswith("pythia-dyn: no model '70n'")
     assert line.endswith("; 1 steps gave no perplexity (see above); the same command tries those again")
 
 

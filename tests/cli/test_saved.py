@@ -15,7 +15,7 @@ from support.tiny_models import model, write_checkpoint
 from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.claims import scorecard as claims
-from pythia_dynamics.claims.verdict import Claim, Verdict, supported
+from pythia_dynamics.claims.verdict import Claim, Decision, Verdict
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.results.folder import Results
 
@@ -73,7 +73,7 @@ def blog(directory: Path) -> Results:
             ]
     (results.path / "runs.csv").write_text("\n".join(lines) + "\n")
     claim = Claim("b-grows", "A Large Language Model Order Parameter", "b grows.", "Fig 4", "test", "none")
-    verdict = Verdict.of(claim, supported("it does", first=0.1))
+    verdict = Verdict.of(claim, Decision.of(True, "it does", {"first": 0.1}))
     claims.save(results, (verdict,))
     results.record("order-parameter", {})
     return results

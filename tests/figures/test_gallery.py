@@ -15,7 +15,7 @@ from support.saved_results import STEPS, first_last, save_results, save_table
 
 from pythia_dynamics import figures
 from pythia_dynamics.figures import gallery
-from pythia_dynamics.figures.plates import draw
+from pythia_dynamics.figures.specs import save_figures
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_lambada import published_lambada
 
@@ -27,7 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
 
 
 def test_every_result_has_its_figure(models: list[Results], tmp_path: Path) -> None:
-    plates = gallery.of_model(models[0])
+    plates = gallery.model_figures(models[0])
     assert [plate.key for plate in plates] == [
         *("first_last", "unmasking", "density", "msd", "two_time", "order", "rank", "spectrum"),
         *("perplexity-forward", "perplexity-unmask", "perplexity-last-word"),
@@ -36,10 +36,10 @@ def test_every_result_has_its_figure(models: list[Results], tmp_path: Path) -> N
         assert plate.caption.endswith(".")
         assert "nan" not in plate.caption
         with plate.sheet() as (_, axes):
-            plate.paint(axes)
+            plate.draw(axes)
             assert all(ax.has_data() or ax.texts for ax in np.atleast_1d(axes).flat), plate.key
     told: list[tuple[int, int]] = []
-    files = draw(
+    files = save_figures(
         [replace(plate, path=tmp_path / plate.key) for plate in plates[3:5]],
         progress=lambda done, total: told.append((done, total)),
     )
@@ -50,22 +50,22 @@ def test_every_result_has_its_figure(models: list[Results], tmp_path: Path) -> N
 
 def test_what_has_not_been_computed_is_left_out(models: list[Results], tmp_path: Path) -> None:
     results = Results("little", tmp_path)
-    assert gallery.of_model(results) == []
-    assert gallery.of_models([results], Path()) == []
+    assert gallery.model_figures(results) == []
+    assert gallery.comparison_figures([results], Path()) == []
     save_table(results, "msd", models[0].weights().read_table("msd"))
-    assert [plate.key for plate in gallery.of_model(results)] == ["msd"]
-    assert [plate.key for plate in gallery.of_models([results], Path())] == ["garden-msd", "garden-msd-time"]
+    assert [plate.key for plate in gallery.model_figures(results)] == ["msd"]
+    assert [plate.key for plate in gallery.comparison_figures([results], Path())] == ["garden-msd", "garden-msd-time"]
 
 
 def test_models_share_the_axes(models: list[Results], tmp_path: Path) -> None:
-    plates = gallery.of_models(models, Path())
+    plates = gallery.comparison_figures(models, Path())
     keys = [plate.key for plate in plates]
     assert keys == [
         *("garden-msd", "garden-msd-time", "garden-perplexity-forward", "garden-perplexity-unmask"),
         *("garden-perplexity-last-word", "garden-rank"),
     ]
     with plates[0].sheet() as (_, ax):
-        plates[0].paint(ax)
+        plates[0].draw(ax)
         curves = {line.get_label(): line for line in ax.lines if len(line.get_xdata()) == len(STEPS)}
         assert set(curves) == {
             *("walk", "pythia-2.8b-deduped"),
@@ -160,9 +160,9 @@ def test_unmasking_tells_given_from_generated() -> None:
 
 
 def drawn(models: list[Results], key: str = "msd") -> figures.Drawing:
-    plate = next(plate for plate in gallery.of_model(models[0]) if plate.key == key)
+    plate = next(plate for plate in gallery.model_figures(models[0]) if plate.key == key)
     with plate.sheet() as (figure, axes):
-        plate.paint(axes)
+        plate.draw(axes)
         return figures.inline(figure, f"test-{key}", label='a "figure" & more')
 
 

@@ -252,7 +252,7 @@ def test_unknown_steps(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, suite([1000, 2000, 3000]))
     with pytest.raises(UnknownNameError, match=r"no step 1500 .*did you mean 1000 or 2000"):
         download(REPO, cache=tmp_path, steps=[1500])
-    with pytest.raises(CheckpointError, match="none of the steps 5000 … 9000; it has 1000, 2000, 3000"):
+    with pytest.raises(CheckpointError, match="none of the steps 5000 … 9000; it has steps 1000, 2000, 3000"):
         download(REPO, cache=tmp_path, steps="5000:9000:1000")
     with pytest.raises(PythiaDynError, match="no step is named"):
         download(REPO, cache=tmp_path, steps=[])

@@ -57,7 +57,7 @@ def test_no_weights_are_no_history(shape):
 
 @pytest.mark.parametrize("rows", [0, 21, 4.5, True, "tokenizer"])
 def test_rows_to_keep_are_a_number_of_rows(rows):
-    with pytest.raises(PythiaDynError, match="number of rows to keep, 1 to 20"):
+    with pytest.raises(PythiaDynError, match="rows must be a whole number from 1 to 20"):
         msd(WEIGHTS, compute=Compute(rows=rows))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,24 @@ from support.checkpoints import HEAD, LAYOUTS, suite
 from support.hubserver import HubServer
 
 from pythia_dynamics.checkpoints.hub import HubSource
+from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS
-from pythia_dynamics.checkpoints.source import AccessError
+from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, UnknownNameError
 from pythia_dynamics.history.estimate import preview
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.request import FetchRequest
-from pythia_dynamics.history.survey import most_common, survey
+from pythia_dynamics.history.survey import Survey, most_common
+from pythia_dynamics.history.survey import survey as read_headers
 
 REPO = "org/tiny"
 KIB = 1024
 WIDE: dict[str, Any] = {"vocab": 1024, "d_model": 48, "layers": 3}
+
+
+def survey(source: Source, revisions: Iterable[Revision], patterns: list[str]) -> Survey:
+    return read_headers(source, revisions, patterns, cache=LayoutCache(), listings=ListingBudget())
 
 
 def test_survey_reads_headers_only(hub: HubServer) -> None:
@@ -39,7 +47,7 @@ def test_survey_goes_on_to_the_first_readable_revision(hub: HubServer) -> None:
     hub.add(REPO, {"step1": {"config.json": b"{}"}, "step2": {"model.safetensors": b"nonsense"}} | suite([3]))
     source = HubSource(REPO)
     assert survey(source, source.revisions().values(), [HEAD]).revision.step == 3
-    with pytest.raises(CheckpointError, match=r"no revision of org/tiny can be read: .* \(and 1 more\)"):
+    with pytest.raises(CheckpointError, match=r"no revision of org/tiny can be read: .*; 1 other step fails too"):
         survey(source, list(source.revisions().values())[:2], [HEAD])
     with pytest.raises(CheckpointError, match="there is none"):
         survey(source, [], [HEAD])
@@ -108,5 +116,5 @@ def test_steps_default_to_the_papers_for_pythia_only() -> None:
 
 
 def test_reasons_are_counted() -> None:
-    assert most_common(["a", "b", "a"]) == "a (and 1 more)"
+    assert most_common(["a", "b", "a"]) == "a; 1 other step fails too"
     assert most_common(["a"]) == "a"

@@ -111,7 +111,7 @@ def test_gaps_oddities_and_provenance_are_told(models: list[Results], read: Read
     assert "pythia-dyn perplexity --model walk --mode unmask --corpus text.jsonl --limit 9" in text
     assert "numpy " in text
     assert "a&b" in text
-    assert facts.oddities(models[1]) is None
+    assert facts.findings(models[1]) is None
     assert [gap.steps for gap in facts.gaps(models[0])] == ["2,000"]
 
 
@@ -144,7 +144,7 @@ def save_long_table(model: Results, count: int) -> Results:
     ],
 )
 def test_numbers_are_written_for_people(value: object, text: str) -> None:
-    assert facts.number(value) == text
+    assert facts.format_number(value) == text
 
 
 def test_a_model_with_little_still_has_a_page(models: list[Results], tmp_path: Path) -> None:

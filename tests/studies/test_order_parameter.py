@@ -225,7 +225,8 @@ def test_the_verdicts_are_saved_as_claims_are(made: tuple[blog.Reproduction, Pat
     report, directory = made
     saved = claims.read(Results("order-parameter-quick", directory / "results"))
     assert saved is not None
-    assert [verdict.claim for verdict in saved] == list(CLAIMS) == [verdict.claim for verdict in report.verdicts]
+    for verdicts in (saved, report.verdicts):
+        assert [verdict.claim for verdict in verdicts] == [claim.id for claim in CLAIMS]
     assert json.loads(json.dumps(report.facts))["10k"]["steps"] == 24
     by_claim = {verdict.claim: verdict.verdict for verdict in saved}
     assert by_claim["slope-changes"] == "not testable here"

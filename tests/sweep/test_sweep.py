@@ -49,12 +49,12 @@ def test_any_slab_size_thread_count_and_dtype_give_the_same(rows, columns, dtype
         parts = sweep(history, kinds, slab=slab, compute=Compute(threads=threads, executor=executor if pool else None))
     np.testing.assert_array_equal(parts[0].table, whole[0].table)
     np.testing.assert_allclose(parts[0].moments.std, whole[0].moments.std, rtol=1e-12, atol=1e-15)
-    total, expected = parts[1].total(), whole[1].total()
+    total, expected = parts[1].total, whole[1].total
     np.testing.assert_allclose(total, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
     for found, wanted, rtol in zip(parts[2:], whole[2:], (1e-6, 1e-12), strict=True):
         products = wanted.increments()
         np.testing.assert_allclose(found.increments(), products, rtol=rtol, atol=rtol * np.abs(products).max())
-        np.testing.assert_allclose(found.totals(), wanted.totals(), rtol=rtol, atol=rtol * wanted.totals()[:, 1].max())
+        np.testing.assert_allclose(found.total, wanted.total, rtol=rtol, atol=rtol * wanted.total[:, 1].max())
 
 
 def test_the_last_bit_does_not_depend_on_the_number_of_threads():

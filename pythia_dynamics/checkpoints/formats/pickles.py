@@ -8,14 +8,12 @@ approach of torch/_weights_only_unpickler.py), and its globals only by name.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS, quote
 from pythia_dynamics.errors import FormatError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["DTYPES", "MAX_PICKLE_BYTES", "PickledStorage", "PickledTensor", "read_pickle", "type_name"]
 

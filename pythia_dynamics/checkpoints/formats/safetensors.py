@@ -98,10 +98,8 @@ def parse_safetensors(header: bytes, *, file: str, file_size: int) -> dict[str, 
     if len(header) < begin:
         raise FormatError(f"{file}: {len(header)} of the header's {begin} bytes are there")
     entries = parse_json_object(bytes(header[HEADER_LENGTH:begin]), file=f"the header of {file}")
-    metadata = entries.pop("__metadata__", None)
-    if metadata is not None and not (
-        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    ):
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise FormatError(f"{file}: the header's __metadata__ is not a map of strings")
 
     slices = [_parse_entry(name, entry, file, begin, file_size) for name, entry in entries.items()]
@@ -113,36 +111,29 @@ def parse_safetensors(header: bytes, *, file: str, file_size: int) -> dict[str, 
             raise FormatError(f"{file}: tensor {quote(tensor.name)} {kind}; the file is damaged")
         position = tensor.stop
     if position != file_size:
-        raise FormatError(
-            f"{file} is {file_size} bytes long and its tensors end at {position}: it is cut short or damaged"
-        )
+        raise FormatError(f"{file} has {file_size} bytes, its tensors end at {position}: it is cut short or damaged")
     return {tensor.name: tensor for tensor in slices}
 
 
 def _parse_entry(name: str, entry: object, file: str, begin: int, file_size: int) -> TensorSlice:
     """One tensor, from its entry in the header; the data begin at offset `begin`."""
     check_name(name, file=file)
+    where = f"{file}: tensor {quote(name)}"
     if not isinstance(entry, dict):
         raise FormatError(f"{file}: the header's entry for {quote(name)} is not an object")
     code = entry.get("dtype")
     dtype = DTYPES.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise FormatError(
-            f"{file}: tensor {quote(name)} has the dtype {quote(code)}, which is not supported; "
-            "convert the file to one of " + ", ".join(DTYPES)
-        )
+        raise FormatError(f"{where} has the unsupported dtype {quote(code)}; convert it to one of {', '.join(DTYPES)}")
     shape, offsets = _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if shape is None:
-        raise FormatError(f"{file}: tensor {quote(name)} has no valid shape")
+        raise FormatError(f"{where} has no valid shape")
     if offsets is None or len(offsets) != 2 or not offsets[0] <= offsets[1] <= file_size - begin:
-        raise FormatError(f"{file}: tensor {quote(name)} lies outside the file of {file_size} bytes")
-    bits = element_count(shape, limit=8 * file_size) * DTYPE_BITS[dtype]
-    if bits != 8 * (offsets[1] - offsets[0]):
-        raise FormatError(
-            f"{file}: tensor {quote(name)} of {dtype} and shape {quote(shape)} "
-            f"does not take the {offsets[1] - offsets[0]} bytes that the header states"
-        )
-    return TensorSlice(name, file, begin + offsets[0], begin + offsets[1], dtype, shape)
+        raise FormatError(f"{where} lies outside the file of {file_size} bytes")
+    start, stop = offsets
+    if element_count(shape, limit=8 * file_size) * DTYPE_BITS[dtype] != 8 * (stop - start):
+        raise FormatError(f"{where} of {dtype} and shape {quote(shape)} does not take the stated {stop - start} bytes")
+    return TensorSlice(name, file, begin + start, begin + stop, dtype, shape)
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:

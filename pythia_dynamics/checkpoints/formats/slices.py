@@ -5,13 +5,10 @@ from __future__ import annotations
 import fnmatch
 import json
 import reprlib
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "DTYPE_BITS",
@@ -32,31 +29,13 @@ __all__ = [
 STORABLE = ("float16", "bfloat16", "float32")
 """The dtypes a weight store holds without loss."""
 
+_FLOAT8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
 DTYPE_BITS = {
-    "bool": 8,
-    "uint8": 8,
-    "uint16": 16,
-    "uint32": 32,
-    "uint64": 64,
-    "int8": 8,
-    "int16": 16,
-    "int32": 32,
-    "int64": 64,
-    "float4_e2m1fn": 4,
-    "float4_e2m1fn_x2": 8,
-    "float6_e2m3fn": 6,
-    "float6_e3m2fn": 6,
-    "float8_e4m3fn": 8,
-    "float8_e4m3fnuz": 8,
-    "float8_e5m2": 8,
-    "float8_e5m2fnuz": 8,
-    "float8_e8m0fnu": 8,
-    "float16": 16,
-    "bfloat16": 16,
-    "float32": 32,
-    "float64": 64,
-    "complex32": 32,
-    "complex64": 64,
+    **{"float4_e2m1fn": 4, "float6_e2m3fn": 6, "float6_e3m2fn": 6, "float4_e2m1fn_x2": 8},
+    **dict.fromkeys(("bool", "uint8", "int8", *_FLOAT8), 8),
+    **dict.fromkeys(("uint16", "int16", "float16", "bfloat16"), 16),
+    **dict.fromkeys(("uint32", "int32", "float32", "complex32"), 32),
+    **dict.fromkeys(("uint64", "int64", "float64", "complex64"), 64),
     "complex128": 128,
 }
 """Bits per element of every dtype that can be listed, by its NumPy, ml_dtypes or torch name."""
@@ -74,17 +53,8 @@ allows 200,000 tensors in a file."""
 HEADS = ("embed_out.weight", "lm_head.weight")
 """Names of the unembedding W_U: GPT-NeoX, and most other architectures of transformers."""
 
-EMBEDDINGS = (
-    "gpt_neox.embed_in.weight",
-    "embed_in.weight",
-    "model.embed_tokens.weight",
-    "model.decoder.embed_tokens.weight",
-    "embed_tokens.weight",
-    "transformer.wte.weight",
-    "wte.weight",
-    "transformer.word_embeddings.weight",
-)
-"""Names of the input embedding, which is the unembedding too where the two are tied."""
+EMBEDDINGS = ("embed_in.weight", "embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+"""Ends of the names of the input embedding, which is the unembedding too where the two are tied."""
 
 
 class NeedBytes(Exception):
@@ -141,10 +111,8 @@ class TensorSlice:
 def require_storable(tensor: TensorSlice) -> None:
     """Raise `FormatError` unless a store can hold the dtype of `tensor`."""
     if tensor.dtype not in STORABLE:
-        raise FormatError(
-            f"tensor {quote(tensor.name)} of {tensor.file} is {tensor.dtype}; "
-            f"only {', '.join(STORABLE)} can be stored: choose another tensor"
-        )
+        what = f"tensor {quote(tensor.name)} of {tensor.file} is {tensor.dtype}"
+        raise FormatError(f"{what}; only {', '.join(STORABLE)} can be stored: choose another tensor")
 
 
 def select(names: Iterable[str], patterns: Sequence[str], *, where: str) -> list[str]:
@@ -174,25 +142,21 @@ def select(names: Iterable[str], patterns: Sequence[str], *, where: str) -> list
             continue
         matches = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
         if not matches:
-            _explain_missing_head(pattern, known, where)
+            if pattern in HEADS:
+                _explain_missing_head(pattern, known, where)
             raise UnknownNameError("tensor", pattern, known, where=where)
         chosen.update(dict.fromkeys(matches))
     return list(chosen)
 
 
-def _explain_missing_head(name: str, known: Iterable[str], where: str) -> None:
-    """Raise `CheckpointError` where an output head that was requested has another name or is tied."""
-    if name not in HEADS:
-        return
-    here = set(known)
-    other = [head for head in HEADS if head in here]
-    if other:
-        raise CheckpointError(f"{where} has no {name}: its output head is called {other[0]}, ask for that")
-    tied = [embedding for embedding in EMBEDDINGS if embedding in here]
-    if tied:
-        raise CheckpointError(
-            f"{where} has no {name}: where the output head is tied to the input embedding, that is {tied[0]}"
-        )
+def _explain_missing_head(name: str, known: Collection[str], where: str) -> None:
+    """Raise `CheckpointError` where the output head `name` that was requested has another name or is tied."""
+    for head in HEADS:
+        if head in known:
+            raise CheckpointError(f"{where} has no {name}: its output head is {head}; give --tensor {head}")
+    for other in known:
+        if other.endswith(EMBEDDINGS):
+            raise CheckpointError(f"{where} has no {name}: if tied to the input embedding, that is {other}")
 
 
 def parse_index(text: bytes, *, file: str) -> dict[str, str]:
@@ -213,13 +177,11 @@ def parse_index(text: bytes, *, file: str) -> dict[str, str]:
     weight_map = parse_json_object(text, file=file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(f"{file} is not an index of shards: it has no 'weight_map'")
-    shards: dict[str, str] = {}
     for name, shard in weight_map.items():
         check_name(name, file=file)
         if not isinstance(shard, str) or not _is_file_name(shard):
             raise FormatError(f"{file} puts tensor {quote(name)} into {quote(shard)}, which is not a file name")
-        shards[name] = shard
-    return shards
+    return weight_map
 
 
 def _is_file_name(name: str) -> bool:
@@ -282,13 +244,12 @@ def check_name(name: str, *, file: str) -> None:
         raise FormatError(f"{file} names a tensor {quote(name)}, which is not valid Unicode") from None
 
 
-def element_count(shape: Iterable[int], limit: int) -> int:
+def element_count(shape: Sequence[int], limit: int) -> int:
     """The product of `shape`, or a number above `limit` where it exceeds that, so that no huge integer is computed."""
-    sizes = tuple(shape)
-    if 0 in sizes:
+    if 0 in shape:
         return 0
     count = 1
-    for size in sizes:
+    for size in shape:
         count *= size
         if count > limit:
             break

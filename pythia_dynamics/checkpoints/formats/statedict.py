@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pythia_dynamics.checkpoints.formats.pickles import PickledTensor, read_pickle, type_name
 from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS, TensorSlice, check_name, element_count, quote
+from pythia_dynamics.checkpoints.formats.torchzip import ZipDirectory
 from pythia_dynamics.errors import FormatError
-
-if TYPE_CHECKING:
-    from pythia_dynamics.checkpoints.formats.torchzip import ZipDirectory
 
 __all__ = ["StorageView", "locate", "parse_state_dict"]
 
@@ -82,9 +80,7 @@ def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, StorageView]:
 def _view(name: object, tensor: PickledTensor, file: str) -> StorageView:
     """One entry of the state dict, checked."""
     if not isinstance(name, str):
-        raise FormatError(
-            f"{file} names a tensor {quote(name)}, which is not a string; save model.state_dict() instead"
-        )
+        raise FormatError(f"{file} names a tensor {quote(name)}, not a string; save model.state_dict() instead")
     check_name(name, file=file)
     storage, numel = tensor.storage, tensor.storage.numel
     if storage.dtype is None:
@@ -120,10 +116,8 @@ def locate(view: StorageView, directory: ZipDirectory, data_start: int) -> Tenso
     where = f"{directory.file}: tensor {quote(view.name)} of shape {quote(view.shape)}"
     itemsize = DTYPE_BITS[view.dtype] // 8
     if view.storage_numel * itemsize > member.size:
-        raise FormatError(
-            f"{where} has a storage of {view.storage_numel} {view.dtype}, "
-            f"of which the file holds {member.size} bytes; it is damaged"
-        )
+        held = f"of which the file holds {member.size} bytes"
+        raise FormatError(f"{where} has a storage of {view.storage_numel} {view.dtype}, {held}; it is damaged")
     if not _is_contiguous(view.shape, view.stride):
         raise FormatError(
             f"{where} is a transposed or strided view (stride {quote(view.stride)}), not one byte range; re-save "
@@ -134,8 +128,7 @@ def locate(view: StorageView, directory: ZipDirectory, data_start: int) -> Tenso
         raise FormatError(f"{where} reaches beyond its storage of {view.storage_numel}; the file is damaged")
     start = data_start + view.offset * itemsize
     stop = start + count * itemsize
-    whole = (start, stop) == (data_start, data_start + member.size)
-    crc = member.crc32 if whole else None
+    crc = member.crc32 if (start, stop) == (data_start, data_start + member.size) else None
     return TensorSlice(view.name, directory.file, start, stop, view.dtype, view.shape, crc)
 
 
@@ -143,10 +136,5 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     """Torch's rule: strides of a tensor without elements, or along an axis of length 1, have no meaning."""
     if 0 in shape:
         return True
-    expected = 1
-    for size, step in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1:
-            if step != expected:
-                return False
-            expected *= size
-    return True
+    row_major = (math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return all(size == 1 or step == expected for size, step, expected in zip(shape, stride, row_major, strict=True))

@@ -8,16 +8,13 @@ in the central directory (0 where `torch.serialization.set_crc32_options(False)`
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 from zlib import crc32
 
 from pythia_dynamics.checkpoints.formats.slices import NeedBytes, quote, wrong_file_hint
 from pythia_dynamics.errors import FormatError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["LOCAL_HEADER_BYTES", "ZipDirectory", "ZipMember", "member_data_start", "parse_zip_directory"]
 
@@ -166,8 +163,7 @@ def parse_zip_directory(tail: bytes, *, file: str, file_size: int) -> ZipDirecto
 
 def _refuse_other_formats(head: bytes, file: str) -> None:
     """Raise `FormatError` for a file that is recognised as something else by its first bytes."""
-    other = wrong_file_hint(head)
-    if other is not None:
+    if other := wrong_file_hint(head):
         raise FormatError(f"{file} is not a torch checkpoint: {other}")
     if head[:1] == b"\x80" and head[2 : 2 + len(PICKLED_MAGIC)] == PICKLED_MAGIC:
         raise FormatError(f"{file} is in torch's legacy format, of which no range can be read; {RESAVE}")
@@ -182,9 +178,7 @@ def _find_end(tail: bytes, file: str) -> int:
         if comment <= len(tail) and comment + int.from_bytes(tail[comment - 2 : comment], "little") == len(tail):
             return position
         position = tail.rfind(END_SIGNATURE, lowest, position + len(END_SIGNATURE) - 1)
-    raise FormatError(
-        f"{file} does not end as a zip archive: it is cut short, or in torch's legacy format; if so, {RESAVE}"
-    )
+    raise FormatError(f"{file} does not end as a zip archive: it is cut short, or in torch's legacy format; {RESAVE}")
 
 
 def _directory_bounds(tail: bytes, end: int, base: int, file: str) -> tuple[int, int, int]:
@@ -201,9 +195,8 @@ def _directory_bounds(tail: bytes, end: int, base: int, file: str) -> tuple[int,
             raise FormatError(f"{file}: the zip64 end record is out of place; the file is damaged")
         if directory_stop < base:
             raise NeedBytes(directory_stop, base)
-        (signature, length, _, _, disk, first_disk, here, count, size, start) = END64.unpack_from(
-            tail, directory_stop - base
-        )
+        record = END64.unpack_from(tail, directory_stop - base)
+        signature, length, _, _, disk, first_disk, here, count, size, start = record
         if signature != END64_SIGNATURE or directory_stop + 12 + length != base + locator:
             raise FormatError(f"{file}: the zip64 end record is damaged")
         disk = max(disk, end_disk)
@@ -212,9 +205,7 @@ def _directory_bounds(tail: bytes, end: int, base: int, file: str) -> tuple[int,
     if start + size != directory_stop:
         raise FormatError(f"{file}: the zip directory does not end where its end record begins; the file is damaged")
     if size > MAX_DIRECTORY_BYTES or count * ENTRY.size > size:
-        raise FormatError(
-            f"{file}: a zip directory of {size} bytes cannot be that of a checkpoint with {count} members"
-        )
+        raise FormatError(f"{file}: a zip directory of {size} bytes cannot be that of a checkpoint of {count} members")
     return start, size, count
 
 
@@ -238,9 +229,7 @@ def _read_entries(directory: bytes, count: int, file: str) -> list[_Entry]:
             size, packed, offset = _read_zip64(extra, (size, packed, offset), name, file)
         entries.append(_Entry(name, flags, method, crc, packed, size, disk, offset))
     if position != len(directory):
-        raise FormatError(
-            f"{file}: the zip directory holds more than the {count} entries it counts; the file is damaged"
-        )
+        raise FormatError(f"{file}: the zip directory holds more than the {count} entries it counts; it is damaged")
     return entries
 
 
@@ -274,15 +263,10 @@ def _build_directory(entries: list[_Entry], directory_start: int, file: str) -> 
         raise FormatError(f"{file} holds two members of the same name; it is damaged or hostile")
     prefixes = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(prefixes) != 1:
-        raise FormatError(
-            f"{file} is a zip archive, but torch.save did not write it: it has {len(prefixes)} data.pkl, not 1"
-        )
-    prefix = prefixes[0]
-    code = f"{prefix}/code/"
-    if f"{prefix}/constants.pkl" in names or any(name.startswith(code) for name in names):
-        raise FormatError(
-            f"{file} is a TorchScript program, not a state dict; save torch.jit.load(path).state_dict() instead"
-        )
+        raise FormatError(f"{file} is a zip, but torch.save did not write it: it has {len(prefixes)} data.pkl, not 1")
+    (prefix,) = prefixes
+    if f"{prefix}/constants.pkl" in names or any(name.startswith(f"{prefix}/code/") for name in names):
+        raise FormatError(f"{file} is a TorchScript program; save torch.jit.load(path).state_dict() instead")
     for entry in entries:
         _refuse_unreadable(entry, file)
 
@@ -292,10 +276,10 @@ def _build_directory(entries: list[_Entry], directory_start: int, file: str) -> 
     for entry, limit in zip(ordered, limits, strict=True):
         if entry.offset + LOCAL.size + entry.size > limit:
             raise FormatError(f"{file}: {quote(entry.name)} overlaps the next member; the file is damaged")
-        stated = entry.crc32 or None  # torch states 0 when it was told not to compute it
-        members[entry.name] = ZipMember(entry.name, entry.offset, entry.size, stated, file, limit)
-    order = members.get(f"{prefix}/byteorder")
-    if order is not None and (order.size, order.crc32 or crc32(b"little")) != (6, crc32(b"little")):
+        # torch states a CRC-32 of 0 when it was told not to compute it
+        members[entry.name] = ZipMember(entry.name, entry.offset, entry.size, entry.crc32 or None, file, limit)
+    order, little = members.get(f"{prefix}/byteorder"), crc32(b"little")
+    if order and (order.size, order.crc32 or little) != (6, little):
         raise FormatError(f"{file} was saved on a big-endian machine; re-save it on a little-endian one")
     return ZipDirectory(file, MappingProxyType(members), prefix)
 
@@ -335,9 +319,7 @@ def member_data_start(local: bytes, member: ZipMember) -> int:
     if signature != LOCAL_SIGNATURE:
         raise FormatError(f"{where} is not where the zip directory states; the file is damaged")
     if flags & ENCRYPTED or method != 0:
-        raise FormatError(
-            f"{where} states that it is encrypted or compressed, the zip directory does not; it is damaged"
-        )
+        raise FormatError(f"{where} says encrypted or compressed, the zip directory does not; it is damaged")
     raw = local[LOCAL.size : LOCAL.size + n_name]
     if n_name != len(raw) or _decode_name(raw, flags, member.file) != member.name:
         raise FormatError(f"{where} has another name ({quote(raw)}); the file is damaged")
