@@ -20,6 +20,7 @@ __all__ = [
     "PythiaDynError",
     "StoreError",
     "UnknownNameError",
+    "first_line",
     "listed",
     "nearest",
     "optional_import",
@@ -114,6 +115,11 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> list[str]:
     close = difflib.get_close_matches(text.lower(), list(by_lower), n=count, cutoff=0.5)
     within = [c for c in by_lower if text.lower() in c and c not in close] if len(text) > 2 else []
     return [by_lower[c] for c in (close + within)[:count]]
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an `error` of another library, or the name of its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def listed(steps: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from typing import IO
 
 from pythia_dynamics.errors import StoreError
 
-__all__ = ["atomic_file", "remove_stale", "store_errors"]
+__all__ = ["atomic_file", "disk_full_errors", "remove_stale", "store_errors"]
 
 _STALE_SECONDS = 86_400
 """A temporary file this old belongs to no running write, even if its process id is in use again. Writing one chunk of
@@ -21,6 +21,11 @@ the largest tensor (2.5 GB) takes minutes, so a day leaves a wide margin."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The error numbers of no free blocks or inodes, a used-up quota, and a limit on the size of files."""
+
+_DISK_FULL_TEXTS = (*map(os.strerror, _DISK_FULL), "PytorchStreamWriter failed writing", "unexpected pos")
+"""Parts of the messages of libraries that raise errors of their own: safetensors and tokenizers give the text of the
+operating system, `torch.save` (torch 2.13) only says that it could not write a file, or that it is shorter than it
+should be."""
 
 
 @contextmanager
@@ -78,10 +83,35 @@ def store_errors(path: Path) -> Iterator[None]:
         ``cannot write PATH: the disk is full``, or the reason that the operating system gives.
     """
     try:
-        yield
+        with disk_full_errors(path):
+            yield
     except OSError as error:
-        reason = "the disk is full" if error.errno in _DISK_FULL else error.strerror or str(error)
-        raise StoreError(f"cannot write {path}: {reason}") from None
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def disk_full_errors(path: Path, hint: str = "") -> Iterator[None]:
+    """Turn an error of any library that means a full disk into a `StoreError` of one line; other errors stay.
+
+    Parameters
+    ----------
+    path
+        What is written in the ``with`` block; the message names it.
+    hint
+        What to do, at the end of the message.
+
+    Raises
+    ------
+    StoreError
+        ``cannot write PATH: the disk is full``, and the hint.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, OSError) and error.errno in _DISK_FULL
+        if not known and not any(text in str(error) for text in _DISK_FULL_TEXTS):
+            raise
+        raise StoreError(f"cannot write {path}: the disk is full{hint}") from None
 
 
 def remove_stale(directory: Path) -> None:

@@ -133,7 +133,7 @@ def test_each_library_has_its_room() -> None:
     assert {room(name) for name in users("tqdm")} == {"cli"}
     assert users("ruptures") == {"measures.phases"}
     assert {room(name) for name in users("numba")} == {"sweep", "measures", "training"}
-    assert {room(name) for name in users("torch")} == {"device", "sweep", "evaluation", "training", "studies"}
+    assert {room(name) for name in users("torch")} == {"device", "sweep", "evaluation", "training"}
 
 
 def test_only_the_command_line_prints() -> None:

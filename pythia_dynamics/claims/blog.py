@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pythia_dynamics.claims.statistics import MAX_B_FALL, MAX_BREAK_P, MAX_LOSS_RISE, SIGMAS, drawdown
-from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Verdict, Work, decision_of
+from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Verdict, decision_of
 from pythia_dynamics.measures.order import break_in_line, derivative
 from pythia_dynamics.results.published_blog import published_blog
 
@@ -31,7 +32,7 @@ Runs = Mapping[str, Sequence["xr.Dataset"]]
 Initial = Mapping[str, Mapping[str, Mapping[str, float]]]
 """b of the untrained models by size and initialisation: `expected`, its standard deviation `spread`, `measured`."""
 
-_WORK: Work = "A Large Language Model Order Parameter"
+_claim = partial(Claim, work="A Large Language Model Order Parameter")
 
 _MIN_STEEPENING = 1.5
 """Least factor by which dL/db becomes steeper. The published curves give 4.6 and 2.6 for the two small models, for
@@ -41,34 +42,30 @@ _MIN_B_DISTANCE = 0.01
 """Losses are compared where b differs by more than this share of its range: below it b may fall (`MAX_B_FALL`)."""
 
 CLAIMS = (
-    Claim(
+    _claim(
         "b-initial",
-        _WORK,
         "b begins at 0.146 (10K), 0.072 (0.1M), 0.036 (1M) and 0.012 (10M).",
         "Fig 4",
         "b of the untrained model against √(v/3)/d, which follows from a head that is uniform on ±1/√d.",
         "4 standard deviations of b over random heads",
     ),
-    Claim(
+    _claim(
         "b-monotone",
-        _WORK,
         "b grows monotonically during training.",
         "Fig 4",
         "Largest fall of b below a value it had before, relative to its range; last value above the first.",
         "1 % of the range",
     ),
-    Claim(
+    _claim(
         "loss-falls-with-b",
-        _WORK,
         "The training loss falls monotonically with b.",
         "Fig 4",
         "Largest rise of the loss above its value at a smaller b, relative to its range; b that are less than 1 % of "
         "their range apart are not compared.",
         "5 % of the range",
     ),
-    Claim(
+    _claim(
         "slope-changes",
-        _WORK,
         "In the two small models dL/db changes: having flattened, the loss falls more steeply again.",
         "Fig 5",
         "Without the untrained model: how many times as steep dL/db becomes as it has been before, and a line with one "

@@ -42,8 +42,6 @@ class Claim:
     ----------
     id
         Short name, the key in ``claims.json`` (``msd-peak`` …).
-    work
-        The work that makes the claim.
     statement
         The claim in one sentence.
     figure
@@ -52,16 +50,18 @@ class Claim:
         The test in words.
     tolerance
         The thresholds of the test in words.
+    work
+        The work that makes the claim.
     bifurcation
         Whether the claim is about the bifurcation. A random walk must not support such a claim.
     """
 
     id: str
-    work: Work
     statement: str
     figure: str
     test: str
     tolerance: str
+    work: Work
     bifurcation: bool = False
 
 

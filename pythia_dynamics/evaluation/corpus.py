@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pythia_dynamics.errors import CheckpointError, CorpusError, UnknownNameError
+from pythia_dynamics.errors import CheckpointError, CorpusError, UnknownNameError, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["DATASETS", "Corpus", "load_corpus", "load_tokenizer"]
+__all__ = ["DATASETS", "Corpus", "load_corpus", "load_tokenizer", "loading_from_hub"]
 
 DATASETS: Mapping[str, str] = {
     "lambada": "EleutherAI/lambada_openai",
@@ -129,7 +131,7 @@ def _from_file(path: Path, limit: int | None) -> Corpus:
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"cannot read {path} as UTF-8 text: {error}") from error
     passages = _json_texts(path, content) if path.suffix.lower() in _JSON_LINES else _plain_texts(content)
-    texts = tuple(text for _, text in zip(range(limit), passages, strict=False)) if limit else tuple(passages)
+    texts = tuple(islice(passages, limit))
     if not texts:
         raise CorpusError(f"{path} holds no passage; {_OFFLINE_HINT}")
     return Corpus(path.name, texts, {"corpus_file": path.name, "corpus_passages": len(texts)})
@@ -157,17 +159,31 @@ def _json_texts(path: Path, content: str) -> Iterator[str]:
 def _from_hub(repository: str, limit: int | None) -> Corpus:
     import datasets
 
+    with loading_from_hub(repository, _OFFLINE_HINT):
+        texts = tuple(datasets.load_dataset(repository, split="test")["text"][:limit])
+    about: dict[str, str | int] = {"corpus_dataset": repository, "corpus_split": "test", "corpus_passages": len(texts)}
+    return Corpus(repository, texts, about)
+
+
+@contextmanager
+def loading_from_hub(repository: str, hint: str) -> Iterator[None]:
+    """Show no progress bars of `datasets` in the ``with`` block, and turn each error in it into a `CorpusError`.
+
+    Parameters
+    ----------
+    repository
+        The data set that is loaded in the block; the message names it.
+    hint
+        What to do where it cannot be loaded, at the end of the message.
+    """
+    import datasets
+
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        split = datasets.load_dataset(repository, split="test")
-        texts = tuple(split["text"][:limit])
+        yield
     except Exception as error:  # `datasets` lets every error of its own dependencies through
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CorpusError(f"cannot load {repository}: {reason}; {_OFFLINE_HINT}") from error
+        raise CorpusError(f"cannot load {repository}: {first_line(error)}; {hint}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
-    return Corpus(
-        repository, texts, {"corpus_dataset": repository, "corpus_split": "test", "corpus_passages": len(texts)}
-    )

@@ -131,7 +131,4 @@ def last_word_row(scores: Sentences) -> dict[str, float]:
     row = {"sentences": int(valid.sum()), "nonfinite": int(words.sum() - valid.sum())}
     if not valid.any():
         return {"ppl": np.nan, "accuracy": np.nan} | row
-    return {
-        "ppl": float(np.exp(scores.nll[valid].mean())),
-        "accuracy": float(scores.greedy[valid].mean()),
-    } | row
+    return {"ppl": float(np.exp(scores.nll[valid].mean())), "accuracy": float(scores.greedy[valid].mean())} | row

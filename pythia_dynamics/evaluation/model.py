@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from pythia_dynamics.errors import CheckpointError, FormatError
+from pythia_dynamics.checkpoints.registry import FILE_NAMES
+from pythia_dynamics.errors import CheckpointError, FormatError, first_line
 from pythia_dynamics.evaluation.scoring import head_of
 
 __all__ = ["build_model", "context_length", "load_weights", "prefix_token", "round_head", "weight_files"]
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-_UNEMBEDDING_IN_FILES = re.compile(r"^embed_out\.")  # transformers 5 calls it lm_head
 _MASK_OR_ROTARY_BUFFER = re.compile(r"(^|\.)(attention|attn)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|cos|sin)\b")
 
 
@@ -50,8 +50,7 @@ def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
             build = AutoModelForCausalLM.from_config
             model = build(config, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"cannot build a model from {directory}/config.json: {reason}") from error
+        raise CheckpointError(f"cannot build a model from {directory}/config.json: {first_line(error)}") from error
     assert isinstance(model, PreTrainedModel)
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
@@ -122,25 +121,25 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     missing = set(dict(model.named_parameters()))
+    names = {in_file: name for name, in_file in FILE_NAMES.get(model.config.model_type, {}).items()}
     with torch.inference_mode():
         for file in weight_files(directory):
             for name, tensor in _tensors(file):
-                name = _UNEMBEDDING_IN_FILES.sub("lm_head.", name)
                 if _MASK_OR_ROTARY_BUFFER.search(name):
                     continue
-                if name not in parameters:
+                parameter = parameters.get(names.get(name, name))
+                if parameter is None:
                     raise CheckpointError(f"{file} holds {name}, which the model of its config.json does not have")
-                parameter = parameters[name]
                 if parameter.shape != tensor.shape:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
                     raise CheckpointError(f"{name} of {file} has shape {shapes} as in the first checkpoint evaluated")
                 if not tensor.is_floating_point():
                     raise FormatError(f"{name} of {file} is {tensor.dtype}, not a floating-point tensor")
                 parameter.copy_(tensor)
-                missing.discard(name)
+                missing.discard(names.get(name, name))
     if missing:
-        names = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
-        raise CheckpointError(f"{directory} lacks {len(missing)} weights: {names}")
+        first = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
+        raise CheckpointError(f"{directory} lacks {len(missing)} weights: {first}")
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -155,8 +154,9 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FormatError(f"cannot read {file} as a zip-format torch file of weights only: {reason}") from error
+        raise FormatError(
+            f"cannot read {file} as a zip-format torch file of weights only: {first_line(error)}"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise FormatError(f"{file} is not a state dict of tensors")
     yield from state.items()

@@ -98,54 +98,36 @@ def portrait(
     available = source.revisions()
     chosen = _two_steps(steps, tuple(available), source.location)
     arrays: list[tuple[NDArray[np.float32], ...]] = []
-    built: tuple[PreTrainedModel, Tokenizer] | None = None
-    words: list[str] = []
-    completed: list[dict[str, Any]] = []
     progress(0, len(chosen))
     with matmul_precision(tf32=chosen_settings.tf32), torch.inference_mode():
-        for revision, found in snapshots(source, [available[step] for step in chosen]):
+        for _, found in snapshots(source, [available[step] for step in chosen]):
             if isinstance(found, Exception):
                 raise found
-            loaded, tokenizer = built = built or build(found, chosen_settings)
+            if not arrays:
+                loaded, tokenizer = build(found, chosen_settings)
+                sentence = _phrase_tokens(phrase, loaded, tokenizer)
+                (long,) = encode(tokenizer, [text], loaded)
+                if not long:
+                    raise PythiaDynError("the text holds no token; logits are averaged over at least one")
             load_checkpoint(loaded, found, chosen_settings)
-            sentence = _phrase_tokens(phrase, loaded, tokenizer)
-            (long,) = encode(tokenizer, [text], loaded)
-            if not long:
-                raise PythiaDynError("the text holds no token; logits are averaged over at least one")
             arrays.append(_arrays(loaded, sentence, long[: context_length(loaded)]))
-            if revision.step == chosen[-1]:
-                words = [tokenizer.decode([token]) for token in sentence]
-                completed = [asdict(line) for line in illustrate(loaded, sentence, tokenizer.decode)]
             progress(len(arrays), len(chosen))
-    weights, attention, logits = (np.stack(parts) for parts in zip(*arrays, strict=True))
-    return xr.Dataset(
-        {
-            "unembedding": (
-                ("step", "dimension", "token"),
-                weights,
-                {"long_name": "W_U, first tokens of the vocabulary", "units": "1"},
-            ),
-            "attention": (
-                ("step", "head", "query", "key"),
-                attention,
-                {"long_name": "attention of the first layer", "units": "1"},
-            ),
-            "logits": (("step", "entry"), logits, {"long_name": "mean logit", "units": "nat"}),
-        },
-        coords={"step": np.asarray(chosen, np.int64)},
-        attrs={
-            "model": source.name,
-            "location": source.location,
-            "commits": {str(step): available[step].commit for step in chosen},
-            "phrase": phrase,
-            "text": text,
-            "words": words,
-            "completions": completed,
-            "dtype": chosen_settings.dtype,
-            "head": chosen_settings.head,
-            "tf32": chosen_settings.tf32,
-        },
-    )
+        words = [tokenizer.decode([token]) for token in sentence]
+        completed = [asdict(line) for line in illustrate(loaded, sentence, tokenizer.decode)]
+    variables = {
+        "unembedding": (("step", "dimension", "token"), "W_U, first tokens of the vocabulary", "1"),
+        "attention": (("step", "head", "query", "key"), "attention of the first layer", "1"),
+        "logits": (("step", "entry"), "mean logit", "nat"),
+    }
+    data = {
+        name: (dims, np.stack(parts), {"long_name": long_name, "units": units})
+        for (name, (dims, long_name, units)), parts in zip(variables.items(), zip(*arrays, strict=True), strict=True)
+    }
+    commits = {str(step): available[step].commit for step in chosen}
+    about = {"model": source.name, "location": source.location, "commits": commits, "phrase": phrase, "text": text}
+    run = {name: getattr(chosen_settings, name) for name in ("dtype", "head", "tf32")}
+    attributes = {**about, "words": words, "completions": completed, **run}
+    return xr.Dataset(data, {"step": np.asarray(chosen, np.int64)}, attributes)
 
 
 def completions(

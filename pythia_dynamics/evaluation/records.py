@@ -184,11 +184,8 @@ class Records:
                 variables[name] = (("step", "prefix"), padded, _attributes(name))
         wanted = set(steps)
         absent = {str(step): reason for step, reason in sorted(self.missing.items()) if step in wanted}
-        return xr.Dataset(
-            variables,
-            coordinates,
-            {**attributes, **self.settings, **self.notes, "mode": self.mode, "missing": absent},
-        )
+        known = {**attributes, **self.settings, **self.notes, "mode": self.mode, "missing": absent}
+        return xr.Dataset(variables, coordinates, known)
 
     @property
     def _stem(self) -> str:
@@ -223,19 +220,16 @@ class Records:
         try:
             before = read_json(sidecar)
             changed = _differences(before["settings"], self.settings)
-            rows = {} if changed else self._read(directory)
-            commits = {int(step): commit for step, commit in before["revisions"].items()}
-            missing = {int(step): str(reason) for step, reason in before["missing"].items()}
-            notes = dict(before["notes"])
+            if not changed:
+                commits = {int(step): commit for step, commit in before["revisions"].items()}
+                missing = {int(step): str(reason) for step, reason in before["missing"].items()}
+                found = self._read(directory), commits, missing, dict(before["notes"])
+                self._rows, self._commits, self.missing, self.notes = found
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            changed, rows, commits, missing, notes = ["they cannot be read"], {}, {}, {}, {}
+            changed = ["they cannot be read"]
         if changed:
-            warnings.warn(
-                f"rows of {table} were computed under other settings and are replaced ({'; '.join(changed)})",
-                stacklevel=2,
-            )
-            return
-        self._rows, self._commits, self.missing, self.notes = rows, commits, missing, notes
+            reason = f"rows of {table} were computed under other settings and are replaced ({'; '.join(changed)})"
+            warnings.warn(reason, stacklevel=2)
 
     def _read(self, directory: Path) -> dict[int, Row]:
         """The rows of the files that are not empty."""

@@ -132,8 +132,9 @@ def evaluate(
                     evaluator = evaluator or Evaluator(found, corpus, chosen, settings)
                     evaluator.load(found)
                 except (PythiaDynError, OSError) as error:
+                    reason = " ".join((str(error) or type(error).__name__).split())
                     for mode in todo[revision.step]:
-                        records[mode].add_missing(revision.step, _one_line(error))
+                        records[mode].add_missing(revision.step, reason)
                 else:
                     for mode in todo[revision.step]:
                         records[mode].notes = evaluator.notes(mode)
@@ -168,20 +169,11 @@ def _wanted_steps(settings: EvaluationSettings, available: Mapping[int, Revision
 
 def _row_settings(source: Source, corpus: Corpus, settings: EvaluationSettings) -> dict[str, Any]:
     """What decides the values of a row, besides the checkpoint; written beside the rows."""
-    return {
-        "location": source.location,
-        "corpus": corpus.name,
-        "corpus_sha256": corpus.sha256,
-        "passages": len(corpus.texts),
-        "dtype": settings.dtype,
-        "device": resolve_device(settings.device).type,
-        "head": settings.head,
-        "tf32": settings.tf32,
-        "max_tokens": settings.max_tokens,
-        "pythia_dynamics": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    text = {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "passages": len(corpus.texts)}
+    device = resolve_device(settings.device).type
+    model = {"dtype": settings.dtype, "device": device, "head": settings.head, "tf32": settings.tf32}
+    versions = {"pythia_dynamics": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"location": source.location, **text, **model, "max_tokens": settings.max_tokens, **versions}
 
 
 def _steps_to_evaluate(
@@ -198,7 +190,3 @@ def _steps_to_evaluate(
         if modes := [mode for mode, record in records.items() if not record.has(step, commit)]:
             todo[step] = modes
     return todo
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,8 +45,7 @@ _CACHED_BYTES = 1 << 22
 stay in the processor's cache; and a buffer of 4 MiB is reused by malloc, where a large one is mapped anew each time."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStatistics:
+class TokenStatistics(NamedTuple):
     """Statistics of N next-token distributions; each has shape (N,).
 
     Parameters
@@ -124,13 +124,7 @@ def head_statistics(
         for j in range(0, logits.shape[0], rows):
             part = logits[j : j + rows]
             parts.append(_statistics(part, None if targets is None else targets[i + j : i + j + part.shape[0]]))
-    if len(parts) == 1:
-        return parts[0]
-    return TokenStatistics(
-        torch.cat([part.nll for part in parts]),
-        torch.cat([part.top for part in parts]),
-        torch.cat([part.entropy for part in parts]),
-    )
+    return TokenStatistics(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _statistics(logits: torch.Tensor, targets: torch.Tensor | None) -> TokenStatistics:
@@ -211,17 +205,14 @@ def score(
     count = len(sequences)
     result = Sentences(np.zeros(count), np.zeros(count), np.zeros(count, np.int64), np.ones(count, np.bool_))
     scored = [i for i in range(count) if len(sequences[i]) > starts[i]]
-    lengths = [len(sequences[i]) for i in scored]
 
     def evaluate(batch: Batch) -> None:
-        members = [scored[i] for i in batch.members]
-        _score_batch(model, members, sequences, starts, result, device)
+        _score_batch(model, [scored[i] for i in batch.members], sequences, starts, result)
 
-    budget = batch_tokens or default_batch_tokens(device)
+    lengths, budget = [len(sequences[i]) for i in scored], batch_tokens or default_batch_tokens(device)
+    free = partial(free_cached_memory, device)
     with torch.inference_mode():
-        for _ in evaluate_in_batches(
-            lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=partial(free_cached_memory, device)
-        ):
+        for _ in evaluate_in_batches(lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free):
             pass
     return result
 
@@ -232,8 +223,8 @@ def _score_batch(
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
     result: Sentences,
-    device: torch.device,
 ) -> None:
+    device = head_of(model).weight.device
     tokens = right_pad([sequences[i] for i in members], device)
     hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
     # Positions whose predictions are scored: column j of `hidden` predicts token j + 1.

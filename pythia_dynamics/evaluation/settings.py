@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 
     from pythia_dynamics.evaluation.corpus import Corpus
 
-__all__ = [
-    "HEADS",
-    "MODES",
-    "EvaluationSettings",
-    "Head",
-    "Mode",
-    "ModelSettings",
-    "check_modes",
-    "requested_steps",
-]
+__all__ = ["HEADS", "MODES", "EvaluationSettings", "Head", "Mode", "ModelSettings", "check_modes", "requested_steps"]
 
 Mode = Literal["forward", "unmask", "last-word"]
 """Definitions of perplexity: of the text (Garden, Eq 6), of what the model writes by causal unmasking (Garden,

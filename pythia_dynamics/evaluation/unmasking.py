@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +37,21 @@ _Number = TypeVar("_Number", np.int64, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Unmasking:
+class _Statistics:
+    """Tokens, NLL and entropy (nats) on the host, of equal shape."""
+
+    tokens: NDArray[np.int64]
+    nll: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int]) -> Self:
+        """Zeros of a shape."""
+        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Unmasking(_Statistics):
     """All completions of one sentence of t tokens; each array has shape (t − 1, t).
 
     Row k − 1 belongs to the prefix of k tokens. A sentence of fewer than two tokens has no rows.
@@ -49,10 +63,6 @@ class Unmasking:
     nll, entropy
         Of the model when it generated the token, nats, float32; NaN where the token was given.
     """
-
-    tokens: NDArray[np.int64]
-    nll: NDArray[np.float32]
-    entropy: NDArray[np.float32]
 
     @property
     def prefixes(self) -> int:
@@ -86,15 +96,6 @@ class Completion:
     generated: str
     perplexity: float
     entropy: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Statistics:
-    """Tokens, NLL and entropy (nats) on the host, of equal shape."""
-
-    tokens: NDArray[np.int64]
-    nll: NDArray[np.float32]
-    entropy: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,30 +141,22 @@ def unmask(
         When a single sentence does not fit in memory.
     """
     device = head_of(model).weight.device
-    results = [_empty(sequence) for sequence in sequences]
+    results = [Unmasking.empty((0, len(sequence))) for sequence in sequences]
     work = [i for i, sequence in enumerate(sequences) if len(sequence) > 1]
 
     def evaluate(batch: Batch) -> list[Unmasking]:
         return list(_complete_batch(model, [sequences[work[i]] for i in batch.members], device))
 
+    lengths = [len(sequences[i]) for i in work]
     budget = batch_tokens or cached_positions_budget(device, _bytes_per_position(model))
+    free = partial(free_cached_memory, device)
     with torch.inference_mode(), transposed_linear_layers(model, exclude=head_of(model)):
         for batch, done in evaluate_in_batches(
-            [len(sequences[i]) for i in work],
-            budget,
-            evaluate,
-            out_of_memory=is_out_of_memory,
-            free=partial(free_cached_memory, device),
-            cost=cached_positions,
+            lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free, cost=cached_positions
         ):
             for member, unmasking in zip(batch.members, done, strict=True):
                 results[work[member]] = unmasking
     return results
-
-
-def _empty(sequence: Sequence[int]) -> Unmasking:
-    shape = (0, len(sequence))
-    return Unmasking(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
 
 
 def _bytes_per_position(model: PreTrainedModel) -> int:
@@ -185,12 +178,8 @@ def _complete_batch(
     after = head_statistics(model, hidden.reshape(count * (width - 1), -1))
     del hidden
     # Entry [s, k - 1] belongs to the token that follows the prefix of k tokens of sentence s.
-    top = after.top.view(count, width - 1)
-    first = _Statistics(
-        top.cpu().numpy(),
-        after.nll.view(count, width - 1).cpu().numpy(),
-        after.entropy.view(count, width - 1).cpu().numpy(),
-    )
+    top, nll, entropy = (values.view(count, width - 1) for values in (after.top, after.nll, after.entropy))
+    first = _Statistics(top.cpu().numpy(), nll.cpu().numpy(), entropy.cpu().numpy())
     given = tokens.cpu().numpy()
     diverges = first.tokens != given[:, 1:]
     rows = _rows_to_compute(lengths, diverges)
@@ -211,8 +200,7 @@ def _generate(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: i
     """Generate all rows in lockstep; column p of the results, shape (rows, width), belongs to the token at p."""
     device, total = top.device, len(rows.prefix)
     if not total:
-        empty = np.zeros((0, width), np.float32)
-        return _Statistics(empty.astype(np.int64), empty, empty)
+        return _Statistics.empty((0, width))
     tokens = torch.zeros((total, width), dtype=torch.int64, device=device)
     nll, entropy = torch.zeros((total, width), device=device), torch.zeros((total, width), device=device)
     sentence = torch.from_numpy(rows.sentence).to(device)
@@ -354,13 +342,8 @@ def illustrate(
     entropy = result.per_prefix(result.entropy) / generated
     with np.errstate(over="ignore"):
         perplexity = np.exp(nll)
-    return [
-        Completion(
-            k,
-            decode(row[:k].tolist()),
-            decode(row.tolist())[len(decode(row[:k].tolist())) :],
-            float(perplexity[k - 1]),
-            float(entropy[k - 1]),
-        )
-        for k, row in enumerate(result.tokens, start=1)
-    ]
+    lines = []
+    for k, row in enumerate(result.tokens.tolist(), start=1):
+        given = decode(row[:k])
+        lines.append(Completion(k, given, decode(row)[len(given) :], float(perplexity[k - 1]), float(entropy[k - 1])))
+    return lines

@@ -167,13 +167,9 @@ def _comparisons(models: Sequence[Results], directory: Path) -> Iterator[FigureS
     for mode in modes:
         if tables := _tables(models, f"perplexity-{mode}"):
             caption = f"{_MODES[mode]} perplexity over all tokens, linear and logarithmic. A perplexity is at least 1."
-            path, title = (
-                directory / f"garden-perplexity-{mode}",
-                f"{_MODES[mode]} perplexity (Garden, {_SOURCES[mode]})",
-            )
-            yield FigureSpec(
-                path, title, caption, _linear_and_log(partial(figures.perplexities, models=tables)), columns=2
-            )
+            title = f"{_MODES[mode]} perplexity (Garden, {_SOURCES[mode]})"
+            draw_both = _linear_and_log(partial(figures.perplexities, models=tables))
+            yield FigureSpec(directory / f"garden-perplexity-{mode}", title, caption, draw_both, columns=2)
     if tables := _tables(models, "perplexity-last-word"):
         published = {name: points for name in tables if (points := _published(name)) is not None}
         known = " (lines) over EleutherAI's published values (markers)." if published else "; no published values."

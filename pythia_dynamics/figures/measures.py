@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 DENSITY_FLOOR = 1e-6
-"""Least density that is drawn, relative to the greatest. Where the highest bin holds a million of the 26 million
-weights of the 70M model's W_U, a bin with a single weight lies at this limit."""
+"""Least density that is drawn, relative to the greatest. In a density whose highest bin holds a million of the 26
+million weights of the 70M model's W_U, a bin with one weight lies at this limit."""
 
 _LABELS = {"msd": "demeaned over weights (Eq. 4)", "msd_time": "demeaned over time"}
 

@@ -121,7 +121,7 @@ def inline(figure: Figure, key: str, *, label: str) -> Drawing:
         ax.set_facecolor("none")
         _use_page_colour(ax)
     buffer = io.BytesIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": key}):  # type: ignore[arg-type]  # the keys are a Literal
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": key}):  # type: ignore[arg-type]  # the keys are a Literal
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     width, height = figure.get_size_inches() * 72
     shown = [ax for ax in figure.axes if ax.axison and not hasattr(ax, "_colorbar")]

@@ -139,7 +139,7 @@ def _draw_runs(
     parts: Mapping[str, tuple[str, str]],
     first: int = 0,
 ) -> None:
-    """Draw variables (`parts`, with line style and marker) against `x` from record `first` on, a colour per model."""
+    """Draw the variables `parts`, with line style and marker, against `x`, without the records before `first`."""
     for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
         labels = iter([name])  # the first curve of a model has its name
         for run in seeds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -175,7 +176,7 @@ class Results:
         return dataset
 
     def write_zarr(self, name: str, dataset: xr.Dataset) -> Path:
-        """Write a dataset as ``<name>.zarr`` and return the path. An older one is replaced when it is complete.
+        """Write a dataset as ``<name>.zarr`` and return the path. An older one is replaced by the complete new one.
 
         Parameters
         ----------
@@ -227,8 +228,8 @@ class Results:
         first, _, mode = name.partition("-")
         command = {"perplexity": f"perplexity --mode {mode}", "first_last": "portrait"}.get(first)
         command = command or made_by.get(name, name).replace("_", "-")
-        tensor = "" if self.tensor in (None, UNEMBEDDING) else f" --tensor {self.tensor}"
-        return f"pythia-dyn {command} --model {self.name}{tensor}"
+        tensor = "" if self.tensor in (None, UNEMBEDDING) else f" --tensor {shlex.quote(self.tensor)}"
+        return f"pythia-dyn {command} --model {shlex.quote(self.name)}{tensor}"
 
     # -- provenance -------------------------------------------------------------------------------------------
 

@@ -6,12 +6,9 @@ The stages are those of a Pythia model; only the size of the suite is special.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import xarray as xr
 
 from pythia_dynamics.checkpoints.registry import resolve
@@ -25,7 +22,7 @@ from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.studies.pipeline import Outcome, draw_perplexity, measure
 from pythia_dynamics.sweep.compute import Compute
-from pythia_dynamics.training.loop import train_suite
+from pythia_dynamics.training.loop import torch_threads, train_suite
 from pythia_dynamics.training.plan import TrainingPlan
 from pythia_dynamics.training.suite import HELD_OUT, Suite
 from pythia_dynamics.training.text import Text, python_reference
@@ -106,7 +103,8 @@ def run(
         fetched = download(model, cache=cache, progress=progress)
     scores: dict[Mode, xr.Dataset] = {}
     for mode, passages in PASSAGES.items():
-        with stage(f"{mode} perplexity", "step") as progress, _one_thread():
+        # Models this small gain nothing from a second thread, and lose tenfold where another program wants the core.
+        with stage(f"{mode} perplexity", "step") as progress, torch_threads(1):
             settings = EvaluationSettings(corpus=suite.path / HELD_OUT, limit=passages, device="cpu")
             scores |= evaluate(model, [mode], settings, out=out.path, progress=progress)
     with stage("measure", "block") as progress:
@@ -116,14 +114,3 @@ def run(
     with stage("draw", "figure") as progress:
         outcomes = [*outcomes, *draw_perplexity(out, scores, progress=progress)]
     return Report(suite, fetched, tuple(outcomes))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread. A second one does not speed up models this small; on a busy core it slows them tenfold."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

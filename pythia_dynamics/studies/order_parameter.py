@@ -30,7 +30,7 @@ from pythia_dynamics.training.choices import Initialisation
 from pythia_dynamics.training.loop import new_model, train_suite
 from pythia_dynamics.training.plan import SIZES, TrainingPlan, plan_of_size
 from pythia_dynamics.training.sample import sample_text
-from pythia_dynamics.training.suite import Loss, Suite
+from pythia_dynamics.training.suite import Suite
 from pythia_dynamics.training.text import Text
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def reproduce(
         curves = []
         for seed in seeds:
             name = f"{label}-{size}" if len(seeds) == 1 else f"{label}-{size}-seed{seed}"
-            curve, suite, written = _run(home / name, text, plan, seed, stage, cache, results, device)
+            curve, suite, written = _run(home / name, text, replace(plan, seed=seed), stage, cache, results, device)
             curves.append(curve)
             files += written
             if seed == seeds[0]:
@@ -148,24 +148,15 @@ def reproduce(
         runs[size] = tuple(curves)
     initial_b = {size: _initial_b(plan, text) for size, plan in plans.items()}
     verdicts = decide(runs, initial_b, {size: plan.initialisation for size, plan in plans.items()})
-    files += [
-        _write_runs(common, runs, seeds),
-        _write_comparison(common, runs, seeds),
-        _write_initial(common, initial_b),
-        save(common, verdicts),
-    ]
+    files += [_write_runs(common, runs, seeds), _write_comparison(common, runs, seeds)]
+    files += [_write_initial(common, initial_b), save(common, verdicts)]
     with stage("draw", "figure") as progress:
         files += save_figures(blog_figures(common), progress=progress)
-    facts = {
-        size: {
-            "steps": int(curves[0]["step"][-1]),
-            "b": [float(curves[0]["order_parameter"][i]) for i in (0, -1)],
-            "train_loss": [float(curves[0]["train_loss"][i]) for i in (0, -1)],
-            "validation_loss": [float(curves[0]["validation_loss"][i]) for i in (0, -1)],
-            "initial_b": initial_b[size],
-        }
-        for size, curves in runs.items()
-    }
+    facts = {}
+    for size, (curve, *_) in runs.items():
+        ends = {name: curve[name].to_numpy()[[0, -1]].tolist() for name in _CURVES[:3]}
+        b = ends.pop("order_parameter")
+        facts[size] = {"steps": int(curve["step"][-1]), "b": b, **ends, "initial_b": initial_b[size]}
     details = {"text": text.name, "sha256": text.sha256, "published": SOURCE, "options": options}
     common.record("order-parameter", {**details, "seeds": list(seeds)})
     return Reproduction(folder, verdicts, facts, tuple(files), runs)
@@ -175,7 +166,6 @@ def _run(
     path: Path,
     text: Text,
     plan: TrainingPlan,
-    seed: int,
     stage: Stage,
     cache: Path | str | None,
     results: Path | str | None,
@@ -183,24 +173,19 @@ def _run(
 ) -> tuple[xr.Dataset, Suite, list[Path]]:
     """Train one suite, fetch its W_U, measure; the curves (b, both losses, dL/db over `step`) and the files."""
     with stage(f"train {path.name}", "step") as progress:
-        suite = train_suite(path, text, replace(plan, seed=seed), device=device, progress=progress)
+        suite = train_suite(path, text, plan, device=device, progress=progress)
     with stage(f"fetch {path.name}", "step") as progress:
         download(resolve(suite.path.resolve()), cache=cache, progress=progress)
-    by_step = {row.step: row for row in suite.losses}
-    training = {step: row.train for step, row in by_step.items()}
+    training = {row.step: row.train for row in suite.losses}
+    validation = {row.step: row.validation for row in suite.losses}
     own = Results(path.name, results)
     with stage(f"measure {path.name}", "block") as progress:
-        history = open_history(path.name, cache=cache)
-        (outcome,) = measure(
-            history, ["order"], own, options={"order": {"loss": training}}, compute=Compute(progress=progress)
-        )
+        history, compute = open_history(path.name, cache=cache), Compute(progress=progress)
+        (outcome,) = measure(history, ["order"], own, options={"order": {"loss": training}}, compute=compute)
     table = own.weights().read_table("order")
-    steps = table["step"].to_numpy().tolist()
-    unknown = Loss(0, math.nan, math.nan)
-    curve = table[["order_parameter", "dloss_db"]].assign(
-        train_loss=("step", [by_step.get(step, unknown).train for step in steps]),
-        validation_loss=("step", [by_step.get(step, unknown).validation for step in steps]),
-    )
+    curve = table[["order_parameter", "dloss_db"]]
+    for name, losses in (("train_loss", training), ("validation_loss", validation)):
+        curve[name] = ("step", [losses.get(step, math.nan) for step in table["step"].to_numpy().tolist()])
     return curve, suite, list(outcome.files)
 
 
@@ -245,18 +230,12 @@ def _write_comparison(results: Results, runs: Runs, seeds: Sequence[int]) -> Pat
 
 def _write_initial(results: Results, initial: Initial) -> Path:
     """Write ``initial_b.csv``: b of the untrained models."""
-    rows = [
-        (
-            size,
-            kind,
-            found["expected"],
-            found["spread"],
-            found["measured"],
-            float(published_blog(size)["order_parameter"][0]) if kind == "pytorch" else math.nan,
-        )
-        for size, kinds in initial.items()
-        for kind, found in kinds.items()
-    ]
+    rows = []
+    for size, kinds in initial.items():
+        published = {"pytorch": float(published_blog(size)["order_parameter"][0])}
+        for kind, found in kinds.items():
+            own = (found[name] for name in ("expected", "spread", "measured"))
+            rows.append((size, kind, *own, published.get(kind, math.nan)))
     columns = ("model", "initialisation", "expected", "standard_deviation", "measured", "published")
     return write_csv(results.path / "initial_b.csv", columns, rows, digits=_DIGITS)
 

@@ -268,17 +268,8 @@ def write_stop(results: Results, found: Replay, *, loss_from: str | None = None)
         figures.stopping(ax, found.curves, threshold=threshold, stopped_at=found.stopped_at, name=results.label)
         written = figures.save(figure, results.path / "stop")
     results.record("stop", {**found.attributes, **asdict(rule), "loss_from": loss_from})
-    names = (
-        "stopped_at",
-        "last_step",
-        "saved",
-        "loss_at_stop",
-        "loss_step",
-        "loss_last",
-        "loss_cost",
-        "loss_best_after",
-    )
-    values = {name: getattr(found, name) for name in names}
+    losses = ("loss_at_stop", "loss_step", "loss_last", "loss_cost", "loss_best_after")
+    values = {name: getattr(found, name) for name in ("stopped_at", "last_step", "saved", *losses)}
     facts = plain({"rule": asdict(rule), **values, "loss_from": loss_from})
     return Outcome("stop", (path, *written), _stop_sentence(found), facts)
 
@@ -289,13 +280,12 @@ def _stop_sentence(found: Replay) -> str:
         least = np.nanmin(found.curves["displacement_rate"].to_numpy(), initial=np.inf)
         slowest = f"; the least displacement rate is {least:.3g} per 1,000 steps" if np.isfinite(least) else ""
         return f"the rule ({rule.kind}, threshold {rule.threshold:g}) does not stop before {found.last_step:,}{slowest}"
-    text = (
-        f"the rule stops at step {found.stopped_at:,} of {found.last_step:,} and saves {found.saved:.1%} of the steps"
-    )
+    reached = f"step {found.stopped_at:,} of {found.last_step:,}"
+    stop = f"the rule stops at {reached} and saves {found.saved:.1%} of the steps"
     if not np.isfinite(found.loss_cost):
-        return f"{text}; what it costs in loss is not known"
+        return f"{stop}; what it costs in loss is not known"
     return (
-        f"{text}; it {'costs' if found.loss_cost > 0 else 'gains'} {abs(found.loss_cost):.4g} nats per token: "
+        f"{stop}; it {'costs' if found.loss_cost > 0 else 'gains'} {abs(found.loss_cost):.4g} nats per token: "
         f"{found.loss_at_stop:.4g} at step {found.loss_step:,}, {found.loss_last:.4g} at the end (best after the stop: "
         f"{found.loss_best_after:.4g})"
     )

@@ -120,8 +120,7 @@ class WeightDynamicsCallback(TrainerCallback):
         if control.should_log if self.when == "log" else control.should_save:
             self._record(state, kwargs["model"])
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step_end(args, state, control, **kwargs)
+    on_epoch_end = on_step_end
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.when == "save":
@@ -132,12 +131,10 @@ class WeightDynamicsCallback(TrainerCallback):
             return
         self._has_new_record = False
         latest = self.monitor.latest
-        known = {
-            f"weights/{name}" if len(latest) == 1 else f"weights/{tensor}/{name}": row[name]
-            for tensor, row in latest.items()
-            for name in _LOGGED
-            if row[name] == row[name]
-        }
+        known: dict[str, float] = {}
+        for tensor, row in latest.items():
+            prefix = "weights" if len(latest) == 1 else f"weights/{tensor}"
+            known |= {f"{prefix}/{name}": row[name] for name in _LOGGED if row[name] == row[name]}
         logs.update(known)
         if state.log_history:
             state.log_history[-1].update(known)  # the Trainer has copied its logs by now
@@ -180,8 +177,4 @@ class StationarityStop(TrainerCallback):
         if self.stopped_at is not None:
             control.should_training_stop = True
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step_end(args, state, control, **kwargs)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step_end(args, state, control, **kwargs)
+    on_log = on_save = on_step_end

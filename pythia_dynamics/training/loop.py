@@ -15,39 +15,21 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import (
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pythia_dynamics.checkpoints.registry import branch
 from pythia_dynamics.device import resolve_device
 from pythia_dynamics.errors import NonFiniteError, PythiaDynError, optional_import
+from pythia_dynamics.files import disk_full_errors
 from pythia_dynamics.progress import Progress, silent
-from pythia_dynamics.tables import read_json, write_json
+from pythia_dynamics.tables import write_json
+from pythia_dynamics.training import suite
 from pythia_dynamics.training.plan import TrainingPlan
-from pythia_dynamics.training.suite import (
-    SUITE,
-    Loss,
-    PreparedText,
-    Suite,
-    describe_suite,
-    is_finished,
-    prepare_text,
-    read_suite_losses,
-    replace_suite,
-    write_suite,
-    write_suite_losses,
-)
+from pythia_dynamics.training.suite import Loss, PreparedText, Suite
 from pythia_dynamics.training.text import Text
 from pythia_dynamics.training.transformers_log import silence_transformers
 
-__all__ = ["new_model", "train_suite"]
+__all__ = ["new_model", "torch_threads", "train_suite"]
 
 _STATE = "trainer"
 """Folder of the Trainer's own checkpoints while a suite is trained."""
@@ -112,21 +94,24 @@ def train_suite(
         Where the training diverges.
     PythiaDynError
         Where `out` holds something else, or another process is training it.
+    StoreError
+        Where the disk is full.
     """
     out = Path(out)
-    about = describe_suite(text, plan)
+    about = suite.describe_suite(text, plan)
     partial = out.with_name(f".{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
+    goes_on = "; free some space, the same command goes on"
     try:
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
-            if not _describes(partial / SUITE, about):  # else only the move to `out` was interrupted
-                if is_finished(out, about):
+        with disk_full_errors(out, hint=goes_on), FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
+            if not suite.describes(partial / suite.SUITE, about):  # else only the move to `out` was interrupted
+                if suite.is_finished(out, about):
                     return Suite(out, fresh=False)
                 automatic = 1 if plan.d_model <= _MAX_WIDTH_OF_ONE_THREAD else torch.get_num_threads()
-                with _torch_threads(threads or automatic), silence_transformers():
-                    prepared = prepare_text(text, plan)
+                with torch_threads(threads or automatic), silence_transformers():
+                    prepared = suite.prepare_text(text, plan)
                     _train(partial, about, prepared, plan, device, resume_seconds, callbacks, progress)
-            replace_suite(out, partial, plan.saved_steps)
+            suite.replace_suite(out, partial, plan.saved_steps)
     except Timeout:
         raise PythiaDynError(f"another process is training {out}; wait for it or name another directory") from None
     return Suite(out, fresh=True)
@@ -177,33 +162,31 @@ def _train(
     progress: Progress,
 ) -> None:
     """Train from the start, or from the last checkpoint in `partial` where that is of the same training."""
-    if not _describes(partial / _PLAN, about):
+    if not suite.describes(partial / _PLAN, about):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_json(partial / _PLAN, about)
-    model = new_model(plan, len(prepared.tokenizer))
-    model.config.bos_token_id, model.config.eos_token_id = (
-        prepared.tokenizer.bos_token_id,
-        prepared.tokenizer.eos_token_id,
-    )
+    tokenizer = prepared.tokenizer
+    model = new_model(plan, len(tokenizer))
+    model.config.bos_token_id, model.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     checkpoint = _last_checkpoint(partial / _STATE)
     if checkpoint is not None:
         # The Trainer of transformers 5 does not restore tensors whose name in the files is not the model's: the head.
         saved = GPTNeoXForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
-    writer = _SuiteWriter(partial, prepared, plan)
+    writer = _SuiteWriter(partial, prepared, plan, progress)
     trainer = Trainer(
         model=model,
         args=_arguments(partial / _STATE, plan, device),
         train_dataset=_RandomWindows(prepared.training, plan),
         data_collator=_unchanged,
-        callbacks=[writer, _PeriodicCheckpoint(resume_seconds), _ProgressReport(progress), *callbacks],
+        callbacks=[writer, _PeriodicCheckpoint(resume_seconds), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     shutil.rmtree(partial / _STATE, ignore_errors=True)
     (partial / _PLAN).unlink()
-    write_suite(partial, prepared.passages, about)
+    suite.write_suite(partial, prepared.passages, about)
 
 
 def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
@@ -246,9 +229,8 @@ class _RandomWindows(Dataset[dict[str, torch.Tensor]]):
     def __init__(self, tokens: NDArray[np.int64], plan: TrainingPlan) -> None:
         self.tokens = torch.from_numpy(tokens)
         self.offsets = torch.arange(plan.context)
-        starts = np.random.default_rng(plan.seed).integers(
-            0, len(tokens) - plan.context, size=plan.max_steps * plan.batch
-        )
+        count = plan.max_steps * plan.batch
+        starts = np.random.default_rng(plan.seed).integers(0, len(tokens) - plan.context, size=count)
         self.starts = torch.from_numpy(starts)
 
     def __len__(self) -> int:
@@ -268,11 +250,11 @@ def _unchanged(batch: Any) -> Any:
 
 
 class _SuiteWriter(TrainerCallback):
-    """Writes the checkpoints and measures the losses at the steps of the plan."""
+    """Writes the checkpoints, measures the losses at the steps of the plan, and reports each step to `progress`."""
 
-    def __init__(self, out: Path, prepared: PreparedText, plan: TrainingPlan) -> None:
-        self.out, self.saved = out, frozenset(plan.saved_steps)
-        self.tokenizer_files = [Path(name) for name in _save_tokenizer(prepared.tokenizer, out / "tokenizer")]
+    def __init__(self, out: Path, prepared: PreparedText, plan: TrainingPlan, progress: Progress) -> None:
+        self.out, self.saved, self.progress = out, frozenset(plan.saved_steps), progress
+        self.tokenizer_files = [Path(name) for name in prepared.tokenizer.save_pretrained(out / "tokenizer")]
         self.dtype = getattr(torch, plan.dtype)
         self.batch = plan.batch
         rng = np.random.default_rng((plan.seed, 1))
@@ -280,13 +262,14 @@ class _SuiteWriter(TrainerCallback):
         self.losses: list[Loss] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.losses = [row for row in read_suite_losses(self.out) if row.step <= state.global_step]
+        self.losses = [row for row in suite.read_suite_losses(self.out) if row.step <= state.global_step]
         if state.global_step == 0 and 0 in self.saved and not self.losses:
             self.record(kwargs["model"], 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.saved:
             self.record(kwargs["model"], state.global_step)
+        self.progress(state.global_step, state.max_steps)
 
     def record(self, model: GPTNeoXForCausalLM, step: int) -> None:
         """Measure the losses of `model` at a step, then write its weights and the losses."""
@@ -295,7 +278,7 @@ class _SuiteWriter(TrainerCallback):
             raise NonFiniteError(f"the loss is {training} at step {step}: training diverged; lower --learning-rate")
         self.save(model, step)
         self.losses.append(Loss(step, training, validation))
-        write_suite_losses(self.out, self.losses)
+        suite.write_suite_losses(self.out, self.losses)
 
     def loss(self, model: GPTNeoXForCausalLM, windows: torch.Tensor) -> float:
         """Mean loss over the windows (n, context), without dropout. It draws no random number."""
@@ -314,7 +297,7 @@ class _SuiteWriter(TrainerCallback):
         shutil.rmtree(temporary, ignore_errors=True)
         weights = {name: tensor.detach().to("cpu", self.dtype) for name, tensor in model.state_dict().items()}
         model.save_pretrained(temporary, state_dict=weights)
-        for file in self.tokenizer_files:
+        for file in filter(Path.is_file, self.tokenizer_files):
             shutil.copy(file, temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
@@ -335,26 +318,10 @@ class _PeriodicCheckpoint(TrainerCallback):
         self.last = time.monotonic()
 
 
-class _ProgressReport(TrainerCallback):
-    """Reports each training step to `progress`."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress(state.global_step, state.max_steps)
-
-
 def _evaluation_windows(tokens: NDArray[np.int64], plan: TrainingPlan, rng: np.random.Generator) -> torch.Tensor:
     """The windows (n, context) on which the loss of a part is measured."""
     starts = rng.integers(0, len(tokens) - plan.context, size=plan.eval_batches * plan.batch)
     return torch.from_numpy(tokens[starts[:, None] + np.arange(plan.context)])
-
-
-def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> tuple[str, ...]:
-    """Write the tokenizer; the paths of its files."""
-    files: tuple[str, ...] = tokenizer.save_pretrained(directory)
-    return tuple(name for name in files if Path(name).is_file())
 
 
 def _last_checkpoint(directory: Path) -> Path | None:
@@ -368,18 +335,9 @@ def _last_checkpoint(directory: Path) -> Path | None:
     return complete[max(complete)] if complete else None
 
 
-def _describes(file: Path, about: dict[str, Any]) -> bool:
-    """Whether a JSON file holds at least the entries of `about`."""
-    try:
-        found = read_json(file)
-        return {key: found.get(key) for key in about} == about
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads inside the block."""
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside the ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

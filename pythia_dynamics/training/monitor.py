@@ -133,9 +133,8 @@ class WeightMonitor:
             later = [number for number in self.store.records(name) if number > step]
             for number in later:
                 self.store.remove_record(name, number)
-            reasons = dict.fromkeys(later, f"dropped when training went on from step {step}")
             if later:
-                self.store.record_missing(name, reasons)
+                self.store.record_missing(name, dict.fromkeys(later, f"dropped when training went on from step {step}"))
                 self._rebuild(name)
 
     def matches(self, step: int, model: torch.nn.Module) -> bool:
@@ -172,15 +171,11 @@ class WeightMonitor:
         if name not in self._statistics:
             raise UnknownNameError("tensor", name, self._statistics, where=str(self.path))
         known = self._statistics[name]
-        units = {"frobenius_norm": "weight", "mean": "weight", "std": "weight", "order_parameter": "weight"}
-        data: dict[str, Any] = {
-            column: (
-                "step",
-                np.array([row[column] for row in known.rows]),
-                {"long_name": label, "units": units.get(column, "1")},
-            )
-            for column, label in COLUMNS.items()
-        }
+        data: dict[str, Any] = {}
+        for column, label in COLUMNS.items():
+            units = "weight" if column in ("frobenius_norm", "mean", "std", "order_parameter") else "1"
+            values = np.array([row[column] for row in known.rows])
+            data[column] = ("step", values, {"long_name": label, "units": units})
         if self.with_gram:
             length = len(known.steps)
             gram = np.full((length, length), np.nan)
@@ -237,12 +232,10 @@ def find_tensors(model: torch.nn.Module, patterns: Sequence[str] | None = None) 
         get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
         head = get_head()
         if head is None:
-            raise PythiaDynError(
-                f"{type(model).__name__} has no output embeddings; name what to record, tensors=[...]: "
-                f"{', '.join(list(named)[:4])} …"
-            )
-        place = next(name for name, module in model.named_modules() if module is head)
-        name = f"{place}.weight"
+            first = ", ".join(list(named)[:4])
+            kind = type(model).__name__
+            raise PythiaDynError(f"{kind} has no output embeddings; name what to record, tensors=[...]: {first} …")
+        name = next(f"{place}.weight" for place, module in model.named_modules() if module is head)
         return {file_names.get(name, name): head.weight}
     found: dict[str, torch.Tensor] = {}
     for pattern in patterns:

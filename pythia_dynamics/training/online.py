@@ -99,38 +99,27 @@ class OnlineStatistics:
         self.products.append(products)
         if not len(self.integral):
             self.integral = np.zeros(self.size)
-        integrated = moved = displaced = 0.0
-        mean = row["mean"]
+        sums = np.zeros(3)
         first, previous = (earlier[0], earlier[-1]) if earlier else (frame, frame)
         for i in range(0, self.size, _PIECE):
-            pieces = [_wide(array[i : i + _PIECE]) for array in (frame, previous, first)]
-            sums = _advance(pieces[0], pieces[1], pieces[2], self.integral[i : i + _PIECE], mean)
-            integrated, moved, displaced = integrated + sums[0], moved + sums[1], displaced + sums[2]
-        row["frobenius_norm"] = float(np.sqrt(products[-1]))
-        row["order_parameter"] = row["frobenius_norm"] / self.width
-        row["displacement"] = displaced / self.size
-        row["moved"] = moved
-        free = self.size - 1 if self.size > 1 else np.nan
-        row["msd"] = integrated / free
-        known = self.finite()
-        sizes = np.array([other["moved"] for other in known])
-        start = self.size * known[0]["std"] ** 2
-        expected, spread = random_walk(start, sizes, self.size)
+            w, before, start = (_wide(array[i : i + _PIECE]) for array in (frame, previous, first))
+            sums += _advance(w, before, start, self.integral[i : i + _PIECE], row["mean"])
+        integrated, moved, displaced = sums.tolist()
+        norm = np.sqrt(products[-1])
+        row["frobenius_norm"], row["order_parameter"] = float(norm), float(norm / self.width)
+        row["displacement"], row["moved"] = displaced / self.size, moved
+        row["msd"] = integrated / (self.size - 1 if self.size > 1 else np.nan)
+        finite = [(at, other) for at, other in zip(self.steps, self.rows, strict=True) if not other["nonfinite"]]
+        moves = np.array([other["moved"] for _, other in finite])
+        expected, spread = random_walk(self.size * finite[0][1]["std"] ** 2, moves, self.size)
         row["msd_null"], row["msd_null_sd"] = float(expected[-1]), float(spread[-1])
         if earlier:
-            norms = [other["frobenius_norm"] for other in known]
-            previous_step = [at for at, other in zip(self.steps, self.rows, strict=True) if not other["nonfinite"]][-2]
+            norms = np.array([other["frobenius_norm"] for _, other in finite])
             with np.errstate(divide="ignore", invalid="ignore"):
-                row["displacement_rate"] = float(
-                    np.float64(np.sqrt(moved)) / row["frobenius_norm"] * SCALE / (step - previous_step)
-                )
-                row["cosine_first"] = float(products[0] / np.float64(norms[0]) / row["frobenius_norm"])
-                row["cosine_before"] = float(products[-2] / np.float64(norms[-2]) / row["frobenius_norm"])
+                row["displacement_rate"] = float(np.sqrt(moved) / norm * SCALE / (step - finite[-2][0]))
+                row["cosine_first"] = float(products[0] / norms[0] / norm)
+                row["cosine_before"] = float(products[-2] / norms[-2] / norm)
         self.frames.append(frame)
-
-    def finite(self) -> list[dict[str, float]]:
-        """The rows of the records whose weights are all finite."""
-        return [row for row in self.rows if not row["nonfinite"]]
 
 
 def _moments(frame: NDArray[Any]) -> Moments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
@@ -180,9 +180,9 @@ def plan_of_size(size: str, **changes: Any) -> TrainingPlan:
     """
     if size.lower() not in SIZES:
         raise UnknownNameError("size", size, SIZES)
-    known = {field.name: getattr(BLOG_PLAN, field.name) for field in fields(TrainingPlan)}
+    known = [field.name for field in fields(TrainingPlan)]
     for name in changes:
         if name not in known:
             raise UnknownNameError("training option", name, known)
-    given = {name: value for name, value in changes.items() if value is not None}
-    return TrainingPlan(**(known | SIZES[size.lower()] | given))
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    return replace(BLOG_PLAN, **(SIZES[size.lower()] | given))

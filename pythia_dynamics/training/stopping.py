@@ -206,19 +206,13 @@ def replay(
     curves = history if isinstance(history, xr.Dataset) else motion(history, compute=compute)
     stopped = rule.stop(curves)
     curves = curves.assign(stationary=("step", rule.stationary(curves)))
-    known = {int(step): float(value) for step, value in sorted((loss or {}).items()) if np.isfinite(value)}
     last = int(curves["step"].to_numpy()[-1])
-    until = [step for step in known if stopped is not None and step <= stopped]
-    rest = [step for step in known if stopped is not None and stopped <= step <= last]
-    within = [step for step in known if step <= last]
-    return Replay(
-        rule,
-        curves,
-        stopped,
-        last,
-        loss_at_stop=known[until[-1]] if until else float("nan"),
-        loss_step=until[-1] if until else None,
-        loss_last=known[within[-1]] if within else float("nan"),
-        loss_best_after=min((known[step] for step in rest), default=float("nan")),
-        attributes=dict(curves.attrs),
-    )
+    known = {int(step): float(value) for step, value in sorted((loss or {}).items()) if np.isfinite(value)}
+    known = {step: value for step, value in known.items() if step <= last}
+    found: dict[str, Any] = {"loss_last": list(known.values())[-1]} if known else {}
+    if stopped is not None:
+        rest = [value for step, value in known.items() if step >= stopped]
+        found["loss_best_after"] = min(rest, default=float("nan"))
+        if until := [step for step in known if step <= stopped]:
+            found |= {"loss_step": until[-1], "loss_at_stop": known[until[-1]]}
+    return Replay(rule, curves, stopped, last, attributes=dict(curves.attrs), **found)

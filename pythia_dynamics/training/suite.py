@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "PreparedText",
     "Suite",
     "describe_suite",
+    "describes",
     "is_finished",
     "prepare_text",
     "read_suite_losses",
@@ -159,8 +160,8 @@ def prepare_text(text: Text, plan: TrainingPlan) -> PreparedText:
         tokenizer = bpe_tokenizer(parts[0], plan.vocab)
         training, validation = (np.array(tokenizer("\n\n".join(part))["input_ids"], dtype=np.int64) for part in parts)
         blocks = parts[1]
-    if len(training) < _MIN_WINDOWS * plan.context:
-        needed = _MIN_WINDOWS * plan.context
+    needed = _MIN_WINDOWS * plan.context
+    if len(training) < needed:
         raise CorpusError(f"{text.name} has {len(training)} tokens; training needs at least {needed}")
     passages = tuple(_pieces(blocks, tokenizer, longest))
     if not passages or len(validation) <= plan.context:
@@ -207,9 +208,8 @@ def read_suite_losses(directory: Path) -> tuple[Loss, ...]:
     """
     path = directory / LOSSES
     try:
-        return tuple(
-            Loss(int(row["step"]), float(row["train_loss"]), float(row["validation_loss"])) for row in read_csv(path)
-        )
+        rows = [[row[column] for column in _COLUMNS] for row in read_csv(path)]
+        return tuple(Loss(int(step), float(train), float(validation)) for step, train, validation in rows)
     except FileNotFoundError:
         return ()
     except (KeyError, TypeError, ValueError):
@@ -218,7 +218,7 @@ def read_suite_losses(directory: Path) -> tuple[Loss, ...]:
 
 def write_suite_losses(directory: Path, losses: Sequence[Loss]) -> None:
     """Write `losses` to ``losses.csv`` in the suite at `directory`, with nine digits, which float32 needs."""
-    write_csv(directory / LOSSES, _COLUMNS, ((row.step, row.train, row.validation) for row in losses), digits=9)
+    write_csv(directory / LOSSES, _COLUMNS, map(astuple, losses), digits=9)
 
 
 def write_suite(directory: Path, passages: Sequence[str], about: Mapping[str, Any]) -> None:
@@ -261,14 +261,18 @@ def is_finished(out: Path, about: Mapping[str, Any]) -> bool:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    try:
-        found = read_json(out / SUITE)
-        is_suite = found["format"] == _FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        is_suite = False
-    if not is_suite:
+    if not describes(out / SUITE, {"format": _FORMAT}):
         raise PythiaDynError(f"{out} exists and is not a suite made by pythia-dyn; name another directory")
-    return {key: found.get(key) for key in about} == about
+    return describes(out / SUITE, about)
+
+
+def describes(file: Path, about: Mapping[str, Any]) -> bool:
+    """Whether a JSON file can be read and holds at least the entries of `about`."""
+    try:
+        found = read_json(file)
+        return {key: found.get(key) for key in about} == about
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def replace_suite(out: Path, partial: Path, steps: Collection[int]) -> None:

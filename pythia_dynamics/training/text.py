@@ -8,11 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from pythia_dynamics.errors import CorpusError
+from pythia_dynamics.evaluation.corpus import loading_from_hub
 
 __all__ = ["SHAKESPEARE", "Text", "python_reference", "read_text", "tiny_shakespeare"]
 
 SHAKESPEARE = "karpathy/tiny_shakespeare"
 """The data set on the Hub with the training text of the blog."""
+
+_OWN_TEXT = "give a text of your own with --corpus FILE"
 
 _MAX_AS_LINES = 20
 """A text with at most so many paragraphs is divided by lines: 10 % of 20 paragraphs are 2, too few to hold out."""
@@ -80,9 +83,7 @@ def python_reference() -> Text:
     try:
         from pydoc_data.topics import topics
     except ImportError:
-        raise CorpusError(
-            "this Python has no module pydoc_data.topics; give a text of your own with --corpus FILE"
-        ) from None
+        raise CorpusError(f"this Python has no module pydoc_data.topics; {_OWN_TEXT}") from None
     return Text("Python reference (pydoc_data.topics)", "\n\n".join(topics[key] for key in sorted(topics)))
 
 
@@ -100,17 +101,9 @@ def tiny_shakespeare() -> Text:
     """Tiny Shakespeare from the Hub, its three parts concatenated. Raises `CorpusError` where it cannot be loaded."""
     import datasets
 
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
+    with loading_from_hub(SHAKESPEARE, _OWN_TEXT):
         parts = datasets.load_dataset(SHAKESPEARE)
         content = "".join("".join(parts[name]["text"]) for name in ("train", "validation", "test"))
-    except Exception as error:  # `datasets` raises whatever its dependencies raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CorpusError(f"cannot load {SHAKESPEARE}: {reason}; give a text of your own with --corpus FILE") from error
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
     return Text("tiny Shakespeare", content)
 
 

@@ -54,7 +54,7 @@ def test_a_tied_head_is_explained(head, embedding):
 
 
 def test_a_head_of_another_name_is_offered():
-    with pytest.raises(CheckpointError, match=r"called embed_out\.weight"):
+    with pytest.raises(CheckpointError, match=r"output head is embed_out\.weight"):
         select(NAMES, ["lm_head.weight"], where="m")
 
 

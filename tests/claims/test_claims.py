@@ -318,7 +318,8 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path) 
     assert reasons["ternary-function"].startswith(f"{no_perplexity}; ternary/perplexity-forward.csv is missing: run ")
     assert reasons["rank-shrinks"] == "rank.csv is missing: run pythia-dyn rank --model suite"
     assert all("is missing" in reason for reason in reasons.values())
-    measure(History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS), ("msd", "order"), results)
+    history = History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS, tensor=UNEMBEDDING)
+    measure(history, ("msd", "order"), results)
     reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
     no_pairs = "two_time.zarr is missing: run pythia-dyn two-time --model suite --tensor weights"
     assert reasons["stationary"] == reasons["stop-when-stationary"] == no_pairs

@@ -150,9 +150,7 @@ def test_every_analysis_names_gaps_and_goes_on(run: Run, tmp_path: Path) -> None
         (fact,) = json.loads(succeeds(clean))[command]
         assert fact["missing"] == {}
         assert "tokenizer of hand is not known" in fails(run(command, "--model", "hand", "--drop-padding"))
-        assert "from 1 to 40, the rows of a frame; got 41" in fails(
-            run(command, "--model", "hand", "--drop-padding", 41)
-        )
+        assert "from 1 to 40, the rows of a frame" in fails(run(command, "--model", "hand", "--drop-padding", 41))
         assert run(command, "--model", "hand", "--drop-padding", 0).exit_code == 2
         assert run(command, "--model", "hand", "--drop-padding", "many").exit_code == 2
         assert "no step of hand has weights" in fails(run(command, "--model", "hand", "--steps", "4"))

@@ -72,7 +72,7 @@ def blog(directory: Path) -> Results:
                 f"{size},{seed},{step},{b + step / 1e5},{4 - step / 1e3},{4.1 - step / 1e3},-3" for step in (0, 500)
             ]
     (results.path / "runs.csv").write_text("\n".join(lines) + "\n")
-    claim = Claim("b-grows", "A Large Language Model Order Parameter", "b grows.", "Fig 4", "test", "none")
+    claim = Claim("b-grows", "b grows.", "Fig 4", "test", "none", "A Large Language Model Order Parameter")
     verdict = Verdict.of(claim, Decision.of(True, "it does", {"first": 0.1}))
     claims.save(results, (verdict,))
     results.record("order-parameter", {})

@@ -207,11 +207,11 @@ def test_values_survive_the_journey() -> None:
 def test_a_long_history_is_thinned_and_says_so(models: list[Results], tmp_path: Path) -> None:
     results = Results("long", tmp_path)
     for kind, name, other in (("density", "density", "weight"), ("two_time", "cosine", "other_step")):
-        short = models[0].read_zarr(kind)[[name]].isel({"step": [1, 2], other: slice(0, 8)})
+        short = models[0].weights().read_zarr(kind)[[name]].isel({"step": [1, 2], other: slice(0, 8)})
         long = short.isel({"step": np.arange(260) % 2})
         if other == "other_step":
             long = long.isel(other_step=np.arange(260) % 8).assign_coords(other_step=np.arange(260) * 10)
-        results.write_zarr(kind, long.assign_coords(step=np.arange(260) * 10))
+        results.weights().write_zarr(kind, long.assign_coords(step=np.arange(260) * 10))
     for explorer in explorers(results, "k"):
         assert len(explorer.steps) == 200
         assert (explorer.steps[0], explorer.steps[-1]) == (0, 2590)

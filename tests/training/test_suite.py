@@ -1,6 +1,8 @@
 """Training a suite: its layout, its numbers against a loop written out by hand, and going on after an interruption."""
 
+import errno
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,14 +10,15 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, GPTNeoXForCausalLM, TrainerCallback
 
-from pythia_dynamics.errors import CorpusError, NonFiniteError, PythiaDynError, UnknownNameError
+from pythia_dynamics.errors import CorpusError, NonFiniteError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.evaluation.corpus import load_tokenizer
 from pythia_dynamics.training.loop import new_model, train_suite
 from pythia_dynamics.training.plan import SIZES, TrainingPlan, plan_of_size
@@ -297,6 +300,44 @@ def test_a_killed_training_goes_on(tmp_path: Path, text: Text) -> None:
     (torn / "trainer_state.json").write_text("{")
     assert train_suite(out, text, INTERRUPTED).fresh
     assert content(out) == undisturbed
+
+
+FULL_DISKS: dict[str, tuple[str, Exception]] = {
+    "safetensors": (
+        "transformers.modeling_utils.safe_save_file",
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ),
+    "tokenizers": ("shutil.copy", Exception("No space left on device (os error 28)")),
+    "torch": ("torch.save", RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")),
+    "python": ("torch.save", OSError(errno.ENOSPC, "No space left on device")),
+}
+
+
+@pytest.mark.parametrize("library", FULL_DISKS)
+def test_a_full_disk_is_one_line_and_the_same_call_goes_on(
+    tmp_path: Path, text: Text, monkeypatch: pytest.MonkeyPatch, suite: Path, library: str
+) -> None:
+    out, (function, error) = tmp_path / "s", FULL_DISKS[library]
+    seen: list[int] = []
+
+    def fill_disk(done: int, total: int) -> None:
+        if done == 7:
+            monkeypatch.setattr(function, Mock(side_effect=error))
+
+    line = f"cannot write {out}: the disk is full; free some space, the same command goes on"
+    with pytest.raises(StoreError, match=f"^{re.escape(line)}$"):
+        train_suite(out, text, PLAN, resume_seconds=0, progress=fill_disk)
+    assert not out.exists()
+    monkeypatch.undo()
+    train_suite(out, text, PLAN, progress=lambda done, total: seen.append(done))
+    assert seen[0] > 5
+    assert content(out) == content(suite)
+
+
+def test_other_errors_of_a_training_stay(tmp_path: Path, text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.copy", Mock(side_effect=RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        train_suite(tmp_path / "s", text, SMALL)
 
 
 def test_a_kill_between_training_and_renaming(tmp_path: Path, text: Text) -> None:
