@@ -60,11 +60,14 @@ OPERATORS = (
 )
 """Operators of Cosmic Ray: of what can replace an operator, the nearest and the opposite; others die more easily."""
 
-LIBRARIES = ("torch", "transformers", "numba", "scipy.signal", "scipy.stats", "xarray", "zarr", "tokenizers")
+LIBRARIES = (
+    *("torch", "numba", "scipy.signal", "scipy.stats", "xarray", "zarr", "tokenizers", "hypothesis"),
+    *("transformers.models.gpt_neox.modeling_gpt_neox", "accelerate"),
+)
 """Imported once, before the forks. Nothing of them is called there: their threads would not survive a fork."""
 
 TESTS = {
-    "pythia_dynamics/evaluation/scoring.py": ("test_forward.py", "test_last_word.py", "test_unmasking.py"),
+    "pythia_dynamics/evaluation/scoring.py": ("test_forward.py",),
 }
 """Tests to run after ``test_<module>*.py``, where those of the whole room would take too long."""
 
@@ -92,7 +95,13 @@ class Mutant:
 
 
 class _Bare(ast.NodeTransformer):
-    """Removes annotations: with ``from __future__ import annotations`` a change there changes nothing."""
+    """Removes what makes no mutant: annotations, which are never evaluated, and ``*`` or ``/`` between parameters."""
+
+    def visit_arguments(self, node: ast.arguments) -> ast.AST:
+        node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+        node.defaults += [default for default in node.kw_defaults if default is not None]
+        node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
+        return self.generic_visit(node)
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         node.annotation = None

@@ -9,11 +9,13 @@ import pytest
 import torch
 from support.tiny_models import model
 
+from pythia_dynamics.evaluation import scoring
 from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.last_word import last_word_row
 from pythia_dynamics.evaluation.scoring import (
     Sentences,
     default_batch_tokens,
+    head_statistics,
     right_pad,
     score,
     summarise,
@@ -89,6 +91,22 @@ def test_padding_is_on_the_right() -> None:
     padded = right_pad([[1, 2, 3], [], [4]], torch.device("cpu"))
     assert padded.tolist() == [[1, 2, 3], [0, 0, 0], [4, 0, 0]]
     assert padded.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("logit_rows", "cached_rows"), [(0, 0), (1, 1), (500, 2), (7, 500)])
+def test_chunks_of_any_size_give_the_same(logit_rows: int, cached_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, generator = model(), torch.Generator().manual_seed(0)
+    hidden = torch.randn(700, 32, generator=generator)  # more states than the vocabulary has entries
+    targets = torch.randint(0, 304, (700,), generator=generator)
+    monkeypatch.setitem(scoring._LOGIT_BYTES, "cpu", 4 * 304 * logit_rows)
+    monkeypatch.setattr(scoring, "_CACHED_BYTES", 4 * 304 * cached_rows)
+    with torch.inference_mode():
+        logs = (hidden.double() @ weights.lm_head.weight.double().t()).log_softmax(-1)
+        found, likeliest = head_statistics(weights, hidden, targets), head_statistics(weights, hidden)
+    for name, expected in (("nll", -logs.gather(1, targets[:, None])[:, 0]), ("entropy", -(logs.exp() * logs).sum(-1))):
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(likeliest.nll, -logs.amax(-1), rtol=1e-5, atol=1e-5)
+    assert torch.equal(found.top, logs.argmax(-1))
 
 
 def test_tokens_read_at_once_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
