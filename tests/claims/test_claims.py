@@ -321,7 +321,7 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path) 
     history = History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS, tensor=UNEMBEDDING)
     measure(history, ("msd", "order"), results)
     reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
-    no_pairs = "two_time.zarr is missing: run pythia-dyn two-time --model suite --tensor weights"
+    no_pairs = "two_time.zarr is missing: run pythia-dyn two-time --model suite"
     assert reasons["stationary"] == reasons["stop-when-stationary"] == no_pairs
     assert reasons["slope-changes"].startswith(
         "order.csv has no loss at six steps of different b: run pythia-dyn order"
