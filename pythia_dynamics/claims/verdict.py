@@ -30,6 +30,8 @@ Work = Literal["The Garden of Forking Paths", "A Large Language Model Order Para
 """The two works whose claims are tested."""
 
 Number = float | int | str | bool | None
+"""One number, word or truth value of a decision; None where it is not known."""
+
 Numbers = Mapping[str, Number]
 """The numbers that a decision rests on, by name."""
 
