@@ -17,6 +17,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from pythia_dynamics import figures
+from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.figures.style import step_axis
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.measures.rank import SHOWN_TOLERANCES
@@ -122,7 +123,7 @@ def measure_figure(measure: Measure, results: Results) -> FigureSpec:
     Raises
     ------
     PythiaDynError
-        Where the measure has not been computed.
+        Where the measure has not been computed, or has no figure, no `Measure.draw` and no column over the step.
     """
     caption, panels = FIGURES.get(measure.name, partial(_own_figure, measure))(results)
     columns = 2 if len(panels) > 3 else max(len(panels), 1)
@@ -132,8 +133,19 @@ def measure_figure(measure: Measure, results: Results) -> FigureSpec:
 
 def _own_figure(measure: Measure, results: Results) -> tuple[str, Panels]:
     """The figure of a measure that is not in `FIGURES`."""
-    table = results.read_zarr(measure.name) if measure.saves_array else results.read_table(next(iter(measure.tables)))
-    names = [str(name) for name, column in table.data_vars.items() if column.dims == ("step",)]
+    if measure.saves_array:
+        table = results.read_zarr(measure.name)
+    elif measure.tables:
+        table = results.read_table(*next(iter(measure.tables.items())))
+    else:
+        raise PythiaDynError(f"{measure.name}: no figure, because the measure saves nothing: give it tables=")
+    names = [
+        str(name)
+        for name, column in table.data_vars.items()
+        if column.dims == ("step",) and np.issubdtype(column.dtype, np.number)
+    ]
+    if measure.draw is None and not names:
+        raise PythiaDynError(f"{measure.name}: no figure, because no column has one number per step: give it draw=")
     courses = ", ".join(f"{name} {from_to(table[name], '.4g')}" for name in names)
     caption = f"{measure.title}: {courses}. Source: {measure.source}."
     draw = measure.draw

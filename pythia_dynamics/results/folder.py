@@ -157,21 +157,25 @@ class Results:
         frame = frame.sort_values([column for column in columns if column in table.keys], kind="stable")
         return write_csv(self.path / f"{name}.csv", columns, frame[columns].itertuples(index=False, name=None))
 
-    def read_table(self, name: str) -> xr.Dataset:
+    def read_table(self, name: str, table: Table | None = None) -> xr.Dataset:
         """The table ``<name>.csv`` as a dataset over its coordinates.
 
         Parameters
         ----------
         name
             Name of the table.
+        table
+            Its specification. By default that of the known measure which writes it, else its coordinate is the step.
 
         Raises
         ------
         PythiaDynError
             Where there is no such file.
         """
-        tables = {table: spec for measure in known_measures().values() for table, spec in measure.tables.items()}
-        keys = tables[name].keys if name in tables else ("step",)
+        if table is None:
+            tables = (measure.tables for measure in known_measures().values())
+            table = next((found[name] for found in tables if name in found), None)
+        keys = table.keys if table else ("step",)
         dataset: xr.Dataset = pd.read_csv(self._existing(name, ".csv")).set_index(list(keys)).to_xarray()
         return dataset
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
@@ -108,7 +109,12 @@ def measure(
         settings = {name: value for name, value in given[one.name].items() if np.isscalar(value)}
         weights = {"drop_padding": compute.rows, "steps": history.steps}
         results.record(one.name, {**dataset.attrs, **settings, **weights, "facts": facts})
-        files += save_figures([measure_figure(one, results)])
+        try:
+            figure = measure_figure(one, results)
+        except PythiaDynError as error:  # of a user's measure that cannot be drawn; its tables are complete
+            warnings.warn(str(error), stacklevel=2)
+        else:
+            files += save_figures([figure])
         outcomes.append(Outcome(one.name, tuple(files), summary, facts))
     if {"density", "msd"} & set(datasets) and (found := _bifurcation(results)):
         outcomes.append(found)

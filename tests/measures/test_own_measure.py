@@ -22,6 +22,8 @@ from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.measures.catalogue import BUILT_IN
 from pythia_dynamics.measures.displacement import Integral
+from pythia_dynamics.results.folder import Results
+from pythia_dynamics.studies.pipeline import measure
 from pythia_dynamics.sweep.counts import Counts
 from pythia_dynamics.sweep.frames import slabs
 from pythia_dynamics.sweep.sweep import SlabSums
@@ -50,9 +52,9 @@ def place(tmp_path: Path) -> Path:
 def own() -> pyd.Measure:
     names: dict[str, object] = {}
     exec(compile(block("python"), "sparsity.py", "exec"), names)
-    measure = names["SPARSITY"]
-    assert isinstance(measure, pyd.Measure)
-    return measure
+    found = names["SPARSITY"]
+    assert isinstance(found, pyd.Measure)
+    return found
 
 
 def test_it_is_about_thirty_lines() -> None:
@@ -133,10 +135,10 @@ def test_registered_it_has_command_table_figure_and_section(place: Path) -> None
 
 def test_the_list_of_names_is_that_of_the_values() -> None:
     assert list(MEASURES) == list(BUILT_IN)
-    for name, measure in BUILT_IN.items():
-        assert measure.name == name
-        assert measure.function is not None
-        assert measure.function.__name__ in pyd.__all__
+    for name, one in BUILT_IN.items():
+        assert one.name == name
+        assert one.function is not None
+        assert one.function.__name__ in pyd.__all__
 
 
 def test_measures_that_cannot_be() -> None:
@@ -149,3 +151,27 @@ def test_measures_that_cannot_be() -> None:
     )
     with pytest.raises(PythiaDynError, match="two measures have the same name"):
         pyd.analyse(walk(2, 3, 3, np.float16), ["msd", twice])
+
+
+@pytest.mark.parametrize(
+    ("tables", "why"),
+    [
+        ({"halves": pyd.Table(("step", "half", "square"), keys=("step", "half"))}, "no column has one number per step"),
+        ({}, "the measure saves nothing"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_and_the_table_is_written(
+    tmp_path: Path, tables: dict[str, pyd.Table], why: str
+) -> None:
+    def finish(history: pyd.History, total: Any) -> xr.Dataset:
+        halves = pyd.Variable(total.total, "Σw² of each half", dims=("step", "half"))
+        return pyd.step_dataset(history, {"square": halves}, coords={"half": [0, 1]}, at=total.indices)
+
+    def sums(weights: np.ndarray) -> tuple[float, float]:
+        return float(weights[:2] @ weights[:2]), float(weights[2:] @ weights[2:])
+
+    halves = pyd.Measure("halves", "Halves", "here", finish, (lambda: SlabSums(sums),), tables=tables)
+    results = Results("walk", tmp_path)
+    with pytest.warns(UserWarning, match=f"halves: no figure, because {why}"):
+        (outcome,) = measure(pyd.History(walk(3, 4, 2)), [halves], results)
+    assert [path.name for path in outcome.files] == [f"{name}.csv" for name in tables]
