@@ -18,6 +18,7 @@ from support.walks import walk
 import pythia_dynamics as pyd
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.measures.catalogue import BUILT_IN
@@ -173,5 +174,5 @@ def test_what_cannot_be_drawn_is_said_and_the_table_is_written(
     halves = pyd.Measure("halves", "Halves", "here", finish, (lambda: SlabSums(sums),), tables=tables)
     results = Results("walk", tmp_path)
     with pytest.warns(UserWarning, match=f"halves: no figure, because {why}"):
-        (outcome,) = measure(pyd.History(walk(3, 4, 2)), [halves], results)
+        (outcome,) = measure(as_history(walk(3, 4, 2, np.float32)), [halves], results)
     assert [path.name for path in outcome.files] == [f"{name}.csv" for name in tables]
