@@ -20,7 +20,7 @@ from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -151,7 +151,7 @@ def _finish(
 
 def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
     spread, modes = ends(dataset["std"]), ends(dataset["modes"])
-    sentence = f"standard deviation {course(spread)}; modes {course(modes)}"
+    sentence = f"standard deviation {format_ends(spread)}; modes {format_ends(modes)}"
     return sentence, {"std": spread, "modes": modes, "nonfinite": float(np.nansum(dataset["nonfinite"]))}
 
 

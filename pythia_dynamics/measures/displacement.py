@@ -45,7 +45,7 @@ class Integral(PerSlab):
 
     def start(self, frames: Frames, device: str) -> Self:
         """Empty sums for these frames."""
-        return replace(super().start(frames, device), shift=frames.rough_means())
+        return replace(super().start(frames, device), shift=frames.provisional_means())
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
         """Add the weights `start` to `stop` of every frame."""

@@ -15,7 +15,7 @@ from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -124,11 +124,11 @@ def _finish(history: History, counts: Counts, *, loss: Loss | None) -> xr.Datase
 def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
     first, last = ends(dataset["order_parameter"])
     facts: dict[str, Any] = {"first": first, "last": last}
-    sentence = f"order parameter b {course((first, last), 6)}"
+    sentence = f"order parameter b {format_ends((first, last), 6)}"
     if "loss" in dataset:
         losses, fit = ends(dataset["loss"]), dataset["loss"].attrs
         facts |= {"loss": losses, "fit": dict(fit)}
-        sentence += f", loss {course(losses)}"
+        sentence += f", loss {format_ends(losses)}"
         if "break_b" in fit:
             sentence += (
                 f"; a line with one break fits best at b = {fit['break_b']:.4g}, where dL/db goes from "

@@ -19,7 +19,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep.compute import Compute
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 from pythia_dynamics.sweep.frame_gram import FrameGram
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
         curve = dataset["rank"].sel(convention=convention, batch_size=size)
         curve = curve.sel({"tolerance": tolerance}, method="nearest")
         facts[convention] = ends(curve)
-        sentences.append(f"{convention} tolerance {tolerance:g}: rank {course(facts[convention], 6)}")
+        sentences.append(f"{convention} tolerance {tolerance:g}: rank {format_ends(facts[convention], 6)}")
     return f"batch {size}, " + "; ".join(sentences), {"batch_size": size, **facts}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Measure, Table
 from pythia_dynamics.sweep.compute import Compute
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 from pythia_dynamics.sweep.frame_gram import FrameGram
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _finish(history: History, rows: Sequence[FrameSpectrum | None]) -> xr.Datase
 def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
     names = ("entropy", "effective_rank", "stable_rank", "mean_row_fraction")
     facts: dict[str, Any] = {name: ends(dataset[name]) for name in names}
-    return ", ".join(f"{name.replace('_', ' ')} {course(both)}" for name, both in facts.items()), facts
+    return ", ".join(f"{name.replace('_', ' ')} {format_ends(both)}" for name, both in facts.items()), facts
 
 
 SPECTRUM = Measure(
