@@ -1,7 +1,7 @@
-"""Statistics of weights, one file each: a measure is a value that holds everything known of it.
+"""Statistics of weights. Each file defines one measure, a value with everything that the package knows about it.
 
-`MEASURES` is the list of them. `pythia_dynamics.measures.catalogue` has the values, and those that other packages
-register through the entry-point group ``pythia_dynamics.measures``.
+`MEASURES` lists their names. `pythia_dynamics.measures.catalogue` has the values, and those that other packages
+register in the entry-point group ``pythia_dynamics.measures``.
 """
 
 from __future__ import annotations
@@ -18,5 +18,5 @@ MEASURES: Mapping[str, str] = {
     "rank": "Covariance rank of random projections, for batch sizes and tolerances (Fig 7).",
     "spectrum": "Singular values: entropy, effective and stable rank, condition number, power law.",
 }
-"""What each measure answers, by name, in the order in which results are shown. It is apart from the values, so that
-``pythia-dyn --help`` imports none of them."""
+"""A description of each measure by name, in the order in which results are shown. It is separate from the values, so
+that ``pythia-dyn --help`` does not import them."""
