@@ -12,9 +12,9 @@ __all__ = ["MEASURES"]
 
 MEASURES: Mapping[str, str] = {
     "density": "Weight density over training: exact counts, moments, number of modes (Garden, Fig 2).",
-    "msd": "Mean squared displacement by both demeanings, each beside its null (Fig 3); every two steps compared.",
-    "two_time": "Every two steps compared: displacement, ageing, cosine, trajectory.",
-    "order": "Order parameter b = ‖W‖_F / d_model, and the loss against it where one is known.",
+    "msd": "Mean squared displacement, demeaned in two ways, each with its null (Fig 3); also two_time.",
+    "two_time": "All pairs of steps: displacement, ageing, cosine, trajectory.",
+    "order": "Order parameter b = ‖W‖_F / d_model, and dL/db if a loss is known.",
     "rank": "Covariance rank of random projections, for batch sizes and tolerances (Fig 7).",
     "spectrum": "Singular values: entropy, effective and stable rank, condition number, power law.",
 }

@@ -164,7 +164,7 @@ class Frames:
         ----------
         count, length
             Number of samples, and consecutive weights of each. 4 · 1,024 independent weights give the mean to within
-            about σ/64, small beside the spread of the weights.
+            about σ/64, small compared with the spread of the weights.
         """
         starts = np.unique(np.linspace(0, max(self.size - length, 0), count).astype(int))
         means = np.empty(len(self))

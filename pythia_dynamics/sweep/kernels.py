@@ -138,7 +138,7 @@ def _half_bits(typing_context: Any, value: Any) -> Any:
 def _minus(typing_context: Any, left: Any, right: Any) -> Any:
     """left − right, which LLVM must not reorder. Numba adds its own flags only to an instruction without flags.
 
-    Otherwise LLVM turns (x − a) − b into x − (a + b), which loses differences that are small beside the weights.
+    Otherwise LLVM turns (x − a) − b into x − (a + b), which loses differences that are small compared with the weights.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
