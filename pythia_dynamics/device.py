@@ -62,7 +62,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if kind not in available or (index and not index.isdigit()):
         raise UnknownNameError("device", name, DEVICE_KINDS)
     if not available[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
-        raise PythiaDynError(f"no device {name} on this machine; --device auto selects one of this machine")
+        raise PythiaDynError(f"no device {name} on this machine; --device auto selects an available one")
     return torch.device(name)
 
 
