@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pythia_dynamics.measures.dip import SAMPLE, TAIL, dip
+from pythia_dynamics.measures.dip import SAMPLE_SIZE, TAIL_PROBABILITIES, dip
 
 CHUNK = 10_000
 
@@ -27,7 +27,7 @@ CHUNK = 10_000
 def draw(seed: np.random.SeedSequence) -> NDArray[np.float64]:
     """The dips of one chunk of samples."""
     rng = np.random.default_rng(seed)
-    return np.array([dip(rng.random(SAMPLE)) for _ in range(CHUNK)])
+    return np.array([dip(rng.random(SAMPLE_SIZE)) for _ in range(CHUNK)])
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     seeds = np.random.SeedSequence(options.seed).spawn(-(-options.draws // CHUNK))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         dips = np.concatenate(list(pool.map(draw, seeds)))
-    for share, value in zip(TAIL, np.quantile(dips, 1 - np.array(TAIL)), strict=True):
+    for share, value in zip(TAIL_PROBABILITIES, np.quantile(dips, 1 - np.array(TAIL_PROBABILITIES)), strict=True):
         print(f"{share:8g} {value:.6f}")
 
 

@@ -5,8 +5,8 @@
     history = pyd.fetch("70m")          # W_U at 143 steps, by byte range, into cache/
     pyd.msd(history)                    # an xarray.Dataset over `step`
 
-The public names are those of ``__init__.pyi``. Each is imported when it is first used: importing the package costs
-nothing.
+The public names are those of ``__init__.pyi``. Each is imported when it is first used, so the import of the package is
+fast.
 """
 
 from __future__ import annotations

@@ -27,29 +27,29 @@ __all__ = [
 ]
 
 DeviceKind = Literal["auto", "cuda", "mps", "cpu"]
-"""Kinds of device; ``auto`` takes the first of the others that the machine has. CUDA also has indices: ``cuda:1``."""
+"""Kinds of device. ``auto`` selects the first of the others that the machine has. CUDA also has indices: ``cuda:1``."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-"""Precisions a model can be evaluated in. Pythia's attention scores exceed the range of float16."""
+"""Precisions in which a model can be evaluated. The attention scores of Pythia exceed the range of float16."""
 
 DEVICE_KINDS: tuple[DeviceKind, ...] = get_args(DeviceKind)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """The torch device of a name.
+    """The torch device for a name.
 
     Parameters
     ----------
     name
-        A `DeviceKind`, or a kind with an index (``cuda:1``). A `torch.device` is returned as it is.
+        A `DeviceKind`, or a kind with an index (``cuda:1``). A `torch.device` is returned unchanged.
 
     Raises
     ------
     UnknownNameError
-        For a name that is no device.
+        The name is not that of a device.
     PythiaDynError
-        For a device that this machine does not have.
+        This machine does not have the device.
     """
     import torch
 
@@ -62,24 +62,24 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if kind not in available or (index and not index.isdigit()):
         raise UnknownNameError("device", name, DEVICE_KINDS)
     if not available[kind] or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
-        raise PythiaDynError(f"no device {name} on this machine; --device auto takes what there is")
+        raise PythiaDynError(f"no device {name} on this machine; --device auto selects an available one")
     return torch.device(name)
 
 
 def resolve_exact_device(name: str) -> str:
-    """The name of a device that computes in float64, as Gram matrices need.
+    """The name of a device that computes in float64, which Gram matrices need.
 
     Parameters
     ----------
     name
-        As for `resolve_device`; ``auto`` passes over MPS, which has no float64.
+        As for `resolve_device`. ``auto`` is CUDA or the CPU, because MPS has no float64.
 
     Raises
     ------
     UnknownNameError
-        For a name that is no device.
+        The name is not that of a device.
     PythiaDynError
-        For MPS, and for a device that this machine does not have.
+        The device is MPS, or this machine does not have it.
     """
     import torch
 
@@ -92,7 +92,7 @@ def resolve_exact_device(name: str) -> str:
 
 
 def resolve_dtype(name: Dtype) -> torch.dtype:
-    """The torch dtype of one of `DTYPES`; raises `UnknownNameError` for other names."""
+    """The torch dtype for one of `DTYPES`. Raises `UnknownNameError` for other names."""
     import torch
 
     if name not in DTYPES:
@@ -102,7 +102,7 @@ def resolve_dtype(name: Dtype) -> torch.dtype:
 
 
 def describe_device(device: torch.device) -> str:
-    """Name of the device as it is recorded with a result: the model of the GPU, or the kind of device."""
+    """The name of a device for the record of a result: the model of the GPU, or the kind of device."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -115,7 +115,7 @@ def matmul_precision(*, tf32: bool) -> Iterator[None]:
     Parameters
     ----------
     tf32
-        Allow TF32 (10 bits of mantissa) on CUDA devices; otherwise products are computed in full float32.
+        Allow TF32 (10 bits of mantissa) on CUDA devices. Otherwise products are computed in float32.
     """
     import torch
 

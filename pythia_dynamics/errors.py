@@ -1,7 +1,7 @@
-"""Every error a user can cause, as one tree, and the wording that messages share.
+"""The exceptions of the package, and functions for the text of their messages.
 
 A message is one line that says what is wrong and what to do. The command line prints it after ``pythia-dyn: `` and
-exits with status 1. Any other exception is a defect of this package, except an `OSError` of the user's disk.
+exits with status 1. Any other exception is a defect of this package, except an `OSError` of the file system.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ __all__ = [
 
 
 class PythiaDynError(Exception):
-    """Base class: the work could not be done, and the message says why in one line."""
+    """Base class of all errors of this package. The message gives the reason in one line."""
 
 
 class UnknownNameError(PythiaDynError, LookupError):
-    """A model, tensor, step or option that is not known; the message names the nearest ones that are.
+    """A model, tensor, step or option that is not known. The message lists similar names that are known.
 
     Parameters
     ----------
     kind
-        What the name stands for, as the message says it: ``model``, ``tensor``, ``step``.
+        What the name is of, as a word of the message: ``model``, ``tensor``, ``step``.
     name
         The name that is not known.
     known
-        The names that are. The message suggests those that look like `name`, or lists the first six.
+        The known names. The message suggests those similar to `name`, or lists the first six.
     where
-        Where the name was looked up (a store, a revision); empty where that is clear.
+        Where the name was searched (a store, a revision); empty if that is clear.
     """
 
     def __init__(self, kind: str, name: object, known: Iterable[object], *, where: str = "") -> None:
         self.kind, self.name = kind, name
         candidates = [str(item) for item in known]
-        near = nearest(name, candidates)
+        similar = nearest(name, candidates)
         place = f" in {where}" if where else ""
-        if near:
-            hint = f"did you mean {' or '.join(near)}?"
+        if similar:
+            hint = f"did you mean {' or '.join(similar)}?"
         elif candidates:
             shown = ", ".join(candidates[:6]) + (", …" if len(candidates) > 6 else "")
             hint = f"known: {shown}"
@@ -63,7 +63,7 @@ class UnknownNameError(PythiaDynError, LookupError):
 
 
 class FormatError(PythiaDynError):
-    """A file that is damaged, is not of its stated format, or has a layout that is not supported."""
+    """A file that is damaged, does not have the format of its name, or has a layout that is not supported."""
 
 
 class CheckpointError(PythiaDynError):
@@ -79,11 +79,11 @@ class StoreError(PythiaDynError):
 
 
 class IntegrityError(StoreError):
-    """Bytes in the store that do not match their checksum."""
+    """Bytes in the store that do not match their checksum or length."""
 
 
 class NonFiniteError(PythiaDynError):
-    """NaN or infinity where only a finite number can be used."""
+    """NaN or infinity where a finite number is necessary."""
 
 
 class CorpusError(PythiaDynError):
@@ -91,21 +91,21 @@ class CorpusError(PythiaDynError):
 
 
 def nearest(name: object, known: Iterable[object], count: int = 3) -> list[str]:
-    """The known names that look like `name`, best first.
+    """The known names that are similar to `name`, best first.
 
     Parameters
     ----------
     name
         The name, or number, that was not found.
     known
-        The candidates. If all of them and `name` are integers, they are compared by distance, else by spelling.
+        The candidates. If `name` and all candidates are integers, they are compared by difference, else by spelling.
     count
-        How many to return at most.
+        Largest number of names to return. Three fit into a message of one line.
 
     Returns
     -------
     list of str
-        Names from `known`; empty when none is similar.
+        Names from `known`; empty if none is similar.
     """
     candidates = [str(item) for item in known]
     text = str(name)
@@ -113,22 +113,22 @@ def nearest(name: object, known: Iterable[object], count: int = 3) -> list[str]:
         return sorted(candidates, key=lambda c: (abs(int(c) - int(text)), int(c)))[:count]
     by_lower = {c.lower(): c for c in candidates}
     close = difflib.get_close_matches(text.lower(), list(by_lower), n=count, cutoff=0.5)
-    within = [c for c in by_lower if text.lower() in c and c not in close] if len(text) > 2 else []
-    return [by_lower[c] for c in (close + within)[:count]]
+    containing = [c for c in by_lower if text.lower() in c and c not in close] if len(text) > 2 else []
+    return [by_lower[c] for c in (close + containing)[:count]]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of an `error` of another library, or the name of its class where it has none."""
+    """The first line of the message of an exception of another library, or the name of its class without a message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def listed(steps: Sequence[int]) -> str:
-    """Steps as a message names them: ``steps 1, 2, 4``, or ``143 steps (1000, 2000, 3000, 4000 … 143000)``.
+    """Steps as text for a message: ``steps 1, 2, 4``, or ``143 steps (1000, 2000, 3000, 4000 … 143000)``.
 
     Parameters
     ----------
     steps
-        Step numbers, in the order in which they are named. Up to six are written out.
+        Step numbers, in the order of the text. Up to six are written out, which fit into a line.
     """
     noun = "step" if len(steps) == 1 else "steps"
     if len(steps) <= 6:
@@ -138,21 +138,21 @@ def listed(steps: Sequence[int]) -> str:
 
 @contextmanager
 def optional_import(purpose: str, extra: str) -> Iterator[None]:
-    """Turn the absence of an optional dependency into one line that names the extra to install.
+    """Convert the error for a missing optional dependency into one line with the extra to install.
 
-    Import statements of libraries that only an extra installs stand inside this context.
+    Imports of libraries that only an extra installs are made inside this context.
 
     Parameters
     ----------
     purpose : str
-        What needs the library, as the message begins: a command (``"pythia-dyn report"``) or a subject.
+        What needs the library; the message begins with it. For instance ``"pythia-dyn report"``.
     extra : str
         The extra of pyproject.toml that installs it.
 
     Raises
     ------
     PythiaDynError
-        A module that the block imports is not installed.
+        A module that the ``with`` block imports is not installed.
     """
     try:
         yield
@@ -162,12 +162,12 @@ def optional_import(purpose: str, extra: str) -> Iterator[None]:
 
 
 def size(count: float) -> str:
-    """A number of bytes as a message states it, in decimal units: ``512 B``, ``19.3 MB``.
+    """A number of bytes as text, in decimal units: ``512 B``, ``19.3 MB``.
 
     Parameters
     ----------
     count
-        Bytes.
+        Number of bytes.
     """
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:

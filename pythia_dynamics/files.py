@@ -1,4 +1,4 @@
-"""Atomic writing of files, and what a failure to write is called."""
+"""Atomic writing of files, and errors when a file cannot be written."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from pythia_dynamics.errors import StoreError
 __all__ = ["atomic_file", "disk_full_errors", "remove_stale", "store_errors"]
 
 _STALE_SECONDS = 86_400
-"""A temporary file this old belongs to no running write, even if its process id is in use again. Writing one chunk of
-the largest tensor (2.5 GB) takes minutes, so a day leaves a wide margin."""
+"""A temporary file of this age is left over, even if another process now has its process id. Writing one chunk of the
+largest tensor (2.5 GB) takes minutes, so a day is much longer than any write."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""The error numbers of no free blocks or inodes, a used-up quota, and a limit on the size of files."""
+"""Error numbers for: no free blocks or inodes, quota exceeded, file larger than the limit."""
 
 _DISK_FULL_TEXTS = (*map(os.strerror, _DISK_FULL), "PytorchStreamWriter failed writing", "unexpected pos")
-"""Parts of the messages of libraries that raise errors of their own: safetensors and tokenizers give the text of the
-operating system, `torch.save` (torch 2.13) only says that it could not write a file, or that it is shorter than it
-should be."""
+"""Parts of messages of libraries that do not raise `OSError`. safetensors and tokenizers give the text of the operating
+system. `torch.save` (torch 2.13) only reports that writing failed, or that the file is too short."""
 
 
 @contextmanager
 def atomic_file(target: Path, *, scratch: Path | None = None) -> Iterator[IO[bytes]]:
-    """Write a file that appears complete or not at all.
+    """Write a file atomically: it is complete, or it does not exist.
 
     The bytes go to a temporary file, which is synchronised to disk and renamed after the ``with`` block has ended
     without an exception. After an exception, or when the process is killed, `target` is as it was before.
@@ -70,12 +69,12 @@ def atomic_file(target: Path, *, scratch: Path | None = None) -> Iterator[IO[byt
 
 @contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """Turn an `OSError` raised in the ``with`` block into a `StoreError` of one line.
+    """Convert an `OSError` in the ``with`` block into a `StoreError` with a message of one line.
 
     Parameters
     ----------
     path
-        The store or file that is written in the block; the message names it.
+        The store or file that the block writes, for the message.
 
     Raises
     ------
@@ -91,19 +90,19 @@ def store_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_full_errors(path: Path, hint: str = "") -> Iterator[None]:
-    """Turn an error of any library that means a full disk into a `StoreError` of one line; other errors stay.
+    """Convert an error that means a full disk, from any library, into a `StoreError`. Other errors are not changed.
 
     Parameters
     ----------
     path
-        What is written in the ``with`` block; the message names it.
+        The file or directory that the ``with`` block writes, for the message.
     hint
-        What to do, at the end of the message.
+        End of the message: what the user can do.
 
     Raises
     ------
     StoreError
-        ``cannot write PATH: the disk is full``, and the hint.
+        ``cannot write PATH: the disk is full``, followed by the hint.
     """
     try:
         yield
@@ -120,7 +119,7 @@ def remove_stale(directory: Path) -> None:
     Parameters
     ----------
     directory
-        The directory that was given as `scratch`, or that holds the targets.
+        The directory that was given as `scratch`, or the directory of the targets. Other files in it are kept.
     """
     for path in directory.glob(".*.partial"):
         with suppress(OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""Types of the callbacks that report progress. Code that computes never prints; the command line draws the bar."""
+"""Types of the callbacks that report progress. The library does not print; the command line shows a bar."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from contextlib import AbstractContextManager
 __all__ = ["Progress", "Stage", "silent"]
 
 Progress = Callable[[int, int], None]
-"""Called as ``progress(done, total)`` from the calling thread. The unit is in the docstring of the function that
-reports."""
+"""Called as ``progress(done, total)`` from the calling thread. The docstring of the caller gives the unit."""
 
 
 def silent(done: int, total: int) -> None:
-    """Report nothing: the default of every `progress` parameter."""
+    """Do not report: the default of every `progress` parameter."""
 
 
 Stage = Callable[[str, str], AbstractContextManager[Progress]]
-"""Called as ``stage(label, unit)`` at the start of a stage; the context gives the progress callback of that stage."""
+"""Called as ``stage(label, unit)`` at the start of a stage. The context yields the progress callback of that stage."""

@@ -1,4 +1,4 @@
-"""CSV tables and JSON documents: the one way of writing and of reading each. A file appears whole or not at all."""
+"""Reading and writing of CSV tables and JSON documents. Files are written atomically."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ __all__ = ["csv_text", "plain", "read_csv", "read_json", "write_csv", "write_jso
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: int | None = None) -> str:
-    """A table as CSV text, a line per row below the line of the `columns`.
+    """A table as CSV text: a line with the names of the columns, then one line per row.
 
-    A float is written so that it reads back as the same number, or with so many significant `digits`. NaN and None are
-    empty fields.
+    Parameters
+    ----------
+    columns
+        Names of the columns.
+    rows
+        The rows, one value per column. NaN and None become empty fields.
+    digits
+        Significant digits of a float. By default as many as are necessary to read back the same number.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -29,23 +35,23 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: i
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: int | None = None) -> Path:
-    """Write `csv_text` to a file and return its path."""
+    """Write a table to a CSV file and return its path. Other parameters as for `csv_text`; raises `OSError`."""
     with atomic_file(path) as file:
         file.write(csv_text(columns, rows, digits=digits).encode())
     return path
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, a mapping from column to text each. Raises `OSError`."""
+    """The rows of a CSV file: for each row the text by name of the column. Raises `OSError`."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: mappings, lists, text and finite numbers.
+    """Convert a value to types of JSON: mappings, lists, text, booleans, None and finite numbers.
 
-    JSON has no NaN and no infinity: numbers that are not finite become None. Scalars of NumPy become Python's, tuples
-    become lists, keys and everything else (paths, dates) become text.
+    JSON has no NaN and no infinity, so numbers that are not finite become None. Scalars and arrays of NumPy become
+    numbers and lists of Python. Tuples and sets become lists. Keys and all other values (paths, dates) become text.
     """
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
@@ -59,20 +65,20 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write `plain` of a value as JSON and return the path."""
+    """Convert a value by `plain`, write it to a JSON file and return its path. Raises `OSError`."""
     with atomic_file(path) as file:
         file.write(json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     return path
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises `OSError`, and `ValueError` for a file that is damaged."""
+    """The content of a JSON file. Raises `OSError`, and `ValueError` for a damaged file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _field(value: Any, digits: int | None) -> Any:
     if value is None or value != value:
         return ""
-    if isinstance(value, float):  # NumPy's float64 is one of Python's
+    if isinstance(value, float):  # the float64 of NumPy is a subclass
         return repr(float(value)) if digits is None else f"{value:.{digits}g}"
     return value

@@ -1,6 +1,6 @@
-"""The command line ``pythia-dyn``: it composes the library and prints; nothing else prints.
+"""The command line ``pythia-dyn``. It calls the library and prints the results; no other module prints.
 
-Heavy imports are made inside the commands, so that ``--help`` answers at once.
+Commands import large libraries inside their functions, so that ``--help`` takes less than half a second.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands share: the group and its errors, options, printing."""
+"""Common parts of the commands: the group with its handling of errors, options, output."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Command",
     "Failure",
-    "Faults",
+    "FailureList",
     "bar",
     "duration",
+    "echo",
+    "echo_missing",
+    "echo_outcome",
+    "echo_warnings",
+    "load_history",
     "main",
     "model_names",
-    "note_written",
-    "notes",
     "open_store",
-    "opened_history",
     "print_facts",
+    "record_written",
     "resumable",
     "rows_to_keep",
-    "say",
-    "say_missing",
-    "say_outcome",
     "size",
     "stages",
     "with_cache",
@@ -53,14 +53,14 @@ Command = Callable[..., Any]
 
 
 class Failure(click.ClickException):
-    """The work failed and said why: one line on stderr, exit status 1."""
+    """A failure that the message explains: one line on stderr, exit status 1."""
 
     def show(self, file: Any = None) -> None:
         click.echo(f"pythia-dyn: {' '.join(self.message.split())}", file=file, err=True)
 
 
-class Faults:
-    """What failed, model by model: a command goes on with the other models and fails at its end, in one line."""
+class FailureList:
+    """Failures of single models. A command continues with the other models and fails at its end, with one line."""
 
     def __init__(self) -> None:
         self._reasons: list[str] = []
@@ -70,30 +70,31 @@ class Faults:
         self._reasons.append(reason)
 
     @contextmanager
-    def of_one_model(self) -> Iterator[None]:
-        """Take an error of the library in this block for the failure of one model."""
+    def collect(self) -> Iterator[None]:
+        """Record an error of the library in this block as the failure of one model, and continue after the block."""
         try:
             yield
         except PythiaDynError as error:
             self.add(str(error))
 
     def raise_if_any(self) -> None:
-        """Raise `Failure` with all reasons."""
+        """Raise `Failure` with all reasons, if there is one."""
         if self._reasons:
             raise Failure("; ".join(dict.fromkeys(self._reasons)))
 
 
 class _Group(click.Group):
-    """The group of all commands. Measures that other packages register are commands as well."""
+    """The group of all commands. Measures that other packages register are commands too."""
 
     other_measures: Callable[[str], click.Command]
+    """Makes the command of a registered measure from its name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *(name.replace("_", "-") for name in _registered())})
+        return sorted({*super().list_commands(ctx), *(name.replace("_", "-") for name in _registered_measures())})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         found = super().get_command(ctx, name)
-        if found is None and name.replace("-", "_") in _registered():
+        if found is None and name.replace("-", "_") in _registered_measures():
             return self.other_measures(name.replace("-", "_"))
         return found
 
@@ -102,44 +103,44 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except PythiaDynError as error:
             raise Failure(str(error)) from error
-        except OSError as error:  # a full disk, a directory that may not be written
+        except OSError as error:  # for instance a full disk, or a directory without write permission
             where = f"{error.filename}: " if error.filename else ""
-            raise Failure(f"{where}{error.strerror or error}; what is finished is kept") from error
+            raise Failure(f"{where}{error.strerror or error}; finished results are kept") from error
         except KeyboardInterrupt:
-            raise Failure(f"interrupted; {_kept(ctx)}") from None
+            raise Failure(f"interrupted; {_describe_kept(ctx)}") from None
 
 
-def _registered() -> tuple[str, ...]:
+def _registered_measures() -> tuple[str, ...]:
     """Names of the measures that other packages register, without importing them."""
     from importlib.metadata import entry_points
 
     return tuple(entry_points(group="pythia_dynamics.measures").names)
 
 
-_RESUMES, _WRITTEN = "pythia_dynamics.resumes", "pythia_dynamics.written"
+_RESUMABLE_KEY, _WRITTEN_KEY = "pythia_dynamics.resumes", "pythia_dynamics.written"
 
 
 def resumable(command: Command) -> Command:
-    """Mark a command that keeps what is finished when it is interrupted, and goes on from there."""
+    """Mark a command that keeps finished steps when it is interrupted, and resumes from them."""
 
     @wraps(command)
-    def marked(*args: Any, **options: Any) -> Any:
-        click.get_current_context().meta[_RESUMES] = True
+    def wrapper(*args: Any, **options: Any) -> Any:
+        click.get_current_context().meta[_RESUMABLE_KEY] = True
         return command(*args, **options)
 
-    return marked
+    return wrapper
 
 
-def note_written(name: str) -> None:
-    """Note that the results of a model are written, for the message of an interrupt."""
-    click.get_current_context().meta.setdefault(_WRITTEN, []).append(name)
+def record_written(name: str) -> None:
+    """Record that the results of a model are written, for the message after an interruption."""
+    click.get_current_context().meta.setdefault(_WRITTEN_KEY, []).append(name)
 
 
-def _kept(ctx: click.Context) -> str:
-    """What an interrupted command leaves."""
-    if ctx.meta.get(_RESUMES):
+def _describe_kept(ctx: click.Context) -> str:
+    """What an interrupted command has kept, for its message."""
+    if ctx.meta.get(_RESUMABLE_KEY):
         return "finished steps are kept, run the same command again to go on"
-    written = ctx.meta.get(_WRITTEN)
+    written = ctx.meta.get(_WRITTEN_KEY)
     return f"the results of {', '.join(written)} are written" if written else "nothing written"
 
 
@@ -150,6 +151,7 @@ def main() -> None:
 
 
 def with_cache(command: Command) -> Command:
+    """Add the option for the directory of the weight stores."""
     return click.option(
         "--cache",
         type=click.Path(file_okay=False, path_type=Path),
@@ -161,6 +163,7 @@ def with_cache(command: Command) -> Command:
 
 
 def with_results(command: Command) -> Command:
+    """Add the option for the directory of the results."""
     return click.option(
         "--results",
         type=click.Path(file_okay=False, path_type=Path),
@@ -172,6 +175,7 @@ def with_results(command: Command) -> Command:
 
 
 def with_models(required: bool) -> Callable[[Command], Command]:
+    """The option for the names of models. If it is not required, the default is all models in the cache."""
     text = "Alias (70m, 160m-seed3 …), owner/name, name in the cache, or a directory of checkpoints; repeatable."
     return click.option(
         "--model", "models", multiple=True, required=required, help=text if required else text + " Default: all cached."
@@ -181,13 +185,13 @@ def with_models(required: bool) -> Callable[[Command], Command]:
 with_json = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 
 
-with_tensor = click.option("--tensor", default=None, help="Which tensor of the store.  [default: W_U]")
+with_tensor = click.option("--tensor", default=None, help="Name of a tensor of the store.  [default: W_U]")
 
 _TOKENIZER = "tokenizer"
 
 
 class _Rows(click.IntRange):
-    """A number of rows, or the word for those that the tokenizer has."""
+    """A number of rows, or ``tokenizer`` for the number of entries of the tokenizer."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value == _TOKENIZER else super().convert(value, param, ctx)
@@ -199,11 +203,12 @@ with_rows = click.option(
     is_flag=False,
     flag_value=_TOKENIZER,
     metavar="[ROWS]",
-    help="Leave out the rows of the vocabulary beyond the entries of the tokenizer, or beyond so many ROWS.",
+    help="Use only as many rows as the tokenizer has entries, or the first ROWS rows; the others are padding.",
 )
 
 
 def with_steps(default: str | None) -> Callable[[Command], Command]:
+    """The option for the steps."""
     return click.option(
         "--steps",
         default=default,
@@ -213,7 +218,7 @@ def with_steps(default: str | None) -> Callable[[Command], Command]:
 
 @contextmanager
 def bar(label: str, unit: str = "it") -> Iterator[Progress]:
-    """A progress bar on stderr, where that is a terminal."""
+    """A progress bar on stderr, if stderr is a terminal."""
     from tqdm import tqdm
 
     with tqdm(desc=label, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
@@ -226,82 +231,85 @@ def bar(label: str, unit: str = "it") -> Iterator[Progress]:
 
 
 def stages(as_json: bool) -> Stage:
-    """What a study calls when a stage begins: a bar while it runs, and a line with its time when it ends."""
+    """The callback of a study for its stages: a bar during a stage, and a line with its duration at the end."""
 
     @contextmanager
     def stage(label: str, unit: str) -> Iterator[Progress]:
         start = time.monotonic()
         with bar(label, unit) as progress:
             yield progress
-        say(f"{label:44}{time.monotonic() - start:9.1f} s", as_json)
+        echo(f"{label:44}{time.monotonic() - start:9.1f} s", as_json)
 
     return stage
 
 
 @contextmanager
-def notes(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
-    """Print what the library warns of, a line each; the list holds the warnings afterwards."""
+def echo_warnings(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
+    """Print each warning of the library in one line after the block. The list then has the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         yield caught
     for text in dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning)):
-        say(f"  note: {text}", as_json)
+        echo(f"  note: {text}", as_json)
 
 
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """Print facts as JSON, if ``--json`` is given."""
     if as_json:
         click.echo(json.dumps(facts, indent=1, default=str))
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever a person would say."""
+    """A duration in seconds as text, in seconds, minutes or hours: ``90 s`` becomes ``1.5 min``."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def say(text: str, as_json: bool = False) -> None:
+def echo(text: str, as_json: bool = False) -> None:
+    """Print text, unless ``--json`` is given."""
     if not as_json:
         click.echo(text)
 
 
-def say_missing(missing: Any, as_json: bool) -> None:
+def echo_missing(missing: Any, as_json: bool) -> None:
+    """Print missing steps by their reason. `missing` maps a step to its reason; up to eight steps are written out."""
     by_reason: dict[str, list[int]] = {}
     for step, reason in missing.items():
         by_reason.setdefault(reason, []).append(step)
     for reason, steps in by_reason.items():
         shown = ", ".join(map(str, steps[:8])) + (f" … ({len(steps)} steps)" if len(steps) > 8 else "")
-        say(f"  missing {shown}: {reason}", as_json)
+        echo(f"  missing {shown}: {reason}", as_json)
 
 
-def say_outcome(outcome: Outcome, as_json: bool) -> None:
-    """What was found, and where it is written."""
-    say(f"  {outcome.summary}", as_json)
+def echo_outcome(outcome: Outcome, as_json: bool) -> None:
+    """Print the summary of a result and its files."""
+    echo(f"  {outcome.summary}", as_json)
     for path in outcome.files:
-        say(f"  {path}", as_json)
+        echo(f"  {path}", as_json)
 
 
-def opened_history(name: str, tensor: str | None, steps: str | None, cache: Path) -> History:
-    """The history of a tensor of a model in the cache, of these steps."""
+def load_history(name: str, tensor: str | None, steps: str | None, cache: Path) -> History:
+    """The history of a tensor of a model in the cache, at the given steps."""
     from pythia_dynamics.history.cache import open_history
 
     return open_history(name, tensor, cache=cache, steps=steps)
 
 
 def rows_to_keep(drop_padding: int | str | None, history: History, as_json: bool) -> int | None:
-    """The number of rows that ``--drop-padding`` means; prints what is read of which history."""
+    """The number of rows that ``--drop-padding`` selects, None for all. Prints the history, tensor, steps and rows."""
     from pythia_dynamics.history.vocabulary import tokenizer_entries
 
     rows = tokenizer_entries(history) if isinstance(drop_padding, str) else drop_padding
     kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
     source = history.provenance["source"]
-    say(f"{history.name} ({source}): {history.tensor}, {len(history.steps)} steps{kept}", as_json)
+    echo(f"{history.name} ({source}): {history.tensor}, {len(history.steps)} steps{kept}", as_json)
     return rows
 
 
 def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:
-    """The models that were named, or all that are in the cache."""
+    """The given names of models, or all models in the cache if none is given."""
     from pythia_dynamics.history.cache import cached
 
     names = models or cached(cache)
@@ -311,6 +319,7 @@ def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:
 
 
 def open_store(name: str, cache: Path) -> Any:
+    """The store of a model in the cache, by its name there or by any other name of the model."""
     from pythia_dynamics.history.cache import cached, find_model, store_path
     from pythia_dynamics.history.store import Store
 

@@ -17,25 +17,25 @@ __all__ = ["demo"]
 
 @app.main.command()
 @click.option(
-    "--corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text to train on instead."
+    "--corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text.  [default: Python reference]"
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
 @app.with_cache
 @app.with_results
 @app.with_json
 @app.resumable
 def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bool) -> None:
-    """Train a small suite on the spot and put it through everything; no network, three minutes."""
+    """Train a small suite and run every analysis on it: no network, three minutes."""
     import time
 
-    began = time.monotonic()
-    app.say("loading torch and transformers …", as_json)
-    from pythia_dynamics.studies import demo as the_demo
+    start = time.monotonic()
+    app.echo("loading torch and transformers …", as_json)
+    from pythia_dynamics.studies import demo as demo_study
     from pythia_dynamics.training.plan import TrainingPlan
     from pythia_dynamics.training.text import read_text
 
-    with app.notes(as_json):
-        report = the_demo.run(
+    with app.echo_warnings(as_json):
+        report = demo_study.run(
             stage=app.stages(as_json),
             text=read_text(corpus) if corpus else None,
             plan=TrainingPlan(seed=seed),
@@ -44,7 +44,7 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
         )
     losses = report.suite.losses
     fetched = report.fetched
-    app.say(
+    app.echo(
         f"\ntraining loss {losses[0].train:.2f} → {losses[-1].train:.2f} nats per token; "
         f"{len(fetched.steps)} checkpoints in {report.suite.path}, their W_U in {fetched.path} "
         f"({app.size(fetched.bytes)} read)",
@@ -55,13 +55,13 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
         "store": fetched.path,
         "steps": len(fetched.steps),
         "loss": {"first": losses[0].train, "last": losses[-1].train},
-        "seconds": time.monotonic() - began,
+        "seconds": time.monotonic() - start,
     }
     for outcome in report.outcomes:
-        app.say(f"\n{outcome.kind}", as_json)
-        app.say_outcome(outcome, as_json)
+        app.echo(f"\n{outcome.kind}", as_json)
+        app.echo_outcome(outcome, as_json)
         facts[outcome.kind] = {"files": outcome.files, **outcome.facts}
-    app.say(
-        f"\n{len(report.files)} files in {results / the_demo.NAME}, {time.monotonic() - began:.0f} s in all", as_json
+    app.echo(
+        f"\n{len(report.files)} files in {results / demo_study.NAME}, {time.monotonic() - start:.0f} s in all", as_json
     )
     app.print_facts(facts, as_json)

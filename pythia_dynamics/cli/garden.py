@@ -26,23 +26,23 @@ __all__ = ["garden"]
     show_default=True,
     help="Aliases, owner/name, or directories of checkpoints, separated by commas.",
 )
-@click.option("--skip-perplexity", is_flag=True, help="Leave out all that needs whole checkpoints.")
+@click.option("--skip-perplexity", is_flag=True, help="Leave out everything that needs complete checkpoints.")
 @app.with_steps(None)
 @click.option(
     "--corpus", default="lambada", show_default=True, help="lambada, cimec/lambada, or a .jsonl or text file."
 )
 @click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Passages.")
 @click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
-@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions.")
 @click.option(
     "--bandwidth",
     type=click.FloatRange(min=0, min_open=True),
     default=25.0,
     show_default=True,
-    help="MB/s, for the time in the plan.",
+    help="MB/s, for the estimate of the time.",
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Print the plan and stop.")
-@click.option("--yes", is_flag=True, help="Do not ask before beginning.")
+@click.option("--yes", is_flag=True, help="Start without a question.")
 @app.with_cache
 @app.with_results
 @app.with_json
@@ -64,28 +64,28 @@ def garden(
 ) -> None:
     """The Garden of Forking Paths: fetch, analyses, three perplexities, figures, claims, report, for its six models.
 
-    Interrupted, the same command goes on where it was.
+    After an interruption the same command resumes.
     """
     from pythia_dynamics.claims.verdict import VERDICTS
-    from pythia_dynamics.studies import garden as the_garden
+    from pythia_dynamics.studies import garden as garden_study
 
     names = tuple(name.strip() for name in listed.split(",") if name.strip())
     if not names:
-        raise click.UsageError("--models names no model")
-    planned = the_garden.plan(
+        raise click.UsageError("--models has no name of a model")
+    planned = garden_study.plan(
         names, steps=steps, limit=limit, cache=cache, results=results, skip_perplexity=skip_perplexity
     )
-    _say_plan(planned, device, bandwidth, as_json)
+    _echo_plan(planned, device, bandwidth, as_json)
     facts: dict[str, Any] = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
     if only_plan:
         app.print_facts({"garden": facts}, as_json)
         return
     if not yes:
         click.confirm("Begin?", abort=True, err=True)
-    began = time.monotonic()
+    start = time.monotonic()
 
-    with app.notes(as_json):
-        done = the_garden.run(
+    with app.echo_warnings(as_json):
+        result = garden_study.run(
             names,
             stage=app.stages(as_json),
             steps=steps,
@@ -97,48 +97,48 @@ def garden(
             results=results,
             device=device,
         )
-    for name, reasons in done.missing.items():
-        app.say(name, as_json)
-        app.say_missing(reasons, as_json)
-    for name, verdicts in done.verdicts.items():
-        words = [f"{sum(one.verdict == word for one in verdicts)} {word}" for word in VERDICTS]
-        app.say(f"{name}: claims: {', '.join(words)}", as_json)
-    app.say(
-        f"\n{results / the_garden.PAGE}\n{len(done.files)} files, {app.duration(time.monotonic() - began)} in all",
+    for name, reasons in result.missing.items():
+        app.echo(name, as_json)
+        app.echo_missing(reasons, as_json)
+    for name, verdicts in result.verdicts.items():
+        counts = [f"{sum(verdict.verdict == word for verdict in verdicts)} {word}" for word in VERDICTS]
+        app.echo(f"{name}: claims: {', '.join(counts)}", as_json)
+    app.echo(
+        f"\n{results / garden_study.PAGE}\n{len(result.files)} files, {app.duration(time.monotonic() - start)} in all",
         as_json,
     )
     facts |= {
-        "failed": dict(done.failed),
-        "missing": dict(done.missing),
-        "claims": {name: [asdict(verdict) for verdict in found] for name, found in done.verdicts.items()},
-        "files": done.files,
-        "seconds": time.monotonic() - began,
+        "failed": dict(result.failed),
+        "missing": dict(result.missing),
+        "claims": {name: [asdict(verdict) for verdict in found] for name, found in result.verdicts.items()},
+        "files": result.files,
+        "seconds": time.monotonic() - start,
     }
     app.print_facts({"garden": facts}, as_json)
-    if done.failed:
-        raise app.Failure("; ".join(f"{name}: {why}" for name, why in done.failed.items()))
+    if result.failed:
+        raise app.Failure("; ".join(f"{name}: {why}" for name, why in result.failed.items()))
 
 
-def _say_plan(planned: list[ModelPlan], device: str, bandwidth: float, as_json: bool) -> None:
-    app.say(
+def _echo_plan(planned: list[ModelPlan], device: str, bandwidth: float, as_json: bool) -> None:
+    app.echo(
         f"{'model':24} {'W_U':>9} {'checkpoints':>11} {'to move':>9} {'disk':>9} {'time':>8}  at {bandwidth:g} MB/s "
         f"and {_rate(device):.0e} operations/s",
         as_json,
     )
     for cost in planned:
-        app.say(
+        app.echo(
             f"{cost.model.name:24} {app.size(cost.fetch.bytes):>9} {cost.checkpoints:11} {app.size(cost.bytes):>9} "
             f"{app.size(cost.disk_bytes):>9} {app.duration(cost.seconds(bandwidth * 1e6, _rate(device))):>8}",
             as_json,
         )
         if cost.fetch.note:
-            app.say(f"  {cost.fetch.note}", as_json)
+            app.echo(f"  {cost.fetch.note}", as_json)
     if len(planned) > 1:
         seconds = sum(cost.seconds(bandwidth * 1e6, _rate(device)) for cost in planned)
-        held = sum(cost.fetch.disk_bytes for cost in planned)
-        held += max(cost.disk_bytes - cost.fetch.disk_bytes for cost in planned)
+        disk = sum(cost.fetch.disk_bytes for cost in planned)
+        disk += max(cost.disk_bytes - cost.fetch.disk_bytes for cost in planned)
         moved = app.size(sum(cost.bytes for cost in planned))
-        app.say(f"{'all':24} {'':9} {'':11} {moved:>9} {app.size(held):>9} {app.duration(seconds):>8}", as_json)
+        app.echo(f"{'all':24} {'':9} {'':11} {moved:>9} {app.size(disk):>9} {app.duration(seconds):>8}", as_json)
 
 
 def _rate(device: str) -> float:

@@ -1,4 +1,4 @@
-"""The commands that are made from measures: density, msd, two-time, order, rank, spectrum, and users' own."""
+"""The commands of the measures: density, msd, two-time, order, rank, spectrum, and those of users."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["MeasureCommand"]
 
 
 class MeasureCommand(click.Command):
-    """The command of a measure. The measure is loaded when the command is run or asked for help, not to list it."""
+    """The command of a measure. The measure is imported when the command runs or shows its help, not for the list."""
 
     def __init__(self, measure: str, help: str | None = None) -> None:
         super().__init__(measure.replace("_", "-"), callback=partial(_run, measure), help=help)
         self.measure = measure
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """The options of every measure, and the flags that this one declares."""
+        """The options that every measure has, and the flags of this measure."""
         if not self.params:
             self.params = _parameters(_measure(self.measure))
         return super().get_params(ctx)
@@ -51,7 +51,7 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
     decorators += [_flag(option) for option in measure.options.values() if option.flag is not None]
     if any(each.uses_gram for each in (measure, *companions)):
         decorators.append(
-            click.option("--device", default="auto", show_default=True, help="Of the Gram matrices: auto, cuda or cpu.")
+            click.option("--device", default="auto", show_default=True, help="For Gram matrices: auto, cuda or cpu.")
         )
     for name in measure.companions:
         flag = name.replace("_", "-")
@@ -68,7 +68,7 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
 
 
 def _flag(option: Option) -> Callable[[Any], Any]:
-    """The flag that an option of a measure declares."""
+    """The click option for an option of a measure that has a `Flag`."""
     assert option.flag is not None
     members = typing.get_args(option.kind) if isinstance(option.kind, types.UnionType) else (option.kind,)
     kind: Any = next((member for member in (bool, int, float) if member in members), str)
@@ -99,7 +99,7 @@ def _run(
     device: str = "cpu",
     **options: Any,
 ) -> None:
-    """Compute a measure, and its companions, of every model, and print what came of it."""
+    """Compute a measure and its companions for every model, and print the results."""
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import measure as measure_history
     from pythia_dynamics.sweep.compute import Compute
@@ -107,12 +107,12 @@ def _run(
 
     companions = [name for name in _measure(measure).companions if options.pop(name)]
     facts: list[dict[str, Any]] = []
-    faults = app.Faults()
+    failures = app.FailureList()
     for name in app.model_names(models, cache):
-        with faults.of_one_model():
-            history = app.opened_history(name, tensor, steps, cache)
+        with failures.collect():
+            history = app.load_history(name, tensor, steps, cache)
             rows = app.rows_to_keep(drop_padding, history, as_json)
-            with app.notes(as_json) as caught, app.bar(f"{history.name} {measure}") as progress:
+            with app.echo_warnings(as_json) as caught, app.bar(f"{history.name} {measure}") as progress:
                 outcomes = measure_history(
                     history,
                     [measure, *companions],
@@ -120,12 +120,12 @@ def _run(
                     options={measure: options},
                     compute=Compute(rows=rows, device=device, progress=progress),
                 )
-            app.note_written(history.name)
+            app.record_written(history.name)
             for item in caught:
                 if item.category is NonFiniteWarning:
-                    faults.add(f"{item.message} (all other steps are in the results)")
+                    failures.add(f"{item.message} (all other steps are in the results)")
             for outcome in outcomes:
-                app.say_outcome(outcome, as_json)
+                app.echo_outcome(outcome, as_json)
             first, *others = outcomes
             facts.append(
                 {
@@ -139,9 +139,9 @@ def _run(
             )
     if facts:
         app.print_facts({measure: facts}, as_json)
-    faults.raise_if_any()
+    failures.raise_if_any()
 
 
-for _name, _answer in MEASURES.items():
-    app.main.add_command(MeasureCommand(_name, _answer))
+for _name, _description in MEASURES.items():
+    app.main.add_command(MeasureCommand(_name, _description))
 app.main.other_measures = MeasureCommand

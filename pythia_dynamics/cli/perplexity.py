@@ -19,7 +19,7 @@ __all__ = ["perplexity"]
 
 
 def _gigabytes(context: click.Context, parameter: click.Parameter, value: float | None) -> int | None:
-    """The value of an option in bytes."""
+    """Convert the value of an option from gigabytes to bytes."""
     return None if value is None else int(value * 1e9)
 
 
@@ -32,7 +32,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     multiple=True,
     default=("forward",),
     show_default=True,
-    help="Definition; repeatable, each checkpoint is then loaded once for all.",
+    help="Definition of the perplexity; repeatable, each checkpoint is loaded once for all.",
 )
 @click.option(
     "--corpus",
@@ -53,7 +53,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     type=click.Choice(HEADS),
     default=EvaluationSettings.head,
     show_default=True,
-    help="W_U used; ternary: rounded to {−1, 0, +1}·scale, results in a folder of that name.",
+    help="W_U to use; ternary: rounded to {−1, 0, +1}·scale, results in a folder of that name.",
 )
 @click.option("--batch-tokens", type=click.IntRange(1), default=None, help="Tokens held at once.  [default: by device]")
 @click.option(
@@ -61,9 +61,9 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     type=click.FloatRange(0),
     default=None,
     callback=_gigabytes,
-    help="GB of downloads kept.  [default: one ahead]",
+    help="GB of downloads on disk.  [default: one checkpoint ahead]",
 )
-@click.option("--show", metavar="PHRASE", default=None, help="Print how each prefix of a phrase is completed (Fig 5).")
+@click.option("--show", metavar="PHRASE", default=None, help="Print the completion of each prefix of a phrase (Fig 5).")
 @app.with_cache
 @app.with_results
 @app.with_json
@@ -86,11 +86,11 @@ def perplexity(
     if show is None:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     facts: list[dict[str, Any]] = []
-    faults = app.Faults()
+    failures = app.FailureList()
     for name in names:
-        with faults.of_one_model():
+        with failures.collect():
             model = find_model(name, cache)
-            app.say(f"{name} is {model.location}", as_json)
+            app.echo(f"{name} is {model.location}", as_json)
             if show is None:
                 facts += _evaluate(model, modes, settings, results, as_json)
             else:
@@ -98,39 +98,39 @@ def perplexity(
     if facts:
         app.print_facts({"perplexity": facts}, as_json)
     if gaps := sum(len(fact.get("missing", ())) for fact in facts):
-        faults.add(f"{gaps} steps gave no perplexity (see above); the same command tries those again")
+        failures.add(f"{gaps} steps have no perplexity (see above); run the same command again to retry them")
     elif nonfinite := sum(fact.get("nonfinite", 0) for fact in facts):
-        faults.add(f"{nonfinite} sentences had no valid perplexity; the column nonfinite counts them by step")
-    faults.raise_if_any()
+        failures.add(f"{nonfinite} sentences have no finite perplexity; the column nonfinite counts them by step")
+    failures.raise_if_any()
 
 
 def _evaluate(
     model: Model, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path, as_json: bool
 ) -> list[dict[str, Any]]:
-    """Evaluate a model, draw and print the results; the facts of each mode."""
+    """Evaluate a model, draw and print the results, and return the facts of each mode."""
     from pythia_dynamics.evaluation.runner import evaluate
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import draw_perplexity
 
     out = Results(model.name, results)
-    if settings.head != "as-is":  # a folder of their own beside the results of the head as it is
+    if settings.head != "as-is":  # a separate folder inside the results of the unchanged head
         out = Results(settings.head, out.path)
-    with app.notes(as_json), app.bar(f"{model.name} perplexity", "step") as progress:
+    with app.echo_warnings(as_json), app.bar(f"{model.name} perplexity", "step") as progress:
         scores = evaluate(model, modes, settings, out=out.path, progress=progress)
     facts = []
     for outcome in draw_perplexity(out, scores):
-        app.say_outcome(outcome, as_json)
-        app.say_missing(outcome.facts["missing"], as_json)
+        app.echo_outcome(outcome, as_json)
+        app.echo_missing(outcome.facts["missing"], as_json)
         facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
     return facts
 
 
 def _complete(model: Model, phrase: str, settings: EvaluationSettings, as_json: bool) -> dict[str, Any]:
-    """Print how the last of the steps completes a phrase; the facts."""
+    """Print the completions of a phrase by the last of the steps, and return them as facts."""
     from pythia_dynamics.evaluation.portrait import completions
 
     steps = requested_steps(settings.steps)
     lines = completions(model, phrase, settings, step=steps[-1] if steps else None)
     for line in lines:
-        app.say(f"{line.perplexity:10.2f}  {line.given}│{line.generated}", as_json)
+        app.echo(f"{line.perplexity:10.2f}  {line.given}│{line.generated}", as_json)
     return {"model": model.name, "completions": [asdict(line) for line in lines]}

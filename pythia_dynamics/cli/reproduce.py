@@ -1,4 +1,4 @@
-"""The command ``reproduce order-parameter``, and the group of the commands that reproduce a work."""
+"""The command ``reproduce order-parameter``, and the group of commands that reproduce a publication."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["order_parameter", "reproduce"]
 
 @app.main.group()
 def reproduce() -> None:
-    """Reproduce one of the two works: all its figures, and a verdict on each of its claims."""
+    """Reproduce one of the two publications: all its figures, and a verdict on each of its claims."""
 
 
 @reproduce.command(name="order-parameter")
@@ -49,16 +49,16 @@ def order_parameter(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """The order-parameter blog: four models, loss against step and against b, dL/db, beside the published numbers.
+    """The order-parameter blog: four models, loss over step and over b, dL/db, with the published numbers.
 
     The default initialisation is the blog's, --init pytorch. After an interruption the same command resumes.
     """
-    began = time.monotonic()
-    app.say("loading torch and transformers …", as_json)
+    start = time.monotonic()
+    app.echo("loading torch and transformers …", as_json)
     from pythia_dynamics.studies.order_parameter import reproduce as reproduce_blog
 
-    with app.notes(as_json):
-        done = reproduce_blog(
+    with app.echo_warnings(as_json):
+        study = reproduce_blog(
             training_text(corpus),
             stage=app.stages(as_json),
             quick=quick,
@@ -70,20 +70,20 @@ def order_parameter(
             device=device,
             **changes,
         )
-    for size, fact in done.facts.items():
+    for size, fact in study.facts.items():
         (b, last_b), (loss, last_loss), (_, validation) = fact["b"], fact["train_loss"], fact["validation_loss"]
-        app.say(
+        app.echo(
             f"{size:5} {fact['steps']} steps: b {b:.4g} → {last_b:.4g}, training loss {loss:.3f} → {last_loss:.3f}, "
             f"validation {validation:.3f}",
             as_json,
         )
-    for verdict in done.verdicts:
-        app.say(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
-    app.say(f"\n{len(done.files)} files in {results / done.name}, {time.monotonic() - began:.0f} s in all", as_json)
+    for verdict in study.verdicts:
+        app.echo(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
+    app.echo(f"\n{len(study.files)} files in {results / study.name}, {time.monotonic() - start:.0f} s in all", as_json)
     facts = {
-        "models": dict(done.facts),
-        "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in done.verdicts},
-        "files": done.files,
-        "seconds": time.monotonic() - began,
+        "models": dict(study.facts),
+        "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in study.verdicts},
+        "files": study.files,
+        "seconds": time.monotonic() - start,
     }
     app.print_facts({"order-parameter": facts}, as_json)

@@ -32,8 +32,8 @@ with_tensors = click.option(
 @app.with_steps(None)
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
-@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
-@click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions.")
+@click.option("--revision-pattern", default=None, help="Regular expression of branch names; its group is the step.")
 @app.with_cache
 @app.with_json
 @app.resumable
@@ -51,24 +51,24 @@ def fetch(
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.request import FetchRequest
 
-    facts, faults = [], app.Faults()
+    facts, failures = [], app.FailureList()
     for name in models:
-        with faults.of_one_model():
+        with failures.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
             model = request.resolved
-            app.say(f"{name} is {model.location}", as_json)
+            app.echo(f"{name} is {model.location}", as_json)
             with app.bar(model.name, "step") as progress:
                 report = download(request, workers=workers, progress=progress)
             if not report.complete:
-                faults.add("some steps could not be fetched (see above); the same command tries those again")
+                failures.add("some steps could not be fetched (see above); run the same command again to retry them")
             rate = report.bytes / max(report.seconds, 1e-9)
-            app.say(
-                f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} were there, "
+            app.echo(
+                f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} already in the cache, "
                 f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
                 f"{report.seconds:.1f} s ({app.size(rate)}/s)",
                 as_json,
             )
-            app.say_missing(report.missing, as_json)
+            app.echo_missing(report.missing, as_json)
             facts.append(
                 {
                     "model": model.name,
@@ -86,7 +86,7 @@ def fetch(
             )
     if facts:
         app.print_facts({"fetch": facts}, as_json)
-    faults.raise_if_any()
+    failures.raise_if_any()
 
 
 @app.main.command(name="ls")
@@ -94,10 +94,10 @@ def fetch(
 @app.with_cache
 @app.with_json
 def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
-    """List what is in the cache, and what is missing with the reason."""
-    facts, faults = [], app.Faults()
+    """List the steps in the cache, and the missing steps with their reasons."""
+    facts, failures = [], app.FailureList()
     for name in app.model_names(models, cache):
-        with faults.of_one_model():
+        with failures.collect():
             store = app.open_store(name, cache)
             for tensor, spec in store.tensors.items():
                 recorded = store.records(tensor)
@@ -107,12 +107,12 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
                     for step in sorted(store.steps)
                     if step not in stored
                 } | store.missing(tensor)
-                app.say(
+                app.echo(
                     f"{store.name}  {tensor} {spec}  {len(stored)} steps, "
                     f"{app.size(len(stored) * spec.nbytes)}, from {store.source}",
                     as_json,
                 )
-                app.say_missing(missing, as_json)
+                app.echo_missing(missing, as_json)
                 facts.append(
                     {
                         "model": store.name,
@@ -127,41 +127,41 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
                 )
     if facts:
         app.print_facts({"stores": facts}, as_json)
-    faults.raise_if_any()
+    failures.raise_if_any()
 
 
 @app.main.command()
 @app.with_models(required=False)
 @click.option(
-    "--remote", is_flag=True, help="Check what the Hub states of every revision's files; nothing is downloaded."
+    "--remote", is_flag=True, help="Check what the Hub reports about the files of every revision; no download."
 )
 @app.with_steps(None)
 @app.with_cache
 @app.with_results
 @app.with_json
 def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
-    """Find damaged chunks, equal content under different steps, swapped and mixed shards."""
+    """Find damaged chunks, equal content of different steps, swapped checkpoints and mixed shards."""
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import save_findings
 
-    facts, faults, count = [], app.Faults(), 0
+    facts, failures, count = [], app.FailureList(), 0
     for name in app.model_names(models, cache):
-        with faults.of_one_model():
+        with failures.collect():
             verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
             for found in verified:
                 count += len(found.faults)
                 findings = len(found.findings)
                 what = f"{findings} {'finding' if findings == 1 else 'findings'}" if findings else "nothing found"
-                app.say(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
+                app.echo(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
                 for finding in found.findings:
-                    app.say(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
+                    app.echo(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
                 save_findings(Results(found.model, results), found)
             facts += [asdict(found) for found in verified]
     if facts:
         app.print_facts({"verify": facts}, as_json)
     if count:
-        faults.add(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
-    faults.raise_if_any()
+        failures.add(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
+    failures.raise_if_any()
 
 
 def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
@@ -208,7 +208,7 @@ def models(as_json: bool) -> None:
     )
 
     facts = []
-    app.say(
+    app.echo(
         f"{'model':6} {'layers':>6} {'d_model':>7} {'heads':>5} {'vocab':>6} {'parameters':>14} {'W_U':>11} "
         f"{'of 143 steps':>12}  repository",
         as_json,
@@ -216,7 +216,7 @@ def models(as_json: bool) -> None:
     for size_name, shape in SIZES.items():
         names = [alias for alias in aliases() if alias.partition("-")[0] == size_name]
         weights = shape.unembedding_parameters
-        app.say(
+        app.echo(
             f"{size_name:6} {shape.layers:6} {shape.d_model:7} {shape.heads:5} {shape.vocab:6} "
             f"{shape.parameters:14,} {weights:11,} {app.size(2 * weights * len(PAPER_STEPS)):>12}  "
             f"{resolve(size_name).location}",
@@ -247,7 +247,7 @@ def models(as_json: bool) -> None:
         f"(--drop-padding {TOKENIZER_ENTRIES})",
         "Table 1 of the paper gives 14M eight heads; the published model has four",
     ):
-        app.say(line, as_json)
+        app.echo(line, as_json)
     app.print_facts({"models": facts, "steps": ALL_STEPS, "tokenizer_entries": TOKENIZER_ENTRIES}, as_json)
 
 
@@ -258,15 +258,15 @@ def models(as_json: bool) -> None:
 @click.option(
     "--source", default="hub", show_default=True, help="hub, a directory of checkpoints, or registry (no network)."
 )
-@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Revisions at once.")
+@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions.")
 @click.option(
     "--bandwidth",
     type=click.FloatRange(min=0, min_open=True),
     default=25.0,
     show_default=True,
-    help="MB/s, for the time.",
+    help="MB/s, for the estimate of the time.",
 )
-@click.option("--revision-pattern", default=None, help="Regular expression with one group, the step, of branch names.")
+@click.option("--revision-pattern", default=None, help="Regular expression of branch names; its group is the step.")
 @app.with_cache
 @app.with_json
 def plan(
@@ -285,27 +285,27 @@ def plan(
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import HUB, REGISTRY, FetchRequest
 
-    facts, faults, total = [], app.Faults(), 0
-    app.say(
+    facts, failures, total = [], app.FailureList(), 0
+    app.echo(
         f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} {'memory':>9} "
         f"{'time':>8}  at {bandwidth:g} MB/s",
         as_json,
     )
     for name in models or tuple(SIZES):
-        with faults.of_one_model():
+        with failures.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
             model, found = request.resolved, preview(request)
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)
             total += found.bytes
-            app.say(
+            app.echo(
                 f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} "
                 f"{app.size(found.bytes):>9} {app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} "
                 f"{app.size(memory):>9} {app.duration(seconds):>8}",
                 as_json,
             )
             for note in _plan_notes(found):
-                app.say(f"  {note}", as_json)
+                app.echo(f"  {note}", as_json)
             facts.append(
                 {
                     "model": model.name,
@@ -316,13 +316,13 @@ def plan(
                     "seconds": seconds,
                 }
             )
-            if found.note and source == HUB and not models:  # the Hub cannot be reached for the next model either
+            if found.note and source == HUB and not models:  # the Hub cannot be reached; do not wait for it again
                 source = REGISTRY
     if len(facts) > 1:
-        app.say(f"{'all':24} {'':9} {'':8} {app.size(total):>9}", as_json)
+        app.echo(f"{'all':24} {'':9} {'':8} {app.size(total):>9}", as_json)
     if facts:
         app.print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
-    faults.raise_if_any()
+    failures.raise_if_any()
 
 
 def _plan_notes(found: FetchPlan) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands about the course of a training: stop, phases."""
+"""Commands about the steps of a training: stop, phases."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = ["phases", "stop"]
     show_default=True,
     help="Relative displacement per 1,000 steps.",
 )
-@click.option("--patience", type=click.IntRange(1), default=3, show_default=True, help="Records in a row.")
-@click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="First step that counts.")
+@click.option("--patience", type=click.IntRange(1), default=3, show_default=True, help="Consecutive records.")
+@click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="First step of the rule.")
 @click.option(
     "--loss",
     type=click.Path(exists=True, dir_okay=False),
@@ -56,7 +56,7 @@ def stop(
     results: Path,
     as_json: bool,
 ) -> None:
-    """Where training would have stopped for stationary weights, what that saves, and what it costs in loss."""
+    """Where training would have stopped for stationary weights, the share of steps saved, and the cost in loss."""
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.results.losses import known_loss, read_losses
     from pythia_dynamics.studies.pipeline import write_stop
@@ -65,24 +65,24 @@ def stop(
 
     chosen = StationarityRule(rule, threshold, patience, after)
     facts: list[dict[str, Any]] = []
-    faults = app.Faults()
+    failures = app.FailureList()
     for name in app.model_names(models, cache):
-        with faults.of_one_model():
-            history = app.opened_history(name, tensor, steps, cache)
+        with failures.collect():
+            history = app.load_history(name, tensor, steps, cache)
             own = Results(history.name, results, tensor=history.tensor)
             known = (read_losses(loss), loss) if loss else known_loss(own, str(history.provenance["source"]))
             losses, loss_from = known if known else (None, None)
             rows = app.rows_to_keep(drop_padding, history, as_json)
-            with app.notes(as_json), app.bar(f"{history.name} stop") as progress:
+            with app.echo_warnings(as_json), app.bar(f"{history.name} stop") as progress:
                 found = replay(history, chosen, loss=losses, compute=Compute(rows=rows, progress=progress))
                 outcome = write_stop(own, found, loss_from=loss_from)
-            app.note_written(history.name)
-            app.say_outcome(outcome, as_json)
+            app.record_written(history.name)
+            app.echo_outcome(outcome, as_json)
             missing = dict(history.missing)
             facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
     if facts:
         app.print_facts({"stop": facts}, as_json)
-    faults.raise_if_any()
+    failures.raise_if_any()
 
 
 @app.main.command()
@@ -92,14 +92,14 @@ def stop(
     type=click.FloatRange(0, min_open=True),
     default=5.0,
     show_default=True,
-    help="Of the penalty for one phase more, in units of σ² ln n; BIC's is 3.",
+    help="Penalty for each change point, in units of σ² ln n; that of BIC is 3.",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Share of the training within which two change points are the same.",
+    help="Two change points agree within this share of the training.",
 )
 @app.with_tensor
 @app.with_steps(None)
@@ -120,7 +120,7 @@ def phases(
 ) -> None:
     """Phases of training: change points of displacement rate, direction and bimodality, and their agreement.
 
-    With several models (seeds, sizes) also whether the others change at the same step.
+    With several models (seeds, sizes) also the agreement between models.
     """
     from pythia_dynamics.measures.phases import agreement
     from pythia_dynamics.measures.phases import phases as find_phases
@@ -129,12 +129,12 @@ def phases(
     from pythia_dynamics.sweep.compute import Compute
 
     found, tensors = {}, {}
-    faults = app.Faults()
+    failures = app.FailureList()
     for name in app.model_names(models, cache):
-        with faults.of_one_model():
-            history = app.opened_history(name, tensor, steps, cache)
+        with failures.collect():
+            history = app.load_history(name, tensor, steps, cache)
             rows = app.rows_to_keep(drop_padding, history, as_json)
-            with app.notes(as_json), app.bar(f"{history.name} phases") as progress:
+            with app.echo_warnings(as_json), app.bar(f"{history.name} phases") as progress:
                 compute = Compute(rows=rows, progress=progress)
                 found[history.name] = find_phases(history, strength=strength, compute=compute)
             tensors[history.name] = history.tensor
@@ -142,10 +142,10 @@ def phases(
     facts: list[dict[str, Any]] = []
     for name, dataset in found.items():
         outcome = write_phases(Results(name, results, tensor=tensors[name]), dataset, changes)
-        app.note_written(name)
-        app.say(name, as_json)
-        app.say_outcome(outcome, as_json)
+        app.record_written(name)
+        app.echo(name, as_json)
+        app.echo_outcome(outcome, as_json)
         facts.append({"model": name, "files": outcome.files, **outcome.facts})
     if facts:
         app.print_facts({"phases": facts}, as_json)
-    faults.raise_if_any()
+    failures.raise_if_any()

@@ -1,4 +1,4 @@
-"""The command ``train``, and the options of a training."""
+"""The command ``train``, and the options of a training plan."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["train", "training_text", "with_corpus", "with_plan"]
 
 
-_ANY, _POSITIVE, _SHARE = click.FloatRange(0), click.IntRange(1), click.FloatRange(0, 1)
+_NON_NEGATIVE, _POSITIVE, _SHARE = click.FloatRange(0), click.IntRange(1), click.FloatRange(0, 1)
 
 _PLAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "d_model": ("Width of the model.", _POSITIVE),
@@ -25,27 +25,28 @@ _PLAN_OPTIONS: dict[str, tuple[str, Any]] = {
     "context": ("Tokens in a window.", click.IntRange(2)),
     "batch": ("Windows in a batch.", _POSITIVE),
     "max_steps": ("Steps of the training.", _POSITIVE),
-    "every": ("Steps between checkpoints, and losses.", _POSITIVE),
+    "every": ("Steps between checkpoints, and between losses.", _POSITIVE),
     "checkpoints": ("Number of evenly spaced checkpoints, in place of --every.", _POSITIVE),
-    "log_spaced": ("Also checkpoints at steps 1, 2, 4 … 512.", None),
-    "step_zero": ("Also a checkpoint of the untrained model.", None),
-    "eval_batches": ("Batches of each part of the text on which a loss is measured.", _POSITIVE),
+    "log_spaced": ("Also save checkpoints at steps 1, 2, 4 … 512.", None),
+    "step_zero": ("Also save a checkpoint of the untrained model.", None),
+    "eval_batches": ("Batches from each part of the text, for a loss.", _POSITIVE),
     "learning_rate": ("Largest learning rate of AdamW.", click.FloatRange(0, min_open=True)),
     "schedule": ("Learning rate after the warm-up.", None),
     "warmup_steps": ("Steps over which the learning rate rises.", click.IntRange(0)),
     "dropout": ("Dropout.", _SHARE),
-    "weight_decay": ("Weight decay of AdamW.", _ANY),
+    "weight_decay": ("Weight decay of AdamW.", _NON_NEGATIVE),
     "adam_beta2": ("Decay rate of AdamW's second moment.", _SHARE),
-    "max_grad_norm": ("Norm to which gradients are clipped; 0 clips nothing.", _ANY),
+    "max_grad_norm": ("Norm to which gradients are clipped; 0 for no clipping.", _NON_NEGATIVE),
     "tokenizer": ("Kind of the tokenizer.", None),
     "vocab": ("Entries of the bpe tokenizer.", _POSITIVE),
-    "initialisation": ("Weights from each layer's default of PyTorch, or normal(0, 0.02) for all.", None),
+    "initialisation": ("Initial weights: the default of PyTorch for each layer, or normal(0, 0.02) for all.", None),
     "held_out": ("Share of the text that is not trained on.", _SHARE),
     "dtype": ("Dtype of the weights in the files.", None),
 }
-"""Help and range of the option of each field of `TrainingPlan`; `seed` has options of its own."""
+"""Help and range of the option for each field of `TrainingPlan`; `seed` has separate options."""
 
 _SET_BY_SIZE = ("d_model", "layers", "heads")
+"""Fields whose default depends on ``--size``."""
 
 
 def with_corpus(command: app.Command) -> app.Command:
@@ -67,7 +68,7 @@ def with_plan(command: app.Command) -> app.Command:
             flag, default = f"{flag}/--no{flag[1:]}", "yes" if default else "no"
         elif kind is None:
             kind = click.Choice(get_args(types[name]))
-        if default is not None and name != "initialisation":  # the default of that one depends on the command
+        if default is not None and name != "initialisation":  # the default of --init depends on the command
             text = f"{text}  [default: {default}]"
         command = click.option(flag, name, type=kind, default=None, help=text)(command)
     return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")(command)
@@ -89,7 +90,7 @@ def training_text(corpus: Path | None) -> Text:
     required=True,
     help="Directory of the suite; with --seeds, OUT-seed0, OUT-seed1 …",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The first, or only, seed.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed, or the first of several.")
 @click.option("--seeds", type=click.IntRange(1), help="Number of suites, with consecutive seeds.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch on a CPU.  [default: 1 up to --d-model 128]")
 @with_plan
@@ -106,7 +107,7 @@ def train(
     as_json: bool,
     **changes: Any,
 ) -> None:
-    """Train a suite: small models with checkpoints like Pythia's, and their losses.
+    """Train a suite: a small model with checkpoints like those of Pythia, and its losses.
 
     After an interruption the same command resumes, and ends with the same weights.
     """
@@ -122,7 +123,7 @@ def train(
         with app.bar(f"train {path.name}", "step") as progress:
             suite = train_suite(path, text, plan, device=device, threads=threads, progress=progress)
         losses = suite.losses
-        app.say(
+        app.echo(
             f"{suite.path}: {len(losses)} checkpoints to step {losses[-1].step}; training loss {losses[0].train:.3f} → "
             f"{losses[-1].train:.3f}, validation loss {losses[0].validation:.3f} → {losses[-1].validation:.3f} nats "
             f"per token" + ("" if suite.fresh else " (already there)"),
@@ -139,5 +140,5 @@ def train(
                 "losses": suite.path / "losses.csv",
             }
         )
-    app.say(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
+    app.echo(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
     app.print_facts({"train": facts}, as_json)

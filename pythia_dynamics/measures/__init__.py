@@ -1,7 +1,7 @@
-"""Statistics of weights, one file each: a measure is a value that holds everything known of it.
+"""Statistics of weights. Each file defines one measure, a value with everything that the package knows about it.
 
-`MEASURES` is the list of them. `pythia_dynamics.measures.catalogue` has the values, and those that other packages
-register through the entry-point group ``pythia_dynamics.measures``.
+`MEASURES` lists their names. `pythia_dynamics.measures.catalogue` has the values, and those that other packages
+register in the entry-point group ``pythia_dynamics.measures``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ __all__ = ["MEASURES"]
 
 MEASURES: Mapping[str, str] = {
     "density": "Weight density over training: exact counts, moments, number of modes (Garden, Fig 2).",
-    "msd": "Mean squared displacement by both demeanings, each beside its null (Fig 3); every two steps compared.",
-    "two_time": "Every two steps compared: displacement, ageing, cosine, trajectory.",
-    "order": "Order parameter b = ‖W‖_F / d_model, and the loss against it where one is known.",
+    "msd": "Mean squared displacement, demeaned in two ways, each with its null (Fig 3); also two_time.",
+    "two_time": "All pairs of steps: displacement, ageing, cosine, trajectory.",
+    "order": "Order parameter b = ‖W‖_F / d_model, and dL/db if a loss is known.",
     "rank": "Covariance rank of random projections, for batch sizes and tolerances (Fig 7).",
     "spectrum": "Singular values: entropy, effective and stable rank, condition number, power law.",
 }
-"""What each measure answers, by name, in the order in which results are shown. It is apart from the values, so that
-``pythia-dyn --help`` imports none of them."""
+"""A description of each measure by name, in the order in which results are shown. It is separate from the values, so
+that ``pythia-dyn --help`` does not import them."""

@@ -1,4 +1,4 @@
-"""Several measures of one history from one reading of it."""
+"""Several measures of one history from one reading of its weights."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ def analyse(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Compute | None = None,
 ) -> dict[str, xr.Dataset]:
-    """Measures of a history, each as its own function returns it, from as few readings as possible.
+    """Compute several measures of a history, from as few readings of the weights as possible.
 
-    Measures that are sums over weights share one pass over all of them. `rank` and `spectrum` share one Gram matrix per
-    step, in a second pass that arithmetic bounds, not reading.
+    Measures that are sums over weights share one pass over all weights. `rank` and `spectrum` share one Gram matrix per
+    step in a second pass, whose speed is limited by arithmetic and not by reading.
 
     Parameters
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     which : collection of str or Measure, optional
-        Names of measures, or measures of your own; by default every measure that is known.
+        Names of measures, or your own `Measure` values. Default: every known measure.
     options : mapping of str to mapping, optional
         Options by measure, for instance ``{"order": {"loss": loss}, "rank": {"draws": 4}}``.
     compute : Compute, optional
-        How to compute. Its progress counts thousandths of the whole.
+        How to compute. Progress counts thousandths of the whole work.
 
     Returns
     -------
     dict of str to xarray.Dataset
-        The results by measure, in the order of `which`.
+        The datasets by name of the measure, in the order of `which`; each as the function of that measure returns it.
 
     Raises
     ------
     UnknownNameError
-        For a measure or an option that does not exist.
+        A measure or an option does not exist.
     PythiaDynError
-        Where nothing is asked, or a measure cannot be computed.
+        `which` is empty, two measures have the same name, or a measure cannot be computed.
     """
     measures = chosen_measures(which)
     for name in options or {}:
@@ -59,7 +59,20 @@ def analyse(
 
 
 def chosen_measures(which: Collection[str | Measure] | None) -> list[Measure]:
-    """The measures that names and values stand for, each once; all known ones for None. Raises as `analyse`."""
+    """The measures that `which` names, each once, in order; all known ones for None.
+
+    Parameters
+    ----------
+    which
+        Names of measures, or `Measure` values.
+
+    Raises
+    ------
+    UnknownNameError
+        A measure does not exist.
+    PythiaDynError
+        `which` is empty, or two measures have the same name.
+    """
     if which is None:
         return list(known_measures().values())
     measures = [find_measure(name) if isinstance(name, str) else name for name in which]

@@ -1,8 +1,8 @@
-"""Where the weights are said to bifurcate: a peak of the displacement, a second mode of the density, and whether both
-fall together (Garden of Forking Paths, §4.1).
+"""Signs of a bifurcation of the weights: a peak of the displacement, a second mode of the density, and whether both
+occur at the same step (Garden of Forking Paths, §4.1).
 
-Each detector looks at one curve of `msd` or `density` and names a step, or says why there is none. It is no claim: what
-stands against noise is judged in `pythia_dynamics.claims`.
+Each detector takes one curve of `msd` or `density` and gives a step, or the reason why there is none. It does not test
+significance: `pythia_dynamics.claims` compares with noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DISPLACEMENT: Mapping[str, str] = {
     "msd_over_null": "interior peak of the MSD over that of a random walk",
     "msd_time_over_null": "the same, demeaned over time",
 }
-"""Detectors of a peak; demeaned over time the MSD itself peaks always, so only its ratio to the walk's is asked."""
+"""Detectors of a peak. The MSD demeaned over time always has a peak, so only its ratio to that of the walk is used."""
 
 DENSITY: Mapping[str, str] = {
     "modes": "two modes or more of a kernel density estimate of all weights",
@@ -37,17 +37,29 @@ DENSITY: Mapping[str, str] = {
 }
 """Detectors of a second mode, from the variables `modes`, `bimodality` and `dip_p`."""
 
-_PROMINENCE = 0.1
+_MIN_PROMINENCE = 0.1
+"""Share of its height by which a peak must exceed both ends of the curve, so that one noisy value at the end of a
+rising curve is not a peak."""
+
 _BIMODAL: Mapping[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]] = {
     "modes": ("modes", lambda values: values >= 2),
     "sarle": ("bimodality", lambda values: values > 5 / 9),
     "dip": ("dip_p", lambda values: values < 0.05),
 }
+"""By detector its variable and its test: two modes or more, above 5/9 (a uniform density), and the usual 5 % level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """The step that a detector names, or None and the reason."""
+    """The result of one detector.
+
+    Parameters
+    ----------
+    step
+        The step that the detector found, or None.
+    reason
+        Why there is no step; empty if there is one.
+    """
 
     step: int | None
     reason: str = ""
@@ -55,7 +67,17 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A peak and a second mode: by which detectors, how many steps apart, and whether that is the same step."""
+    """A peak and a second mode that were both found.
+
+    Parameters
+    ----------
+    displacement, density
+        Names of the two detectors.
+    apart
+        Difference of their step numbers.
+    agree
+        Whether the difference is within the tolerance.
+    """
 
     displacement: str
     density: str
@@ -65,9 +87,18 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Bifurcation:
-    """What every detector found, and which pairs of a peak and a second mode agree to within `tolerance` steps.
+    """The results of all detectors, and the pairs of a peak and a second mode.
 
-    `by_chance` is the number of pairs that would agree if both lay anywhere between the first and the last step.
+    Parameters
+    ----------
+    displacement, density
+        Results by name of the detector: see `DISPLACEMENT` and `DENSITY`.
+    tolerance
+        Largest difference, in steps, of two steps that agree.
+    pairs
+        Every pair of a peak and a second mode that were both found.
+    by_chance
+        Expected number of pairs that agree if both steps are independent and uniform between the first and last step.
     """
 
     displacement: Mapping[str, Detection]
@@ -83,16 +114,26 @@ class Bifurcation:
 
 
 def bifurcation(msd: xr.Dataset, density: xr.Dataset, *, tolerance: float = 0.1) -> Bifurcation:
-    """Put every detector to the datasets of `pythia_dynamics.msd` and `pythia_dynamics.density` of one history.
+    """Apply every detector to the results of one history.
 
-    The dip test is made where `density` does not have its result (see `dip_test`).
+    A peak is between the first and the last known step and exceeds both values by 10 % of its height. A second mode
+    begins at the first step from which it stays to the end (see `first_lasting`). If that is the first known step,
+    there is no bifurcation. Missing steps are skipped.
 
-    A peak lies before the last known step and after the first, and stands out by 10 % over both. A second mode is
-    there from the first step from which it stays until the last (see `first_lasting`); where that is the first known
-    step, nothing has bifurcated. Missing steps are passed over. Two steps are the same when they are apart by at most
-    `tolerance` times the span of the steps.
+    Parameters
+    ----------
+    msd
+        The dataset of `pythia_dynamics.msd`.
+    density
+        The dataset of `pythia_dynamics.density`. If it has no `dip_p`, the dip test is computed (see `dip_test`).
+    tolerance
+        Two steps agree when their difference is at most this share of the span of the steps, 0 to 1. The default, a
+        tenth, is 14 of Pythia's 143 steps.
 
-    Raises `PythiaDynError` where the datasets are not of the same steps, or `tolerance` is not between 0 and 1.
+    Raises
+    ------
+    PythiaDynError
+        The datasets do not have the same steps, or `tolerance` is not between 0 and 1.
     """
     if not 0 <= tolerance <= 1:
         raise PythiaDynError(f"the tolerance is a share of the training, 0 to 1; got {tolerance:g}")
@@ -112,7 +153,7 @@ def bifurcation(msd: xr.Dataset, density: xr.Dataset, *, tolerance: float = 0.1)
         "msd_over_null": _peak(steps, curves["msd"]),
         "msd_time_over_null": _peak(steps, curves["msd_time"]),
     }
-    modes = {name: _onset(steps, _column(density, column), holds) for name, (column, holds) in _BIMODAL.items()}
+    modes = {name: _onset(steps, _column(density, column), test) for name, (column, test) in _BIMODAL.items()}
     span = float(steps[-1] - steps[0]) if len(steps) else 0.0
     pairs = tuple(
         Pair(first, second, abs(peak.step - onset.step), abs(peak.step - onset.step) <= tolerance * span)
@@ -123,15 +164,23 @@ def bifurcation(msd: xr.Dataset, density: xr.Dataset, *, tolerance: float = 0.1)
     return Bifurcation(peaks, modes, tolerance * span, pairs, len(pairs) * (1 - (1 - tolerance) ** 2))
 
 
-def first_lasting(steps: NDArray[np.int64], holds: NDArray[np.bool_], *, least: float = 0.1) -> int | None:
-    """The first step from which something holds at every step to the end; None where that is not a tenth of all steps.
+def first_lasting(steps: NDArray[np.int64], holds: NDArray[np.bool_], *, min_share: float = 0.1) -> int | None:
+    """The first step from which a condition holds at every step to the end, or None.
 
-    Three steps are asked for in any case. `steps` and `holds` have shape (n,).
+    Parameters
+    ----------
+    steps
+        Step numbers, shape (n,).
+    holds
+        Whether the condition holds at each step, shape (n,).
+    min_share
+        The condition must hold at the last `min_share` · n steps at least, and at the last three, so that one noisy
+        value at the end is not enough.
     """
     failing = np.flatnonzero(~holds)
     start = int(failing[-1]) + 1 if len(failing) else 0
     lasting = len(steps) - start
-    return int(steps[start]) if lasting >= max(3, least * len(steps)) else None
+    return int(steps[start]) if lasting >= max(3, min_share * len(steps)) else None
 
 
 def _column(dataset: xr.Dataset, name: str) -> NDArray[np.float64]:
@@ -146,24 +195,24 @@ def _peak(steps: NDArray[np.int64], curve: NDArray[np.float64]) -> Detection:
     step = interior_peak(steps, curve)
     if step is None:
         return Detection(None, "greatest at an end")
-    if max(known[0], known[-1]) > (1 - _PROMINENCE) * known.max():
-        return Detection(None, f"greatest at step {step:,}, by less than {_PROMINENCE:.0%} over an end")
+    if max(known[0], known[-1]) > (1 - _MIN_PROMINENCE) * known.max():
+        return Detection(None, f"greatest at step {step:,}, by less than {_MIN_PROMINENCE:.0%} over an end")
     return Detection(step)
 
 
 def _onset(
     steps: NDArray[np.int64],
     curve: NDArray[np.float64],
-    holds: Callable[[NDArray[np.float64]], NDArray[np.bool_]],
+    is_bimodal: Callable[[NDArray[np.float64]], NDArray[np.bool_]],
 ) -> Detection:
     known = np.isfinite(curve)
     if np.count_nonzero(known) < 3:
         return Detection(None, "too few steps")
-    steps, bimodal = steps[known], holds(curve[known])
-    since = first_lasting(steps, bimodal)
-    if since is None:
+    steps, bimodal = steps[known], is_bimodal(curve[known])
+    onset = first_lasting(steps, bimodal)
+    if onset is None:
         count = np.count_nonzero(bimodal)
         return Detection(None, f"at {count} of {len(steps)} steps, but not to stay" if count else "at no step")
-    if since == steps[0]:
+    if onset == steps[0]:
         return Detection(None, "from the first step on")
-    return Detection(since)
+    return Detection(onset)

@@ -1,4 +1,4 @@
-"""The measures by name: those of this package, and those that other packages register."""
+"""The measures by name: those of this package and those that other packages register."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ _GROUP = "pythia_dynamics.measures"
 
 @functools.cache
 def known_measures() -> Mapping[str, Measure]:
-    """Every measure by name: ours, then those of the entry-point group ``pythia_dynamics.measures``, sorted.
+    """Every measure by name: those of this package, then those of the entry-point group ``pythia_dynamics.measures``.
 
-    Raises `PythiaDynError` for an entry point that cannot be loaded, is no `Measure`, or has the name of another.
+    Raises
+    ------
+    PythiaDynError
+        An entry point cannot be loaded, is not a `Measure`, or has the name of another measure.
     """
     found = dict(BUILT_IN)
     for point in sorted(entry_points(group=_GROUP)):
@@ -39,7 +42,7 @@ def known_measures() -> Mapping[str, Measure]:
 
 
 def find_measure(name: str) -> Measure:
-    """The measure of that name. Raises `UnknownNameError`."""
+    """The measure of that name. Raises `UnknownNameError` if there is none."""
     known = known_measures()
     if name not in known:
         raise UnknownNameError("measure", name, known)
@@ -49,7 +52,7 @@ def find_measure(name: str) -> Measure:
 def _load(point: EntryPoint) -> Measure:
     try:
         measure = point.load()
-    except Exception as error:  # whatever a foreign module raises when it is imported
+    except Exception as error:  # the import of a user's module can raise any exception
         raise PythiaDynError(f"the measure {point.name} ({point.value}) cannot be loaded: {error}") from error
     if not isinstance(measure, Measure):
         raise PythiaDynError(f"entry point {point.value} is a {type(measure).__name__}, not a Measure")

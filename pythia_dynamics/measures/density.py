@@ -1,8 +1,8 @@
 """The density of the weights over training (Garden of Forking Paths, Fig 2), from exact counts of every value.
 
-A 16-bit float has 65,536 codes. Counting them once, exactly, gives every binning, quantile and moment afterwards
-without reading the weights again. float32 and float64 weights are counted after rounding to float16; their moments,
-least and greatest value come from the values themselves, in float64.
+A 16-bit float has 65,536 codes. Their exact counts give every histogram, quantile and moment without another reading
+of the weights. float32 and float64 weights are counted after rounding to float16; their moments, minimum and maximum
+come from the values themselves, in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,13 +28,18 @@ if TYPE_CHECKING:
 __all__ = ["DENSITY", "MODES_METHOD", "QUANTILES", "count_modes", "density"]
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+"""Levels of the saved quantiles: the quartiles, and the usual levels of both tails."""
+
 MODES_METHOD = (
     "local maxima of the Gaussian kernel density estimate with Silverman's bandwidth 0.9 min(σ, IQR/1.34) n^(-1/5) "
     "(Silverman 1986, eq. 3.31), or the distance of neighbouring 16-bit values where that is more, that stand out by "
     "at least 5 % of the highest (topographic prominence)"
 )
-_PROMINENCE = 0.05
-_CELLS = 1 << 14
+_MIN_PROMINENCE = 0.05
+"""Least prominence of a mode as a share of the highest one, so that noise of the estimate in the tails is no mode."""
+
+_MAX_CELLS = 1 << 14
+"""Most cells of the grid of the density estimate; it bounds the time for weights with far outliers."""
 
 
 def density(
@@ -53,8 +58,8 @@ def density(
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     bins : int or sequence of float
-        A number of equal bins from the least to the greatest finite weight of the history, or their edges. Edges count
-        as in `numpy.histogram`: bins are half open, the last one is closed, what lies outside is not counted.
+        Number of equal bins from the least to the greatest finite weight of the history, or the edges of the bins. As
+        in `numpy.histogram`, bins are half open, the last bin is closed, and weights outside are not counted.
     quantiles : sequence of float
         Levels between 0 and 1.
     compute : Compute, optional
@@ -65,21 +70,21 @@ def density(
     xarray.Dataset
         Over `step`, NaN at missing steps:
 
-        * `histogram` (step, weight), exact counts as float64, and `density`, the same over N times the bin width;
-          `weight` is the middle of a bin, `weight_low` and `weight_high` its edges;
+        * `histogram` (step, weight), exact counts as float64, and `density`, the counts divided by N times the bin
+          width; `weight` is the middle of a bin, `weight_low` and `weight_high` are its edges;
         * `counts` (step, value): exact counts of every 16-bit value that occurs (0 at missing steps);
-        * `weight_quantile` (step, quantile): the least value whose cumulated count reaches the quantile (NumPy's
+        * `weight_quantile` (step, quantile): the least value whose cumulative count reaches the quantile (NumPy's
           ``inverted_cdf``);
         * `mean`, `std` (population), `skewness`, `kurtosis` (excess), `bimodality` (Sarle), `min`, `max`, `nonfinite`
           (number of weights) and `modes` (see `MODES_METHOD`).
 
         Finite float32 and float64 weights beyond ±65,504, the largest float16, are in no bin and no count. At a step
-        with weights that are not finite, `nonfinite` and the counts hold, the rest is NaN.
+        with weights that are not finite, `nonfinite` and the counts are valid and all other variables are NaN.
 
     Raises
     ------
     PythiaDynError
-        For quantiles outside 0 to 1, no bin, or edges that do not increase.
+        A quantile is outside 0 to 1, there is no bin, or the edges do not increase.
     """
     return DENSITY(history, bins=bins, quantiles=quantiles, compute=compute)
 
@@ -96,18 +101,18 @@ def _finish(
         raise PythiaDynError(f"quantiles lie between 0 and 1; got {list(quantiles)}")
     values, table = counts.occurring
     edges = _edges(values, bins)
-    # values are sorted, so a bin is a difference of cumulated counts; the last bin is closed
-    borders = np.searchsorted(values, edges)
-    borders[-1] = np.searchsorted(values, edges[-1], side="right")
+    # Values are sorted, so the count of a bin is a difference of cumulative counts. The last bin is closed.
+    indices = np.searchsorted(values, edges)
+    indices[-1] = np.searchsorted(values, edges[-1], side="right")
     cumulated = np.empty((len(table), len(values) + 1), np.int64)
     for row, sums in zip(table, cumulated, strict=True):
         kernels.cumulate(row, sums)
-    histogram = np.diff(cumulated[:, borders]).astype(np.float64)
+    histogram = np.diff(cumulated[:, indices]).astype(np.float64)
     moments = counts.moments
     quantile = np.full((len(table), len(levels)), np.nan)
     modes = np.full(len(table), np.nan)
-    for t, (row, bad, spread) in enumerate(zip(cumulated, moments.nonfinite, moments.std, strict=True)):
-        if not bad and row[-1]:
+    for t, (row, nonfinite, spread) in enumerate(zip(cumulated, moments.nonfinite, moments.std, strict=True)):
+        if not nonfinite and row[-1]:
             quantile[t] = _quantiles(values, row, levels)
             modes[t] = _modes(values, row, spread, counts.counted_as)
     full = table
@@ -151,7 +156,7 @@ def _finish(
 
 def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
     spread, modes = ends(dataset["std"]), ends(dataset["modes"])
-    sentence = f"standard deviation {course(spread)}; modes {course(modes)}"
+    sentence = f"standard deviation {format_ends(spread)}; modes {format_ends(modes)}"
     return sentence, {"std": spread, "modes": modes, "nonfinite": float(np.nansum(dataset["nonfinite"]))}
 
 
@@ -182,7 +187,15 @@ DENSITY = Measure(
 
 
 def count_modes(values: NDArray[np.float64], counts: NDArray[Any]) -> int:
-    """The number of modes of a density given as counts of sorted values, by `MODES_METHOD`. One value is one mode."""
+    """The number of modes of a density, by `MODES_METHOD`.
+
+    Parameters
+    ----------
+    values
+        Distinct finite values, ascending, shape (n,).
+    counts
+        How often each occurs, shape (n,). A single value is one mode.
+    """
     weights = counts / counts.sum()
     spread = np.sqrt(np.sum(weights * (values - np.sum(weights * values)) ** 2))
     return _modes(values, np.append(0, np.cumsum(counts, dtype=np.int64)), float(spread))
@@ -191,27 +204,30 @@ def count_modes(values: NDArray[np.float64], counts: NDArray[Any]) -> int:
 def _modes(
     values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: float, counted_as: str | None = None
 ) -> int:
-    """The same from cumulated counts and the standard deviation."""
+    """The number of modes from cumulative counts (n + 1,), the first 0, and the standard deviation `spread`.
+
+    `counted_as` is the dtype to which weights were rounded; None for values that were not rounded.
+    """
     from scipy.ndimage import gaussian_filter1d
     from scipy.signal import find_peaks
 
     low, q1, q3, high = _quantiles(values, cumulated, np.array([0.0005, 0.25, 0.75, 0.9995]))
-    narrow = min(spread, (q3 - q1) / 1.34) or spread
-    width = 0.9 * narrow * float(cumulated[-1]) ** -0.2
+    scale = min(spread, (q3 - q1) / 1.34) or spread
+    width = 0.9 * scale * float(cumulated[-1]) ** -0.2
     if width == 0:
         return 1
-    if counted_as is not None:  # otherwise every code would be a mode of rounded weights
+    if counted_as is not None:  # with a narrower kernel every 16-bit value would be a mode
         width = max(width, _spacing(max(abs(low), abs(high)), counted_as))
     low, high = low - 4 * width, high + 4 * width
-    cells = int(min(max(np.ceil((high - low) / (width / 4)), 16), _CELLS))
+    cells = int(min(max(np.ceil((high - low) / (width / 4)), 16), _MAX_CELLS))
     grid = np.diff(cumulated[np.searchsorted(values, np.linspace(low, high, cells + 1))]).astype(np.float64)
     smooth = gaussian_filter1d(grid, width * cells / (high - low), mode="constant", truncate=6)
-    peaks, _ = find_peaks(smooth, prominence=_PROMINENCE * smooth.max())
+    peaks, _ = find_peaks(smooth, prominence=_MIN_PROMINENCE * smooth.max())
     return max(len(peaks), 1)
 
 
 def _spacing(value: float, counted_as: str) -> float:
-    """The distance from a positive 16-bit value to the next greater one; at the greatest value, to the next less."""
+    """The distance from a positive 16-bit value to the next greater one, or from the greatest to the next smaller."""
     if counted_as == "bfloat16":
         return float(np.spacing(np.float32(value))) * 2.0**16
     above = float(np.spacing(np.half(value)))  # not finite at the greatest float16
@@ -235,8 +251,8 @@ def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[An
 def _quantiles(
     values: NDArray[np.float64], cumulated: NDArray[np.int64], levels: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The least value at which the cumulated count (from 0 on) reaches each level; for level 0 the least there is."""
+    """The least value whose cumulative count reaches each level; for level 0 the least value."""
     ranks = np.maximum(np.ceil(levels * cumulated[-1]), 1).astype(np.int64)
-    places = np.searchsorted(cumulated[1:], ranks)
-    chosen: NDArray[np.float64] = values[places]
+    indices = np.searchsorted(cumulated[1:], ranks)
+    chosen: NDArray[np.float64] = values[indices]
     return chosen

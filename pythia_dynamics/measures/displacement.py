@@ -1,4 +1,4 @@
-"""How far the weights move: mean squared displacement, of one step and of two (Garden of Forking Paths, Eq 4 and 5).
+"""Mean squared displacement of the weights, and that of a random walk (Garden of Forking Paths, Eq 4 and 5).
 
 T steps, N weights per step; w_tk is the k-th weight at step t, m_t its mean over k.
 """
@@ -27,16 +27,21 @@ __all__ = ["Integral", "interior_peak", "msd", "random_walk"]
 
 
 _ROUNDING = 1e-5
-"""Share by which the ratio of a curve to its null may exceed its ends by rounding alone: sums of the kernels have
-relative errors below 3e-5, about 1e-8 in practice."""
+"""A peak of the ratio of a curve to its null must exceed both ends by more than this share. The relative rounding error
+of the sums is about 1e-8 in practice (3e-5 at most), far less."""
 
 
 @dataclass(kw_only=True)
 class Integral(PerSlab):
-    """Accumulator of Eq 4's running integral and of everything the nulls need.
+    """Accumulator of the running integral of Eq 4 and of the sums for the nulls.
 
-    `sums` has one (T', 6) array per slab, its columns those of `kernels.integrate`. The weights are shifted by `shift`,
-    a provisional mean per step, so that subtracting the exact mean afterwards does not cancel.
+    Attributes
+    ----------
+    sums
+        Per slab an array (T', 6); its columns are those of `kernels.integrate`.
+    shift
+        Provisional mean of each frame, shape (T',). It is subtracted from the weights, so that no digits are lost when
+        the exact mean is subtracted afterwards.
     """
 
     mixes_steps: ClassVar[bool] = True
@@ -45,7 +50,7 @@ class Integral(PerSlab):
 
     def start(self, frames: Frames, device: str) -> Self:
         """Empty sums for these frames."""
-        return replace(super().start(frames, device), shift=frames.rough_means())
+        return replace(super().start(frames, device), shift=frames.provisional_means())
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
         """Add the weights `start` to `stop` of every frame."""
@@ -65,22 +70,22 @@ class Integral(PerSlab):
         return float(first[1] - first[0] ** 2 / self.size)
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:
-        """Steps whose sum of squares is not finite."""
+        """Frames whose sum of squares is not finite, shape (T',)."""
         return ~np.isfinite(self.total[:, 1])
 
 
 def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
-    """Mean squared displacement of the integrated weights, by both demeanings, each beside its null (Garden, Eq 4, 5).
+    """Mean squared displacement of the integrated weights, demeaned in two ways, each with its null (Garden, Eq 4, 5).
 
-    With n steps summed up to τ, of T in all (missing ones skipped), s_i the measured ‖w_i − w_{i−1}‖ between
-    consecutive present steps, and N weights:
+    n is the number of present steps up to τ and T their total number; missing steps are skipped. N is the number of
+    weights, and s_i = ‖w_i − w_{i−1}‖ the measured distance between consecutive present steps:
 
     * `msd`: ŵ_τk = Σ_{t≤τ} (w_tk − m_t), MSD = Σ_k ŵ²_τk / (N−1) (Eq 4 and 5);
-    * `msd_null`: its exact expectation for a walk from the same start with independent isotropic increments of the
-      same sizes, [n² Σ_k (w_0k − m_0)² + Σ_{i=1}^{n−1} (n−i)² s_i² (N−1)/N] / (N−1);
-    * `msd_time`: the same as `msd` with m_t replaced by the mean over time of each weight; it ends at zero by
-      construction and peaks mid-way even for a pure walk;
-    * `msd_time_null`: Σ_i c_i² s_i² / (N−1), c_i = max(n−i, 0) − (n/T)(T−i);
+    * `msd_null`: the exact expectation of `msd` for a random walk from the same start with independent isotropic
+      increments of the same sizes, [n² Σ_k (w_0k − m_0)² + Σ_{i=1}^{n−1} (n−i)² s_i² (N−1)/N] / (N−1);
+    * `msd_time`: as `msd`, with the mean over time of each weight instead of m_t. It is zero at the end by definition,
+      and has a peak between the ends even for a random walk;
+    * `msd_time_null`: its expectation for the same random walk, Σ_i c_i² s_i² / (N−1), c_i = max(n−i, 0) − (n/T)(T−i);
     * `displacement`: Σ_k (w_tk − w_0k)² / N from the first present step.
 
     Parameters
@@ -94,14 +99,14 @@ def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     -------
     xarray.Dataset
         The curves over `step`, in units of weight². Missing steps are NaN; a `MissingStepsWarning` names them. Steps
-        with weights that are not finite are treated as missing (`NonFiniteWarning`). Fewer than two weights: NaN
-        throughout. The attributes of a curve give `peak_step`, where it peaks before its end and after its start, and
-        `peak_over_null_step`, where its ratio to the null does; absent where there is no such peak.
+        with weights that are not finite are treated as missing (`NonFiniteWarning`). With fewer than two weights the
+        MSD is NaN. Attributes of `msd` and `msd_time`: `peak_step`, the step of a peak between the ends of the curve,
+        and `peak_over_null_step`, that of its ratio to the null; absent if there is no such peak.
 
     Raises
     ------
     PythiaDynError
-        Where the squares of the weights are not finite.
+        The squares of the weights are not finite.
     """
     return MSD(history, compute=compute)
 
@@ -111,21 +116,21 @@ def _finish(history: History, integral: Integral) -> xr.Dataset:
     if not np.isfinite(sums).all():
         if np.isfinite(sums[:, 1]).any():
             raise PythiaDynError(f"the weights of {history.name} are too large for their squares; scale them")
-        sums[:] = np.nan  # no step was finite: there was nothing to leave out
-    free = size - 1 if size > 1 else np.nan
-    drift = np.cumsum(sums[:, 0]) / size
+        sums[:] = np.nan  # no step is finite, so the sweep left out none
+    dof = size - 1 if size > 1 else np.nan
+    mean_sum = np.cumsum(sums[:, 0]) / size
     moved = sums[:, 4]  # s_i², zero for i = 0
     n = np.arange(1, length + 1, dtype=np.float64)[:, None]
     i = np.arange(length, dtype=np.float64)[None, :]
-    ahead = np.maximum(n - i, 0)
+    remaining = np.maximum(n - i, 0)
     null, _ = random_walk(integral.spread_at_start, moved, size)
     curves = {
-        "msd": ("MSD, demeaned over weights (Eq 5)", np.maximum(sums[:, 2] - size * drift**2, 0) / free),
+        "msd": ("MSD, demeaned over weights (Eq 5)", np.maximum(sums[:, 2] - size * mean_sum**2, 0) / dof),
         "msd_null": ("MSD of a random walk, demeaned over weights", null),
-        "msd_time": ("MSD, demeaned over time", sums[:, 5] / free),
+        "msd_time": ("MSD, demeaned over time", sums[:, 5] / dof),
         "msd_time_null": (
             "MSD of a random walk, demeaned over time",
-            ((ahead - n / length * (length - i)) ** 2) @ moved / free,
+            ((remaining - n / length * (length - i)) ** 2) @ moved / dof,
         ),
         "displacement": ("mean squared displacement from the first step", sums[:, 3] / size),
     }
@@ -153,9 +158,9 @@ def random_walk(start: float, moved: Any, size: int) -> tuple[NDArray[np.float64
     start : float
         Σ_k (w_0k − m_0)² at the first step.
     moved : array_like, shape (n,)
-        Squared sizes s_i² of the increments; the first is no increment and is not used.
+        Squared sizes s_i² of the increments, in weight². The first value is not used.
     size : int
-        N, the number of weights. With one weight all is NaN.
+        N, the number of weights. For one weight the result is NaN.
 
     Returns
     -------
@@ -165,27 +170,34 @@ def random_walk(start: float, moved: Any, size: int) -> tuple[NDArray[np.float64
     squared = np.array(moved, dtype=np.float64)
     squared[:1] = 0
     n = np.arange(1, len(squared) + 1, dtype=np.float64)
-    ahead = np.maximum(n[:, None] - np.arange(len(squared)), 0)
-    reach = ahead**2 @ squared
-    free = size - 1 if size > 1 else np.nan
-    expected = (n**2 * start + reach * (size - 1) / size) / free
-    variance = (4 * n**2 * start * reach / size + 2 * reach**2 * (size - 1) / size**2) / free**2
+    remaining = np.maximum(n[:, None] - np.arange(len(squared)), 0)
+    walk_sum = remaining**2 @ squared
+    dof = size - 1 if size > 1 else np.nan
+    expected = (n**2 * start + walk_sum * (size - 1) / size) / dof
+    variance = (4 * n**2 * start * walk_sum / size + 2 * walk_sum**2 * (size - 1) / size**2) / dof**2
     return expected, np.sqrt(variance)
 
 
 def interior_peak(steps: NDArray[np.int64], curve: NDArray[np.float64], margin: float = 0.0) -> int | None:
-    """The step at which a curve is greatest, None where that is its first or last finite point, or it is flat.
+    """The step at which a curve is greatest; None if that is its first or last finite value.
 
-    It must be higher than both by more than the share `margin`.
+    Parameters
+    ----------
+    steps
+        Step numbers, shape (T,).
+    curve
+        Values, shape (T,); NaN is skipped. Fewer than three finite values have no peak.
+    margin
+        The peak must exceed the first and the last finite value by more than this share of the greater one.
     """
     finite = np.flatnonzero(np.isfinite(curve))
     if len(finite) < 3:
         return None
     values = curve[finite]
-    top = int(np.argmax(values))
-    if top in (0, len(values) - 1) or values[top] <= (1 + margin) * max(values[0], values[-1]):
+    peak = int(np.argmax(values))
+    if peak in (0, len(values) - 1) or values[peak] <= (1 + margin) * max(values[0], values[-1]):
         return None
-    return int(steps[finite[top]])
+    return int(steps[finite[peak]])
 
 
 _DEMEANINGS = {"msd": "MSD (Eq. 4)", "msd_time": "demeaned over time it"}
@@ -199,22 +211,22 @@ def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
         peak, walk_peak = curve.attrs.get("peak_step"), interior_peak(steps, null.to_numpy())
         over_null = curve.attrs.get("peak_over_null_step")
         facts[kind] = {"peak_step": peak, "peak_over_null_step": over_null, "null_peak_step": walk_peak}
-        own, walk = _shape(curve, peak), _shape(null, walk_peak)
-        sentence = f"{subject} {own}"
-        if own == walk and peak is None:
+        curve_shape, null_shape = _describe_curve(curve, peak), _describe_curve(null, walk_peak)
+        sentence = f"{subject} {curve_shape}"
+        if curve_shape == null_shape and peak is None:
             sentence += ", as a random walk's does" if kind == "msd" else ", as that of a random walk does"
         elif peak is not None and walk_peak is not None:
             sentence += f", the walk at {walk_peak:,}"
         else:
-            sentence += f"; that of a random walk {walk}"
+            sentence += f"; that of a random walk {null_shape}"
         if over_null is not None:
             sentence += f"; its ratio to the walk's is greatest at step {over_null:,}"
         sentences.append(sentence)
     return "; ".join(sentences), facts
 
 
-def _shape(curve: xr.DataArray, peak: int | None) -> str:
-    """What a curve does, in words: where it peaks, or at which end it is greatest."""
+def _describe_curve(curve: xr.DataArray, peak: int | None) -> str:
+    """A description of a curve: the step of its peak, or at which end it is greatest."""
     if peak is not None:
         return f"peaks at step {peak:,}"
     first, last = ends(curve)

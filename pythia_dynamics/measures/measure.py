@@ -1,8 +1,8 @@
-"""What a measure is: all that is known of one statistic, as a value; and how several are computed in one reading.
+"""The definition of a measure as a value, and the computation of several measures in one reading.
 
-A measure says what it needs of the sweep (accumulators over slabs, or a function of a step's Gram matrix), how these
-sums become a dataset, which tables are saved of it, and what is told of it in a sentence. The command line, the result
-files, the gallery and the report go over such values, ours and those of users alike.
+A measure defines what the sweep must sum (accumulators over slabs, or a function of the Gram matrix of a step), how
+these sums become a dataset, which tables are saved, and its summary in one sentence. The command line, the result
+files, the gallery and the report use these values. They treat measures of users like those of this package.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Flag:
     Parameters
     ----------
     help : str
-        What it does, in a sentence.
+        Help text of the flag, one sentence.
     minimum : int, optional
         The least number that is accepted.
     is_file : bool
@@ -52,7 +52,19 @@ class Flag:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a measure: its name as a keyword argument, its default, and its flag if it has one."""
+    """An option of a measure.
+
+    Parameters
+    ----------
+    name
+        Name of the keyword argument.
+    default
+        Its default value.
+    kind
+        Its annotation, without `Flag`.
+    flag
+        The flag of the command line; None if there is none.
+    """
 
     name: str
     default: Any
@@ -67,11 +79,11 @@ class Table:
     Parameters
     ----------
     columns : tuple of str
-        Its columns in order, coordinates among them; those that a dataset lacks are left out.
+        Its columns in order, including coordinates. Columns that a dataset does not have are left out.
     keys : tuple of str
         The columns that are coordinates.
     renamed : mapping of str to str
-        Column to variable of the dataset, where they have different names.
+        The variable of the dataset for each column that has another name.
     title : str
         Heading of the table in the report; empty for a table that is not shown there.
     """
@@ -93,36 +105,36 @@ class Measure:
     Parameters
     ----------
     name : str
-        Names the command (with ``-`` for ``_``), the result files, the figure and the section of the report.
+        Name of the command (with ``-`` for ``_``), the result files, the figure and the section of the report.
     title : str
         Heading of its figure and its section.
     source : str
-        Where its equation is from.
+        The publication of its equation.
     finish : callable
-        ``finish(history, *sums, **options) -> xarray.Dataset``. `sums` are the filled `accumulators` in their order,
-        then, with a `per_step`, the list of its values, one per step and None where there is none.
+        ``finish(history, *sums, **options) -> xarray.Dataset``. `sums` are the filled `accumulators` in their order.
+        With a `per_step` the list of its values follows: one per step, None for a step without a value.
     accumulators : tuple of callable
-        Each returns an empty `Accumulator`; they are filled in the pass over all weights that all measures share.
-        Measures that name the same callable share what it returns.
+        Each returns an empty `Accumulator`. All measures share one pass over the weights that fills them. Measures with
+        the same callable share one accumulator.
     per_step : callable, optional
-        ``per_step(**options)`` returns a function of a step's `FrameGram`; it is called for every step in a pass that
-        all measures with a `per_step` share.
+        ``per_step(**options)`` returns a function of the `FrameGram` of a step. It is called for every step, in a pass
+        that all measures with a `per_step` share.
     function : callable, optional
-        The public function of the measure; its keyword arguments, but for `compute`, are the options of the measure,
-        with their defaults. Without one, the keyword-only arguments of `finish` are.
+        The public function of the measure. Its keyword-only arguments except `compute` are the options of the measure.
+        Without a function, those of `finish` are the options.
     tables : mapping of str to Table
         The CSV tables by name.
     saves_array : bool
-        Whether the dataset is also saved whole, as ``<name>.zarr``.
+        Whether the complete dataset is also saved, as ``<name>.zarr``.
     on_save : callable, optional
-        Adds to the dataset what is only computed when results are saved.
+        ``on_save(dataset)`` returns the dataset with variables that are computed only when results are saved.
     summarise : callable
-        ``summarise(dataset)`` returns a sentence for a reader and facts for a program.
+        ``summarise(dataset)`` returns one sentence for readers, and a mapping of facts for programs.
     draw : callable, optional
-        ``draw(axes, dataset)`` draws the dataset, read back from the results, on one matplotlib `Axes`. Without one,
-        and without a figure in `pythia_dynamics.figures`, the columns of the first table are drawn over the step.
+        ``draw(axes, dataset)`` draws the saved dataset on one matplotlib `Axes`. Without it, and without a figure in
+        `pythia_dynamics.figures`, the columns of the first table are drawn over the step.
     companions : tuple of str
-        Names of measures that its command computes as well, unless ``--no-<name>`` is given.
+        Names of measures that its command also computes, unless ``--no-<name>`` is given.
     """
 
     name: str
@@ -149,7 +161,7 @@ class Measure:
     def options(self) -> dict[str, Option]:
         """Its options by name, as its public function, or `finish`, declares them."""
         declared = self.function or self.finish
-        names = _Names({**vars(builtins), **getattr(declared, "__globals__", {})})
+        names = _AnnotationNames({**vars(builtins), **getattr(declared, "__globals__", {})})
         found = {}
         for name, parameter in inspect.signature(declared).parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and name != "compute":
@@ -164,16 +176,16 @@ class Measure:
 
     @property
     def uses_gram(self) -> bool:
-        """Whether it uses Gram matrices, which a `Compute.device` computes."""
+        """Whether the measure uses Gram matrices, which are computed on `Compute.device`."""
         return self.per_step is not None or Gram in self.accumulators
 
     def __call__(self, history: Any, *, compute: Compute | None = None, **options: Any) -> xr.Dataset:
-        """Its dataset of a history, a model's name, or an array of shape (T, …); see `compute_measures`."""
+        """The dataset of this measure for a history, the name of a model, or an array; see `compute_measures`."""
         return compute_measures(history, [self], {self.name: options}, compute)[self.name]
 
 
-class _Names(dict[str, Any]):
-    """Names of an annotation; those that are imported for type checkers only are Any."""
+class _AnnotationNames(dict[str, Any]):
+    """Names in annotations. A name that is imported only for type checkers is Any."""
 
     def __missing__(self, name: str) -> Any:
         return Any
@@ -185,25 +197,30 @@ def compute_measures(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Compute | None = None,
 ) -> dict[str, xr.Dataset]:
-    """The datasets of measures by name, from one pass over all weights and one Gram matrix per step, where needed.
+    """Compute measures from one pass over all weights and one Gram matrix per step, as far as they need them.
 
     Parameters
     ----------
     history : History, str, Path or array_like
-        The weights, the name or path of a fetched model, or an array of shape (T, …).
+        The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     measures : sequence of Measure
-        What to compute.
+        The measures.
     options : mapping of str to mapping, optional
         Options by measure and name.
     compute : Compute, optional
-        How to compute. Its progress counts thousandths.
+        How to compute. Progress counts thousandths of the whole work.
+
+    Returns
+    -------
+    dict of str to xarray.Dataset
+        The dataset of each measure by name.
 
     Raises
     ------
     UnknownNameError
-        For an option that a measure does not have.
+        A measure does not have an option of that name.
     PythiaDynError
-        Where weights are too large for their squares, or a measure cannot be computed with its options.
+        The squares of the weights are not finite, or a measure cannot be computed with its options.
     """
     history, compute = as_history(history), compute or Compute()
     given = {measure.name: _checked(measure, (options or {}).get(measure.name, {})) for measure in measures}
@@ -211,28 +228,28 @@ def compute_measures(
         measure.name: measure.per_step(**given[measure.name]) for measure in measures if measure.per_step is not None
     }
     warn_missing(history)
-    kinds = list(dict.fromkeys(kind for measure in measures for kind in measure.accumulators))
-    share = 500 if kinds and functions else 1000  # thousandths of the progress that the first pass takes
+    factories = list(dict.fromkeys(factory for measure in measures for factory in measure.accumulators))
+    first_share = 500 if factories and functions else 1000  # thousandths of the work in the first pass
     filled = (
-        dict(zip(kinds, sweep(history, [kind() for kind in kinds], compute.part(0, share)), strict=True))
-        if kinds
+        dict(zip(factories, sweep(history, [make() for make in factories], compute.part(0, first_share)), strict=True))
+        if factories
         else {}
     )
     values: dict[str, list[Any]] = {}
     if functions:
-        part = compute.part(1000 - share, share)
-        found = map_gram_matrices(history, list(functions.values()), part, warn=not kinds)
+        part = compute.part(1000 - first_share, first_share)
+        found = map_gram_matrices(history, list(functions.values()), part, warn=not factories)
         values = dict(zip(functions, found, strict=True))
     results = {}
     for measure in measures:
-        sums: list[Any] = [filled[kind] for kind in measure.accumulators]
+        sums: list[Any] = [filled[factory] for factory in measure.accumulators]
         sums += [values[measure.name]] if measure.name in values else []
         results[measure.name] = measure.finish(history, *sums, **given[measure.name])
     return results
 
 
 def _checked(measure: Measure, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a measure, with the defaults of those that are not given."""
+    """All options of a measure: the given values, and defaults for the others."""
     known = measure.options
     for name in given:
         if name not in known:

@@ -1,5 +1,7 @@
-"""The order parameter b = ‖W‖_F / d_model and the loss against it (Ziyin & Ueda 2022; "A Large Language Model Order
-Parameter", Eq 3)."""
+"""The order parameter b = ‖W‖_F / d_model and the loss as a function of it.
+
+Ziyin & Ueda 2022; "A Large Language Model Order Parameter", Eq 3 (the blog).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,25 +26,35 @@ if TYPE_CHECKING:
 
 __all__ = ["BrokenLine", "break_in_line", "derivative", "order_parameter"]
 
-_AUTOCORRELATIONS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-"""Of the noise of a straight line; finer towards 1, where the residuals change fastest with it."""
+_PHI_GRID = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""Autocorrelations φ of noise that are tried. The grid is finer towards 1, where residuals change fastest with φ."""
 
-_DRAWS_EACH = 200
-"""Random lines at each of them: enough for the mean autocorrelation of residuals to ± 0.01."""
+_DRAWS_PER_PHI = 200
+"""Random series for each φ: enough for the mean autocorrelation of their residuals to ± 0.01."""
 
-_STALL = 1e-9
-"""Relative change of b below which dL/db is a ratio of rounding errors."""
+_MIN_CHANGE = 1e-9
+"""Least relative change of b between steps; below it dL/db is a ratio of rounding errors."""
 
 
 @dataclass(frozen=True)
 class BrokenLine:
     """A continuous line with one break, fitted by least squares, and its test against a straight line.
 
-    `f` is the F statistic of the two extra parameters at the best break. As the break was searched for, its
-    distribution is not F: `p` is the share of straight lines with Gaussian noise, at the same abscissae, whose best
-    break reaches that F (a Monte-Carlo test). The noise is autoregressive, as dependent from one point to the next as
-    the residuals say: of straight lines 1 to 7 % have p < 0.05 up to a dependence of 0.5, 11 to 16 % at 0.9. Noise that
-    changes its size along the line makes p too small.
+    The place of the break is fitted too, so `f` does not have an F distribution. `p` comes from a Monte-Carlo test. Its
+    noise is autoregressive, with an autocorrelation estimated from the residuals. Of straight lines with noise of
+    autocorrelation up to 0.5, 1 to 7 % have p < 0.05; at 0.9 it is 11 to 16 %. Noise whose variance changes along the
+    line makes p too small.
+
+    Parameters
+    ----------
+    at
+        x of the break.
+    slope_before, slope_after
+        Slopes of the line on both sides of the break.
+    f
+        F statistic of the two additional parameters at the best break.
+    p
+        Share of straight lines with Gaussian noise, at the same x, whose best break has an F at least as large.
     """
 
     at: float
@@ -65,15 +77,15 @@ def order_parameter(
     ] = None,
     compute: Compute | None = None,
 ) -> xr.Dataset:
-    """Frobenius norm and order parameter at every step, and the loss against it where one is given (blog, Eq 3).
+    """Frobenius norm and order parameter at every step, and dL/db if a loss is given (blog, Eq 3).
 
     Parameters
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     loss : mapping, Series, DataArray or sequence, optional
-        The loss in nats per token: by step number, over `step`, or one value for each step of the history (NaN where
-        it is not known).
+        The loss in nats per token: by step number, over `step`, or one value per step of the history (NaN if it is not
+        known).
     compute : Compute, optional
         How to compute.
 
@@ -82,15 +94,15 @@ def order_parameter(
     xarray.Dataset
         Over `step`: `frobenius_norm` ‖W‖_F, `order_parameter` b = ‖W‖_F / d_model with d_model the last axis of the
         frames, `rms` = ‖W‖_F / √(d v), and with a loss `loss` and `dloss_db`, (dL/dstep)/(db/dstep) by second-order
-        differences on the uneven grid of step numbers (first-order at both ends), NaN where b stalls. The attributes of
-        `loss` then hold the fit of loss against b by a line with one break: `break_b`, `slope_before`, `slope_after`,
+        differences on the uneven grid of step numbers (first-order at both ends), NaN where b is constant. The
+        attributes of `loss` have the fit of loss(b) by a line with one break: `break_b`, `slope_before`, `slope_after`,
         `break_f`, `break_p` (see `BrokenLine`), absent with fewer than six points. Missing steps, and steps with
         weights that are not finite, are NaN.
 
     Raises
     ------
     PythiaDynError
-        For a loss of other steps, or of another number of them.
+        The loss has no step of the history, or a sequence has another length than the history.
     """
     return ORDER(history, loss=loss, compute=compute)
 
@@ -124,11 +136,11 @@ def _finish(history: History, counts: Counts, *, loss: Loss | None) -> xr.Datase
 def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
     first, last = ends(dataset["order_parameter"])
     facts: dict[str, Any] = {"first": first, "last": last}
-    sentence = f"order parameter b {course((first, last), 6)}"
+    sentence = f"order parameter b {format_ends((first, last), 6)}"
     if "loss" in dataset:
         losses, fit = ends(dataset["loss"]), dataset["loss"].attrs
         facts |= {"loss": losses, "fit": dict(fit)}
-        sentence += f", loss {course(losses)}"
+        sentence += f", loss {format_ends(losses)}"
         if "break_b" in fit:
             sentence += (
                 f"; a line with one break fits best at b = {fit['break_b']:.4g}, where dL/db goes from "
@@ -154,9 +166,19 @@ ORDER = Measure(
 
 
 def derivative(steps: NDArray[np.int64], b: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """dL/db along the steps: the ratio of both derivatives with respect to the step number.
+    """dL/db at each step: the ratio of the derivatives of loss and b with respect to the step number.
 
-    Differences span the nearest steps at which both are known; NaN elsewhere, and where b stalls.
+    Parameters
+    ----------
+    steps
+        Step numbers, shape (T,).
+    b, loss
+        Order parameter and loss, shape (T,); NaN where not known.
+
+    Returns
+    -------
+    array, shape (T,)
+        Differences between the nearest steps at which both are known. NaN at other steps, and where b is constant.
     """
     slope = np.full(len(steps), np.nan)
     known = np.flatnonzero(np.isfinite(b) & np.isfinite(loss))
@@ -164,16 +186,30 @@ def derivative(steps: NDArray[np.int64], b: NDArray[np.float64], loss: NDArray[n
         return slope
     at = steps[known].astype(np.float64)
     db, dl = np.gradient(b[known], at), np.gradient(loss[known], at)
-    reach = np.gradient(at)  # steps that half a difference spans
-    moving = np.abs(db) * reach > _STALL * np.abs(b[known])
-    slope[known[moving]] = dl[moving] / db[moving]
+    half_span = np.gradient(at)  # half the steps of a difference
+    resolved = np.abs(db) * half_span > _MIN_CHANGE * np.abs(b[known])
+    slope[known[resolved]] = dl[resolved] / db[resolved]
     return slope
 
 
 def break_in_line(x: Any, y: Any, *, draws: int = 999, seed: int = 0) -> BrokenLine | None:
-    """Fit y(x) by a continuous line with one break; None with fewer than six points at five distinct x.
+    """Fit y(x) by a continuous line with one break.
 
-    The break lies at one of the data's x, at least two of them from either end, wherever the residual is least.
+    The break is at that x of the data with the least sum of squares, excluding the first two and the last two.
+
+    Parameters
+    ----------
+    x, y
+        The data, shape (n,). Points that are not finite are left out.
+    draws
+        Number of simulated straight lines for p. With 999 the least p is 0.001.
+    seed
+        Seed of the simulation.
+
+    Returns
+    -------
+    BrokenLine or None
+        None for fewer than six points or fewer than five distinct x.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     finite = np.isfinite(x) & np.isfinite(y)
@@ -185,32 +221,32 @@ def break_in_line(x: Any, y: Any, *, draws: int = 999, seed: int = 0) -> BrokenL
     u = (x - low) / span
     breaks = (distinct[2:-2] - low) / span
     line, _ = np.linalg.qr(np.column_stack([np.ones_like(u), u]))
-    kinks = np.maximum(u[:, None] - breaks, 0)
-    kinks -= line @ (line.T @ kinks)
-    kinks /= np.linalg.norm(kinks, axis=0)
+    hinges = np.maximum(u[:, None] - breaks, 0)
+    hinges -= line @ (line.T @ hinges)
+    hinges /= np.linalg.norm(hinges, axis=0)
 
-    def fitted(targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
-        """F of the best break of every column, which break that is, and what it leaves."""
-        rest = targets - line @ (line.T @ targets)  # what a straight line leaves
-        heights = kinks.T @ rest
-        place = np.abs(heights).argmax(axis=0)
-        left = rest - kinks[:, place] * heights[place, np.arange(targets.shape[1])]
-        straight, broken = (rest**2).sum(axis=0), (left**2).sum(axis=0)
+    def fit_breaks(targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
+        """F of the best break of every column, the index of that break, and the residuals of the fit."""
+        line_residuals = targets - line @ (line.T @ targets)  # residuals of a straight line
+        coefficients = hinges.T @ line_residuals
+        index = np.abs(coefficients).argmax(axis=0)
+        residuals = line_residuals - hinges[:, index] * coefficients[index, np.arange(targets.shape[1])]
+        straight, broken = (line_residuals**2).sum(axis=0), (residuals**2).sum(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             f = (straight - broken) / 2 / (broken / (len(x) - 4))
-        f[straight <= 1e-24 * np.maximum((targets**2).sum(axis=0), np.finfo(float).tiny)] = 0  # nothing but rounding
-        return f, place, left
+        f[straight <= 1e-24 * np.maximum((targets**2).sum(axis=0), np.finfo(float).tiny)] = 0  # only rounding errors
+        return f, index, residuals
 
-    (f,), (place,), left = fitted((y - y.mean())[:, None])
-    at = breaks[place]
+    (f,), (index,), residuals = fit_breaks((y - y.mean())[:, None])
+    at = breaks[index]
     design = np.column_stack([np.ones_like(u), u, np.maximum(u - at, 0)])
     _, before, change = np.linalg.lstsq(design, y, rcond=None)[0]
-    # Noise as dependent from one point to the next as what is left. The fit follows such noise and leaves less of it:
-    # of the dependences tried it is the one that leaves as much.
-    draw = np.random.default_rng(seed).standard_normal((len(x), draws))
-    leaves = [np.mean(_autocorrelation(fitted(_noise(phi, draw[:, :_DRAWS_EACH]))[2])) for phi in _AUTOCORRELATIONS]
-    phi = float(np.interp(_autocorrelation(left)[0], leaves, _AUTOCORRELATIONS))
-    null = fitted(_noise(phi, draw))[0]
+    # Noise with the autocorrelation of the data. The fit follows such noise, so its residuals have less of it. Hence
+    # the φ whose simulated residuals have the autocorrelation of the measured ones.
+    white = np.random.default_rng(seed).standard_normal((len(x), draws))
+    expected = [np.mean(_autocorrelation(fit_breaks(_noise(phi, white[:, :_DRAWS_PER_PHI]))[2])) for phi in _PHI_GRID]
+    phi = float(np.interp(_autocorrelation(residuals)[0], expected, _PHI_GRID))
+    null = fit_breaks(_noise(phi, white))[0]
     return BrokenLine(
         at=float(low + at * span),
         slope_before=float(before / span),
@@ -221,7 +257,7 @@ def break_in_line(x: Any, y: Any, *, draws: int = 999, seed: int = 0) -> BrokenL
 
 
 def _noise(phi: float, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Autoregressive noise of the first order, of unit variance, from white noise (n, draws)."""
+    """First-order autoregressive noise of unit variance, from white noise; shape (n, draws)."""
     noise = draws.copy()
     for i in range(1, len(noise)):
         noise[i] = phi * noise[i - 1] + np.sqrt(1 - phi**2) * draws[i]
@@ -229,7 +265,7 @@ def _noise(phi: float, draws: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _autocorrelation(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The autocorrelation of each column from one point to the next, 0 where there is nothing."""
+    """The autocorrelation at lag 1 of each column; 0 for a column of zeros."""
     total = (residuals**2).sum(axis=0)
     correlation: NDArray[np.float64] = (residuals[1:] * residuals[:-1]).sum(axis=0) / np.where(total > 0, total, 1)
     return correlation
@@ -244,7 +280,7 @@ def _aligned(history: History, loss: Loss) -> NDArray[np.float64]:
         known = dict(zip(loss["step"].to_numpy().tolist(), loss.to_numpy().tolist(), strict=True))
     elif isinstance(loss, Mapping):
         known = dict(loss)
-    elif hasattr(loss, "to_dict"):  # a Series of pandas has an index
+    elif hasattr(loss, "to_dict"):  # a Series of pandas, with steps as its index
         known = loss.to_dict()
     else:
         values = np.asarray(loss, dtype=np.float64)

@@ -1,7 +1,7 @@
-"""Phases of training: where the way the weights move changes, by three detectors, and whether they agree.
+"""Phases of training: change points of the motion of the weights by three detectors, and their agreement.
 
-Each detector looks at one signal and fits it by straight lines, as many as pay for themselves: PELT (Killick, Fearnhead
-& Eckley 2012, as `ruptures` has it) with a penalty of the kind of BIC. A change point is the first step of a new line.
+Each detector fits one signal by straight lines. PELT (Killick, Fearnhead & Eckley 2012, in the library `ruptures`) with
+a penalty like that of BIC chooses their number. A change point is the first step of a new line.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ DETECTORS: Mapping[str, str] = {
     "direction": "cosine between the increments before and after a step",
     "bimodality": "change of Sarle's coefficient of the density per step since the step before",
 }
-"""What each detector looks at. Of a random walk with steady increments all three are level, with independent noise: a
-squared displacement grows with the number of steps, Sarle's coefficient itself wanders, its changes do not."""
+"""The signal of each detector. For a random walk with increments of constant size all three are constant with
+independent noise: the squared displacement is divided by the number of steps, and the changes of Sarle's coefficient
+are used, because the coefficient itself is a random walk."""
 
-_SHORTEST = 4
-"""Records of a phase: a line has two parameters, so two records remain to tell it from noise."""
+_MIN_RECORDS = 4
+"""Fewest records of a phase: a line has two parameters, so two degrees of freedom remain for noise."""
 
 STRENGTH = 5.0
-"""Penalty for one change point more, in units of σ² ln n; BIC's is 3, see `change_points`."""
+"""Penalty for each change point, in units of σ² ln n. That of BIC is 3; `change_points` gives the reason for 5."""
 
 TOLERANCE = 0.05
-"""Share of the training within which two change points are the same: the window of the claims about changes."""
+"""Two change points agree within this share of the training, which is the window of the claims about changes."""
 
 
 def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None = None) -> xr.Dataset:
-    """The signals of a history and where they change.
+    """The signals of three detectors for a history, and their change points.
 
     Parameters
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     strength : float
-        Of the penalty for one change point more, in units of σ² ln n; see `change_points`.
+        Penalty for each change point, in units of σ² ln n; see `change_points`.
     compute : Compute, optional
         How to compute.
 
@@ -61,9 +62,14 @@ def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None 
     -------
     xarray.Dataset
         Over `step`: `displacement_rate` Σ(w_t − w_s)² / (t − s) from the present step s before t (weight²),
-        `direction`, the cosine between the increments that end and begin at a step, `bimodality`, Sarle's coefficient;
-        NaN where not known. Beside each, `<signal>_change` is true at the first step of every new phase by its
-        detector (`DETECTORS`). Missing steps, and those with weights that are not finite, are skipped.
+        `direction`, the cosine between the increments that end and begin at a step, and `bimodality`, Sarle's
+        coefficient; NaN where not known. For each, `<signal>_change` is true at the first step of every new phase by
+        its detector (`DETECTORS`). Missing steps, and steps with weights that are not finite, are skipped.
+
+    Raises
+    ------
+    PythiaDynError
+        `ruptures` is not installed, or `strength` is not above 0.
     """
     return PHASES(history, strength=strength, compute=compute)
 
@@ -80,7 +86,7 @@ def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) ->
             cosine = np.diag(products, 1)[1:] / np.sqrt(sizes[1:-1] * sizes[2:])
         columns["direction"][gram.indices[1:-1]] = cosine
     columns["bimodality"][counts.indices] = counts.moments.bimodality
-    watched = {
+    signals = {
         "displacement_rate": _log(columns["displacement_rate"]),
         "direction": columns["direction"],
         "bimodality": _slope(steps, columns["bimodality"]),
@@ -89,7 +95,7 @@ def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) ->
     variables = {}
     for name, column in columns.items():
         variables[name] = Variable(column, name.replace("_", " "), units[name])
-        changes = np.isin(steps, change_points(steps, watched[name], strength=strength))
+        changes = np.isin(steps, change_points(steps, signals[name], strength=strength))
         label = f"change point of the {name.replace('_', ' ')}"
         variables[f"{name}_change"] = Variable(changes, label, attrs={"detector": DETECTORS[name]})
     return step_dataset(history, variables, attrs={"strength": strength})
@@ -112,7 +118,7 @@ def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _slope(steps: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Change per step since the known value before; NaN at the first."""
+    """Change per step since the previous known value; NaN at the first."""
     slope = np.full(len(values), np.nan)
     at = np.flatnonzero(np.isfinite(values))
     if len(at) > 1:
@@ -121,13 +127,27 @@ def _slope(steps: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.
 
 
 def change_points(steps: Any, signal: Any, *, strength: float = STRENGTH) -> tuple[int, ...]:
-    """The steps at which a signal (T,) over `steps` (T,) goes over to another straight line; NaN values are skipped.
+    """The first step of every straight line after the first, in a fit of a signal by several lines.
 
-    A line more must lower the sum of squares by more than strength · σ² ln n, with σ² the variance of the noise, from
-    the median distance of values to the line through their neighbours. BIC asks 3 for a line's three parameters (level,
-    slope, place); 5 is on the side of few: strengthened as in Liu, Wu & Zidek (1997). Of level signals with
-    independent Gaussian noise 5 % of those with 30 values show a change, 2 % with 60, 0.3 % with 143; with noise as
-    heavy-tailed as Student's t of 5 degrees of freedom 11 %, 7 % and 6 %. Phases have at least four records.
+    Each additional line must lower the sum of squares by more than strength · σ² ln n. σ² is the variance of the noise,
+    estimated from the median distance of a value to the line through its two neighbours. The strength of BIC is 3, for
+    the three parameters of a line (level, slope, place). The default 5 gives fewer false change points, as in Liu, Wu &
+    Zidek (1997). Of constant signals with independent Gaussian noise, 5 % with 30 values have a change point, 2 % with
+    60, 0.3 % with 143. With the heavy-tailed noise of Student's t with 5 degrees of freedom it is 11 %, 7 % and 6 %.
+
+    Parameters
+    ----------
+    steps
+        Step numbers, shape (T,), increasing.
+    signal
+        Values, shape (T,). NaN is skipped. A phase has at least four of the others.
+    strength
+        Penalty for each change point, above 0.
+
+    Raises
+    ------
+    PythiaDynError
+        `ruptures` is not installed, or `strength` is not above 0.
     """
     with optional_import("pythia-dyn phases", "phases"):
         import ruptures
@@ -137,27 +157,28 @@ def change_points(steps: Any, signal: Any, *, strength: float = STRENGTH) -> tup
     numbers, values = np.asarray(steps), np.asarray(signal, dtype=np.float64)
     finite = np.isfinite(values)
     numbers, values = numbers[finite], values[finite]
-    if len(values) < 2 * _SHORTEST or np.ptp(values) == 0:
+    if len(values) < 2 * _MIN_RECORDS or np.ptp(values) == 0:
         return ()
     at = (numbers - numbers[0]) / float(numbers[-1] - numbers[0])
     values = (values - np.median(values)) / np.ptp(values)
-    ahead = (at[2:] - at[1:-1]) / (at[2:] - at[:-2])
-    distance = values[1:-1] - ahead * values[:-2] - (1 - ahead) * values[2:]
-    noise = float(np.median(np.abs(distance / np.sqrt(1 + ahead**2 + (1 - ahead) ** 2)))) / 0.6745
-    penalty = strength * max(noise, 1e-6) ** 2 * np.log(len(values))  # no signal is free of rounding
-    search = ruptures.Pelt(custom_cost=_line_cost(at), min_size=_SHORTEST, jump=1).fit(values[:, None])
+    weight = (at[2:] - at[1:-1]) / (at[2:] - at[:-2])
+    residual = values[1:-1] - weight * values[:-2] - (1 - weight) * values[2:]
+    noise = float(np.median(np.abs(residual / np.sqrt(1 + weight**2 + (1 - weight) ** 2)))) / 0.6745
+    penalty = strength * max(noise, 1e-6) ** 2 * np.log(len(values))  # noise is at least rounding
+    search = ruptures.Pelt(custom_cost=_line_cost(at), min_size=_MIN_RECORDS, jump=1).fit(values[:, None])
     return tuple(int(numbers[end]) for end in search.predict(pen=penalty)[:-1])
 
 
 def _line_cost(at: NDArray[np.float64]) -> Any:
-    """The sum of squares about the best line through any stretch, from cumulated sums: a cost of `ruptures`.
+    """A cost of `ruptures`: the sum of squares about the best line through any interval, from cumulative sums.
 
-    Its own linear cost solves least squares anew for each stretch, and takes a hundred times as long.
+    The linear cost of `ruptures` solves a least-squares problem for each interval and takes a hundred times as long.
+    `at` has the abscissae, shape (n,).
     """
     from ruptures.base import BaseCost
 
     class Line(BaseCost):  # type: ignore[misc]
-        model, min_size = "line", _SHORTEST
+        model, min_size = "line", _MIN_RECORDS
 
         def fit(self, signal: NDArray[np.float64]) -> Line:
             y = signal[:, 0]
@@ -167,32 +188,32 @@ def _line_cost(at: NDArray[np.float64]) -> Any:
 
         def error(self, start: int, end: int) -> float:
             n, t, y, tt, ty, yy = self.sums[end] - self.sums[start]
-            across, along = tt - t * t / n, ty - t * y / n
-            return max(float(yy - y * y / n - (along * along / across if across > 0 else 0)), 0.0)
+            s_tt, s_ty = tt - t * t / n, ty - t * y / n
+            return max(float(yy - y * y / n - (s_ty * s_ty / s_tt if s_tt > 0 else 0)), 0.0)
 
     return Line()
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change point, and which others agree with it.
+    """One change point, and how many others agree with it.
 
     Parameters
     ----------
     model, detector, step
-        Whose change point it is, by which detector, at which step.
+        Name of the model, name of the detector, step of the change point.
     before, after : float
-        Medians of the signal over the phases beside it.
+        Medians of the signal over the phases before and after it; NaN where not known.
     detectors : int
         Number of other detectors of this model with a change point within the tolerance.
     detectors_by_chance : float
-        The mean of that number if the others' change points lay anywhere.
+        Expected value of that number if the change points of the others were uniform over the training.
     any_by_chance : float
-        The probability that it would be at least one.
+        Probability that the number is at least one in that case.
     models : int
-        Number of other models whose detector of this kind has a change point within the tolerance.
+        Number of other models with a change point of the same detector within the tolerance.
     models_by_chance : float
-        The mean of that number if theirs lay anywhere.
+        Expected value of that number if their change points were uniform over the training.
     """
 
     model: str
@@ -208,19 +229,19 @@ class Change:
 
 
 def agreement(results: Mapping[str, xr.Dataset], *, tolerance: float = TOLERANCE) -> tuple[Change, ...]:
-    """Every change point of some models, with the others that agree with it.
+    """Every change point of several models, and how many others agree with it.
 
     Parameters
     ----------
     results : mapping of str to xarray.Dataset
         The results of `phases` by model.
     tolerance : float
-        Two change points agree when they are apart by at most this share of the span of the steps.
+        Two change points agree when their difference is at most this share of the span of the steps, 0 to 1.
 
     Raises
     ------
     PythiaDynError
-        For a tolerance that is not between 0 and 1.
+        The tolerance is not between 0 and 1.
     """
     if not 0 <= tolerance <= 1:
         raise PythiaDynError(f"the tolerance is a share of the training, 0 to 1; got {tolerance:g}")
@@ -228,13 +249,13 @@ def agreement(results: Mapping[str, xr.Dataset], *, tolerance: float = TOLERANCE
     changes = []
     for name, result in results.items():
         steps = result["step"].to_numpy()
-        reach = tolerance * float(steps[-1] - steps[0])
+        window = tolerance * float(steps[-1] - steps[0])
         for kind, own in found[name].items():
             for step in own:
-                beside = [found[name][other] for other in DETECTORS if other != kind]
-                elsewhere = [found[other][kind] for other in results if other != name]
+                detectors = [found[name][other] for other in DETECTORS if other != kind]
+                models = [found[other][kind] for other in results if other != name]
                 before, after = _levels(result, kind, step, own)
-                by_chance = _chances(step, beside, reach, steps)
+                by_chance = _chance_probabilities(step, detectors, window, steps)
                 changes.append(
                     Change(
                         model=name,
@@ -242,11 +263,11 @@ def agreement(results: Mapping[str, xr.Dataset], *, tolerance: float = TOLERANCE
                         step=step,
                         before=before,
                         after=after,
-                        detectors=_near(step, beside, reach),
+                        detectors=_count_near(step, detectors, window),
                         detectors_by_chance=sum(by_chance),
-                        any_by_chance=1 - math.prod(1 - chance for chance in by_chance),
-                        models=_near(step, elsewhere, reach),
-                        models_by_chance=sum(_chances(step, elsewhere, reach, steps)),
+                        any_by_chance=1 - math.prod(1 - probability for probability in by_chance),
+                        models=_count_near(step, models, window),
+                        models_by_chance=sum(_chance_probabilities(step, models, window, steps)),
                     )
                 )
     return tuple(changes)
@@ -266,12 +287,12 @@ def _levels(result: xr.Dataset, kind: str, step: int, all_changes: list[int]) ->
     return before, after
 
 
-def _near(step: int, others: list[list[int]], reach: float) -> int:
-    return sum(any(abs(other - step) <= reach for other in changes) for changes in others)
+def _count_near(step: int, others: list[list[int]], window: float) -> int:
+    return sum(any(abs(other - step) <= window for other in changes) for changes in others)
 
 
-def _chances(step: int, others: list[list[int]], reach: float, steps: NDArray[np.int64]) -> list[float]:
-    """For each of `others` the probability of a change that near, were its changes anywhere between both ends."""
-    low, high = max(step - reach, float(steps[0])), min(step + reach, float(steps[-1]))
+def _chance_probabilities(step: int, others: list[list[int]], window: float, steps: NDArray[np.int64]) -> list[float]:
+    """For each of `others` the probability of a change within the window if its changes are uniform over the steps."""
+    low, high = max(step - window, float(steps[0])), min(step + window, float(steps[-1]))
     share = (high - low) / max(float(steps[-1] - steps[0]), 1.0)
     return [float(1 - (1 - share) ** len(changes)) for changes in others]

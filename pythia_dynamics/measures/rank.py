@@ -1,8 +1,8 @@
 """Rank of the covariance of randomly projected weights (Garden of Forking Paths, §4.3, Fig 7).
 
-A batch V of B standard normal vectors, the same at every step, is sent through the head: V̂ = V W_Uᵀ. The covariance
-of V̂ over the batch is v×v and is never formed: its non-zero singular values are those of the B×B matrix
-H V G Vᵀ H / (B−1), with G = W_UᵀW_U and H the centring over the batch.
+A batch V of B standard normal vectors, the same at every step, is multiplied by the head: V̂ = V W_Uᵀ. The covariance
+of V̂ over the batch is v×v and is not computed. Its non-zero singular values are those of the B×B matrix
+H V G Vᵀ H / (B−1), where G = W_UᵀW_U and H centres over the batch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep.compute import Compute
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 from pythia_dynamics.sweep.frame_gram import FrameGram
 
 if TYPE_CHECKING:
@@ -28,18 +28,30 @@ if TYPE_CHECKING:
 __all__ = ["CONVENTIONS", "TOLERANCES", "Projection", "covariance_rank"]
 
 CONVENTIONS = ("absolute", "relative")
+"""Tolerances are absolute, or relative to the largest singular value."""
+
 BATCH_SIZES = (16, 32, 64)
-"""Of the paper."""
+"""The batch sizes of the paper."""
 
 TOLERANCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Of the paper, absolute and relative."""
+"""The tolerances of the paper, absolute and relative."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The experiment as a value: applied to a step's Gram matrix it gives the ranks of every batch.
+    """The experiment as a value: a function of the Gram matrix of a step that returns the rank of every batch.
 
-    The batches depend on `seed`, the batch size and the width of the weights alone, so every step meets the same.
+    The batches depend only on `seed`, the batch size and the width of the weights, so they are the same at every step.
+
+    Parameters
+    ----------
+    batch_sizes, tolerances, draws, seed
+        As for `covariance_rank`.
+
+    Raises
+    ------
+    PythiaDynError
+        Batch sizes are below 2, tolerances are not positive, either repeats, `draws` is below 1 or `seed` negative.
     """
 
     batch_sizes: Sequence[int]
@@ -58,7 +70,7 @@ class Projection:
             raise PythiaDynError(f"a seed must not be negative; got {self.seed}")
 
     def batches(self, size: int, width: int) -> NDArray[np.float64]:
-        """All draws of one batch size, (draws, size, width)."""
+        """All draws of one batch size, shape (draws, size, width)."""
         return _batches(self.seed, self.draws, size, width)
 
     def __call__(self, frame: FrameGram) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -81,7 +93,7 @@ class Projection:
 @functools.lru_cache(maxsize=16)
 def _batches(seed: int, draws: int, size: int, width: int) -> NDArray[np.float64]:
     batches: NDArray[np.float64] = np.random.default_rng([seed, size]).standard_normal((draws, size, width))
-    batches.flags.writeable = False  # every step meets the same
+    batches.flags.writeable = False  # shared by all steps
     return batches
 
 
@@ -94,7 +106,7 @@ def covariance_rank(
     seed: Annotated[int, Flag("Seed of the batches.", minimum=0)] = 0,
     compute: Compute | None = None,
 ) -> xr.Dataset:
-    """Rank of the covariance of random batches sent through the weights, at every step (Garden, §4.3, Fig 7).
+    """Rank of the covariance of random batches multiplied by the weights, at every step (Garden, §4.3, Fig 7).
 
     The rank is the number of singular values of the covariance above a tolerance, either absolute (as the `tol` of
     `numpy.linalg.matrix_rank`) or relative to the largest. As the batch is centred, it is at most B − 1.
@@ -108,10 +120,10 @@ def covariance_rank(
     tolerances : sequence of float
         Tolerances, positive.
     draws : int
-        Number of batches of each size.
+        Number of batches of each size, at least 1.
     seed : int
-        Seed of the batches. They depend on it, the batch size and the width of the weights alone: every step gets the
-        same.
+        Seed of the batches. They depend only on it, the batch size and the width of the weights, so they are the same
+        at every step.
     compute : Compute, optional
         How to compute.
 
@@ -119,14 +131,14 @@ def covariance_rank(
     -------
     xarray.Dataset
         `rank` (step, batch_size, tolerance, convention), its mean over the draws, `rank_se`, the standard error of that
-        mean (NaN for one draw), and `rank_difference`, the change of the mean since the present step before.
+        mean (NaN for one draw), and `rank_difference`, the change of the mean since the previous present step.
         `rank_infinite` (step, tolerance, convention) is the rank in the limit of an infinite batch, whose covariance is
         exactly W_U W_Uᵀ. Missing steps and steps with weights that are not finite are NaN.
 
     Raises
     ------
     PythiaDynError
-        For batch sizes, tolerances, draws or a seed that cannot be.
+        Batch sizes are below 2, tolerances are not positive, either repeats, `draws` is below 1 or `seed` negative.
     """
     options = {"batch_sizes": batch_sizes, "tolerances": tolerances, "draws": draws, "seed": seed}
     return RANK(history, **options, compute=compute)
@@ -162,7 +174,8 @@ def _finish(
 
 
 SHOWN_TOLERANCES = {"absolute": 0.5, "relative": 0.1}
-"""By convention, the tolerance that figures and sentences show: the middle of the paper's range; a tenth."""
+"""Tolerance of figures and summaries by convention. 0.5 is the middle of the range of the paper. 0.1 is its smallest
+relative tolerance, which counts the most singular values."""
 
 
 def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
@@ -172,7 +185,7 @@ def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
         curve = dataset["rank"].sel(convention=convention, batch_size=size)
         curve = curve.sel({"tolerance": tolerance}, method="nearest")
         facts[convention] = ends(curve)
-        sentences.append(f"{convention} tolerance {tolerance:g}: rank {course(facts[convention], 6)}")
+        sentences.append(f"{convention} tolerance {tolerance:g}: rank {format_ends(facts[convention], 6)}")
     return f"batch {size}, " + "; ".join(sentences), {"batch_size": size, **facts}
 
 

@@ -1,7 +1,6 @@
-"""The singular values of the weights at every step, and what they say: entropy, ranks, conditioning, power law.
+"""Singular values of the weights at every step, with entropy, ranks, condition number and power law.
 
-All of it comes from the (d, d) Gram matrix G = WᵀW of each step, so the (v, d) matrix is read once and never
-decomposed.
+All are computed from the (d, d) Gram matrix G = WᵀW of each step. The (v, d) matrix W is read once, not decomposed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Measure, Table
 from pythia_dynamics.sweep.compute import Compute
-from pythia_dynamics.sweep.dataset import Variable, course, ends, step_dataset
+from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_dataset
 from pythia_dynamics.sweep.frame_gram import FrameGram
 
 if TYPE_CHECKING:
@@ -24,24 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = ["FrameSpectrum", "frame_spectrum", "power_law", "spectrum"]
 
-_FEWEST_FOR_POWER_LAW = 10
-"""Eigenvalues that a power law is fitted to: with fewer the least Kolmogorov-Smirnov distance is that of two points."""
+_MIN_EIGENVALUES = 10
+"""Fewest eigenvalues of a power law. With fewer, the best cut-off often leaves two points, which any power law fits."""
 
-_CUTS = 64
-"""Cut-offs tried at once: blocks of (64, d) float64 stay in the L2 cache for d up to 2,048."""
+_CUTOFFS = 64
+"""Cut-offs that are tried at a time: an array (64, d) of float64 for d = 2,048 has 1 MB and stays in the L2 cache."""
 
 
 def spectrum(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
-    """Singular values of the weights at every step and what follows from them.
+    """Singular values of the weights at every step, and statistics of them.
 
     Parameters
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …, d).
     compute : Compute, optional
-        How to compute. Its `precision` ``"float32"`` resolves eigenvalues of WᵀW down to 1e-7 of the largest; a step
-        with some below 1e-6 is repeated in float64, which resolves 1e-13. ``"float64"`` does that to all steps and
-        takes twice as long.
+        How to compute. The precision ``"float32"`` resolves eigenvalues of WᵀW down to 1e-7 of the largest. A step with
+        an eigenvalue below 1e-6 is repeated in float64, which resolves 1e-13. ``"float64"`` computes all steps in
+        float64 and takes twice as long.
 
     Returns
     -------
@@ -51,23 +50,22 @@ def spectrum(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
 
         * `entropy` H = −Σ p_i ln p_i in nats and `effective_rank` exp(H) (Roy & Vetterli 2007);
         * `stable_rank` ‖W‖_F² / σ_1²;
-        * `condition_number` σ_1 / σ_min, infinite where σ_min is not resolved;
-        * `alpha`, the exponent of the density of the eigenvalues σ² above a cut-off, as WeightWatcher fits it (see
-          `power_law`), NaN with fewer than ten eigenvalues;
-        * `mean_row_fraction` v‖w̄‖² / ‖W‖_F², the share of the weight that all rows have in common (Godey et al.
-          2024).
+        * `condition_number` σ_1 / σ_min, infinite if σ_min is not resolved;
+        * `alpha`, the exponent of a power law for the density of the eigenvalues σ² above a cut-off, fitted as in
+          WeightWatcher (see `power_law`); NaN for fewer than ten eigenvalues;
+        * `mean_row_fraction` v‖w̄‖² / ‖W‖_F², the share of the squared norm in the mean row w̄ (Godey et al. 2024).
 
     Raises
     ------
     PythiaDynError
-        Where the squares of the weights are not finite.
+        The squares of the weights are not finite.
     """
     return SPECTRUM(history, compute=compute)
 
 
 @dataclass(frozen=True)
 class FrameSpectrum:
-    """The spectrum of one step; fields are those of the dataset of `spectrum`."""
+    """The spectrum of one step. The fields are the variables of the dataset of `spectrum`."""
 
     singular_values: NDArray[np.float64]
     entropy: float
@@ -89,13 +87,13 @@ _LABELS = {
 
 
 def frame_spectrum(frame: FrameGram) -> FrameSpectrum:
-    """The spectrum of one step from its Gram matrix; NaN for all-zero weights."""
+    """The spectrum of one step from its Gram matrix. If all weights are zero, everything but σ is NaN."""
     eigenvalues = np.maximum(frame.eigenvalues, 0)
     resolved = eigenvalues[eigenvalues > frame.resolution * eigenvalues[0]]
     sigma = np.sqrt(eigenvalues)
     if not len(resolved):
         return FrameSpectrum(sigma, *[np.nan] * 6)
-    p = np.sqrt(resolved) / np.sqrt(resolved).sum()  # the others are rounding
+    p = np.sqrt(resolved) / np.sqrt(resolved).sum()  # the others are rounding errors
     entropy = float(-(p * np.log(p)).sum())
     norm = float(np.trace(frame.gram))
     return FrameSpectrum(
@@ -124,7 +122,7 @@ def _finish(history: History, rows: Sequence[FrameSpectrum | None]) -> xr.Datase
 def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
     names = ("entropy", "effective_rank", "stable_rank", "mean_row_fraction")
     facts: dict[str, Any] = {name: ends(dataset[name]) for name in names}
-    return ", ".join(f"{name.replace('_', ' ')} {course(both)}" for name, both in facts.items()), facts
+    return ", ".join(f"{name.replace('_', ' ')} {format_ends(both)}" for name, both in facts.items()), facts
 
 
 SPECTRUM = Measure(
@@ -141,28 +139,38 @@ SPECTRUM = Measure(
 
 
 def power_law(eigenvalues: NDArray[np.float64]) -> float:
-    """The exponent α of a density λ^−α, fitted to the eigenvalues from the cut-off that fits best.
+    """The exponent α of a density λ^−α, fitted to the eigenvalues above the best cut-off.
 
-    The method of WeightWatcher 0.7 (after Clauset, Shalizi & Newman 2009): for every eigenvalue but the largest as
-    cut-off x, α = 1 + n / Σ ln(λ/x) over the n eigenvalues from x on; of those with α > 1 the one whose distribution
-    function is nearest to the empirical one (Kolmogorov-Smirnov).
+    The method is that of WeightWatcher 0.7 (after Clauset, Shalizi & Newman 2009). Every eigenvalue except the largest
+    is tried as cut-off x, with α = 1 + n / Σ ln(λ/x) over the n eigenvalues λ ≥ x. Of the fits with α > 1, the result
+    is the one with the least Kolmogorov-Smirnov distance from the empirical distribution.
+
+    Parameters
+    ----------
+    eigenvalues
+        Shape (n,), in any order; those that are not positive are left out.
+
+    Returns
+    -------
+    float
+        α; NaN for fewer than ten eigenvalues, or if no fit has α > 1.
     """
     data = np.sort(eigenvalues[eigenvalues > 0])
     count = len(data)
-    if count < _FEWEST_FOR_POWER_LAW:
+    if count < _MIN_EIGENVALUES:
         return np.nan
     logs = np.log(data)
-    tails = np.cumsum(logs[::-1])[::-1]  # Σ_{j≥i} ln λ_j
-    place = np.arange(count)
+    tail_sums = np.cumsum(logs[::-1])[::-1]  # Σ_{j≥i} ln λ_j
+    index = np.arange(count)
     best, alpha = np.inf, np.nan
-    for start in range(0, count - 1, _CUTS):
-        cuts = place[start : min(start + _CUTS, count - 1), None]
-        n = count - cuts
+    for start in range(0, count - 1, _CUTOFFS):
+        cutoffs = index[start : min(start + _CUTOFFS, count - 1), None]
+        n = count - cutoffs
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # equal eigenvalues, and those below a cut
-            exponents = 1 + n / (tails[cuts] - n * logs[cuts])
-            fitted = 1 - np.exp((1 - exponents) * (logs[start:] - logs[cuts]))
-        gaps = np.where(place[start:] >= cuts, np.abs(fitted - (place[start:] - cuts) / n), 0)
-        distances = np.where(np.isfinite(exponents) & (exponents > 1), gaps.max(axis=1, keepdims=True), np.inf)
+            exponents = 1 + n / (tail_sums[cutoffs] - n * logs[cutoffs])
+            fitted = 1 - np.exp((1 - exponents) * (logs[start:] - logs[cutoffs]))
+        deviations = np.where(index[start:] >= cutoffs, np.abs(fitted - (index[start:] - cutoffs) / n), 0)
+        distances = np.where(np.isfinite(exponents) & (exponents > 1), deviations.max(axis=1, keepdims=True), np.inf)
         least = int(np.argmin(distances))
         if distances[least, 0] < best:
             best, alpha = distances[least, 0], exponents[least, 0]

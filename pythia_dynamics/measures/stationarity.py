@@ -1,4 +1,4 @@
-"""The curves that a rule for stationary weights reads: displacement rate, and MSD beside that of a random walk."""
+"""The curves for a rule about stationary weights: displacement rate, and MSD with that of a random walk."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pythia_dynamics.sweep.dataset import Variable, step_dataset
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["SCALE", "motion"]
+__all__ = ["RATE_STEPS", "motion"]
 
-SCALE = 1000
-"""Steps that a displacement rate is per: one interval of Pythia's checkpoints."""
+RATE_STEPS = 1000
+"""Displacement rates are per 1,000 steps, the interval of the checkpoints of Pythia."""
 
 
 def motion(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
-    """The curves that a `StationarityRule` reads, from one reading of a history.
+    """The curves that a `StationarityRule` needs, from one reading of a history.
 
     Parameters
     ----------
@@ -34,10 +34,10 @@ def motion(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Over `step`: `frobenius_norm` (weight), `moved` Σ(w_t − w_{t−1})² between present steps (weight²),
-        `displacement_rate` (relative, per 1,000 steps), `msd` and `msd_null` (as `pythia_dynamics.msd`), and
-        `msd_null_sd`, the standard deviation of the MSD of the random walk (weight²). Missing steps, and those with
-        weights that are not finite, are NaN; so is the first rate.
+        Over `step`: `frobenius_norm` (weight), `moved` Σ(w_t − w_s)² with the previous present step s (weight²),
+        `displacement_rate` ‖w_t − w_s‖ / ‖w_t‖ per 1,000 steps, `msd` and `msd_null` (as `pythia_dynamics.msd`), and
+        `msd_null_sd`, the standard deviation of the MSD of the random walk (weight²). Missing steps, and steps with
+        weights that are not finite, are NaN. So is the first rate.
     """
     return MOTION(history, compute=compute)
 
@@ -51,11 +51,11 @@ def _finish(history: History, integral: Integral) -> xr.Dataset:
     _, spread = random_walk(integral.spread_at_start, moved, size)
     rate = np.full(len(at), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        rate[1:] = np.sqrt(moved[1:]) / norm[1:] * SCALE / np.diff(history.steps[at])
+        rate[1:] = np.sqrt(moved[1:]) / norm[1:] * RATE_STEPS / np.diff(history.steps[at])
     variables = {
         "frobenius_norm": Variable(norm, "Frobenius norm of W", "weight"),
         "moved": Variable(moved, "squared displacement since the step before", "weight^2"),
-        "displacement_rate": Variable(rate, f"relative displacement per {SCALE} steps"),
+        "displacement_rate": Variable(rate, f"relative displacement per {RATE_STEPS} steps"),
         "msd_null_sd": Variable(spread, "standard deviation of the MSD of a random walk", "weight^2"),
     }
     return curves.assign(step_dataset(history, variables, at=at).data_vars)

@@ -1,4 +1,4 @@
-"""What every pair of steps says: Gram matrix, displacement, ageing (arXiv 1803.06969), cosine, trajectory."""
+"""Statistics of pairs of steps: Gram matrix, displacement, ageing (arXiv 1803.06969), cosine, trajectory."""
 
 from __future__ import annotations
 
@@ -20,34 +20,45 @@ if TYPE_CHECKING:
 
 __all__ = ["Exponent", "classical_scaling", "fit_exponent", "lag_table", "two_time"]
 
-_BLOCKS = 10
-"""Blocks of waiting steps that the jackknife leaves out in turn: nine degrees of freedom for Student's interval."""
+_JACKKNIFE_BLOCKS = 10
+"""Blocks of waiting steps in the jackknife: ten give nine degrees of freedom for Student's interval."""
 
-LONGEST = 0.1
-"""Longest lag of the fitted exponent, as a share of the span: see `two_time`."""
+LONGEST_LAG = 0.1
+"""Longest lag of the fitted exponent as a share of the span; `two_time` gives the reason."""
 
 
 def lag_table(steps: NDArray[np.int64], squared: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Displacements by waiting step and lag in step numbers: the lags (L,) and the table (T', L), NaN where there is
-    no step that far ahead.
+    """Displacements by waiting step and lag. A lag is a difference of step numbers.
 
-    On an uneven grid most lags occur once; of those the 4 T' most frequent are kept, the shorter of equals.
+    Parameters
+    ----------
+    steps
+        Step numbers, shape (T',), increasing.
+    squared
+        Displacement of every pair of steps, shape (T', T').
+
+    Returns
+    -------
+    tuple of array
+        The lags, shape (L,), and the displacements, shape (T', L); NaN if there is no step at this lag. On an uneven
+        grid most lags occur once. The 4 T' most frequent lags are kept, the shorter ones among equals: this bounds the
+        table, and an even grid, with T' − 1 lags, keeps all.
     """
     length = len(steps)
     first, second = np.triu_indices(length, 1)
     lags, inverse, count = np.unique(steps[second] - steps[first], return_inverse=True, return_counts=True)
     kept = np.sort(np.lexsort((lags, -count))[: 4 * length])
-    place = np.full(len(lags), -1)
-    place[kept] = np.arange(len(kept))
+    column_of = np.full(len(lags), -1)
+    column_of[kept] = np.arange(len(kept))
     table = np.full((length, len(kept)), np.nan)
-    column = place[inverse]
+    column = column_of[inverse]
     table[first[column >= 0], column[column >= 0]] = squared[first, second][column >= 0]
     return lags[kept], table
 
 
 @dataclass(frozen=True)
 class Exponent:
-    """The slope of log displacement over log lag and its confidence interval, NaN where it cannot be had."""
+    """The slope of log displacement over log lag, and the limits of its confidence interval; NaN where not known."""
 
     value: float
     low: float
@@ -57,46 +68,73 @@ class Exponent:
 def fit_exponent(
     lags: NDArray[np.int64], table: NDArray[np.float64], *, longest: float, confidence: float = 0.95
 ) -> Exponent:
-    """Fit the time-averaged displacement by a power of the lag, over lags up to `longest`, or the shortest three.
+    """Fit the time-averaged displacement by a power of the lag.
 
-    Least squares in logarithms, every stretch of log lag weighing the same. The interval is Student's, with the error
-    of a jackknife that leaves out ten blocks of waiting times in turn: displacements over overlapping stretches are
-    not independent, so the scatter about the line says nothing of the error. Only lags that occur in at least half of
-    the blocks are used: on an uneven grid the short ones are of one age, and would compare it with all others.
+    The fit is by least squares in logarithms, with equal weight for equal intervals of log lag. The interval is
+    Student's, with the standard error of a jackknife over ten blocks of waiting steps. Displacements over overlapping
+    intervals are not independent, so the scatter about the line does not give the error. Only lags that occur in at
+    least half of the blocks are used. On an uneven grid the short lags occur in one part of the training only, and a
+    fit with them would compare different parts of the training.
+
+    Parameters
+    ----------
+    lags, table
+        As returned by `lag_table`.
+    longest
+        Longest lag of the fit, in steps. The three shortest usable lags are always used.
+    confidence
+        Probability of the interval.
+
+    Returns
+    -------
+    Exponent
+        NaN with fewer than two usable lags. The interval is NaN if one of the fits of the jackknife is not possible.
     """
     from scipy.stats import t as student
 
-    blocks = np.array_split(np.arange(len(table) - 1), min(_BLOCKS, max(len(table) - 1, 1)))
+    blocks = np.array_split(np.arange(len(table) - 1), min(_JACKKNIFE_BLOCKS, max(len(table) - 1, 1)))
     known = np.isfinite(table)
     common = np.sum([known[block].any(axis=0) for block in blocks], axis=0) >= len(blocks) / 2
     used = common & (lags <= max(longest, *lags[common][:3]) if common.any() else False)
     value = _slope(lags[used], table[:, used])
-    left_out = np.array([_slope(lags[used], np.delete(table[:, used], block, axis=0)) for block in blocks])
+    jackknife = np.array([_slope(lags[used], np.delete(table[:, used], block, axis=0)) for block in blocks])
     groups = len(blocks)
-    if groups < 3 or not np.isfinite(left_out).all():
+    if groups < 3 or not np.isfinite(jackknife).all():
         return Exponent(value, np.nan, np.nan)
-    error = np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2))
-    reach = float(student.ppf((1 + confidence) / 2, groups - 1) * error)
-    return Exponent(value, value - reach, value + reach)
+    error = np.sqrt((groups - 1) / groups * np.sum((jackknife - jackknife.mean()) ** 2))
+    half_width = float(student.ppf((1 + confidence) / 2, groups - 1) * error)
+    return Exponent(value, value - half_width, value + half_width)
 
 
 def _slope(lags: NDArray[np.int64], table: NDArray[np.float64]) -> float:
     count = np.isfinite(table).sum(axis=0)
     mean = np.nansum(table, axis=0) / np.maximum(count, 1)
-    good = (count > 0) & (mean > 0)
-    if np.count_nonzero(good) < 2:
+    usable = (count > 0) & (mean > 0)
+    if np.count_nonzero(usable) < 2:
         return np.nan
-    x, y = np.log(lags[good].astype(np.float64)), np.log(mean[good])
+    x, y = np.log(lags[usable].astype(np.float64)), np.log(mean[usable])
     weight = np.gradient(x)
     x = x - np.average(x, weights=weight)
     return float(np.sum(weight * x * y) / np.sum(weight * x * x))
 
 
 def classical_scaling(squared: NDArray[np.float64], components: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Principal components of a trajectory from its squared distances: the share of variance of each (C,) and the
-    coordinates (T', C), each starting on the negative side. NaN for distances that are not finite.
+    """Principal components of a trajectory from its squared distances (classical scaling, Torgerson 1952).
 
-    The double-centred distances are the Gram matrix about the mean (Torgerson 1952).
+    The double-centred distances are the Gram matrix about the mean.
+
+    Parameters
+    ----------
+    squared
+        Squared distances of every pair of steps, shape (T', T').
+    components
+        C, the number of components.
+
+    Returns
+    -------
+    tuple of array
+        The share of variance of each component, shape (C,), and the coordinates, shape (T', C). The sign is chosen so
+        that the first coordinate is not positive. NaN if a distance is not finite.
     """
     length = len(squared)
     if not np.isfinite(squared).all():
@@ -114,23 +152,23 @@ def two_time(
     history: Any,
     *,
     components: int = 5,
-    longest: float = LONGEST,
+    longest: float = LONGEST_LAG,
     confidence: float = 0.95,
     compute: Compute | None = None,
 ) -> xr.Dataset:
-    """What every pair of steps says: Gram matrix, displacement, ageing, cosine, trajectory PCA.
+    """Statistics of all pairs of steps: Gram matrix, displacement, ageing, cosine, principal components.
 
     Parameters
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     components : int
-        Number of principal components of the trajectory; fewer where there are fewer steps.
+        Number of principal components of the trajectory, at most the number of steps.
     longest : float
-        The exponent is fitted over lags up to this share of the whole span of steps. At a tenth its interval covers 90
-        to 95 % of random walks, at a quarter 85 %.
+        The exponent is fitted over lags up to this share of the span of the steps. Of random walks, 90 to 95 % have the
+        true exponent in the 95 % interval at a tenth, and 85 % at a quarter.
     confidence : float
-        Of the interval of the exponent.
+        Probability of the confidence interval of the exponent.
     compute : Compute, optional
         How to compute.
 
@@ -142,23 +180,23 @@ def two_time(
 
         * `gram` K_ts = Σ_k w_tk w_sk and `cosine` K_ts / √(K_tt K_ss);
         * `displacement` Δ(t,s) = Σ_k (w_tk − w_sk)² / N;
-        * `ageing` (step, lag): Δ(t_w, t_w + lag) for waiting step t_w, NaN where there is no step that far ahead. A lag
-          is a difference of step numbers; of those on an uneven grid the 4 T most frequent are kept;
-        * `displacement_by_lag`, its mean over waiting steps, and `pairs`, how many there were. Its attributes hold the
+        * `ageing` (step, lag): Δ(t_w, t_w + lag) for waiting step t_w; NaN if there is no step at this lag. A lag is a
+          difference of step numbers. On an uneven grid the 4 T most frequent lags are kept;
+        * `displacement_by_lag`, its mean over waiting steps, and `pairs`, their number. Its attributes have the
           log-log `exponent`, `exponent_low` and `exponent_high` (see `fit_exponent`): 1 for a random walk, 2 for
           ballistic motion;
         * `coordinate` (step, component), the trajectory on its first principal components, and `explained`, their
-          shares of variance; beside them `coordinate_null` and `explained_null`, those of a walk of infinitely many
-          dimensions with independent increments of the measured sizes, whose components are cosines (Antognini &
-          Sohl-Dickstein 2018).
+          shares of variance; `coordinate_null` and `explained_null`, those of a random walk in infinitely many
+          dimensions with increments of the measured sizes, whose components are cosines (Antognini & Sohl-Dickstein
+          2018).
 
-        Relative errors are about 1e-7 of a displacement, however small it is beside the weights (where weights return
-        to earlier values, the history is read again in float64), and of √(K_tt K_ss).
+        The error of a displacement is about 1e-7 of it, also if it is small compared with the weights. If weights
+        return to earlier values, the history is read again in float64. The error of K_ts is 1e-7 of √(K_tt K_ss).
 
     Raises
     ------
     PythiaDynError
-        Where the squares of the weights are not finite.
+        The squares of the weights are not finite.
     """
     return TWO_TIME(history, components=components, longest=longest, confidence=confidence, compute=compute)
 
@@ -170,8 +208,8 @@ def _finish(history: History, gram: Gram, *, components: int, longest: float, co
     if not np.isfinite(increments).all():
         if np.isfinite(squares).any():
             raise PythiaDynError(f"the weights of {history.name} are too large for their squares; scale them")
-        increments[:], squares[:] = np.nan, np.nan  # no step was finite: there was nothing to leave out
-    squared = displacements(increments) + 0 * squares  # NaN on the diagonal, too
+        increments[:], squares[:] = np.nan, np.nan  # no step is finite, so the sweep left out none
+    squared = displacements(increments) + 0 * squares  # NaN on the diagonal too
     products = (squares[:, None] + squares - squared) / 2
     norms = np.sqrt(squares)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -185,12 +223,12 @@ def _finish(history: History, gram: Gram, *, components: int, longest: float, co
     components = min(components, len(at))
     explained, coordinate = classical_scaling(squared, components)
     explained_null, coordinate_null = classical_scaling(np.abs(moved[:, None] - moved), components)
-    both, by_lag, by_component = ("step", "other_step"), ("step", "lag"), ("step", "component")
+    by_pair, by_lag, by_component = ("step", "other_step"), ("step", "lag"), ("step", "component")
     walk = "of a random walk with the same step sizes"
     variables = {
-        "gram": Variable(products, "Gram matrix of the weights", "weight^2", both),
-        "cosine": Variable(cosine, "cosine between the weights", dims=both),
-        "displacement": Variable(squared / gram.size, "mean squared displacement", "weight^2", both),
+        "gram": Variable(products, "Gram matrix of the weights", "weight^2", by_pair),
+        "cosine": Variable(cosine, "cosine between the weights", dims=by_pair),
+        "displacement": Variable(squared / gram.size, "mean squared displacement", "weight^2", by_pair),
         "ageing": Variable(table, "mean squared displacement after waiting", "weight^2", by_lag),
         "displacement_by_lag": Variable(
             averaged,

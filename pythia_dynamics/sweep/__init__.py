@@ -1,4 +1,4 @@
-"""The engine: one pass over all weights of a history, and one Gram matrix per step."""
+"""Sums over all weights of a history in one pass, and one Gram matrix per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How weights are swept, as one value: threads or an executor, device, precision, rows kept, progress."""
+"""How to compute: threads or an executor, device, precision, rows in use and progress, as one value."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ Precision = Literal["float32", "float64"]
 
 @dataclass(frozen=True)
 class Compute:
-    """How to compute, as against what: every measure takes one as its keyword `compute`.
+    """How to compute. Every measure takes one as its keyword argument `compute`.
 
-    No field changes what a result means; `rows` says which weights it is of.
+    Only `rows` changes what a result means: it selects the weights. The other fields change speed and rounding.
 
     Parameters
     ----------
     threads : int, optional
-        Number of threads; by default as many as there are cores that this process may use.
+        Number of threads. Default: the number of cores that this process may use.
     executor : concurrent.futures.Executor, optional
-        Runs the blocks of work instead of threads of this process: processes, or machines. The weights of a store are
-        sent as paths, those of an array by value.
+        Runs the work instead of threads of this process, in other processes or on other machines. The weights of a
+        store are sent as paths. The weights of an array are sent by value.
     device : str
-        Where Gram matrices are computed: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"`` (CUDA where there is
-        one). CUDA computes them in float64. Everything else runs on the CPU.
+        Where Gram matrices are computed: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"`` (CUDA if the machine has
+        it, else the CPU). CUDA computes them in float64. Everything else runs on the CPU.
     precision : {"float32", "float64"}
-        Of the Gram matrix WᵀW of a step on the CPU. float32 multiplies blocks of 1,024 rows in float32 and adds them
-        in float64, and repeats a step in float64 where that does not resolve its smallest eigenvalues.
+        Precision of the Gram matrix WᵀW of a step on the CPU. With float32, blocks of 1,024 rows are multiplied in
+        float32 and added in float64. A step whose smallest eigenvalues float32 does not resolve is repeated in float64.
     rows : int, optional
-        Number of rows of each frame to use, the first ones: the entries of the tokenizer leave out the padding of a
-        vocabulary. By default all rows.
+        Use only the first `rows` rows of each frame. The number of entries of the tokenizer excludes the padding of a
+        vocabulary. Default: all rows.
     progress : Progress
-        Called with (done, total) from the calling thread.
+        Called as ``progress(done, total)`` from the calling thread. The unit depends on the function that reports.
 
     Raises
     ------
     PythiaDynError
-        For fewer than one thread, or `rows` that are no positive whole number.
+        `threads` is below 1. Or `rows`, when it is used, is not a whole number from 1 to the rows of a frame.
     UnknownNameError
-        For another `precision`.
+        `precision` is neither of the two.
     """
 
     threads: int | None = None
@@ -66,7 +66,7 @@ class Compute:
 
     @property
     def workers(self) -> int:
-        """The number of threads to use: `threads`, or the cores this process may run on."""
+        """The number of threads to use: `threads`, or the number of cores that this process may use."""
         if self.threads is not None:
             return self.threads
         if hasattr(os, "sched_getaffinity"):
@@ -75,25 +75,34 @@ class Compute:
 
     @property
     def exact_device(self) -> str:
-        """`device` with ``"auto"`` resolved, a device that computes in float64. Raises as `resolve_exact_device`."""
+        """`device` with ``"auto"`` resolved: a device that computes in float64. Errors as in `resolve_exact_device`."""
         if self.device == "cpu":
             return self.device
-        from pythia_dynamics.device import resolve_exact_device  # which loads torch
+        from pythia_dynamics.device import resolve_exact_device  # imports torch
 
         return resolve_exact_device(self.device)
 
     def rows_of(self, history: History) -> int:
-        """Rows of each frame of a history that are used. Raises `PythiaDynError` where it does not have so many."""
-        there = history.frame_shape[0]
+        """The number of rows of each frame of a history that are used.
+
+        Raises `PythiaDynError` when `rows` is not a whole number from 1 to the rows of a frame.
+        """
+        count = history.frame_shape[0]
         if self.rows is None:
-            return there
-        whole = isinstance(self.rows, (int, np.integer)) and not isinstance(self.rows, bool)
-        if not whole or not 1 <= self.rows <= there:
-            raise PythiaDynError(f"rows must be a whole number from 1 to {there}, the rows of a frame; got {self.rows}")
+            return count
+        is_integer = isinstance(self.rows, (int, np.integer)) and not isinstance(self.rows, bool)
+        if not is_integer or not 1 <= self.rows <= count:
+            raise PythiaDynError(f"rows must be a whole number from 1 to {count}, the rows of a frame; got {self.rows}")
         return int(self.rows)
 
     def part(self, start: int, length: int) -> Compute:
-        """The same, with progress reported as `length` thousandths of the whole, from the thousandth `start` on."""
+        """The same settings for one part of the work.
+
+        Parameters
+        ----------
+        start, length
+            The part in thousandths of the whole work. Progress is reported from `start` to `start + length` of 1,000.
+        """
 
         def report(done: int, total: int) -> None:
             self.progress(start + done * length // max(total, 1), 1000)

@@ -1,8 +1,8 @@
 """Exact counts of every 16-bit value at every step, and the moments that follow from them.
 
-A 16-bit float has 65,536 codes. Counting them once, exactly, gives every binning, quantile and moment afterwards
-without reading the weights again. float32 and float64 weights are counted after rounding to float16; their moments,
-least and greatest value come from the values themselves, in float64.
+A 16-bit float has 65,536 codes. Their exact counts give every histogram, quantile and moment without another reading
+of the weights. float32 and float64 weights are counted after rounding to float16; their moments,
+minimum and maximum come from the values themselves, in float64.
 """
 
 from __future__ import annotations
@@ -24,13 +24,25 @@ __all__ = ["Counts", "Moments", "central_moments", "code_values"]
 
 
 CODES = 1 << 16
+"""Number of codes of a 16-bit float."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of T' frames of `size` weights each: arrays of shape (T',), NaN where any weight is not finite.
+    """Moments of T' frames: arrays of shape (T',), NaN for a frame with a weight that is not finite.
 
-    `std` is the population's, `kurtosis` the excess over a Gaussian's; `nonfinite` counts weights.
+    Parameters
+    ----------
+    size
+        Number of weights of each frame.
+    mean, std
+        Mean and population standard deviation of the weights.
+    skewness, kurtosis
+        Third standardised moment; fourth standardised moment minus 3 (0 for a Gaussian).
+    min, max
+        Least and greatest weight.
+    nonfinite
+        Number of weights that are not finite; never NaN.
     """
 
     size: int
@@ -59,10 +71,18 @@ class Moments:
 
 @dataclass(kw_only=True)
 class Counts(PerSlab):
-    """Accumulator of how often each 16-bit code occurs at each step; exact.
+    """Accumulator that counts exactly how often each 16-bit code occurs at each step.
 
-    `table` is uint32 of shape (T', 65536); the codes are those of bfloat16 for such weights, of float16 for all
-    others. For float32 and float64 weights (`direct`), `sums` has power sums in float64 about `shift`.
+    Attributes
+    ----------
+    dtype
+        dtype of the weights.
+    direct
+        Whether the weights are float32 or float64. Their moments come from power sums, not from the counts.
+    shift
+        Provisional mean of each frame, shape (T',). With `direct`, `sums` has the power sums of weight − shift.
+    table
+        Counts, uint32 of shape (T', 65536). Codes are those of bfloat16 for bfloat16 weights, else those of float16.
     """
 
     dtype: np.dtype[Any] = field(default=np.dtype(np.float16))
@@ -75,7 +95,7 @@ class Counts(PerSlab):
         if frames.size >= 1 << 32:
             raise PythiaDynError(f"a frame of {frames.size} weights is too large to count in 32 bits")
         direct = frames.like.dtype.kind == "f"
-        shift = frames.rough_means() if direct else np.zeros(len(frames))
+        shift = frames.provisional_means() if direct else np.zeros(len(frames))
         table = np.zeros((len(frames), CODES), np.uint32)
         started = super().start(frames, device)
         return replace(started, dtype=frames.history.dtype, direct=direct, shift=shift, table=table)
@@ -110,7 +130,7 @@ class Counts(PerSlab):
         self.sums |= other.sums
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:
-        """Frames with weights that are not finite, from their counts, and float64 frames with squares that are not."""
+        """Frames with weights that are not finite, shape (T',), and float64 frames whose squares are not finite."""
         found = self._nonfinite() > 0
         if self.direct:
             found |= ~np.isfinite(np.sum([partial[:, 1] for partial in self.sums.values()], axis=0))
@@ -118,12 +138,12 @@ class Counts(PerSlab):
 
     @property
     def counted_as(self) -> str:
-        """The dtype that the codes are those of."""
+        """The name of the dtype of the codes: ``"bfloat16"`` or ``"float16"``."""
         return "bfloat16" if self.dtype == ml_dtypes.bfloat16 else "float16"
 
     @property
     def code_values(self) -> NDArray[np.float64]:
-        """The number behind each of the 65,536 codes."""
+        """The number that each code stands for, shape (65536,)."""
         return code_values(self.counted_as)
 
     def _nonfinite(self) -> NDArray[np.int64]:
@@ -136,27 +156,27 @@ class Counts(PerSlab):
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """Moments in float64, exact up to the rounding of the last few additions. Computed once: ask after the pass."""
+        """Moments in float64, exact except for rounding. Computed once, so they must be read after the pass."""
         return self._moments_of_values() if self.direct else self._moments_of_codes()
 
     @functools.cached_property
     def occurring(self) -> tuple[NDArray[np.float64], NDArray[np.uint32]]:
-        """The finite values that occur at any step, in order, and how often, (T', values). Computed once.
+        """The finite values that occur at any step, ascending, and their counts, shape (T', values). Computed once.
 
         +0 and −0 are two values.
         """
-        seen = np.flatnonzero(self.table.any(axis=0))
-        seen = seen[np.isfinite(self.code_values[seen])]
-        seen = seen[np.argsort(self.code_values[seen], kind="stable")]
-        return self.code_values[seen], np.take(self.table, seen, axis=1)
+        codes = np.flatnonzero(self.table.any(axis=0))
+        codes = codes[np.isfinite(self.code_values[codes])]
+        codes = codes[np.argsort(self.code_values[codes], kind="stable")]
+        return self.code_values[codes], np.take(self.table, codes, axis=1)
 
     def _moments_of_codes(self) -> Moments:
         values, table = self.occurring
         rows, nonfinite = np.full((len(table), 6), np.nan), self._nonfinite()
-        for row, counts, bad in zip(rows, table, nonfinite, strict=True):
-            if not bad:  # of its own values alone: the last bit depends on no other step
-                own = np.flatnonzero(counts)
-                row[:] = kernels.counted_moments(values[own], counts[own])
+        for row, counts, invalid in zip(rows, table, nonfinite, strict=True):
+            if not invalid:  # only values of this step, so that other steps cannot change the last bit
+                present = np.flatnonzero(counts)
+                row[:] = kernels.counted_moments(values[present], counts[present])
         return _moments(self.size, rows, nonfinite)
 
     def _moments_of_values(self) -> Moments:
@@ -170,17 +190,17 @@ class Counts(PerSlab):
 
 
 def central_moments(s1: Any, s2: Any, s3: Any, s4: Any) -> tuple[Any, Any, Any]:
-    """Central moments of order 2, 3 and 4 from the means of x, x², x³ and x⁴, float64 scalars or arrays of one shape.
+    """Central moments of order 2, 3 and 4 from the means of x, x², x³ and x⁴.
 
     Parameters
     ----------
     s1, s2, s3, s4
-        Means of the powers, about any shift.
+        Means of the powers of x − shift, for any shift: float64 scalars, or arrays of one shape.
 
     Returns
     -------
     tuple
-        m₂ (at least 0), m₃ and m₄, which do not depend on the shift.
+        m₂ (at least 0), m₃ and m₄, of the same shape. They do not depend on the shift.
     """
     m2 = np.maximum(s2 - s1**2, 0)
     m3 = s3 - 3 * s1 * s2 + 2 * s1**3
@@ -190,9 +210,9 @@ def central_moments(s1: Any, s2: Any, s3: Any, s4: Any) -> tuple[Any, Any, Any]:
 
 @functools.cache
 def code_values(dtype: str) -> NDArray[np.float64]:
-    """The number behind each of the 65,536 codes of ``"float16"`` or ``"bfloat16"``."""
+    """The number that each of the 65,536 codes of ``"float16"`` or ``"bfloat16"`` stands for, shape (65536,)."""
     codes = np.arange(CODES, dtype=np.uint16).view(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)
-    with np.errstate(invalid="ignore"):  # a signalling NaN says so when it is widened
+    with np.errstate(invalid="ignore"):  # NumPy warns when it widens a signalling NaN
         values: NDArray[np.float64] = codes.astype(np.float64)
     values.flags.writeable = False
     return values

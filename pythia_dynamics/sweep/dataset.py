@@ -1,4 +1,4 @@
-"""From columns of the steps in use to a dataset over all steps, NaN where there is none."""
+"""Datasets over all steps of a history, from values of the steps in use. Other steps are NaN."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pythia_dynamics.history.history import History
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Variable", "course", "ends", "step_dataset"]
+__all__ = ["Variable", "ends", "format_ends", "step_dataset"]
 
-_OVER_STEPS = ("step", "other_step")
+_STEP_DIMS = ("step", "other_step")
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Variable:
     Parameters
     ----------
     values : array_like
-        Its values; along ``step`` and ``other_step`` those of the steps in use, or of all steps.
+        Its values. The axes ``step`` and ``other_step`` have the steps in use, or all steps.
     long_name : str
-        What it is, as an axis label says it.
+        Description, as the label of an axis.
     units : str
-        Its units, ``"1"`` for none.
+        Its units; ``"1"`` for a pure number.
     dims : tuple of str
         Names of its axes.
     attrs : mapping
-        More attributes: how it was fitted, where it peaks.
+        More attributes, for instance the parameters of a fit.
     """
 
     values: Any
@@ -52,7 +52,7 @@ def step_dataset(
     coords: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """The dataset over `step` of a history, with units, and provenance in its attributes.
+    """Make the dataset over `step` of a history. Variables have units; the attributes have the provenance.
 
     Parameters
     ----------
@@ -61,10 +61,10 @@ def step_dataset(
     variables : mapping of str to Variable
         The variables by name.
     at : array of int, shape (T',), optional
-        Places on the step axis of the steps in use. Values along ``step`` or ``other_step`` are of these steps, and
-        NaN (False for booleans) elsewhere. By default values are of all T steps.
+        Indices of the steps in use. Values along ``step`` or ``other_step`` are of these steps; all other steps become
+        NaN (False for booleans). Default: values are of all T steps.
     coords : mapping, optional
-        Coordinates other than ``step``; ``other_step`` is added where a variable has it.
+        Coordinates besides ``step``. ``other_step`` is added if a variable has that axis.
     attrs : mapping, optional
         Attributes besides the provenance.
     """
@@ -75,23 +75,23 @@ def step_dataset(
     for name, variable in variables.items():
         values = np.asarray(variable.values)
         for axis, dim in enumerate(variable.dims):
-            if dim in _OVER_STEPS and at is not None and values.shape[axis] != length:
-                values = _spread(values, axis, at, length)
+            if dim in _STEP_DIMS and at is not None and values.shape[axis] != length:
+                values = _scatter(values, axis, at, length)
         data[name] = (
             variable.dims,
             values,
             {"long_name": variable.long_name, "units": variable.units, **variable.attrs},
         )
-    both = (
+    extra = (
         {"other_step": history.steps} if any("other_step" in variable.dims for variable in variables.values()) else {}
     )
     return xr.Dataset(
-        data, coords={"step": history.steps, **both, **(coords or {})}, attrs={**history.provenance, **(attrs or {})}
+        data, coords={"step": history.steps, **extra, **(coords or {})}, attrs={**history.provenance, **(attrs or {})}
     )
 
 
-def _spread(values: NDArray[Any], axis: int, at: NDArray[np.intp], length: int) -> NDArray[Any]:
-    """Values of the steps `at` along an axis, at their places among `length` steps."""
+def _scatter(values: NDArray[Any], axis: int, at: NDArray[np.intp], length: int) -> NDArray[Any]:
+    """Move values of the steps `at` to their indices on an axis of `length` steps; the others are NaN, or False."""
     shape = (*values.shape[:axis], length, *values.shape[axis + 1 :])
     full = np.zeros(shape, bool) if values.dtype == bool else np.full(shape, np.nan)
     full[(slice(None),) * axis + (at,)] = values
@@ -99,12 +99,12 @@ def _spread(values: NDArray[Any], axis: int, at: NDArray[np.intp], length: int) 
 
 
 def ends(curve: xr.DataArray) -> tuple[float, float]:
-    """First and last known value of a curve over steps, NaN where none is known."""
+    """The first and the last value of a curve over steps that are not NaN; two NaN if there is none."""
     known = curve.dropna("step").to_numpy()
     return (float(known[0]), float(known[-1])) if len(known) else (np.nan, np.nan)
 
 
-def course(first_and_last: tuple[float, float], digits: int = 4) -> str:
-    """First and last value in words, with so many digits."""
+def format_ends(first_and_last: tuple[float, float], digits: int = 4) -> str:
+    """First and last value as text, ``0.1 → 0.2``, with so many significant digits; ``not known`` for NaN."""
     first, last = first_and_last
     return f"{first:.{digits}g} → {last:.{digits}g}" if np.isfinite(first_and_last).all() else "not known"

@@ -1,7 +1,7 @@
 """The Gram matrix WᵀW of each step.
 
-The (v, d) matrix of a step is read once and never decomposed; singular values and projections follow from the (d, d)
-Gram matrix. It goes step by step: the Gram matrices of all steps at once would not fit into memory.
+The (v, d) matrix W of a step is read once and not decomposed. Singular values and projections follow from the (d, d)
+Gram matrix. Steps are processed one by one, because the Gram matrices of all steps would not fit into memory.
 """
 
 from __future__ import annotations
@@ -19,38 +19,41 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute, Precision
-from pythia_dynamics.sweep.frames import carrier, to_device, warn_nonfinite
+from pythia_dynamics.sweep.frames import kernel_array, to_device, warn_nonfinite
 from pythia_dynamics.sweep.sweep import run_jobs
 
 __all__ = ["FrameGram", "frame_gram", "map_gram_matrices"]
 
 
 _RESOLUTION = {"float32": 1e-7, "float64": 1e-13}
-"""Eigenvalues of WᵀW below this share of the largest are rounding: a few units in the last place of either type."""
+"""Eigenvalues of WᵀW below this share of the largest are rounding errors. 1e-7 is the precision of float32. 1e-13 is
+450 times that of float64, for the rounding of sums over 50,000 rows."""
 
 _FLOAT64_BELOW = 1e-6
-"""A step with eigenvalues below this share of the largest is computed in float64: ten times what float32 resolves."""
+"""A step with eigenvalues below this share of the largest is computed in float64. The value is ten times the
+resolution of float32, so that the eigenvalues that remain in float32 are accurate to 10 %."""
 
-_DEVICE_WEIGHTS = 1 << 24
-"""Weights of a step that one thread has on a device at a time: 128 MB in float64."""
+_DEVICE_ELEMENTS = 1 << 24
+"""Weights of a step that one thread has on a device at a time: 128 MB in float64, so that 16 threads need 2 GB of the
+memory of the device."""
 
 
 @dataclass(frozen=True)
 class FrameGram:
-    """The Gram matrix of one step's weights W of shape (v, d), d the last axis.
+    """The Gram matrix of the weights W of one step. W has shape (v, d); d is the last axis of the frame.
 
     Parameters
     ----------
     rows : int
-        v.
+        v, the number of rows of W.
     gram : array of float64, shape (d, d)
         WᵀW.
     mean_row : array of float64, shape (d,)
         The mean of the rows of W.
     eigenvalues : array of float64, shape (min(v, d),)
-        Those of `gram`, in descending order.
+        Eigenvalues of `gram`, descending.
     resolution : float
-        Eigenvalues below this share of the largest are lost in rounding.
+        Eigenvalues below this share of the largest are rounding errors.
     """
 
     rows: int
@@ -74,22 +77,22 @@ def map_gram_matrices(
     history : History
         The weights.
     functions : sequence of callable
-        Each gets the `FrameGram` of a step. Picklable for an executor of processes.
+        Each is called with the `FrameGram` of a step. For an executor of processes they must be picklable.
     compute : Compute, optional
-        Threads (each needs a few (d, d) matrices) or executor (gets one task per step), device, precision, rows. Its
-        progress counts steps.
+        Threads or executor, device, precision, rows. Each thread needs memory for a few (d, d) matrices. An executor
+        gets one task per step. Progress counts steps.
     warn : bool
-        Whether to name steps that are not finite in a `NonFiniteWarning`.
+        Whether to issue a `NonFiniteWarning` that names the steps with weights that are not finite.
 
     Returns
     -------
     list of list
-        For each function one value per step, None where the step is missing or its weights are not finite.
+        For each function one value per step; None if the step is missing or its weights are not all finite.
 
     Raises
     ------
     PythiaDynError
-        Where no step has weights, or finite weights have squares that are not.
+        No step has weights, or finite weights have squares that are not finite.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -99,7 +102,7 @@ def map_gram_matrices(
     present = np.flatnonzero(history.present).tolist()
     if not present:
         raise PythiaDynError(f"no step of {history.name} has weights to analyse")
-    # each job has its own step alone: weights in memory are sent with a task to another process
+    # Each job has a history of one step, because weights in memory are sent to another process with the task.
     jobs = [
         (i, (_task, history.select([int(history.steps[i])]), tuple(functions), rows, compute.precision, device))
         for i in present
@@ -110,7 +113,7 @@ def map_gram_matrices(
     with ExitStack() as stack:
         pool = compute.executor
         if pool is None:
-            # one BLAS thread for each of ours: with more threads than cores they wait for one another
+            # One BLAS thread per thread of the pool: more threads than cores would wait for one another.
             stack.enter_context(threadpool_limits(1, user_api="blas"))
             pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="gram"))
         for done, (index, outcome) in enumerate(run_jobs(pool, jobs, ahead=2 * count), 1):
@@ -128,9 +131,9 @@ def map_gram_matrices(
 def _task(
     history: History, functions: tuple[Callable[[FrameGram], Any], ...], rows: int, precision: Precision, device: str
 ) -> list[Any] | None:
-    """The work on a history of one step, as a task that can be sent to another process."""
+    """Apply the functions to a history of one step. A module-level function, so that another process can run it."""
     frame = history.frame(0)
-    assert frame is not None  # only present steps are asked for
+    assert frame is not None  # jobs are made for present steps only
     found = frame_gram(frame[:rows], precision=precision, device=device)
     return None if found is None else [function(found) for function in functions]
 
@@ -141,19 +144,19 @@ def frame_gram(weights: NDArray[Any], *, precision: Precision = "float32", devic
     Parameters
     ----------
     weights : array, shape (…, d)
-        float16, bfloat16, float32 or float64; a vector is one column.
+        float16, bfloat16, float32 or float64. Leading axes are merged; a vector is one column.
     precision, device
-        As for `Compute`; float64 weights, and a device other than the CPU, are computed in float64.
+        As in `Compute`. float64 weights, and all weights on another device than the CPU, are computed in float64.
 
     Returns
     -------
     FrameGram or None
-        None where the weights are not all finite.
+        None if the weights are not all finite.
 
     Raises
     ------
     PythiaDynError
-        Where finite weights have squares that are not.
+        The weights are finite, but their squares are not.
     """
     matrix = weights.reshape(-1, weights.shape[-1]) if weights.ndim > 1 else weights.reshape(-1, 1)
     if device != "cpu" or weights.dtype == np.float64:
@@ -178,28 +181,28 @@ def frame_gram(weights: NDArray[Any], *, precision: Precision = "float32", devic
 
 
 def _on_cpu(matrix: NDArray[Any], precision: Precision) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """WᵀW and the sum of the rows."""
-    carried = carrier(matrix)
+    """WᵀW, shape (d, d), and the sum of the rows, shape (d,)."""
+    array = kernel_array(matrix)
     length, width = matrix.shape
     padded = -(-width // kernels.TILE) * kernels.TILE
     work = kernels.workspace(padded, kernels.COLUMN_BLOCK, precision)
     gram, total = np.zeros((padded, padded)), np.zeros(width)
-    address = np.uint64(carried.ctypes.data)
-    kernels.column_gram(address, np.zeros(1, carried.dtype), 0, length, work, gram, total)
+    address = np.uint64(array.ctypes.data)
+    kernels.column_gram(address, np.zeros(1, array.dtype), 0, length, work, gram, total)
     lower = np.tril(gram[:width, :width])
     return lower + np.tril(lower, -1).T, total
 
 
 def _on_device(matrix: NDArray[Any], device: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The same on a CUDA device, in float64 throughout."""
+    """The same sums on a CUDA device, in float64."""
     import torch
 
     width = matrix.shape[1]
     gram = torch.zeros((width, width), dtype=torch.float64, device=device)
     total = torch.zeros(width, dtype=torch.float64, device=device)
-    piece = max(_DEVICE_WEIGHTS // width, 1)
-    for start in range(0, len(matrix), piece):
-        rows = to_device(matrix[start : start + piece], device)
+    chunk = max(_DEVICE_ELEMENTS // width, 1)
+    for start in range(0, len(matrix), chunk):
+        rows = to_device(matrix[start : start + chunk], device)
         gram += rows.T @ rows
         total += rows.sum(dim=0)
     return gram.cpu().numpy(), total.cpu().numpy()

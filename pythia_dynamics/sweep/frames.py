@@ -1,4 +1,4 @@
-"""The frames of a history as memory: addresses for the kernels, slabs, rows, and warnings about steps left out."""
+"""The frames of a history as memory addresses for the kernels; slabs; warnings about steps that are left out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = [
     "Frames",
     "MissingStepsWarning",
     "NonFiniteWarning",
-    "carrier",
     "is_finite",
+    "kernel_array",
     "slabs",
     "to_device",
     "warn_missing",
@@ -29,26 +29,27 @@ __all__ = [
 ]
 
 
-_CARRIERS: dict[np.dtype[Any], type[np.generic]] = {
+_KERNEL_DTYPES: dict[np.dtype[Any], type[np.generic]] = {
     np.dtype(np.float16): np.uint16,
     np.dtype(ml_dtypes.bfloat16): np.int16,
     np.dtype(np.float32): np.float32,
     np.dtype(np.float64): np.float64,
 }
+"""dtype of the array that a kernel gets, by dtype of the weights. Numba has no 16-bit floats, so it gets their bits."""
 
 
 _SMALLEST_SLAB = 1 << 13
-"""Weights: enough for the work on a slab to outweigh the call of its kernels."""
+"""Weights. The work on a slab of this size takes much longer than the call of its kernels."""
 
 _LARGEST_SLAB = 1 << 20
-"""Weights. Slabs of half a million were 15 to 20 % slower to count, because the counting tables (256 kB a step) leave
-the cache between two slabs; larger ones share out unevenly among threads."""
+"""Weights. Counting slabs of half a million weights was 15 to 20 % slower, because the counting tables (256 kB a step)
+leave the cache between two slabs. Larger slabs are too few to give all threads equal work."""
 
 _ALIGNMENT = 64
-"""Weights: at least a cache line of 64 bytes for every dtype, so that no two threads read the same line."""
+"""Weights: at least one cache line of 64 bytes for every dtype, so that no two threads read the same line."""
 
-_SLABS = 16
-"""The number of slabs is a multiple of this, so that 2, 4, 8 or 16 threads end together."""
+_SLAB_MULTIPLE = 16
+"""The number of slabs is a multiple of this, so that 2, 4, 8 or 16 threads get equal work."""
 
 
 class MissingStepsWarning(UserWarning):
@@ -59,43 +60,60 @@ class NonFiniteWarning(UserWarning):
     """Steps have weights that are NaN or infinite; the message names them. Only their own rows are NaN."""
 
 
-def carrier(weights: NDArray[Any]) -> NDArray[Any]:
-    """Weights as the kernels take them, C-contiguous: the bits of float16 as uint16, those of bfloat16 as int16."""
-    if weights.dtype not in _CARRIERS:
+def kernel_array(weights: NDArray[Any]) -> NDArray[Any]:
+    """Weights as an array that the kernels accept.
+
+    Parameters
+    ----------
+    weights
+        float16, bfloat16, float32 or float64, of any shape.
+
+    Returns
+    -------
+    array of the same shape
+        C-contiguous: the bits of float16 as uint16, those of bfloat16 as int16; float32 and float64 unchanged. Shares
+        the memory of C-contiguous weights.
+
+    Raises
+    ------
+    PythiaDynError
+        The weights have another dtype.
+    """
+    if weights.dtype not in _KERNEL_DTYPES:
         raise PythiaDynError(f"weights must be float16, bfloat16, float32 or float64; got {weights.dtype}")
-    return np.ascontiguousarray(weights).view(_CARRIERS[weights.dtype])
+    return np.ascontiguousarray(weights).view(_KERNEL_DTYPES[weights.dtype])
 
 
 class Frames:
-    """The frames in use, as memory: T' present steps of equal size, in step order.
+    """The frames in use: T' present steps of equal size, in step order, with their addresses in memory.
 
-    It holds references to the arrays, so the addresses are valid as long as this object. It is pickled as its history:
-    paths for a store, the weights themselves for an array.
+    The object holds references to the arrays, so the addresses are valid while it exists. Pickling it sends its
+    history: paths for a store, the weights for an array.
 
     Parameters
     ----------
     history : History
         The history whose present steps are used.
     rows : int
-        Number of rows of each frame to use, the first ones.
+        Use the first `rows` rows of each frame.
     without : sequence of int
-        Places on the step axis that are left out besides the missing ones.
+        Indices of steps that are left out in addition to the missing ones.
 
     Attributes
     ----------
     indices : array of int, shape (T',)
-        Places of the frames on the step axis of the history.
+        Indices of the frames into the steps of the history.
     size : int
-        Weights of each frame.
+        Number of weights of each frame.
     addresses : array of uint64, shape (T',)
-        Where each frame begins in memory.
+        Address of the first weight of each frame.
     like : array, shape (1,)
-        Its dtype tells the kernels what lies at the addresses; see `pythia_dynamics.sweep.kernels`.
+        An array of the dtype of the data at the addresses; see `pythia_dynamics.sweep.kernels`.
 
     Raises
     ------
     PythiaDynError
-        Where no step has weights.
+        No step has weights.
     """
 
     def __init__(self, history: History, rows: int, *, without: Sequence[int] = ()) -> None:
@@ -107,7 +125,7 @@ class Frames:
         for index in range(len(history.steps)):
             frame = None if index in self.without else history.frame(index)
             if frame is not None:
-                self.arrays.append(carrier(frame).reshape(-1)[: self.size])
+                self.arrays.append(kernel_array(frame).reshape(-1)[: self.size])
                 indices.append(index)
         if not indices:
             raise PythiaDynError(f"no step of {history.name} has weights to analyse")
@@ -129,33 +147,39 @@ class Frames:
 
     @property
     def computing_type(self) -> type[np.floating[Any]]:
-        """float32, in which 16-bit weights are exact; float64 for float64 weights."""
+        """The type to compute in: float64 for float64 weights, else float32, which is exact for 16-bit weights."""
         return np.float64 if self.history.dtype == np.float64 else np.float32
 
     def values(self, position: int, start: int, stop: int) -> NDArray[Any]:
-        """A copy-free view of the weights `start` to `stop` of one frame, in the dtype of the history."""
+        """The weights `start` to `stop` of the frame `position`, a view in the dtype of the history, shape (n,)."""
         return self.arrays[position][start:stop].view(self.history.dtype)
 
-    def rough_means(self, pieces: int = 4, piece: int = 1024) -> NDArray[np.float64]:
-        """A provisional mean of each frame from a few short stretches of it, rounded to the dtype of the weights.
+    def provisional_means(self, count: int = 4, length: int = 1024) -> NDArray[np.float64]:
+        """An estimate of the mean of each frame, from samples, rounded to the dtype of the weights; shape (T',).
 
-        Sums of values shifted by it do not cancel when the exact mean is subtracted from them afterwards. Rounded, so
-        that a constant frame is exactly zero after the shift. 0 where a stretch is not finite.
+        Sums of weight − estimate lose no digits when the exact mean is subtracted afterwards. The estimate is rounded,
+        so that a constant frame minus its estimate is exactly zero. It is 0 if a sample is not finite.
+
+        Parameters
+        ----------
+        count, length
+            Number of samples, and consecutive weights of each. 4 · 1,024 independent weights give the mean to within
+            about σ/64, small compared with the spread of the weights.
         """
-        starts = np.unique(np.linspace(0, max(self.size - piece, 0), pieces).astype(int))
+        starts = np.unique(np.linspace(0, max(self.size - length, 0), count).astype(int))
         means = np.empty(len(self))
         for t in range(len(self)):
-            stretches = [self.values(t, start, min(start + piece, self.size)) for start in starts]
+            samples = [self.values(t, start, min(start + length, self.size)) for start in starts]
             with np.errstate(all="ignore"):
-                means[t] = np.concatenate(stretches).astype(np.float64).mean()
+                means[t] = np.concatenate(samples).astype(np.float64).mean()
         means[~np.isfinite(means)] = 0
         rounded: NDArray[np.float64] = means.astype(self.history.dtype).astype(np.float64)
         return rounded
 
     def padded(self, multiple: int) -> NDArray[np.uint64]:
-        """The addresses, the last one repeated up to a multiple."""
-        short = -len(self) % multiple
-        return np.concatenate([self.addresses, np.repeat(self.addresses[-1:], short)])
+        """The addresses, with the last one repeated until their number is a multiple of `multiple`."""
+        padding = -len(self) % multiple
+        return np.concatenate([self.addresses, np.repeat(self.addresses[-1:], padding)])
 
 
 def _frames(history: History, rows: int, without: tuple[int, ...]) -> Frames:
@@ -163,18 +187,23 @@ def _frames(history: History, rows: int, without: tuple[int, ...]) -> Frames:
 
 
 def slabs(size: int, slab: int | None = None) -> list[tuple[int, int]]:
-    """The ranges (start, stop) of weights that one pass over frames goes through.
+    """Divide the weights of a frame into ranges (start, stop), the slabs of a pass.
 
     Parameters
     ----------
     size : int
-        Weights of a frame.
+        Number of weights of a frame.
     slab : int, optional
-        Weights of a range, rounded up to whole cache lines. By default there are 16 equal ranges or a multiple of 16,
-        fewer where the frame is small.
+        Weights of a slab, rounded up to whole cache lines. By default there are 16 equal slabs or a multiple of 16;
+        a small frame has fewer.
+
+    Raises
+    ------
+    PythiaDynError
+        `slab` is below 1.
     """
     if slab is None:
-        count = _SLABS * -(-size // (_SLABS * _LARGEST_SLAB))
+        count = _SLAB_MULTIPLE * -(-size // (_SLAB_MULTIPLE * _LARGEST_SLAB))
         slab = max(-(-size // max(count, 1)), _SMALLEST_SLAB)
     if slab < 1:
         raise PythiaDynError(f"a slab must have at least one weight; got {slab}")
@@ -183,18 +212,18 @@ def slabs(size: int, slab: int | None = None) -> list[tuple[int, int]]:
 
 
 def warn_missing(history: History) -> None:
-    """Name the steps of the history that have no weights in a `MissingStepsWarning`, if there are any."""
-    gone = history.steps[~history.present].tolist()
-    if gone:
+    """Issue a `MissingStepsWarning` that names the steps of the history without weights, if there are any."""
+    missing = history.steps[~history.present].tolist()
+    if missing:
         warnings.warn(
-            f"{history.name} lacks {listed(gone)}: NaN there, and skipped in sums over steps",
+            f"{history.name} lacks {listed(missing)}: NaN there, and skipped in sums over steps",
             MissingStepsWarning,
             stacklevel=3,
         )
 
 
 def warn_nonfinite(history: History, steps: Sequence[int]) -> None:
-    """Name steps with weights that are NaN or infinite in a `NonFiniteWarning`, if there are any."""
+    """Issue a `NonFiniteWarning` that names the steps with weights that are NaN or infinite, if there are any."""
     if steps:
         warnings.warn(
             f"{history.name} has weights that are not finite at {listed(steps)}: NaN there, and skipped in sums",
@@ -204,14 +233,17 @@ def warn_nonfinite(history: History, steps: Sequence[int]) -> None:
 
 
 def is_finite(frames: Frames, position: int) -> bool:
-    """Whether all weights of one frame are finite; `position` counts the frames in use."""
-    pieces = (frames.values(position, start, stop) for start, stop in slabs(frames.size))
+    """Whether all weights of one frame are finite. `position` is its index among the frames in use."""
+    parts = (frames.values(position, start, stop) for start, stop in slabs(frames.size))
     with np.errstate(invalid="ignore"):  # bfloat16 warns of signalling NaNs
-        return all(np.isfinite(piece).all() for piece in pieces)
+        return all(np.isfinite(part).all() for part in parts)
 
 
 def to_device(values: NDArray[Any], device: str) -> torch.Tensor:
-    """A copy of weights on a device of torch, as float64; 16-bit weights are sent as they are and widened there."""
+    """A copy of weights on a torch device, as float64 of the same shape.
+
+    16-bit weights are transferred as 16-bit numbers and widened on the device.
+    """
     import torch
 
     sent = values.copy()

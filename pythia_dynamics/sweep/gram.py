@@ -1,8 +1,8 @@
 """The two-time Gram matrix K_ts = Σ_k w_tk w_sk of a history, and the displacements that follow from it.
 
-It accumulates the Gram matrix of the *increments*, D_ij = Σ_k δ_ik δ_jk with δ_0 = w_0 and δ_i = w_i − w_{i−1}.
-K is its double running sum. A displacement over a short lag is a sum of the few entries of D inside the lag, not the
-difference of two large entries of K: it keeps its relative accuracy however small it is beside the weights.
+The accumulator sums the Gram matrix of the *increments*, D_ij = Σ_k δ_ik δ_jk with δ_0 = w_0 and δ_i = w_i − w_{i−1}.
+K is the cumulative sum of D along both axes. A displacement over a short lag is a sum of the few entries of D inside
+the lag, not the difference of two large entries of K. Its relative accuracy does not depend on the size of the weights.
 """
 
 from __future__ import annotations
@@ -20,24 +20,36 @@ from pythia_dynamics.sweep.sweep import PerSlab
 __all__ = ["Gram", "displacements"]
 
 _FLOAT64_BELOW_INCREMENT = 0.02
-"""A squared displacement below this share of the largest squared increment within it is computed in float64: float32
-has an error of 3e-6 of that increment, hence 3e-6 / 0.02 < 2e-4 of the displacement."""
+"""A squared displacement below this share of the largest squared increment between its two steps is computed in
+float64. float32 has an error of 3e-6 of that increment, hence less than 3e-6 / 0.02 < 2e-4 of other displacements."""
 
 _FLOAT64_BELOW_NORM = 1e-4
-"""So is a history whose least squared norm is below this share of the largest: products of small and large weights are
-lost in the rounding of the large ones."""
+"""A history whose least squared norm is below this share of the largest is computed in float64: float32 would
+lose products of small and large weights in the rounding of the large ones. 1e-4 is a ratio of 100 between norms."""
 
-_DEVICE_NUMBERS = 1 << 24
-"""float64 numbers of one slab that one thread has on a device at a time: 128 MB."""
+_DEVICE_ELEMENTS = 1 << 24
+"""float64 numbers of one slab that one thread has on a device at a time: 128 MB, so that 16 threads need 2 GB of the
+memory of the device."""
 
 
 @dataclass(kw_only=True)
 class Gram(PerSlab):
     """Accumulator of the Gram matrix of the increments, and of Σ w and Σ w² at every step.
 
-    One partial sum per slab: `products` (R, R), lower triangle, R the number of frames rounded up to a tile, and
-    `sums` (T', 2), float64. On a CUDA `device`, or if `double`, all of it is float64; else float32 inside blocks of
-    1,024 weights, which bounds the relative error of a step size by 5e-6.
+    On a CUDA `device`, or if `double`, everything is computed in float64. Otherwise blocks of 1,024 weights are summed
+    in float32, which bounds the relative error of the size of an increment by 5e-6.
+
+    Attributes
+    ----------
+    double
+        Whether to compute in float64.
+    device
+        Where to compute.
+    products
+        Partial sums of D by the first weight of the slab: lower triangle, float64 of shape (R, R), where R is T'
+        rounded up to a multiple of `kernels.TILE`.
+    sums
+        Partial sums of w and w² by the first weight of the slab: float64 of shape (T', 2).
     """
 
     mixes_steps: ClassVar[bool] = True
@@ -72,14 +84,14 @@ class Gram(PerSlab):
         self.sums |= other.sums
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:
-        """Steps whose sum of squares is not finite."""
+        """Frames whose sum of squares is not finite, shape (T',)."""
         return ~np.isfinite(self.total[:, 1])
 
     def refine(self) -> Self | None:
         """Rerun in float64, or None.
 
-        float32 does not suffice for a displacement that is small beside the increments between its two steps, as
-        across a step with other weights, nor for products of small weights and large ones.
+        float32 is not precise enough for a displacement that is much smaller than the increments between its two
+        steps, nor for products of small and large weights.
         """
         if self.double:
             return None
@@ -88,15 +100,15 @@ class Gram(PerSlab):
             return type(self)(double=True)
         with np.errstate(invalid="ignore"):
             squared = displacements(increments)
-        greatest = np.zeros(len(increments))
+        largest = np.zeros(len(increments))
         for j in range(1, len(increments)):
-            greatest[:j] = np.maximum(greatest[:j], increments[j, j])  # of those between i and j
-            if np.any(squared[:j, j] < _FLOAT64_BELOW_INCREMENT * greatest[:j]):
+            largest[:j] = np.maximum(largest[:j], increments[j, j])  # largest squared increment between i and j
+            if np.any(squared[:j, j] < _FLOAT64_BELOW_INCREMENT * largest[:j]):
                 return type(self)(double=True)
         return None
 
     def increments(self) -> NDArray[np.float64]:
-        """D, (T', T'), symmetric."""
+        """D, the Gram matrix of the increments, shape (T', T'), symmetric."""
         length = len(self.indices)
         lower = np.zeros((length, length))
         for start in sorted(self.products):
@@ -106,15 +118,15 @@ class Gram(PerSlab):
 
 
 def _on_device(frames: Frames, start: int, stop: int, device: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One slab on a CUDA device, in float64."""
+    """The sums of one slab on a CUDA device, in float64."""
     import torch
 
     length = len(frames)
     products = torch.zeros((length, length), dtype=torch.float64, device=device)
     sums = torch.zeros((length, 2), dtype=torch.float64, device=device)
-    piece = max(_DEVICE_NUMBERS // length, 1)
-    for low in range(start, stop, piece):
-        high = min(low + piece, stop)
+    chunk = max(_DEVICE_ELEMENTS // length, 1)
+    for low in range(start, stop, chunk):
+        high = min(low + chunk, stop)
         weights = torch.empty((length, high - low), dtype=torch.float64, device=device)
         for t, row in enumerate(weights):
             row.copy_(to_device(frames.values(t, low, high), device))
@@ -126,15 +138,23 @@ def _on_device(frames: Frames, start: int, stop: int, device: str) -> tuple[NDAr
 
 
 def displacements(increments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Σ_k (w_tk − w_sk)² for every pair of frames, (T', T'), from the Gram matrix of the increments.
+    """Squared displacements Σ_k (w_tk − w_sk)² of every pair of frames.
 
-    Each is summed up from the entries between its two frames alone.
+    Parameters
+    ----------
+    increments
+        D, the Gram matrix of the increments, shape (T', T').
+
+    Returns
+    -------
+    array, shape (T', T')
+        Symmetric, in weight². Each is the sum of the entries of D between its two frames only.
     """
     length = len(increments)
     result = np.zeros((length, length))
     for j in range(1, length):
-        # beyond[t] = Σ_{t<i<j} D_ij, summed from j downwards
-        beyond = np.zeros(j)
-        beyond[:-1] = np.cumsum(increments[j, j - 1 : 0 : -1])[::-1]
-        result[:j, j] = np.maximum(result[:j, j - 1] + increments[j, j] + 2 * beyond, 0)
+        # cross[t] = Σ_{t<i<j} D_ij, summed from j downwards
+        cross = np.zeros(j)
+        cross[:-1] = np.cumsum(increments[j, j - 1 : 0 : -1])[::-1]
+        result[:j, j] = np.maximum(result[:j, j - 1] + increments[j, j] + 2 * cross, 0)
     return result + result.T

@@ -1,16 +1,16 @@
-"""The inner loops of the sweep, compiled by Numba when first used and cached on disk.
+"""The inner loops of the sweep. Numba compiles them at the first call and caches them on disk.
 
-A frame reaches a kernel as its address: a history is T separate memory maps, and a loop over steps inside the kernel
-reads each of them in place. The *carrier* array `like` gives the type behind the addresses: uint16 is the bits of
-float16, int16 the bits of bfloat16, float32 and float64 are themselves. Widening to float32 happens in registers
-(one hardware instruction), so 16-bit weights are never copied.
+A kernel gets the address of each frame. A history is T separate memory maps, and a loop over steps inside the kernel
+reads each of them in place. The array `like` gives the type of the data at the addresses: uint16 for the bits of
+float16, int16 for the bits of bfloat16, float32 and float64 for themselves. One hardware instruction widens them to
+float32 in registers, so 16-bit weights are not copied.
 
-The sums over weights are float64; inside a block of `BLOCK` weights they are float32 vectors (float64 for float64
-weights), which bounds the relative error of a sum of squares by ``BLOCK / lanes · 2⁻²⁴`` ≤ 3e-5 and makes it about
-1e-8 in practice, because the roundings of different blocks are independent.
+Sums over weights are float64. Sums inside a block of `BLOCK` weights are float32 vectors (float64 for float64 weights).
+This bounds the relative error of a sum of squares by ``BLOCK / lanes · 2⁻²⁴`` ≤ 3e-5. In practice it is about 1e-8,
+because the rounding errors of different blocks are independent.
 """
 
-# Numba's own annotations stop half-way (carray, intrinsic):
+# The annotations of Numba are incomplete (carray, intrinsic):
 # mypy: disable-error-code="untyped-decorator, no-untyped-call, attr-defined, call-arg, unreachable"
 
 from __future__ import annotations
@@ -41,32 +41,51 @@ __all__ = [
 ]
 
 BLOCK = 2048
-"""Weights per step that `integrate` works on at a time: a block's state stays in the L1 cache, its frames in L2."""
+"""Weights per step in a block of `integrate`. The running sums, (4, BLOCK) float32 or 32 kB, stay in the L1 cache, and
+143 frames of 16 bits, 590 kB, stay in the L2 cache."""
+
 GRAM_BLOCK = 1024
-"""Weights per step that `gram` works on at a time: (T, GRAM_BLOCK) float32 stays in the L2 cache."""
+"""Weights per step in a block of `gram`: (143, GRAM_BLOCK) float32, 590 kB, stays in the L2 cache."""
+
 COLUMN_BLOCK = 1024
-"""Rows that `column_gram` works on at a time."""
+"""Rows in a block of `column_gram`: as in `gram`, so that float32 sums have the same bound of their rounding error."""
+
 TILE = 4
-"""Steps per register tile: `integrate` and `gram` take a number of steps that is a multiple of it."""
+"""Steps per register tile. Its 4 × 4 sums and their 5 operands fit into the 32 vector registers of AVX-512. The number
+of steps that `integrate` and `gram` get is a multiple of it."""
 
-_LINE = 64  # bytes
-_PANEL = 64
-_TURN = 32
+_CACHE_LINE = 64
+"""Bytes of a cache line of x86-64 processors."""
 
-# Sums may be reordered, which vectorises them. NaN and infinity keep their meaning: they mark the step they are in.
-_REORDER = {"reassoc", "nsz", "contract", "arcp"}
+_PANEL_ROWS = 64
+"""Rows that `_products` keeps in the L2 cache: 64 · 1,024 float32 are 256 kB."""
+
+_TRANSPOSED_COLUMNS = 32
+"""Columns that `column_gram` transposes at a time: the 32 cache lines that it writes, 2 kB, stay in the L1 cache."""
+
+# The compiler may reorder sums, so that it can vectorise them. It must not assume that numbers are finite: NaN and
+# infinity mark a step whose weights are not finite.
+_FASTMATH = {"reassoc", "nsz", "contract", "arcp"}
 
 
 def workspace(rows: int, columns: int, kind: Any) -> NDArray[Any]:
-    """An uninitialised array of `rows` and at least `columns` for a kernel, each row beginning on a cache line.
+    """An uninitialised work array for a kernel.
 
-    The lines of different rows fall into different sets of the cache: with rows a power of two apart they would evict
-    one another, and a vector across two lines costs two loads. Together that made `gram` half as fast.
+    Each row begins on a cache line, because a vector across two lines costs two loads. The distance between rows is an
+    odd number of lines: rows at a distance of a power of two would use the same sets of the cache and evict one
+    another. Without both, `gram` took twice as long.
+
+    Parameters
+    ----------
+    rows, columns
+        Number of rows, and least number of columns.
+    kind
+        dtype of the array.
     """
     itemsize = np.dtype(kind).itemsize
-    stride = (-(-columns * itemsize // _LINE) | 1) * _LINE
-    raw = np.empty(rows * stride + _LINE, np.uint8)
-    start = -raw.ctypes.data % _LINE
+    stride = (-(-columns * itemsize // _CACHE_LINE) | 1) * _CACHE_LINE
+    raw = np.empty(rows * stride + _CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % _CACHE_LINE
     work: NDArray[Any] = raw[start : start + rows * stride].view(kind).reshape(rows, -1)
     return work
 
@@ -84,7 +103,7 @@ def _pointer(typing_context: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def _widen(typing_context: Any, value: Any) -> Any:
-    """The number behind a carrier's element, as float32 (float64 stays float64)."""
+    """The weight that an element of `like`'s type stands for, as float32 (float64 stays float64)."""
     if value == types.uint16:
 
         def from_half(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -99,15 +118,15 @@ def _widen(typing_context: Any, value: Any) -> Any:
 
         return types.float32(value), from_bfloat
 
-    def same(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def unchanged(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return arguments[0]
 
-    return value(value), same
+    return value(value), unchanged
 
 
 @intrinsic
 def _half_bits(typing_context: Any, value: Any) -> Any:
-    """The bits of a float32 rounded to float16, to nearest even."""
+    """The bits of a float32 rounded to float16, to the nearest, ties to even."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(builder.fptrunc(arguments[0], ir.HalfType()), ir.IntType(16))
@@ -117,9 +136,9 @@ def _half_bits(typing_context: Any, value: Any) -> Any:
 
 @intrinsic
 def _minus(typing_context: Any, left: Any, right: Any) -> Any:
-    """left − right as it is written: Numba adds its flags only where there are none, and this one reorders nothing.
+    """left − right, which LLVM must not reorder. Numba adds its own flags only to an instruction without flags.
 
-    Without it LLVM turns (x − a) − b into x − (a + b), which rounds away what is small beside the weights.
+    Otherwise LLVM turns (x − a) − b into x − (a + b), which loses differences that are small compared with the weights.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -130,7 +149,7 @@ def _minus(typing_context: Any, left: Any, right: Any) -> Any:
 
 @intrinsic
 def _plus(typing_context: Any, left: Any, right: Any) -> Any:
-    """left + right as it is written, like `_minus`."""
+    """left + right, which LLVM must not reorder; see `_minus`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.fadd(*arguments, flags=("nsz",))
@@ -140,11 +159,11 @@ def _plus(typing_context: Any, left: Any, right: Any) -> Any:
 
 @intrinsic
 def _widest_vectors(typing_context: Any) -> Any:
-    """Let the function that contains this use 512-bit vectors where the processor has them.
+    """Let the calling function use 512-bit vectors on processors that have them.
 
-    LLVM prefers 256 bits on the Xeons of 2017 to 2021, for programs that use vectors now and then; these loops use
-    nothing else and run 1.3 to 2 times faster. Other processors ignore it. llvmlite admits only the attributes it
-    knows, hence the way around its check.
+    LLVM prefers 256 bits on the Xeons of 2017 to 2021, which suits programs with few vector instructions. These loops
+    have mostly vector instructions and run 1.3 to 2 times faster with 512 bits. Other processors ignore the attribute.
+    llvmlite rejects attributes that it does not know, so this adds it to the set directly.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -156,23 +175,23 @@ def _widest_vectors(typing_context: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def count_codes(address: Any, size: int, table: Any) -> None:
-    """Add to `table` (uint32, 65,536) how often each 16-bit code occurs among `size` codes at `address`."""
+    """Count each 16-bit code among the `size` codes at `address`, and add the counts to `table`, uint32 (65536,)."""
     words = nb.carray(_pointer(address, np.empty(0, np.uint64)), (size // 4,))
     low = np.uint64(0xFFFF)
-    for i in range(words.size):  # four codes a load: the loads, not the additions, are what is scarce
+    for i in range(words.size):  # four codes per load, because loads limit the speed
         word = words[i]
         table[word & low] += np.uint32(1)
         table[(word >> np.uint64(16)) & low] += np.uint32(1)
         table[(word >> np.uint64(32)) & low] += np.uint32(1)
         table[word >> np.uint64(48)] += np.uint32(1)
-    rest = nb.carray(_pointer(address + np.uint64(8 * words.size), np.empty(0, np.uint16)), (size % 4,))
-    for i in range(rest.size):
-        table[rest[i]] += np.uint32(1)
+    remainder = nb.carray(_pointer(address + np.uint64(8 * words.size), np.empty(0, np.uint16)), (size % 4,))
+    for i in range(remainder.size):
+        table[remainder[i]] += np.uint32(1)
 
 
 @njit(cache=True, nogil=True)
 def cumulate(counts: Any, out: Any) -> None:
-    """The running sums of `counts` (uint32) go to `out` (int64), which has one entry more: the first is 0."""
+    """Write the cumulative sums of `counts`, uint32 (n,), to `out`, int64 (n + 1,); the first is 0."""
     total = np.int64(0)
     out[0] = 0
     for i in range(counts.size):
@@ -182,19 +201,22 @@ def cumulate(counts: Any, out: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def narrow(values: Any, codes: Any) -> None:
-    """Round float32 `values` to the float16 whose bits go to `codes` (uint16)."""
+    """Round `values`, float32 (n,), to float16 and write their bits to `codes`, uint16 (n,)."""
     _widest_vectors()
     for i in range(values.size):
         codes[i] = _half_bits(values[i])
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(cache=True, nogil=True, fastmath=_FASTMATH)
 def power_sums(values: Any, shift: float) -> tuple[float, float, float, float, float, float, int]:
-    """Σy, Σy², Σy³, Σy⁴ with y = value − shift, all in float64; least and greatest value; how many are not finite."""
+    """Sums of powers of `values`, float32 or float64 (n,), in float64.
+
+    Returns Σy, Σy², Σy³, Σy⁴ with y = value − shift, the least and the greatest value, and how many are not finite.
+    """
     _widest_vectors()
     s1 = s2 = s3 = s4 = 0.0
     least, greatest = np.inf, -np.inf
-    bad = 0
+    nonfinite = 0
     for i in range(values.size):
         x = np.float64(values[i])
         y = x - shift
@@ -205,13 +227,16 @@ def power_sums(values: Any, shift: float) -> tuple[float, float, float, float, f
         s4 += square * square
         least = min(least, x)
         greatest = max(greatest, x)
-        bad += not np.isfinite(x)
-    return s1, s2, s3, s4, least, greatest, bad
+        nonfinite += not np.isfinite(x)
+    return s1, s2, s3, s4, least, greatest, nonfinite
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(cache=True, nogil=True, fastmath=_FASTMATH)
 def counted_moments(values: Any, counts: Any) -> tuple[float, float, float, float, float, float]:
-    """Mean, second to fourth central moment, least and greatest of values (float64) that occur `counts` times each."""
+    """Moments of `values`, float64 (n,), that occur `counts` times each.
+
+    Returns the mean, the central moments of order 2, 3 and 4, and the least and the greatest value.
+    """
     _widest_vectors()
     total = first = 0.0
     least, greatest = np.inf, -np.inf
@@ -222,29 +247,29 @@ def counted_moments(values: Any, counts: Any) -> tuple[float, float, float, floa
         least = min(least, x if c > 0 else np.inf)
         greatest = max(greatest, x if c > 0 else -np.inf)
     mean = first / total
-    rest = m2 = m3 = m4 = 0.0
+    residual = m2 = m3 = m4 = 0.0
     for i in range(values.size):
         y, c = values[i] - mean, np.float64(counts[i])
         square = y * y
-        rest += c * y
+        residual += c * y
         m2 += c * square
         m3 += c * square * y
         m4 += c * square * square
-    return mean + rest / total, m2 / total, m3 / total, m4 / total, least, greatest
+    return mean + residual / total, m2 / total, m3 / total, m4 / total, least, greatest
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(cache=True, nogil=True, fastmath=_FASTMATH)
 def integrate(addresses: Any, like: Any, start: int, stop: int, shift: Any, keep: Any, work: Any, out: Any) -> None:
-    """Eq 4's running integral over steps, squared and summed over the weights `start` to `stop`, in one reading.
+    """Sums over the weights `start` to `stop` for the running integral over steps (Garden, Eq 4), in one reading.
 
-    `addresses` has the frames of the steps, their number a multiple of `TILE`; `keep` is 1 for a step and 0 for one
-    that only fills the last tile. `work` is a `workspace` of (4, BLOCK) of the computing type. With x_t the weight,
-    y_t = x_t − shift_t and μ = mean_t x_t, adds to row t of `out` (float64, six columns) the sums over weights of
+    `addresses` are those of the frames; their number is a multiple of `TILE`. `keep` is 1 for a step and 0 for an
+    address that only fills the last tile. `work` is a `workspace` of (4, BLOCK) of the type to compute in. With weight
+    x_t, y_t = x_t − shift_t and μ = mean_t x_t, adds to row t of `out`, float64 (steps, 6), the sums over weights of
 
     0: y_t;  1: y_t²;  2: (Σ_{s≤t} y_s)²;  3: (x_t − x_0)²;  4: (x_t − x_{t−1})²;  5: (Σ_{s≤t} (x_s − μ))².
 
-    The mean over time is taken of x_t − x_0, so that a history that barely moves loses nothing to cancellation.
-    Four steps share one round trip of the running sums: the loop is bound by arithmetic, not by the cache.
+    The mean over time is computed from x_t − x_0, so that a history that hardly changes has no cancellation. The loop
+    over weights processes four steps per load and store of the running sums; so arithmetic limits it, not the cache.
     """
     _widest_vectors()
     steps = addresses.size
@@ -336,16 +361,14 @@ def _add(row: Any, y: Any, q: Any, s: Any, d: Any, e: Any) -> None:
     row[4] += e
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(cache=True, nogil=True, fastmath=_FASTMATH)
 def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, sums: Any) -> None:
     """The Gram matrix of the increments over the weights `start` to `stop`.
 
-    With δ_0 = x_0 and δ_t = x_t − x_{t−1}, adds Σ δ_t δ_s for s ≤ t to the lower triangle of `out` (float64), and
-    Σ x_t and Σ x_t² to the rows of `sums` (float64, two columns). `work` is a `workspace` of (steps, GRAM_BLOCK) of the
-    type to compute in, its rows a multiple of `TILE` (those beyond the frames are zeroed here), and `out` has as many.
-
-    Increments, because a displacement over a short lag is a sum of few of their products: it keeps its relative
-    accuracy however small it is beside the weights.
+    With δ_0 = x_0 and δ_t = x_t − x_{t−1}, adds Σ δ_t δ_s for s ≤ t to the lower triangle of `out`, float64 (R, R), and
+    Σ x_t and Σ x_t² to row t of `sums`, float64 (steps, 2). `work` is a `workspace` of (R, GRAM_BLOCK) of the type to
+    compute in. R is a multiple of `TILE`; rows without a frame are set to zero here. `pythia_dynamics.sweep.gram`
+    explains why it sums increments.
     """
     _widest_vectors()
     steps = addresses.size
@@ -363,18 +386,18 @@ def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, 
                     row[j] = zero
                 continue
             s = q = zero
-            here = nb.carray(_pointer(addresses[t] + offset, like), (n,))
+            current = nb.carray(_pointer(addresses[t] + offset, like), (n,))
             if t == 0:
                 for j in range(n):
-                    x = kind(_widen(here[j]))
+                    x = kind(_widen(current[j]))
                     row[j] = x
                     s += x
                     q += x * x
             else:
-                before = nb.carray(_pointer(addresses[t - 1] + offset, like), (n,))
+                previous = nb.carray(_pointer(addresses[t - 1] + offset, like), (n,))
                 for j in range(n):
-                    x = kind(_widen(here[j]))
-                    row[j] = _minus(x, kind(_widen(before[j])))
+                    x = kind(_widen(current[j]))
+                    row[j] = _minus(x, kind(_widen(previous[j])))
                     s += x
                     q += x * x
             sums[t, 0] += s
@@ -382,13 +405,13 @@ def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, 
         _products(work, n, out)
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(cache=True, nogil=True, fastmath=_FASTMATH)
 def column_gram(address: Any, like: Any, start: int, stop: int, work: Any, out: Any, total: Any) -> None:
-    """The Gram matrix of the columns of rows `start` to `stop` of the row-major matrix at `address`.
+    """The Gram matrix of the columns, over the rows `start` to `stop` of the row-major matrix at `address`.
 
-    The matrix has as many columns as `total`. Adds Σ_r x_ri x_rj for j ≤ i to the lower triangle of `out` (float64),
-    and Σ_r x_ri to `total` (float64). `work` is a `workspace` of (columns, COLUMN_BLOCK) of the computing type, its
-    rows a multiple of `TILE`, and `out` has as many.
+    Adds Σ_r x_ri x_rj for j ≤ i to the lower triangle of `out`, float64 (R, R), and Σ_r x_ri to `total`, float64
+    (columns,). `work` is a `workspace` of (R, COLUMN_BLOCK) of the type to compute in. R is the number of columns
+    rounded up to a multiple of `TILE`.
     """
     columns, rows = total.size, work.shape[0]
     size = np.uint64(like.itemsize)
@@ -397,8 +420,8 @@ def column_gram(address: Any, like: Any, start: int, stop: int, work: Any, out: 
             work[t, j] = 0
     for begin in range(start, stop, COLUMN_BLOCK):
         n = min(COLUMN_BLOCK, stop - begin)
-        for group in range(0, columns, _TURN):  # few columns at a time, so that the lines written stay in the L1 cache
-            width = min(_TURN, columns - group)
+        for group in range(0, columns, _TRANSPOSED_COLUMNS):
+            width = min(_TRANSPOSED_COLUMNS, columns - group)
             for j in range(n):
                 offset = (np.uint64(begin + j) * np.uint64(columns) + np.uint64(group)) * size
                 row = nb.carray(_pointer(address + offset, like), (width,))
@@ -412,20 +435,20 @@ def column_gram(address: Any, like: Any, start: int, stop: int, work: Any, out: 
         _products(work, n, out)
 
 
-@njit(cache=True, nogil=True, fastmath=_REORDER)
+@njit(cache=True, nogil=True, fastmath=_FASTMATH)
 def _products(work: Any, n: int, out: Any) -> None:
     """Add the products of the rows of `work`, over its first `n` columns, to the lower triangle of `out`.
 
-    Sixteen products at a time, in registers: eight loads serve sixteen multiplications. The outer loop keeps
-    `_PANEL` rows in the L2 cache while all others pass by.
+    `work` is (R, n or more) and `out` is float64 (R, R). The inner loop computes 16 products in registers: eight loads
+    for 16 multiplications. The outer loop keeps `_PANEL_ROWS` rows in the L2 cache while it reads the others.
     """
     _widest_vectors()
     rows = work.shape[0]
     zero = work.dtype.type(0)
-    for panel in range(0, rows, _PANEL):
+    for panel in range(0, rows, _PANEL_ROWS):
         for t in range(panel, rows, TILE):
             a0, a1, a2, a3 = work[t], work[t + 1], work[t + 2], work[t + 3]
-            for u in range(panel, min(t + 1, panel + _PANEL), TILE):
+            for u in range(panel, min(t + 1, panel + _PANEL_ROWS), TILE):
                 b0, b1, b2, b3 = work[u], work[u + 1], work[u + 2], work[u + 3]
                 s00 = s01 = s02 = s03 = zero
                 s10 = s11 = s12 = s13 = zero

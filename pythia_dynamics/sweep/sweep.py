@@ -1,12 +1,12 @@
 """One pass over a history for all statistics that are sums over weights.
 
-The pass goes over slabs: a range of weights, across all steps. Memory maps make that cheap, and what mixes steps
-(running sums, Gram matrices) needs no more memory than a slab's, however large the model. Each slab is given to every
-accumulator in turn while it is in the cache. Slabs are independent: threads take them one by one, or any
-`concurrent.futures.Executor` takes them in groups, as values that can be pickled.
+A pass goes over slabs. A slab is a range of weights at all steps; memory maps make such a range cheap to read.
+Statistics that combine steps (running sums, Gram matrices) need memory for one slab only, whatever the size of the
+model. While a slab is in the cache, every accumulator is updated with it. Slabs are independent: threads process them
+one by one, or a `concurrent.futures.Executor` processes them in groups, which can be pickled.
 
-An accumulator keeps one partial sum per slab and adds them up in slab order at the end, and slabs depend on the size
-of the frame alone. So a result is the same to the last bit whatever the number of threads and their order.
+An accumulator keeps one partial sum per slab and adds them in slab order at the end. The slabs depend only on the size
+of a frame. So a result is the same to the last bit for any number and order of threads.
 """
 
 from __future__ import annotations
@@ -33,45 +33,45 @@ A = TypeVar("A", bound="Accumulator")
 class Accumulator(Protocol):
     """A statistic of a history that is a sum over weights.
 
-    One object says what is summed; `start` makes the empty sums for a history. `update` adds a slab of weights of all
-    steps, `merge` adds the sums of another thread or process. The object must be picklable for an `executor` of
-    processes.
+    One object defines the statistic. `start` returns a copy with empty sums for a history, `update` adds a slab of
+    weights of all steps, and `merge` adds the sums of another thread or process. For an `executor` of processes the
+    object must be picklable.
     """
 
     mixes_steps: ClassVar[bool]
-    """Whether the weights of one step enter the result of another. Then steps that are not finite are left out."""
+    """Whether the weights of one step enter the result of another. If so, steps that are not finite are left out."""
 
     def start(self, frames: Frames, device: str) -> Self:
-        """Empty sums for these frames; `device` is where Gram matrices are computed."""
+        """A copy with empty sums for these frames; `device` is where Gram matrices are computed."""
 
     def fork(self) -> Self:
         """Empty sums for one more thread."""
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
-        """Add the weights `start` to `stop` of every frame. Called once per range, without the interpreter lock."""
+        """Add the weights `start` to `stop` of every frame. Called once per slab, in any thread."""
 
     def merge(self, other: Self) -> None:
         """Add the sums of another object of the same pass."""
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:
-        """Which of the frames may hold weights that are not finite, shape (T',)."""
+        """Which frames may have weights that are not finite, shape (T',)."""
 
     def refine(self) -> Self | None:
-        """What rereads the history in place of this one because float32 did not suffice; None where it did."""
+        """An accumulator for another pass in float64, if float32 was not precise enough; else None."""
 
 
 @dataclass(kw_only=True)
 class PerSlab:
-    """Base of accumulators that keep one array of sums per slab and add them up in the order of the weights.
+    """Base class of accumulators that keep one array of sums per slab and add them in the order of the weights.
 
     Attributes
     ----------
     size : int
-        Weights of each frame, after `start`.
+        Number of weights of each frame, after `start`.
     indices : array of int, shape (T',)
-        Places of the frames in use on the step axis, after `start`.
+        Indices of the frames in use into the steps of the history, after `start`.
     sums : dict of int to array of float64, shape (T', K)
-        The sums of each slab, by its first weight.
+        The sums of each slab, by the index of its first weight.
     """
 
     mixes_steps: ClassVar[bool] = False
@@ -103,19 +103,19 @@ class PerSlab:
         return np.array([not np.isfinite(row).all() for row in self.total])
 
     def refine(self) -> Self | None:
-        """Sums are float64."""
+        """None: sums are float64."""
         return None
 
 
 @dataclass
 class SlabSums(PerSlab):
-    """An accumulator of K sums over the weights of each step: the way to a measure of one's own.
+    """An accumulator of K sums over the weights of each step, for a user's own measure.
 
     Parameters
     ----------
     function : callable
-        Gets some weights of one step, an array of shape (n,) in the dtype of the history, and returns K numbers. The
-        sums over all weights of the step are the result. Must be defined in a module for an `executor` of processes.
+        Called with n weights of one step, an array of shape (n,) in the dtype of the history; returns K numbers. They
+        are added over all weights of the step. For an `executor` of processes it must be defined in a module.
     """
 
     function: Callable[[NDArray[Any]], Any]
@@ -129,43 +129,44 @@ class SlabSums(PerSlab):
 def sweep(
     history: History, accumulators: Sequence[A], compute: Compute | None = None, *, slab: int | None = None
 ) -> list[A]:
-    """Read the history once and return the accumulators, filled, in the order given.
+    """Read the history once, fill the accumulators and return them in the same order.
 
-    Steps whose weights are not all finite are named in a `NonFiniteWarning`. Accumulators that mix steps then read the
-    history again without these steps, as if they were missing. So does one whose `refine` asks for it.
+    A `NonFiniteWarning` names the steps whose weights are not all finite. The history is then read again without these
+    steps for accumulators that mix steps, as if the steps were missing. It is also read again for every accumulator
+    whose `refine` is not None.
 
     Parameters
     ----------
     history : History
         The weights.
     accumulators : sequence of Accumulator
-        What to sum.
+        The statistics. These objects are not changed.
     compute : Compute, optional
-        Threads or executor, device, rows. Its progress counts slabs. An executor gets the slabs in groups, four for
-        each worker.
+        Threads or executor, device, rows. Progress counts slabs. An executor gets the slabs in groups, four for each
+        worker.
     slab : int, optional
-        Weights of a slab; by default by size, see `slabs`.
+        Weights of a slab. The default depends on the size of a frame, see `slabs`.
 
     Raises
     ------
     PythiaDynError
-        Where finite weights have squares that are not, or no step has weights.
+        Finite weights have squares that are not finite, or no step has weights.
     """
     compute = compute or Compute()
     frames = Frames(history, compute.rows_of(history))
     filled = _pass(frames, accumulators, compute, slab)
-    suspected = np.zeros(len(frames), dtype=bool)
+    flagged = np.zeros(len(frames), dtype=bool)
     for item in filled:
-        suspected |= item.nonfinite_frames()
-    nonfinite = [i for i in np.flatnonzero(suspected) if not is_finite(frames, int(i))]
-    large = frames.steps[sorted({*np.flatnonzero(suspected)} - {*nonfinite})].tolist()
+        flagged |= item.nonfinite_frames()
+    nonfinite = [i for i in np.flatnonzero(flagged) if not is_finite(frames, int(i))]
+    large = frames.steps[sorted({*np.flatnonzero(flagged)} - {*nonfinite})].tolist()
     if large:
         raise PythiaDynError(
             f"the weights of {history.name} at {listed(large)} are too large for their squares; scale them"
         )
 
-    def reread(kinds: dict[int, A]) -> None:
-        for i, item in zip(kinds, _pass(frames, list(kinds.values()), compute, slab), strict=True):
+    def reread(templates: dict[int, A]) -> None:
+        for i, item in zip(templates, _pass(frames, list(templates.values()), compute, slab), strict=True):
             filled[i] = item
 
     if nonfinite:
@@ -173,68 +174,77 @@ def sweep(
         if len(nonfinite) == len(frames):
             return filled
         frames = Frames(history, frames.rows, without=frames.indices[nonfinite].tolist())
-        reread({i: kind for i, kind in enumerate(accumulators) if kind.mixes_steps})
-    reread({i: kind for i, item in enumerate(filled) if (kind := item.refine()) is not None})
+        reread({i: template for i, template in enumerate(accumulators) if template.mixes_steps})
+    reread({i: template for i, item in enumerate(filled) if (template := item.refine()) is not None})
     return filled
 
 
-def _pass(frames: Frames, kinds: Sequence[A], compute: Compute, slab: int | None) -> list[A]:
-    """One reading of all slabs; none where there is nothing to sum."""
-    if not kinds:
+def _pass(frames: Frames, templates: Sequence[A], compute: Compute, slab: int | None) -> list[A]:
+    """Read all slabs once and return filled copies of the templates; read nothing if there are none."""
+    if not templates:
         return []
     ranges = slabs(frames.size, slab)
     count, device, progress = min(compute.workers, len(ranges)), compute.exact_device, compute.progress
-    accumulators = [kind.start(frames, device) for kind in kinds]
+    accumulators = [template.start(frames, device) for template in templates]
     progress(0, len(ranges))
     done = 0
     if compute.executor is not None:
+        # Four groups per worker balance the load; each group sends back only one set of tables.
         groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
-        jobs = ((len(group), (_task, frames, kinds, device, group)) for group in groups)
+        jobs = ((len(group), (_task, frames, templates, device, group)) for group in groups)
         for size, result in run_jobs(compute.executor, jobs, ahead=2 * compute.workers):
             for item, other in zip(accumulators, result, strict=True):
                 item.merge(other)
             done += size
             progress(done, len(ranges))
         return accumulators
-    # One copy per thread, used by one slab at a time: merging costs as many tables as threads, not as slabs.
+    # One copy per thread, used for one slab at a time: the tables of threads are merged, not those of slabs.
     copies: SimpleQueue[list[A]] = SimpleQueue()
     copies.put(accumulators)
     others = [[item.fork() for item in accumulators] for _ in range(count - 1)]
     for other in others:
         copies.put(other)
 
-    def one(start: int, stop: int) -> None:
-        mine = copies.get()
+    def update_slab(start: int, stop: int) -> None:
+        local = copies.get()
         try:
-            for item in mine:
+            for item in local:
                 item.update(frames, start, stop)
         finally:
-            copies.put(mine)
+            copies.put(local)
 
     with ThreadPoolExecutor(count, thread_name_prefix="sweep") as pool:
-        for _ in run_jobs(pool, ((1, (one, start, stop)) for start, stop in ranges), ahead=4 * count):
+        for _ in run_jobs(pool, ((1, (update_slab, start, stop)) for start, stop in ranges), ahead=4 * count):
             done += 1
             progress(done, len(ranges))
     for other in others:
-        for item, theirs in zip(accumulators, other, strict=True):
-            item.merge(theirs)
+        for item, partial in zip(accumulators, other, strict=True):
+            item.merge(partial)
     return accumulators
 
 
-def _task(frames: Frames, kinds: Sequence[A], device: str, ranges: list[tuple[int, int]]) -> list[A]:
-    """A group of slabs, as a task that can be sent to another process; tables are made where they are filled."""
-    mine = [kind.start(frames, device) for kind in kinds]
+def _task(frames: Frames, templates: Sequence[A], device: str, ranges: list[tuple[int, int]]) -> list[A]:
+    """Sum a group of slabs. A module-level function, so that another process can run it; the tables are made there."""
+    accumulators = [template.start(frames, device) for template in templates]
     for start, stop in ranges:
-        for item in mine:
+        for item in accumulators:
             item.update(frames, start, stop)
-    return mine
+    return accumulators
 
 
 def run_jobs(executor: Executor, jobs: Iterable[tuple[int, tuple[Any, ...]]], ahead: int) -> Iterator[tuple[int, Any]]:
-    """Run jobs (label, (function, *arguments)) and yield (label, result) as they finish.
+    """Run jobs and yield their results in the order in which they finish.
 
-    At most `ahead` are under way at a time, so that finished results do not pile up. After a failure, which is raised
-    here, the others are cancelled.
+    Parameters
+    ----------
+    executor
+        Runs the jobs.
+    jobs
+        (label, (function, *arguments)) of each job; (label, result) is yielded.
+    ahead
+        Number of jobs that are submitted at a time, at most. It limits the memory of results that wait.
+
+    The exception of a job is raised here; jobs that have not started are then cancelled.
     """
     running: dict[Future[Any], int] = {}
     try:

@@ -1,4 +1,4 @@
-"""Verify weights that were fetched: damaged chunks, equal content under different steps, stray and non-finite steps."""
+"""Verification of stored weights: damaged chunks, equal content of different steps, stray and non-finite steps."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ from pythia_dynamics.sweep.sweep import sweep
 __all__ = ["verify_store"]
 
 _STRAY_RATIO = 1.1
-"""How many times the distance of its neighbours a stray step is away from both. Independent random frames are all at
-the same distance (ratio 1), so a bound of 1 would report noise; 10 % is far above its spread of about 1/√N."""
+"""A stray step is farther from both neighbours than this many times the distance between them. Independent random
+frames all have the same distance (ratio 1), so a bound of 1 would report noise. The ratio of N weights varies by about
+1/√N, far less than 10 %."""
 
 _LONGEST_STRETCH = 4
-"""Most consecutive steps that are tested as one stray stretch. The distance across a stretch grows with its length, so
-longer ones are less and less distinguishable from ordinary motion."""
+"""Largest number of consecutive steps that are tested as one stray stretch. The distance across a stretch grows with
+its length, so a longer stretch cannot be distinguished from ordinary motion."""
 
 
 def verify_store(store: Store, tensor: str, compute: Compute | None = None) -> Verification:
-    """Check every stored chunk of a tensor against its checksum, then the chunks against one another.
+    """Compare every stored chunk of a tensor with its checksum, then compare the steps with one another.
 
     Chunks of equal CRC-32C are compared byte by byte. A stretch of up to four consecutive steps i … j is stray when the
     distances ‖w_i − w_{i−1}‖ and ‖w_{j+1} − w_j‖ are both more than 1.1 times the distance across it,
-    ‖w_{j+1} − w_{i−1}‖. In a random walk and in steady motion the distance across is the longest of the three. The
-    records of damaged chunks are removed, so that the next fetch replaces them. All weights are read twice.
+    ‖w_{j+1} − w_{i−1}‖. In a random walk and in steady motion the distance across is the longest of the three. This
+    function removes the records of damaged chunks, so that the next fetch replaces them. It reads all weights twice.
 
     Parameters
     ----------
     store
         The store.
     tensor
-        Name of a tensor in it.
+        Name of a tensor in the store.
     compute
-        How to compute. Its progress counts thousandths.
+        How to compute. Progress counts thousandths of the whole work.
 
     Returns
     -------
@@ -74,11 +75,11 @@ def verify_store(store: Store, tensor: str, compute: Compute | None = None) -> V
                 store.remove_record(tensor, step)
                 damaged.append(Finding("damaged", (step,), str(error)))
             compute.progress(500 * done // len(steps), 1000)
-    bad = {step for finding in damaged for step in finding.steps}
-    whole = [step for step in steps if step not in bad]
-    findings = [*damaged, *_equal_chunks(store, tensor, whole)]
-    if whole:
-        history = History.from_store(store, tensor).select(whole)
+    damaged_steps = {step for finding in damaged for step in finding.steps}
+    intact = [step for step in steps if step not in damaged_steps]
+    findings = [*damaged, *_equal_chunks(store, tensor, intact)]
+    if intact:
+        history = History.from_store(store, tensor).select(intact)
         findings += _irregular_steps(history, compute.part(500, 500))
     return Verification(store.name, store.source, tensor, tuple(steps), tuple(findings))
 
@@ -111,8 +112,8 @@ def _irregular_steps(history: History, compute: Compute) -> list[Finding]:
         warnings.simplefilter("ignore", NonFiniteWarning)  # reported as findings
         (gram,) = sweep(history, [Gram()], compute)
     steps = history.steps[gram.indices[~gram.nonfinite_frames()]].tolist()
-    broken = sorted(set(history.steps.tolist()) - set(steps))
-    findings = [Finding("non-finite", (step,), f"step {step} has weights that are NaN or infinite") for step in broken]
+    invalid = sorted(set(history.steps.tolist()) - set(steps))
+    findings = [Finding("non-finite", (step,), f"step {step} has weights that are NaN or infinite") for step in invalid]
     distance = np.sqrt(displacements(gram.increments()) / gram.size)
     reported: set[int] = set()
     for length in range(1, min(_LONGEST_STRETCH, len(steps) - 2) + 1):
@@ -127,7 +128,7 @@ def _irregular_steps(history: History, compute: Compute) -> list[Finding]:
 
 
 def _stray(steps: list[int], before: int, after: int, distances: tuple[float, float, float]) -> Finding:
-    """The finding for a stray stretch between two steps; the distances are to it, from it and across it."""
+    """The finding for a stray stretch between two steps. `distances` are those to it, from it and across it."""
     to, back, across = distances
     subject = f"{listed(steps)} {'is' if len(steps) == 1 else 'are'}"
     message = (

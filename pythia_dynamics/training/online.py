@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from pythia_dynamics.measures.displacement import random_walk
-from pythia_dynamics.measures.stationarity import SCALE
+from pythia_dynamics.measures.stationarity import RATE_STEPS
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.counts import Moments, central_moments
 
@@ -31,7 +31,7 @@ COLUMNS: Mapping[str, str] = {
     "msd_null_sd": "standard deviation of the MSD of a random walk",
     "displacement": "mean squared displacement from the first step",
     "moved": "squared displacement since the record before",
-    "displacement_rate": f"relative displacement per {SCALE} steps",
+    "displacement_rate": f"relative displacement per {RATE_STEPS} steps",
     "cosine_first": "cosine with the weights of the first record",
     "cosine_before": "cosine with the weights of the record before",
     "mean": "mean weight",
@@ -116,7 +116,7 @@ class OnlineStatistics:
         if earlier:
             norms = np.array([other["frobenius_norm"] for _, other in finite])
             with np.errstate(divide="ignore", invalid="ignore"):
-                row["displacement_rate"] = float(np.sqrt(moved) / norm * SCALE / (step - finite[-2][0]))
+                row["displacement_rate"] = float(np.sqrt(moved) / norm * RATE_STEPS / (step - finite[-2][0]))
                 row["cosine_first"] = float(products[0] / norms[0] / norm)
                 row["cosine_before"] = float(products[-2] / norms[-2] / norm)
         self.frames.append(frame)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.measures.stationarity import SCALE, motion
+from pythia_dynamics.measures.stationarity import RATE_STEPS, motion
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.training.choices import RuleKind
 
@@ -74,7 +74,7 @@ class StationarityRule:
         if self.patience < 1:
             raise PythiaDynError(f"patience is a number of records, at least 1; got {self.patience}")
         if not self.threshold > 0:
-            raise PythiaDynError(f"the threshold is a relative displacement per {SCALE} steps, above 0")
+            raise PythiaDynError(f"the threshold is a relative displacement per {RATE_STEPS} steps, above 0")
 
     def stationary(self, curves: xr.Dataset) -> NDArray[np.bool_]:
         """Which records are stationary.

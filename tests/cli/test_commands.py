@@ -74,7 +74,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def test_fetch_then_every_analysis(run: Run, suite: Path, tmp_path: Path) -> None:
     assert "4 steps fetched" in succeeds(run("fetch", "--model", suite))
-    assert "0 steps fetched, 4 were there" in succeeds(run("fetch", "--model", suite))
+    assert "0 steps fetched, 4 already in the cache" in succeeds(run("fetch", "--model", suite))
     assert "walk  embed_out.weight float16[64, 16]  4 steps" in succeeds(run("ls"))
     assert "4 steps checked, nothing found" in succeeds(run("verify"))
     out = tmp_path / "results" / "walk" / HEAD

@@ -85,7 +85,7 @@ def test_completions_go_on_past_a_model_that_fails(run: Run, suites: dict[str, P
 def test_a_step_without_a_perplexity_is_told_beside_a_model_that_fails(run: Run, suites: dict[str, Path]) -> None:
     line = failure(run("--model", suites["one"], "--model", "70n", "--steps", "1,5"))
     assert line.startswith("pythia-dyn: no model '70n'")
-    assert line.endswith("; 1 steps gave no perplexity (see above); the same command tries those again")
+    assert line.endswith("; 1 steps have no perplexity (see above); run the same command again to retry them")
 
 
 def test_every_option_reaches_the_settings(

@@ -124,6 +124,6 @@ def test_other_steps_and_tolerances_are_refused() -> None:
 @given(holds=st.lists(st.booleans(), max_size=60), least=st.floats(0, 1))
 def test_what_lasts_lasts_to_the_end(holds, least) -> None:
     steps = np.arange(len(holds)) * 10
-    since = first_lasting(steps, np.array(holds, dtype=bool), least=least)
+    since = first_lasting(steps, np.array(holds, dtype=bool), min_share=least)
     starts = [i for i in range(len(holds)) if all(holds[i:]) and len(holds) - i >= max(3, least * len(holds))]
     assert since == (steps[starts[0]] if starts else None)

@@ -12,7 +12,7 @@ from support.walks import DTYPES
 
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.density import density
-from pythia_dynamics.measures.dip import SAMPLE, dip, dip_p, dip_test
+from pythia_dynamics.measures.dip import SAMPLE_SIZE, dip, dip_p, dip_test
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 
@@ -46,7 +46,7 @@ def test_dips_that_are_known():
 
 def test_p_values_are_uniform_under_the_null():
     rng = np.random.default_rng(5)
-    p = np.array([dip_p(dip(rng.random(SAMPLE))) for _ in range(2000)])
+    p = np.array([dip_p(dip(rng.random(SAMPLE_SIZE))) for _ in range(2000)])
     for share in (0.01, 0.05, 0.1, 0.5, 0.9):
         assert np.mean(p <= share) == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 2000))
     assert dip_p(0.1) == pytest.approx(1e-5)

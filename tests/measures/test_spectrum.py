@@ -134,7 +134,7 @@ def test_a_device_of_torch_gives_the_same(dtype):
 def test_pieces_on_a_device_add_up(monkeypatch):
     w = walk(2, 40, 5, np.float16)
     whole = spectrum(w, compute=Compute(device="cpu:0"))
-    monkeypatch.setattr(frame_grams, "_DEVICE_WEIGHTS", 35)  # seven rows
+    monkeypatch.setattr(frame_grams, "_DEVICE_ELEMENTS", 35)  # seven rows
     np.testing.assert_allclose(
         spectrum(w, compute=Compute(device="cpu:0"))["singular_values"], whole["singular_values"], rtol=1e-12
     )

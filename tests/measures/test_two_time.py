@@ -226,7 +226,7 @@ def test_nothing_is_known_where_no_step_is_finite():
 def test_pieces_on_a_device_add_up(monkeypatch):
     w = walk(6, 40, 5, np.float16)
     whole = two_time(w, compute=Compute(device="cpu:0"))
-    monkeypatch.setattr("pythia_dynamics.sweep.gram._DEVICE_NUMBERS", 6 * 64)  # pieces of 64 weights
+    monkeypatch.setattr("pythia_dynamics.sweep.gram._DEVICE_ELEMENTS", 6 * 64)  # pieces of 64 weights
     for name, values in two_time(w, compute=Compute(device="cpu:0")).data_vars.items():
         np.testing.assert_allclose(np.abs(values), np.abs(whole[name]), rtol=1e-9, atol=1e-12, err_msg=name)
 
