@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
+from pythia_dynamics.checkpoints.formats.pickles import MAX_OPCODES, MAX_PICKLE_BYTES
 from pythia_dynamics.checkpoints.formats.slices import NeedBytes, TensorSlice
 from pythia_dynamics.checkpoints.formats.statedict import locate, parse_state_dict
 from pythia_dynamics.checkpoints.formats.torchzip import ZipDirectory, member_data_start, parse_zip_directory
@@ -522,9 +522,9 @@ def test_damaged_pickles_are_refused(code):
 
 
 def test_bombs_are_refused_quickly():
-    nest = b"\x80\x02}" + b")" + b"\x85" * 1_000_000 + b"K\x01s."  # a key whose hash would overflow the C stack
+    nest = b"\x80\x02}" + b")" + b"\x85" * 300_000 + b"K\x01s."  # a key whose hash would overflow the C stack
     laughs = b"\x80\x02})" + b"".join(b"q\x01h\x01\x86" for _ in range(60)) + b"K\x01s."  # 2^60 hashes
-    endless = b"\x80\x02" + b"]" * 3_000_000 + b"."
+    endless = b"\x80\x02" + b"]" * (MAX_OPCODES + 1) + b"."
     rank = b"\x80\x02}ctorch._utils\n_rebuild_tensor_v2\nq\x00(" + b"K\x01" * 1000 + b"tq\x01."
     for code in (nest, laughs, endless, rank, bytes(MAX_PICKLE_BYTES + 1)):
         with pytest.raises(FormatError):
