@@ -15,9 +15,9 @@ What each bound rests on:
 - google-crc32c 1.7 is the first with a compiled wheel for each of Python 3.11, 3.12 and 3.13: 1.5 has none for 3.12,
   1.6 none for 3.13. From source it is pure Python where there is no C library, a thousand times slower.
 - pandas 2.2.2 is the first that allows NumPy 2.
-- filelock 3.24 is the first whose lock takes a poll interval, accelerate 1.3 the first with what transformers 5.18 calls
-  of it, xarray 2025.7.1 one that writes with zarr 3.1 (2025.4 does not), tokenizers 0.23.3 and click 8.4.2 the first
-  that go with huggingface_hub 2.
+- filelock 3.24 is the first whose lock takes a poll interval; accelerate 1.3 the first with what transformers 5.18
+  calls of it; tokenizers 0.23.3 and click 8.4.2 the first that go with huggingface_hub 2.
+- xarray 2025.7.1 writes with zarr 3.1; 2025.4 does not.
 - The others are what the tests pass with; their older versions were not tried.
 """
 

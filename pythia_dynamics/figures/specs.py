@@ -171,7 +171,7 @@ def _density(results: Results) -> tuple[str, Panels]:
 def _msd(results: Results) -> tuple[str, Panels]:
     table = results.read_table("msd")
     excess = [(table[kind] / table[f"{kind}_null"]).to_numpy()[:-1] for kind in ("msd", "msd_time")]
-    caption = "Mean squared displacement, demeaned over the weights and over time; dashed, a random walk with the same step sizes."
+    caption = "MSD demeaned over the weights and over time; dashed, a random walk with the same step sizes."
     if all(np.isfinite(ratio).any() for ratio in excess):
         over_weights, over_time = (float(np.nanmax(ratio)) for ratio in excess)
         caption += (
