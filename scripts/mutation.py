@@ -67,9 +67,13 @@ LIBRARIES = (
 """Imported once, before the forks. Nothing of them is called there: their threads would not survive a fork."""
 
 TESTS = {
-    "pythia_dynamics/evaluation/scoring.py": ("test_forward.py",),
+    "pythia_dynamics/evaluation/scoring.py": ("evaluation/test_forward.py",),
+    "pythia_dynamics/measures/analyse.py": ("measures/test_own_measure.py",),
+    "pythia_dynamics/measures/catalogue.py": ("measures/test_own_measure.py",),
+    "pythia_dynamics/measures/measure.py": ("measures/test_own_measure.py",),
+    "pythia_dynamics/measures/stationarity.py": ("training/test_stopping.py",),
 }
-"""Tests to run after ``test_<module>*.py``, where those of the whole room would take too long."""
+"""Tests to run after ``test_<module>*.py`` and ``test_defaults.py`` of the room."""
 
 SLACK = 4
 """A mutant that takes this many times the time of the tests (and 20 s more) is taken for an endless loop: killed."""
@@ -159,8 +163,8 @@ def tests_of(module: str) -> list[str]:
     """The test files to run, the nearest first."""
     room, stem = Path(module).parent.name, Path(module).stem
     folder = ROOT / "tests" / room
-    nearest = sorted(folder.glob(f"test_{stem}*.py"))
-    others = [folder / name for name in TESTS[module]] if module in TESTS else sorted(folder.glob("test_*.py"))
+    nearest = [*sorted(folder.glob(f"test_{stem}*.py")), *folder.glob("test_defaults.py")]
+    others = [ROOT / "tests" / name for name in TESTS.get(module, ())]
     return [str(path.relative_to(ROOT)) for path in dict.fromkeys([*nearest, *others])]
 
 
@@ -247,7 +251,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         tree = Path(directory)
         ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("pythia_dynamics", "tests"):
+        for name in ("pythia_dynamics", "tests", "docs"):
             shutil.copytree(ROOT / name, tree / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", tree)
         os.chdir(tree)

@@ -17,6 +17,7 @@ What each bound rests on:
 - pandas 2.2.2 is the first that allows NumPy 2.
 - filelock 3.24 is the first whose lock takes a poll interval; accelerate 1.3 the first with what transformers 5.18
   calls of it; tokenizers 0.23.3 and click 8.4.2 the first that go with huggingface_hub 2.
+- zarr 3.1.3 is the first whose metadata appear whole: with 3.1.2 a process that opens a store may read an empty file.
 - xarray 2025.7.1 writes with zarr 3.1; 2025.4 does not.
 - The others are what the tests pass with; their older versions were not tried.
 """
