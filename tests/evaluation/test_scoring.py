@@ -119,3 +119,39 @@ def test_tokens_read_at_once_by_default(monkeypatch: pytest.MonkeyPatch) -> None
     forward_scores(weights, [[1] * 48] * 50)
     hook.remove()
     assert sizes == [42, 8]  # 42 · 48 ≤ 2048 < 43 · 48
+
+
+def test_logits_of_pythia_are_made_and_read_in_blocks_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = model()
+    weights.set_output_embeddings(torch.nn.Linear(32, 50304, bias=False))
+    made, read = [], []
+    linear, statistics = scoring.linear, scoring._statistics
+    monkeypatch.setattr(scoring, "linear", lambda head, hidden: made.append(len(hidden)) or linear(head, hidden))
+    monkeypatch.setattr(
+        scoring, "_statistics", lambda logits, targets: read.append(len(logits)) or statistics(logits, targets)
+    )
+    with torch.inference_mode():
+        head_statistics(weights, torch.zeros(170, 32))
+        assert made == [166, 4]  # 166 · 4 · 50304 ≤ 32 MiB < 167 · 4 · 50304
+        assert read == [*[20] * 8, 6, 4]  # 20 · 4 · 50304 ≤ 4 MiB < 21 · 4 · 50304
+        made.clear(), read.clear()
+        monkeypatch.setitem(scoring._LOGIT_BYTES, "cpu", 1)
+        head_statistics(weights, torch.zeros(2, 32))
+    assert made == read == [1, 1]  # however small the budget
+
+
+@pytest.mark.parametrize("vocab", [50304, 50257, 512, 513, 63 * 521, 64 * 521])
+def test_the_maximum_takes_blocks_of_64_to_512_columns(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths, amax = [], torch.Tensor.amax
+    monkeypatch.setattr(torch.Tensor, "amax", lambda self, dim: widths.append(self.shape[-1]) or amax(self, dim=dim))
+    scoring._max_and_argmax(torch.zeros(2, vocab))
+    divisors = [width for width in range(64, 513) if vocab % width == 0]
+    assert widths == [max(divisors, default=vocab)]
+
+
+def test_scores_keep_no_attention_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, caches = model(), []
+    hook = weights.gpt_neox.register_forward_hook(lambda _, __, output: caches.append(output.past_key_values))
+    score(weights, [[1, 2, 3]], [1])
+    hook.remove()
+    assert caches == [None]
