@@ -14,7 +14,7 @@ What each bound rests on:
 - huggingface_hub 2.0 is the first on httpx2, whose exceptions checkpoints/http.py catches.
 - google-crc32c 1.7 is the first with a compiled wheel for each of Python 3.11, 3.12 and 3.13: 1.5 has none for 3.12,
   1.6 none for 3.13. From source it is pure Python where there is no C library, a thousand times slower.
-- pandas 2.2.2 is the first that allows NumPy 2.
+- pandas 3.1 is the first that reads a CSV number back to the last bit without an option (which 3.1 deprecates).
 - filelock 3.24 is the first whose lock takes a poll interval; accelerate 1.3 the first with what transformers 5.18
   calls of it; tokenizers 0.23.3 and click 8.4.2 the first that go with huggingface_hub 2.
 - zarr 3.1.3 is the first whose metadata appear whole: with 3.1.2 a process that opens a store may read an empty file.

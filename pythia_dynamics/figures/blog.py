@@ -39,7 +39,7 @@ def load_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
             run.drop(columns=["model", "seed"]).set_index("step").sort_index().to_xarray()
             for _, run in runs.groupby("seed")
         )
-        for size, runs in pd.read_csv(path, float_precision="round_trip").groupby("model", sort=False)
+        for size, runs in pd.read_csv(path).groupby("model", sort=False)
     }
 
 

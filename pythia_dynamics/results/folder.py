@@ -176,7 +176,7 @@ class Results:
             tables = (measure.tables for measure in known_measures().values())
             table = next((found[name] for found in tables if name in found), None)
         keys = table.keys if table else ("step",)
-        frame = pd.read_csv(self._existing(name, ".csv"), float_precision="round_trip")  # exactly the written numbers
+        frame = pd.read_csv(self._existing(name, ".csv"))
         dataset: xr.Dataset = frame.set_index(list(keys)).to_xarray()
         return dataset
 

@@ -45,7 +45,7 @@ def read_losses(path: Path | str, column: str | None = None) -> dict[int, float]
         elif path.suffix == ".jsonl":
             frame = pd.read_json(path, lines=True)
         else:
-            frame = pd.read_csv(path, float_precision="round_trip")
+            frame = pd.read_csv(path)
     except (KeyError, TypeError):
         raise PythiaDynError(f"{path} is no trainer_state.json: it has no log_history") from None
     except (OSError, ValueError) as error:
