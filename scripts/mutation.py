@@ -15,6 +15,9 @@ nothing that Numba compiles.
 Cosmic Ray's own runner starts Python anew for each mutant, which takes 5 s for importing torch and transformers. Here
 one process imports the libraries, and a fork of it runs the tests of each mutant, in a copy of the tree.
 
+Not mutated: annotations, ``TYPE_CHECKING``, and the arguments of ``@dataclass``, which ``tests/test_architecture.py``
+checks for every class.
+
 When time is short, the mutants are taken in a random order that is always the same, so that those tested are a fair
 sample. Killed mutants are remembered in ``.mutation/``; the next run goes on with the others.
 """
@@ -30,6 +33,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -140,7 +144,9 @@ def mutants(module: str) -> list[Mutant]:
                 continue
             if meaning not in seen:
                 seen.add(meaning)
-                found.append(_describe(module, original, source))
+                mutant = _describe(module, original, source)
+                if not re.match(r"if TYPE_CHECKING|@dataclass", mutant.before):
+                    found.append(mutant)
     return found
 
 

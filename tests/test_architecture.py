@@ -166,6 +166,23 @@ def test_nothing_private_is_imported_elsewhere() -> None:
             assert not private, f"{name} imports {found}"
 
 
+def test_values_are_frozen() -> None:
+    """Only what is filled step by step may change: accumulators, the writer of a chunk, guesses at layouts."""
+    changing = {
+        *("ChunkWriter", "LayoutCache", "OnlineStatistics"),
+        *("PerSlab", "SlabSums", "Counts", "Gram", "Integral"),
+    }
+    found = set()
+    for path in code().values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+                found |= {
+                    node.name for text in decorators if text.startswith("dataclass") and "frozen=True" not in text
+                }
+    assert found == changing
+
+
 def test_no_module_is_too_large() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in code().items()}
     assert {name: count for name, count in lengths.items() if count > 500} == {}

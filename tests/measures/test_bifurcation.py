@@ -127,3 +127,42 @@ def test_what_lasts_lasts_to_the_end(holds, least) -> None:
     since = first_lasting(steps, np.array(holds, dtype=bool), min_share=least)
     starts = [i for i in range(len(holds)) if all(holds[i:]) and len(holds) - i >= max(3, least * len(holds))]
     assert since == (steps[starts[0]] if starts else None)
+
+
+def test_a_peak_must_exceed_both_ends() -> None:
+    steps = np.arange(12)
+    for first, last, step in ((8.9, 1.0, 5), (9.1, 1.0, None), (1.0, 8.9, 5), (1.0, 9.1, None)):
+        curve = np.array([first, *[2.0] * 4, 10.0, *[2.0] * 5, last])  # the neighbours of the ends are low
+        assert bifurcation(curves(steps, msd=curve), moments(steps)).displacement["msd"].step == step
+
+
+def test_three_known_steps_are_enough() -> None:
+    steps, later = np.arange(4), np.array([np.nan, 1.0, 2.0, 2.0])
+    found = bifurcation(curves(steps, msd=np.array([1.0, np.nan, 2.0, 1.0])), moments(steps, modes=later))
+    assert found.displacement["msd"].step == 2
+    assert found.density["modes"].reason == "at 2 of 3 steps, but not to stay"  # a mode must last for three
+    two = np.array([1.0, np.nan, np.nan, 1.0])
+    found = bifurcation(curves(steps, msd=two), moments(steps, modes=two))
+    assert found.displacement["msd"].reason == found.density["modes"].reason == "too few steps"
+
+
+def test_where_the_walk_has_not_moved_there_is_no_ratio() -> None:
+    steps = np.arange(6)
+    null = np.array([0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    curve = np.array([1.0, 5.0, 1.0, 4.0, 1.0, 1.0])
+    found = bifurcation(curves(steps, msd=curve, msd_null=null), moments(steps))
+    assert found.displacement["msd_over_null"].step == 3
+
+
+@pytest.mark.parametrize("tolerance", [0, 1])
+def test_the_bounds_of_the_tolerance_are_allowed(tolerance: float) -> None:
+    steps = np.arange(101)
+    peaked = np.where(steps == 50, 9.0, 1.0)
+    found = bifurcation(curves(steps, msd=peaked), moments(steps, modes=1 + (steps >= 60)), tolerance=tolerance)
+    assert {pair.agree for pair in found.pairs} == {tolerance == 1}
+    assert found.tolerance == 100 * tolerance
+
+
+def test_a_history_without_steps_has_no_bifurcation() -> None:
+    found = bifurcation(curves(STEPS[:0]), moments(STEPS[:0]))
+    assert (found.tolerance, found.pairs) == (0, ())
