@@ -11,7 +11,8 @@ What each bound rests on:
 - torch: 2.13.0 is the oldest that was tested. transformers 5.18 allows 2.6; nothing here is known to need more.
   ``--torch 2.6.0`` tests another version, where it can be installed.
 - transformers 5.18 is the first that allows huggingface_hub 2; it needs safetensors 0.8.
-- huggingface_hub 2.0 is the first on httpx2, whose exceptions checkpoints/http.py catches.
+- huggingface_hub 2.0 is the first on httpx2, whose exceptions checkpoints/http.py catches; 2.2 the first whose
+  snapshots of the tests' Hub are complete.
 - google-crc32c 1.7 is the first with a compiled wheel for each of Python 3.11, 3.12 and 3.13: 1.5 has none for 3.12,
   1.6 none for 3.13. From source it is pure Python where there is no C library, a thousand times slower.
 - pandas 3.1 is the first that reads a CSV number back to the last bit without an option (which 3.1 deprecates).
