@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Source
 
-__all__ = ["open_source"]
+__all__ = ["HUB", "REGISTRY", "SourceName", "open_source"]
+
+SourceName = Literal["hub", "registry"]
+"""The sources that have a name; every other source is a directory of checkpoints."""
+
+HUB: SourceName = "hub"
+"""The Hugging Face Hub."""
+
+REGISTRY: SourceName = "registry"
+"""The shapes in `pythia_dynamics.checkpoints.registry`, without network: for `preview` only."""
 
 
-def open_source(model: Model, source: str = "hub", *, pattern: str | None = None) -> Source:
+def open_source(model: Model, source: SourceName | str = HUB, *, pattern: str | None = None) -> Source:
     """The source of a model: the Hub, or the directory that `model` or `source` names.
 
     Parameters
@@ -30,6 +41,6 @@ def open_source(model: Model, source: str = "hub", *, pattern: str | None = None
     CheckpointError
         When there is no such directory.
     """
-    if source == "hub" and not model.is_local:
+    if source == HUB and not model.is_local:
         return HubSource(model.location, name=model.name, pattern=pattern)
     return LocalSource(model.location if model.is_local else source, name=model.name, pattern=pattern)

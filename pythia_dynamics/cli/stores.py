@@ -281,9 +281,10 @@ def plan(
     as_json: bool,
 ) -> None:
     """Estimate a fetch: requests, bytes, disk, memory, time. Without --model: every size of Pythia."""
+    from pythia_dynamics.checkpoints.open import HUB, REGISTRY
     from pythia_dynamics.checkpoints.registry import SIZES
     from pythia_dynamics.history.estimate import preview
-    from pythia_dynamics.history.request import HUB, REGISTRY, FetchRequest
+    from pythia_dynamics.history.request import FetchRequest
 
     facts, failures, total = [], app.FailureList(), 0
     app.echo(

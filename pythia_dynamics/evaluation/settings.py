@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
+from pythia_dynamics.checkpoints.open import HUB, SourceName
 from pythia_dynamics.checkpoints.registry import parse_steps
 from pythia_dynamics.device import DTYPES, Dtype, resolve_device
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
@@ -79,7 +80,7 @@ class ModelSettings:
     dtype: Dtype = "float32"
     head: Head = "as-is"
     tf32: bool = False
-    source: str = "hub"
+    source: SourceName | str = HUB
 
     def __post_init__(self) -> None:
         resolve_device(self.device)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from pythia_dynamics.checkpoints.open import open_source
+from pythia_dynamics.checkpoints.open import HUB, SourceName, open_source
 from pythia_dynamics.checkpoints.registry import Model, resolve
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import PythiaDynError
@@ -18,7 +18,7 @@ from pythia_dynamics.errors import PythiaDynError
 __all__ = ["checkpoint_source", "snapshots"]
 
 
-def checkpoint_source(model: str | Path | Model | Source, source: str = "hub") -> Source:
+def checkpoint_source(model: str | Path | Model | Source, source: SourceName | str = HUB) -> Source:
     """The source that the checkpoints of a model are read from.
 
     Parameters

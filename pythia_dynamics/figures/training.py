@@ -11,10 +11,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pythia_dynamics.claims.blog import Runs
 from pythia_dynamics.figures.style import COLOURS, step_axis
+from pythia_dynamics.measures.phases import Detector
 
 __all__ = ["losses", "phases", "runs_against_order", "slope_against_order", "stopping"]
 
-_SIGNALS = {
+_SIGNALS: Mapping[Detector, str] = {
     "displacement_rate": "squared displacement\nper step (weight²)",
     "direction": "cosine of successive\nincrements",
     "bimodality": "Sarle's bimodality",
@@ -107,7 +108,9 @@ def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_a
     step_axis(ax, "relative displacement per 1,000 steps", title=name, legend=True)
 
 
-def phases(axes: Sequence[Axes], signals: xr.Dataset, changes: Mapping[str, Sequence[int]], *, name: str = "") -> None:
+def phases(
+    axes: Sequence[Axes], signals: xr.Dataset, changes: Mapping[Detector, Sequence[int]], *, name: str = ""
+) -> None:
     """One panel per signal over the steps, with the change points of its detector as vertical lines.
 
     Parameters

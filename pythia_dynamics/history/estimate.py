@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
+from pythia_dynamics.checkpoints.open import REGISTRY
 from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model
 from pythia_dynamics.checkpoints.source import AccessError, Source, checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.request import REGISTRY, FetchRequest
+from pythia_dynamics.history.request import FetchRequest
 from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.history.survey import stored_steps, survey
 

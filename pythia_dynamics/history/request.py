@@ -6,24 +6,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pythia_dynamics.checkpoints.open import open_source
+from pythia_dynamics.checkpoints.open import HUB, REGISTRY, open_source
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS, UNEMBEDDING, Model, parse_steps
 from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import find_model, store_path
 
-__all__ = ["HUB", "REGISTRY", "FetchRequest", "SourceName"]
-
-SourceName = Literal["hub", "registry"]
-"""The sources that have a name; every other source is a directory of checkpoints."""
-
-HUB: SourceName = "hub"
-"""The Hugging Face Hub."""
-
-REGISTRY: SourceName = "registry"
-"""The shapes in `pythia_dynamics.checkpoints.registry`, without network: for `preview` only."""
+__all__ = ["FetchRequest"]
 
 
 @dataclass(frozen=True)

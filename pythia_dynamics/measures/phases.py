@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,11 @@ from pythia_dynamics.sweep.gram import Gram
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DETECTORS", "Change", "agreement", "change_points", "phases"]
+__all__ = ["DETECTORS", "Change", "Detector", "agreement", "change_points", "phases"]
 
-DETECTORS: Mapping[str, str] = {
+Detector = Literal["displacement_rate", "direction", "bimodality"]
+
+DETECTORS: Mapping[Detector, str] = {
     "displacement_rate": "logarithm of the squared displacement per step since the step before",
     "direction": "cosine between the increments before and after a step",
     "bimodality": "change of Sarle's coefficient of the density per step since the step before",
@@ -92,7 +94,7 @@ def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) ->
         "bimodality": _slope(steps, columns["bimodality"]),
     }
     units = {"displacement_rate": "weight^2", "direction": "1", "bimodality": "1"}
-    variables = {}
+    variables: dict[str, Variable] = {}
     for name, column in columns.items():
         variables[name] = Variable(column, name.replace("_", " "), units[name])
         changes = np.isin(steps, change_points(steps, signals[name], strength=strength))
@@ -217,7 +219,7 @@ class Change:
     """
 
     model: str
-    detector: str
+    detector: Detector
     step: int
     before: float
     after: float
@@ -273,12 +275,12 @@ def agreement(results: Mapping[str, xr.Dataset], *, tolerance: float = TOLERANCE
     return tuple(changes)
 
 
-def _steps(result: xr.Dataset, kind: str) -> list[int]:
+def _steps(result: xr.Dataset, kind: Detector) -> list[int]:
     steps: list[int] = result["step"].to_numpy()[result[f"{kind}_change"].to_numpy()].tolist()
     return steps
 
 
-def _levels(result: xr.Dataset, kind: str, step: int, all_changes: list[int]) -> tuple[float, float]:
+def _levels(result: xr.Dataset, kind: Detector, step: int, all_changes: list[int]) -> tuple[float, float]:
     steps, values = result["step"].to_numpy(), result[kind].to_numpy()
     first = max((other for other in all_changes if other < step), default=int(steps[0]))
     end = min((other for other in all_changes if other > step), default=int(steps[-1]) + 1)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from pythia_dynamics.checkpoints.findings import FindingKind
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results, computed
@@ -101,7 +102,7 @@ class Finding:
     """
 
     subject: str
-    kind: str
+    kind: FindingKind
     steps: str
     message: str
     fault: bool

@@ -9,10 +9,11 @@ import pytest
 from support.checkpoints import HEAD, checkpoint, state, suite
 from support.hubserver import HubServer
 
+from pythia_dynamics.checkpoints.open import REGISTRY
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.fetch import download, fetch
-from pythia_dynamics.history.request import REGISTRY, FetchRequest
+from pythia_dynamics.history.request import FetchRequest
 
 REPO = "org/tiny"
 

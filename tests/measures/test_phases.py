@@ -140,7 +140,7 @@ def test_short_and_still_histories() -> None:
 
 
 def result(**changes: list[int]) -> xr.Dataset:
-    data = {kind: ("step", np.arange(101.0)) for kind in DETECTORS}
+    data: dict[str, object] = {kind: ("step", np.arange(101.0)) for kind in DETECTORS}
     data |= {f"{kind}_change": ("step", np.isin(np.arange(101), changes.get(kind, []))) for kind in DETECTORS}
     return xr.Dataset(data, {"step": np.arange(101)})
 

@@ -16,13 +16,13 @@ from support.hubserver import HubServer
 from support.tiny_models import TEXTS, model, write_checkpoint
 
 from pythia_dynamics import figures
+from pythia_dynamics.checkpoints.open import REGISTRY
 from pythia_dynamics.checkpoints.registry import SIZES, UNEMBEDDING
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.runner import perplexity
 from pythia_dynamics.history.estimate import preview
-from pythia_dynamics.history.request import REGISTRY
 from pythia_dynamics.progress import silent
 from pythia_dynamics.report import facts
 from pythia_dynamics.results.folder import Results
