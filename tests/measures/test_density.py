@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.signal import find_peaks
 from support import oracles
 from support.walks import DTYPES, walk
 
@@ -199,3 +200,42 @@ def test_weights_at_the_top_of_the_range_have_modes(dtype):
         found = density(w)
     assert found["modes"].values.tolist()[1:] == [1, 2]
     assert float(found["weight_quantile"].sel(quantile=0.5)[1]) == pytest.approx(largest)
+
+
+def kernel_estimate_modes(values, counts):
+    """The modes by their definition: every value's own kernel, on a grid of 16 points a kernel width."""
+    sample = np.repeat(values, counts)
+    q1, q3 = np.quantile(sample, [0.25, 0.75], method="inverted_cdf")
+    width = 0.9 * min(sample.std(), (q3 - q1) / 1.34) * len(sample) ** -0.2
+    grid = np.arange(values[0] - 4 * width, values[-1] + 4 * width, width / 16)
+    smooth = sum(
+        count * np.exp(-(((grid - value) / width) ** 2) / 2) for value, count in zip(values, counts, strict=True)
+    )
+    peaks, _ = find_peaks(smooth, prominence=0.05 * smooth.max())
+    return len(peaks)
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 7.0])
+@pytest.mark.parametrize(
+    ("centres", "spread"), [((0,), 1.0), ((-1, 1), 0.3), ((-1, 0, 1), 0.12), ((0, 1), 0.45), ((0, 0, 0, 1), 0.2)]
+)
+def test_modes_are_those_of_a_kernel_estimate(centres, spread, shift):
+    rng = np.random.default_rng(len(centres))
+    sample = np.concatenate([rng.normal(centre + shift, spread, 3000) for centre in centres])
+    values, counts = np.unique(np.round(sample, 2), return_counts=True)
+    assert count_modes(values, counts) == kernel_estimate_modes(values, counts)
+
+
+def test_the_axis_of_the_density_is_the_middle_of_each_bin():
+    result = density(walk(2, 50, 3, np.float16), bins=7)
+    low, high = result["weight_low"].values, result["weight_high"].values
+    np.testing.assert_allclose(result["weight"], (low + high) / 2, rtol=1e-15)
+    np.testing.assert_array_equal(low[1:], high[:-1])
+    assert (low[0], high[-1]) == (result["min"].min(), result["max"].max())
+    np.testing.assert_allclose((result["density"] * (high - low)).sum("weight"), 1)
+
+
+def test_a_history_without_finite_weights_has_bins_from_0_to_1():
+    with pytest.warns(NonFiniteWarning):
+        result = density(np.full((2, 4, 3), np.nan, np.float16), bins=2)
+    assert (result["weight_low"].values.tolist(), result["weight_high"].values.tolist()) == ([0, 0.5], [0.5, 1])
