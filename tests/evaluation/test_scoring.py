@@ -136,9 +136,14 @@ def test_logits_of_pythia_are_made_and_read_in_blocks_of_the_budget(monkeypatch:
         assert made == [166, 4]  # 166 · 4 · 50304 ≤ 32 MiB < 167 · 4 · 50304
         assert read == [*[20] * 8, 6, 4]  # 20 · 4 · 50304 ≤ 4 MiB < 21 · 4 · 50304
         made.clear(), read.clear()
+        monkeypatch.setitem(scoring._LOGIT_BYTES, "cpu", 2 * 4 * 50304)
+        monkeypatch.setattr(scoring, "_CACHED_BYTES", 1)
+        head_statistics(weights, torch.zeros(2, 32))
+        assert (made, read) == ([2], [1, 1])  # at least one row, however small the budget
+        made.clear(), read.clear()
         monkeypatch.setitem(scoring._LOGIT_BYTES, "cpu", 1)
         head_statistics(weights, torch.zeros(2, 32))
-    assert made == read == [1, 1]  # however small the budget
+    assert made == read == [1, 1]
 
 
 @pytest.mark.parametrize("vocab", [50304, 50257, 512, 513, 63 * 521, 64 * 521])
