@@ -87,15 +87,19 @@ class _Group(click.Group):
     """The group of all commands. Measures that other packages register are commands too."""
 
     other_measures: Callable[[str], click.Command]
-    """Makes the command of a registered measure from its name."""
+    """Makes the command of a registered measure from the name of its entry point."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with _warnings_on_stderr():
+            return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *(name.replace("_", "-") for name in _registered_measures())})
+        return sorted({*super().list_commands(ctx), *_registered_measures()})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         found = super().get_command(ctx, name)
-        if found is None and name.replace("-", "_") in _registered_measures():
-            return self.other_measures(name.replace("-", "_"))
+        if found is None and name in (registered := _registered_measures()):
+            return self.other_measures(registered[name])
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -110,11 +114,27 @@ class _Group(click.Group):
             raise Failure(f"interrupted; {_describe_kept(ctx)}") from None
 
 
-def _registered_measures() -> tuple[str, ...]:
-    """Names of the measures that other packages register, without importing them."""
+def _registered_measures() -> dict[str, str]:
+    """Entry points of the measures that other packages register, by name of the command, without importing them."""
     from importlib.metadata import entry_points
 
-    return tuple(entry_points(group="pythia_dynamics.measures").names)
+    return {name.replace("_", "-"): name for name in entry_points(group="pythia_dynamics.measures").names}
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Print each warning of the library that no command prints in one line on stderr."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning):
+                click.echo(f"pythia-dyn: note: {' '.join(str(message).split())}", err=True)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = show_line
+        yield
 
 
 _RESUMABLE_KEY, _WRITTEN_KEY = "pythia_dynamics.resumes", "pythia_dynamics.written"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics.cli import app
+from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.measures import MEASURES
 
 if TYPE_CHECKING:
-    from pythia_dynamics.measures.measure import Measure, Option
+    from pythia_dynamics.measures.measure import Flag, Measure, Option
 
 __all__ = ["MeasureCommand"]
 
@@ -34,6 +34,14 @@ class MeasureCommand(click.Command):
         return super().get_params(ctx)
 
 
+def _registered(name: str) -> MeasureCommand:
+    """The command of a registered measure. Its help is the title of the measure, or why it cannot be used."""
+    try:
+        return MeasureCommand(name, _measure(name).title)
+    except PythiaDynError as error:
+        return MeasureCommand(name, f"Not available: {error}")
+
+
 def _measure(name: str) -> Measure:
     from pythia_dynamics.measures.catalogue import find_measure
 
@@ -42,52 +50,90 @@ def _measure(name: str) -> Measure:
 
 def _parameters(measure: Measure) -> list[click.Parameter]:
     companions = [_measure(name) for name in measure.companions]
-    decorators: list[Callable[[Any], Any]] = [
+    before: list[Callable[[Any], Any]] = [
         app.with_models(required=False),
         app.with_tensor,
         app.with_steps(None),
         app.with_rows,
     ]
-    decorators += [_flag(option) for option in measure.options.values() if option.flag is not None]
+    after: list[Callable[[Any], Any]] = []
     if any(each.uses_gram for each in (measure, *companions)):
-        decorators.append(
-            click.option("--device", default="auto", show_default=True, help="For Gram matrices: auto, cuda or cpu.")
-        )
+        text = "For Gram matrices: auto, cuda or cpu."
+        after.append(click.option("--device", default="auto", show_default=True, help=text))
     for name in measure.companions:
         flag = name.replace("_", "-")
         text = f"Also compute {name} ({name}.zarr)."
-        decorators.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
-    decorators += [app.with_cache, app.with_results, app.with_json]
+        after.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
+    after += [app.with_cache, app.with_results, app.with_json]
+    own = _declared([_flag(measure, option) for option in measure.options.values() if option.flag is not None])
+    taken = {"device", "--device", "--help", "-h", *_names([*_declared(before), *_declared(after)])}
+    for parameter in own:
+        if clash := taken.intersection(_names([parameter])):
+            raise PythiaDynError(
+                f"the measure {measure.name} has an option {parameter.name}, but every measure has the option "
+                f"{max(clash)}; rename yours"
+            )
+    return [*_declared(before), *own, *_declared(after)]
+
+
+def _declared(decorators: Sequence[Callable[[Any], Any]]) -> list[click.Parameter]:
+    """The parameters that decorators of click declare."""
 
     def command() -> None: ...
 
-    for decorate in reversed(decorators):
+    for decorate in decorators:
         command = decorate(command)
-    declared: list[click.Parameter] = command.__click_params__  # type: ignore[attr-defined]
-    return declared[::-1]
+    declared: list[click.Parameter] = getattr(command, "__click_params__", [])
+    return declared
 
 
-def _flag(option: Option) -> Callable[[Any], Any]:
+def _names(parameters: Sequence[click.Parameter]) -> set[str]:
+    """The flags of parameters, and the names of their values."""
+    return {
+        name for parameter in parameters for name in (str(parameter.name), *parameter.opts, *parameter.secondary_opts)
+    }
+
+
+def _flag(measure: Measure, option: Option) -> Callable[[Any], Any]:
     """The click option for an option of a measure that has a `Flag`."""
     assert option.flag is not None
-    members = typing.get_args(option.kind) if isinstance(option.kind, types.UnionType) else (option.kind,)
-    kind: Any = next((member for member in (bool, int, float) if member in members), str)
+    flag = option.name.replace("_", "-")
+    settings: dict[str, Any] = {"help": option.flag.help, "show_default": True, "required": option.is_required}
+    if not option.is_required:
+        settings |= {"default": option.default, "show_default": option.default is not None}
     if option.flag.is_file:
-        kind = click.Path(exists=True, dir_okay=False)
-    elif option.flag.minimum is not None:
-        kind = click.IntRange(option.flag.minimum)
-    return click.option(
-        f"--{option.name.replace('_', '-')}",
-        option.name,
-        type=kind,
-        default=option.default,
-        show_default=option.default is not None,
-        help=option.flag.help,
-    )
+        return click.option(f"--{flag}", option.name, type=click.Path(exists=True, dir_okay=False), **settings)
+    if option.choices:
+        return click.option(f"--{flag}", option.name, type=click.Choice(option.choices), **settings)
+    scalar = _scalar(option.kinds, option.flag)
+    if scalar is bool:
+        return click.option(f"--{flag}/--no-{flag}", option.name, type=bool, **settings)
+    many = next((kind for kind in option.kinds if typing.get_origin(kind) in (tuple, list, Sequence)), None)
+    if scalar is None and many is not None:
+        members = [member for member in typing.get_args(many) if member is not Ellipsis]
+        member = _scalar(members[:1], option.flag)
+        if member not in (None, bool) and len(members) == 1:
+            settings["callback"] = lambda ctx, parameter, value: value or option.default
+            settings["help"] += " Repeatable."
+            return click.option(f"--{flag}", option.name, type=member, multiple=True, **settings)
+    if scalar is None:
+        raise PythiaDynError(f"the option {option.name} of the measure {measure.name} cannot be a flag: {option.kind}")
+    return click.option(f"--{flag}", option.name, type=scalar, **settings)
+
+
+def _scalar(kinds: Sequence[Any], flag: Flag) -> Any:
+    """The type of click for the first of the types that is a number, text or a path; None without one."""
+    kind = next((kind for kind in (bool, int, float, str) if kind in kinds), None)
+    if kind in (int, float) and flag.minimum is not None:
+        return click.IntRange(flag.minimum) if kind is int else click.FloatRange(flag.minimum)
+    if kind is None and Path in kinds:
+        return click.Path(path_type=Path)
+    return str if kind is None and Any in kinds else kind
 
 
 def _run(
     measure: str,
+    /,
     *,
     models: tuple[str, ...],
     tensor: str | None,
@@ -144,4 +190,4 @@ def _run(
 
 for _name, _description in MEASURES.items():
     app.main.add_command(MeasureCommand(_name, _description))
-app.main.other_measures = MeasureCommand
+app.main.other_measures = _registered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from pythia_dynamics import figures
-from pythia_dynamics.errors import UnknownNameError
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to, measure_figure, shown_tolerances
 from pythia_dynamics.measures.catalogue import known_measures
@@ -60,12 +61,27 @@ def model_figures(results: Results) -> list[FigureSpec]:
 def tensor_figures(results: Results) -> list[FigureSpec]:
     """The figures of one tensor whose results have been computed.
 
+    The figure of a user's measure whose `Measure.draw` fails is left out; a warning gives the reason.
+
     Parameters
     ----------
     results
         The results of the weights of the tensor.
     """
-    return list(computed(partial(measure_figure, results=results), known_measures().values()))
+    measures = known_measures()
+    specs = computed(partial(measure_figure, results=results), measures.values())
+    return [spec for spec in specs if measures[spec.key].draw is None or _can_be_drawn(spec)]
+
+
+def _can_be_drawn(spec: FigureSpec) -> bool:
+    """Whether the function of a user draws the figure. It is called here, before a page or a file needs the figure."""
+    try:
+        with spec.sheet() as (_, axes):
+            spec.draw(axes)
+    except PythiaDynError as error:
+        warnings.warn(f"no figure {spec.path}: {error}", stacklevel=3)
+        return False
+    return True
 
 
 def portrait_figures(results: Results) -> list[FigureSpec]:

@@ -148,9 +148,8 @@ def _own_figure(measure: Measure, results: Results) -> tuple[str, Panels]:
         raise PythiaDynError(f"{measure.name}: no figure, because no column has one number per step: give it draw=")
     courses = ", ".join(f"{name} {from_to(table[name], '.4g')}" for name in names)
     caption = f"{measure.title}: {courses}. Source: {measure.source}."
-    draw = measure.draw
-    if draw is not None:
-        return caption, [lambda ax: draw(ax, table)]
+    if measure.draw is not None:
+        return caption, [lambda ax: measure.call("draw", ax, table)]
 
     def draw_column(ax: Axes, name: str) -> None:
         ax.plot(table["step"], table[name])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["MEASURES"]
+__all__ = ["COMMANDS", "MEASURES"]
 
 MEASURES: Mapping[str, str] = {
     "density": "Weight density over training: exact counts, moments, number of modes (Garden, Fig 2).",
@@ -20,3 +20,12 @@ MEASURES: Mapping[str, str] = {
 }
 """A description of each measure by name, in the order in which results are shown. It is separate from the values, so
 that ``pythia-dyn --help`` does not import them."""
+
+COMMANDS = frozenset(
+    {
+        *("claims", "demo", "fetch", "figures", "ls", "models", "perplexity", "phases", "plan", "portrait", "report"),
+        *("reproduce", "stop", "train", "verify"),
+    }
+)
+"""The commands that are not of a measure. A measure or a table must not have such a name: several of them write files
+of their name."""

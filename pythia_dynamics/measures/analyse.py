@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.measures.catalogue import find_measure, known_measures
+from pythia_dynamics.measures.catalogue import find_measure, known_measures, require_own_names
 from pythia_dynamics.measures.measure import Measure, compute_measures
 from pythia_dynamics.sweep.compute import Compute
 
@@ -18,7 +18,7 @@ __all__ = ["analyse", "chosen_measures"]
 
 def analyse(
     history: Any,
-    which: Collection[str | Measure] | None = None,
+    which: Collection[str | Measure] | str | Measure | None = None,
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Compute | None = None,
@@ -32,8 +32,8 @@ def analyse(
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
-    which : collection of str or Measure, optional
-        Names of measures, or your own `Measure` values. Default: every known measure.
+    which : collection of str or Measure, str or Measure, optional
+        Names of measures, or your own `Measure` values; or one of them. Default: every known measure.
     options : mapping of str to mapping, optional
         Options by measure, for instance ``{"order": {"loss": loss}, "rank": {"draws": 4}}``.
     compute : Compute, optional
@@ -49,7 +49,8 @@ def analyse(
     UnknownNameError
         A measure or an option does not exist.
     PythiaDynError
-        `which` is empty, two measures have the same name, or a measure cannot be computed.
+        `which` is empty or has something else, two measures have the same name or table, or a measure cannot be
+        computed.
     """
     measures = chosen_measures(which)
     for name in options or {}:
@@ -58,27 +59,45 @@ def analyse(
     return compute_measures(history, measures, options, compute)
 
 
-def chosen_measures(which: Collection[str | Measure] | None) -> list[Measure]:
+def chosen_measures(which: Collection[str | Measure] | str | Measure | None) -> list[Measure]:
     """The measures that `which` names, each once, in order; all known ones for None.
 
     Parameters
     ----------
     which
-        Names of measures, or `Measure` values.
+        Names of measures, or `Measure` values; or one of them.
 
     Raises
     ------
     UnknownNameError
         A measure does not exist.
     PythiaDynError
-        `which` is empty, or two measures have the same name.
+        `which` is empty or has something else, or two measures have the same name or table.
     """
     if which is None:
         return list(known_measures().values())
-    measures = [find_measure(name) if isinstance(name, str) else name for name in which]
+    given = which if isinstance(which, Iterable) and not isinstance(which, str) else [which]
+    measures = [_measure(item) for item in given]
     by_name = {measure.name: measure for measure in measures}
     if not by_name:
         raise PythiaDynError(f"nothing to analyse; choose from {', '.join(known_measures())}")
     if any(by_name[measure.name] is not measure for measure in measures):
         raise PythiaDynError("two measures have the same name; rename one")
+    others = {id(measure): measure for measure in (*known_measures().values(), *by_name.values())}
+    for measure in by_name.values():
+        if known_measures().get(measure.name) is not measure:
+            require_own_names(measure, [other for other in others.values() if not _same(measure, other)])
     return list(by_name.values())
+
+
+def _same(measure: Measure, other: Measure) -> bool:
+    """Whether they are versions of one measure, as after `dataclasses.replace`, or after its module is loaded again."""
+    return measure.name == other.name and measure.finish.__module__ == other.finish.__module__
+
+
+def _measure(item: object) -> Measure:
+    if isinstance(item, str):
+        return find_measure(item)
+    if not isinstance(item, Measure):
+        raise PythiaDynError(f"a measure is given by its name or as a Measure; got {item!r}")
+    return item

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import re
+import warnings
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
+from pythia_dynamics import __all__ as public_names
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.measures import COMMANDS
 from pythia_dynamics.measures.density import DENSITY
 from pythia_dynamics.measures.displacement import MSD
 from pythia_dynamics.measures.measure import Measure
@@ -15,7 +19,7 @@ from pythia_dynamics.measures.rank import RANK
 from pythia_dynamics.measures.spectrum import SPECTRUM
 from pythia_dynamics.measures.two_time import TWO_TIME
 
-__all__ = ["find_measure", "known_measures"]
+__all__ = ["find_measure", "known_measures", "require_own_names"]
 
 BUILT_IN: Mapping[str, Measure] = {measure.name: measure for measure in (DENSITY, MSD, TWO_TIME, ORDER, RANK, SPECTRUM)}
 """The measures of this package, in the order of `pythia_dynamics.measures.MEASURES`."""
@@ -23,37 +27,105 @@ BUILT_IN: Mapping[str, Measure] = {measure.name: measure for measure in (DENSITY
 _GROUP = "pythia_dynamics.measures"
 
 
-@functools.cache
+_OTHER_FILES = ("bifurcation", "first_last", "provenance", "runs", "unmasking")
+"""Names of result files that are neither of a measure nor of a command."""
+
+
 def known_measures() -> Mapping[str, Measure]:
     """Every measure by name: those of this package, then those of the entry-point group ``pythia_dynamics.measures``.
 
-    Raises
-    ------
-    PythiaDynError
-        An entry point cannot be loaded, is not a `Measure`, or has the name of another measure.
+    An entry point that cannot be used is left out; a warning gives the reason at the first call.
     """
-    found = dict(BUILT_IN)
-    for point in sorted(entry_points(group=_GROUP)):
-        measure = _load(point)
-        if measure.name in found:
-            raise PythiaDynError(f"entry point {point.value} registers the measure {measure.name!r}, which exists")
-        found[measure.name] = measure
-    return found
+    return _registered()[0]
 
 
 def find_measure(name: str) -> Measure:
-    """The measure of that name. Raises `UnknownNameError` if there is none."""
-    known = known_measures()
+    """The measure of that name.
+
+    Raises
+    ------
+    UnknownNameError
+        There is none.
+    PythiaDynError
+        Its entry point cannot be used.
+    """
+    known, unusable = _registered()
+    if name not in known and name in unusable:
+        raise PythiaDynError(unusable[name])
     if name not in known:
         raise UnknownNameError("measure", name, known)
     return known[name]
 
 
+def require_own_names(measure: Measure, others: Iterable[Measure]) -> None:
+    """Check that a measure can be used beside others: that no result of one would replace that of another.
+
+    Parameters
+    ----------
+    measure
+        The measure.
+    others
+        The other measures.
+
+    Raises
+    ------
+    PythiaDynError
+        Its name, or that of a table, is the name of another measure, table or command, or of a name of this package.
+    """
+    for other in others:
+        if measure.name.lower() == other.name.lower():
+            raise PythiaDynError(f"there is another measure with the name {other.name}; rename yours")
+        theirs = {table.lower(): table for table in other.tables}
+        for table in measure.tables:
+            if table.lower() in theirs:
+                raise PythiaDynError(
+                    f"the measure {measure.name} would overwrite {theirs[table.lower()]}.csv, a table of the measure "
+                    f"{other.name}; rename the table"
+                )
+    if measure.name.lower() in COMMANDS:
+        raise PythiaDynError(f"the measure {measure.name} has the name of another command of pythia-dyn; rename it")
+    if measure.name in (*public_names, *_OTHER_FILES):
+        raise PythiaDynError(f"the measure {measure.name} has a name that pythia_dynamics uses itself; rename it")
+    for table in measure.tables:
+        if table.lower() in {*COMMANDS, *_OTHER_FILES} or table.startswith("perplexity-"):
+            raise PythiaDynError(
+                f"the measure {measure.name} has a table {table}, which another command writes; rename the table"
+            )
+        if not re.fullmatch(r"\w[\w.-]*", table):
+            raise PythiaDynError(f"the measure {measure.name} has a table {table!r}, which is not a name of a file")
+
+
+@functools.cache
+def _registered() -> tuple[Mapping[str, Measure], Mapping[str, str]]:
+    """The known measures, and why the other entry points cannot be used, by their name and that of their measure."""
+    found, unusable = dict(BUILT_IN), {}
+    for point in sorted(entry_points(group=_GROUP)):
+        names = [point.name]
+        try:
+            measure = _load(point)
+            names.append(measure.name)
+            if measure.name != point.name:
+                raise PythiaDynError(f"its measure has another name, {measure.name}; use one name for both")
+            require_own_names(measure, found.values())
+        except PythiaDynError as error:
+            package = point.dist.name if point.dist else "that registers it"
+            reason = (
+                f"the entry point {point.name} ({point.value}) of the package {package} cannot be used: {error}. "
+                "Fix the package or uninstall it"
+            )
+            unusable.update(dict.fromkeys(names, reason))
+            warnings.warn(reason, stacklevel=3)
+        else:
+            found[measure.name] = measure
+    return found, unusable
+
+
 def _load(point: EntryPoint) -> Measure:
     try:
         measure = point.load()
-    except Exception as error:  # the import of a user's module can raise any exception
-        raise PythiaDynError(f"the measure {point.name} ({point.value}) cannot be loaded: {error}") from error
+    except (Exception, SystemExit) as error:  # the import of a user's module can raise any exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PythiaDynError(reason) from error
     if not isinstance(measure, Measure):
-        raise PythiaDynError(f"entry point {point.value} is a {type(measure).__name__}, not a Measure")
+        raise PythiaDynError(f"it is a {type(measure).__name__}, not a Measure")
     return measure

@@ -222,7 +222,11 @@ def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
         if over_null is not None:
             sentence += f"; its ratio to the walk's is greatest at step {over_null:,}"
         sentences.append(sentence)
-    return "; ".join(sentences), facts
+    moved = dataset["displacement"].to_numpy()
+    moved = moved[np.isfinite(moved)]
+    if len(moved) < 2:
+        return "only one step is known" if len(moved) else "no step is known", facts
+    return "; ".join(sentences) if moved.any() else "the weights do not move", facts
 
 
 def _describe_curve(curve: xr.DataArray, peak: int | None) -> str:

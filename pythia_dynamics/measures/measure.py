@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import keyword
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from functools import partial
+from operator import attrgetter, methodcaller
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import as_history
@@ -70,6 +74,30 @@ class Option:
     default: Any
     kind: Any
     flag: Flag | None
+
+    @property
+    def is_required(self) -> bool:
+        """Whether it has no default value."""
+        return self.default is inspect.Parameter.empty
+
+    @property
+    def kinds(self) -> tuple[Any, ...]:
+        """The members of its annotation if that is a union, without None; else the annotation alone."""
+        is_union = get_origin(self.kind) in (Union, types.UnionType)
+        return tuple(kind for kind in (get_args(self.kind) if is_union else (self.kind,)) if kind is not type(None))
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that a `Literal` annotation allows; empty without one."""
+        if any(get_origin(kind) is not Literal for kind in self.kinds):
+            return ()
+        return tuple(value for kind in self.kinds for value in get_args(kind) if value is not None)
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value is one of `choices`, or None where that is the default or part of the annotation."""
+        if value is None and (self.default is None or {None, type(None)}.intersection(get_args(self.kind))):
+            return True
+        return not self.choices or any(type(value) is type(choice) and value == choice for choice in self.choices)
 
 
 @dataclass(frozen=True)
@@ -154,6 +182,8 @@ class Measure:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise PythiaDynError(f"the name of a measure must be a Python identifier; got {self.name!r}")
+        if keyword.iskeyword(self.name):
+            raise PythiaDynError(f"the name of a measure must not be a keyword of Python; got {self.name!r}")
         if not self.accumulators and self.per_step is None:
             raise PythiaDynError(f"measure {self.name} must have accumulators or a function per step")
 
@@ -175,6 +205,11 @@ class Measure:
         return found
 
     @property
+    def saves(self) -> bool:
+        """Whether it has result files. Without them it can be computed in Python, but has no command and no figure."""
+        return bool(self.tables) or self.saves_array
+
+    @property
     def uses_gram(self) -> bool:
         """Whether the measure uses Gram matrices, which are computed on `Compute.device`."""
         return self.per_step is not None or Gram in self.accumulators
@@ -182,6 +217,99 @@ class Measure:
     def __call__(self, history: Any, *, compute: Compute | None = None, **options: Any) -> xr.Dataset:
         """The dataset of this measure for a history, the name of a model, or an array; see `compute_measures`."""
         return compute_measures(history, [self], {self.name: options}, compute)[self.name]
+
+    def call(self, part: str, *arguments: Any, **options: Any) -> Any:
+        """Call one of its functions.
+
+        Parameters
+        ----------
+        part
+            The function: ``finish``, ``per_step``, ``on_save``, ``summarise`` or ``draw``.
+        arguments, options
+            Its arguments.
+
+        Raises
+        ------
+        PythiaDynError
+            A function that is not of this package raises an exception, or returns a value of a wrong type.
+        """
+        import xarray as xr
+
+        found = _guarded(self, part, getattr(self, part))(*arguments, **options)
+        if part in ("finish", "on_save") and not isinstance(found, xr.Dataset):
+            raise PythiaDynError(f"{_subject(self.name, part)} returned a {type(found).__name__}, not a Dataset")
+        if part in ("finish", "on_save") and not any("step" in column.dims for column in found.data_vars.values()):
+            raise PythiaDynError(f"{_subject(self.name, part)} returned a Dataset without a variable over step")
+        if part == "summarise":
+            kinds = tuple(map(type, found)) if isinstance(found, tuple) else ()
+            if len(kinds) != 2 or not issubclass(kinds[0], str) or not issubclass(kinds[1], Mapping):
+                raise PythiaDynError(f"{_subject(self.name, part)} did not return a sentence and a mapping of facts")
+        return found
+
+
+def _subject(name: str, part: str) -> str:
+    """A function of a measure, as the subject of a message."""
+    return f"the measure {name} ({part})"
+
+
+def _guarded(measure: Measure, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function with one-line errors, unless it is of this package: its exceptions are defects, and keep their type.
+
+    The result can be pickled if `function` can.
+    """
+    if str(getattr(function, "__module__", "")).startswith("pythia_dynamics."):
+        return function
+    return partial(_call, measure.name, part, function)
+
+
+def _call(name: str, part: str, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
+    """Call a function of a user's measure. An exception becomes one line that names the measure and the function."""
+    try:
+        return function(*arguments, **options)
+    except PythiaDynError:
+        raise
+    except Exception as error:  # a user's function can raise any exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        raise PythiaDynError(f"{_subject(name, part)} failed: {reason}") from error
+
+
+class _GuardedSums:
+    """An accumulator of a user's measure, with one-line errors. `filled` is the accumulator itself."""
+
+    def __init__(self, name: str, filled: Any) -> None:
+        self.name, self.filled = name, filled
+
+    def _do(self, action: Callable[[Any], Any]) -> Any:
+        return _call(self.name, "accumulators", action, self.filled)
+
+    @property
+    def mixes_steps(self) -> bool:
+        return bool(self._do(attrgetter("mixes_steps")))
+
+    def start(self, frames: Any, device: str) -> _GuardedSums:
+        return _GuardedSums(self.name, self._do(methodcaller("start", frames, device)))
+
+    def fork(self) -> _GuardedSums:
+        return _GuardedSums(self.name, self._do(methodcaller("fork")))
+
+    def update(self, frames: Any, start: int, stop: int) -> None:
+        self._do(methodcaller("update", frames, start, stop))
+
+    def merge(self, other: _GuardedSums) -> None:
+        self._do(methodcaller("merge", other.filled))
+
+    def nonfinite_frames(self) -> Any:
+        return self._do(methodcaller("nonfinite_frames"))
+
+    def refine(self) -> _GuardedSums | None:
+        better = self._do(methodcaller("refine"))
+        return None if better is None else _GuardedSums(self.name, better)
+
+
+def _empty(measure: Measure, factory: Callable[[], Accumulator]) -> Any:
+    """An empty accumulator of a measure."""
+    make = _guarded(measure, "accumulators", factory)
+    return make() if make is factory else _GuardedSums(measure.name, make())
 
 
 class _AnnotationNames(dict[str, Any]):
@@ -220,21 +348,30 @@ def compute_measures(
     UnknownNameError
         A measure does not have an option of that name.
     PythiaDynError
-        The squares of the weights are not finite, or a measure cannot be computed with its options.
+        The squares of the weights are not finite, a measure cannot be computed with its options, or a function of a
+        user's measure fails.
     """
     history, compute = as_history(history), compute or Compute()
     given = {measure.name: _checked(measure, (options or {}).get(measure.name, {})) for measure in measures}
     functions = {
-        measure.name: measure.per_step(**given[measure.name]) for measure in measures if measure.per_step is not None
+        measure.name: _guarded(measure, "per_step", measure.call("per_step", **given[measure.name]))
+        for measure in measures
+        if measure.per_step is not None
     }
     warn_missing(history)
-    factories = list(dict.fromkeys(factory for measure in measures for factory in measure.accumulators))
+    factories: dict[Callable[[], Accumulator], Measure] = {}
+    for measure in measures:
+        for factory in measure.accumulators:
+            factories.setdefault(factory, measure)
     first_share = 500 if factories and functions else 1000  # thousandths of the work in the first pass
-    filled = (
-        dict(zip(factories, sweep(history, [make() for make in factories], compute.part(0, first_share)), strict=True))
-        if factories
-        else {}
-    )
+    filled: dict[Callable[[], Accumulator], Any] = {}
+    if factories:
+        empty = [_empty(measure, factory) for factory, measure in factories.items()]
+        sums_of_all = sweep(history, empty, compute.part(0, first_share))
+        filled = {
+            factory: found.filled if isinstance(found, _GuardedSums) else found
+            for factory, found in zip(factories, sums_of_all, strict=True)
+        }
     values: dict[str, list[Any]] = {}
     if functions:
         part = compute.part(1000 - first_share, first_share)
@@ -244,7 +381,7 @@ def compute_measures(
     for measure in measures:
         sums: list[Any] = [filled[factory] for factory in measure.accumulators]
         sums += [values[measure.name]] if measure.name in values else []
-        results[measure.name] = measure.finish(history, *sums, **given[measure.name])
+        results[measure.name] = measure.call("finish", history, *sums, **given[measure.name])
     return results
 
 
@@ -254,4 +391,10 @@ def _checked(measure: Measure, given: Mapping[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise UnknownNameError("option", name, known, where=measure.name)
+    for name, option in known.items():
+        if name in given and not option.allows(given[name]):
+            allowed = ", ".join(map(repr, option.choices))
+            raise PythiaDynError(f"the option {name} of {measure.name} must be one of {allowed}; got {given[name]!r}")
+        if name not in given and option.is_required:
+            raise PythiaDynError(f"{measure.name} needs the option {name}")
     return {name: given.get(name, option.default) for name, option in known.items()}

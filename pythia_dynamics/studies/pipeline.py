@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Outcome:
 
 def measure(
     history: History,
-    which: Collection[str | Measure] | None,
+    which: Collection[str | Measure] | str | Measure | None,
     results: Results,
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -65,15 +65,16 @@ def measure(
 ) -> list[Outcome]:
     """Compute measures of a history in one reading, and write tables, figures and provenance of each.
 
-    Files are written only after all measures have been computed. Where `density` and `msd` of the same weights are in
-    the results, ``bifurcation.json`` is written as well: it says whether their detectors agree.
+    Files are written only after all measures have been computed: first all tables, then the figures. Where `density`
+    and `msd` of the same weights are in the results, ``bifurcation.json`` is written as well: it says whether their
+    detectors agree.
 
     Parameters
     ----------
     history
         The weights.
     which
-        The measures, or their names. By default every known measure.
+        The measures, or their names; or one of them. By default every known measure that saves something.
     results
         The results of the model. The files are written to the folder of the tensor in it.
     options
@@ -90,40 +91,63 @@ def measure(
     Raises
     ------
     PythiaDynError
-        As `analyse` and `read_losses` do.
+        As `analyse` and `read_losses` do. Where a measure saves nothing, or its table or summary cannot be made; the
+        files of the other measures are then complete.
     """
     compute, results = compute or Compute(), results.of(history.tensor)
-    measures = chosen_measures(which)
+    measures = [one for one in chosen_measures(which) if one.saves or which is not None]
+    for one in measures:
+        if not one.saves:
+            raise PythiaDynError(f"the measure {one.name} saves nothing: give it tables= or saves_array=True")
     given = {one.name: dict((options or {}).get(one.name, {})) for one in measures}
     loss_from = {one.name: _take_loss(given[one.name], results, history) for one in measures if "loss" in one.options}
     datasets = analyse(history, measures, options=given, compute=compute)
-    outcomes = []
+    rows = compute.rows_of(history)
+    weights = {"drop_padding": None if rows == history.frame_shape[0] else rows, "steps": history.steps}
+    outcomes, failures = [], []
     for one in measures:
         dataset = datasets[one.name]
-        files = _write(one, dataset, results)
-        summary, facts = one.summarise(dataset)
+        try:
+            files = _write(one, dataset, results)
+        except PythiaDynError as error:  # of a user's measure; the others are written
+            failures.append(error)
+            continue
+        summary, facts = "", {}
+        try:
+            summary, facts = one.call("summarise", dataset)
+        except PythiaDynError as error:  # of a user's measure; its tables are complete
+            failures.append(error)
+        summary = summary or one.title or one.name
         if loss_from.get(one.name):
             summary = f"{summary} (loss from {loss_from[one.name]})"
             facts = {**facts, "loss_from": loss_from[one.name]}
         facts = plain(facts)
         settings = {name: value for name, value in given[one.name].items() if np.isscalar(value)}
-        weights = {"drop_padding": compute.rows, "steps": history.steps}
         results.record(one.name, {**dataset.attrs, **settings, **weights, "facts": facts})
+        outcomes.append(Outcome(one.name, tuple(files), summary, facts))
+    figure_of = {one.name: one for one in measures}
+    for index, outcome in enumerate(outcomes):
         try:
-            figure = measure_figure(one, results)
-        except PythiaDynError as error:  # of a user's measure that cannot be drawn; its tables are complete
+            drawn = save_figures([measure_figure(figure_of[outcome.kind], results)])
+        except PythiaDynError as error:  # of a user's measure that cannot be drawn
             warnings.warn(str(error), stacklevel=2)
         else:
-            files += save_figures([figure])
-        outcomes.append(Outcome(one.name, tuple(files), summary, facts))
+            outcomes[index] = replace(outcome, files=(*outcome.files, *drawn))
     if {"density", "msd"} & set(datasets) and (found := _bifurcation(results)):
         outcomes.append(found)
+    if failures:
+        raise PythiaDynError("; ".join(map(str, failures))) from failures[0]
     return outcomes
 
 
 def _write(one: Measure, dataset: xr.Dataset, results: Results) -> list[Path]:
     """Write the tables and the array of a measure; return the files."""
-    dataset = dataset if one.on_save is None else one.on_save(dataset)
+    dataset = dataset if one.on_save is None else one.call("on_save", dataset)
+    for name, table in one.tables.items():
+        lacking = [key for key in table.keys if key not in dataset.coords]
+        if lacking or not {table.renamed.get(column, column) for column in table.columns} & set(dataset.data_vars):
+            what = f"no coordinate {lacking[0]}" if lacking else "no variable"
+            raise PythiaDynError(f"the measure {one.name} has {what} for its table {name}")
     files = [results.write_table(name, table, dataset) for name, table in one.tables.items()]
     return [*files, results.write_zarr(one.name, dataset)] if one.saves_array else files
 

@@ -81,13 +81,28 @@ def test_every_two_steps_come_with_exponent_interval_and_null(results: Results) 
         ),
         (np.array([9.0, -1, -2, -1, -1, -1, -1, -1, -1]), "falls from the first step on; that of a random walk rises"),
         (np.array([1.0, 1, 1, 1, -1, -1, -1, -1, -1]), "peaks at step 3; that of a random walk rises to the last step"),
-        (np.zeros(9), "does not change, as a random walk's does; demeaned over time it does not change"),
     ],
 )
 def test_where_the_displacement_is_greatest(results: Results, frames: np.ndarray, said: str) -> None:
     direction = np.random.default_rng(0).standard_normal((1, 30, 4))
     (outcome, *_) = measure(History.from_array(frames[:, None, None] * direction), ["msd"], results)
     assert outcome.summary.startswith(f"MSD (Eq. 4) {said}")
+
+
+def test_weights_that_do_not_move_are_said_not_to(results: Results) -> None:
+    direction = np.random.default_rng(0).standard_normal((1, 30, 4)).astype(np.float32)
+    still = History.from_array(np.repeat(direction, 5, axis=0))
+    assert measure(still, "msd", results)[0].summary == "the weights do not move"
+    assert measure(History.from_array(direction), "msd", results)[0].summary == "only one step is known"
+
+
+def test_all_rows_are_recorded_alike(results: Results) -> None:
+    measure(history(), ["msd"], results)
+    measure(history(), ["order"], results, compute=Compute(rows=40))  # the frames have 40 rows
+    measure(history(), ["spectrum"], results, compute=Compute(rows=30))
+    made = results.weights().provenance()
+    assert [made[name]["drop_padding"] for name in ("msd", "order", "spectrum")] == [None, None, 30]
+    results.weights().require_same_weights(("msd", "order"))
 
 
 def test_nothing_known_is_said_in_words_and_null_in_json(results: Results) -> None:
