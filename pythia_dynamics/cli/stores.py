@@ -286,11 +286,6 @@ def plan(
     from pythia_dynamics.history.request import HUB, REGISTRY, FetchRequest
 
     facts, failures, total = [], app.FailureList(), 0
-    app.echo(
-        f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} {'memory':>9} "
-        f"{'time':>8}  at {bandwidth:g} MB/s",
-        as_json,
-    )
     for name in models or tuple(SIZES):
         with failures.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
@@ -298,6 +293,12 @@ def plan(
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)
             total += found.bytes
+            if not facts:
+                app.echo(
+                    f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} "
+                    f"{'memory':>9} {'time':>8}  at {bandwidth:g} MB/s",
+                    as_json,
+                )
             app.echo(
                 f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} "
                 f"{app.size(found.bytes):>9} {app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} "
