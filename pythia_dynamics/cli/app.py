@@ -26,6 +26,7 @@ __all__ = [
     "Command",
     "Failure",
     "FailureList",
+    "Interrupted",
     "bar",
     "duration",
     "echo",
@@ -104,6 +105,12 @@ class _Group(click.Group):
         if found is None and name.replace("-", "_") in _registered_measures():
             return self.other_measures(name.replace("-", "_"))
         return found
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:  # while the help of the group is printed
+            raise Interrupted("interrupted; nothing written") from None
 
     def invoke(self, ctx: click.Context) -> Any:
         writes_before = write_count()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -285,7 +285,8 @@ def plan(
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import HUB, REGISTRY, FetchRequest
 
-    facts, failures, total = [], app.FailureList(), 0
+    facts: list[dict[str, Any]] = []
+    failures, total = app.FailureList(), 0
     for name in models or tuple(SIZES):
         with failures.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
