@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner
@@ -64,6 +66,15 @@ def start(tmp_path: Path, *arguments: object, code: str = COMMAND) -> subprocess
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def opened(pipe: Path, process: subprocess.Popen[str]) -> IO[str]:
+    """The pipe, open for writing, as soon as the process reads it. Close it after the signal: then no read goes on."""
+    while process.poll() is None:
+        with suppress(OSError):
+            return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "w")
+        time.sleep(0.02)
+    raise AssertionError(process.communicate())
+
+
 def invoke(tmp_path: Path, *arguments: object, answers: io.BytesIO | None = None) -> Any:
     environment = {"PYTHIA_DYN_CACHE": str(tmp_path / "cache"), "PYTHIA_DYN_RESULTS": str(tmp_path / "results")}
     return CliRunner(env=environment).invoke(main, [str(argument) for argument in arguments], input=answers)
@@ -77,9 +88,9 @@ def test_an_interrupt_of_the_imports_is_one_line(tmp_path: Path) -> None:
 
 def test_nothing_written_is_said_where_it_is_true(tmp_path: Path, pipe: Path) -> None:
     process = start(tmp_path, "train", "--size", "10k", "--out", tmp_path / "out" / "suite", "--corpus", pipe)
-    with pipe.open("w"):
+    with opened(pipe, process):
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, NOTHING)
     assert not (tmp_path / "out").exists()
 
@@ -88,13 +99,13 @@ def test_finished_files_are_kept_and_the_message_says_so(tmp_path: Path, pipe: P
     fetched = invoke(tmp_path, "fetch", *(word for suite in suites for word in ("--model", suite)))
     assert fetched.exit_code == 0, fetched.stderr
     process = start(tmp_path, "stop", "--model", "first", "--model", "second", "--loss", pipe)
-    with pipe.open("w") as file:
+    with opened(pipe, process) as file:
         json.dump(LOSSES, file)
     while not (written := list((tmp_path / "results" / "first").rglob("stop.csv"))) and process.poll() is None:
-        pass
-    with pipe.open("w"):  # the command reads it for the second model
+        time.sleep(0.02)
+    with opened(pipe, process):  # the command reads it for the second model
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "pythia-dyn: interrupted; finished files are kept\n")
     assert str(written[0]) in out
     assert not (tmp_path / "results" / "second").exists()
