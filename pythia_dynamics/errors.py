@@ -1,7 +1,7 @@
 """The exceptions of the package, and functions for the text of their messages.
 
 A message is one line that says what is wrong and what to do. The command line prints it after ``pythia-dyn: `` and
-exits with status 1. Any other exception is a defect of this package, except an `OSError` of the file system.
+exits with status 1. Any other exception is a defect of this package, except an `OSError` of a file that is read.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class HubError(PythiaDynError):
 
 
 class StoreError(PythiaDynError):
-    """A weight store that is missing, was not written by this package, or cannot be written."""
+    """A weight store that is missing or was not written by this package, or any file that cannot be written."""
 
 
 class IntegrityError(StoreError):

@@ -1,4 +1,4 @@
-"""Atomic writing of files, and errors when a file cannot be written."""
+"""Atomic writing of files, errors when a file cannot be written, and how many writes this process has made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO
 
 from pythia_dynamics.errors import StoreError
 
-__all__ = ["atomic_file", "disk_full_errors", "remove_stale", "store_errors"]
+__all__ = ["atomic_file", "disk_full_errors", "reason_of", "remove_stale", "store_errors", "write_count"]
 
 _STALE_SECONDS = 86_400
 """A temporary file of this age is left over, even if another process now has its process id. Writing one chunk of the
@@ -22,9 +22,30 @@ largest tensor (2.5 GB) takes minutes, so a day is much longer than any write.""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers for: no free blocks or inodes, quota exceeded, file larger than the limit."""
 
-_DISK_FULL_TEXTS = (*map(os.strerror, _DISK_FULL), "PytorchStreamWriter failed writing", "unexpected pos")
-"""Parts of messages of libraries that do not raise `OSError`. safetensors and tokenizers give the text of the operating
-system. `torch.save` (torch 2.13) only reports that writing failed, or that the file is too short."""
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+"""Error numbers for a place where this user cannot write."""
+
+_FULL = "the disk is full"
+
+_DISK_FULL_TEXTS = (_FULL, *map(os.strerror, _DISK_FULL), "PytorchStreamWriter failed writing", "unexpected pos")
+"""Parts of messages of `atomic_file`, and of libraries that do not raise `OSError`. safetensors and tokenizers give the
+text of the operating system. `torch.save` (torch 2.13) only reports that writing failed, or that the file is too short.
+"""
+
+_writes = 0
+
+
+def write_count() -> int:
+    """The number of writes by this process, in all its threads: files that were complete, and changes of stores.
+
+    A write counts from the moment at which its target may change. If the number has not increased, no file was written.
+    """
+    return _writes
+
+
+def _count_write() -> None:
+    global _writes
+    _writes += 1  # two threads may count one write together; the first write always counts
 
 
 @contextmanager
@@ -48,48 +69,66 @@ def atomic_file(target: Path, *, scratch: Path | None = None) -> Iterator[IO[byt
 
     Raises
     ------
-    OSError
-        The file or one of its directories cannot be written.
+    StoreError
+        The file or one of its directories cannot be written. The message names `target`, with the words of `reason_of`.
     """
     directory = scratch or target.parent
-    directory.mkdir(parents=True, exist_ok=True)
     temporary = directory / f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         target.parent.mkdir(parents=True, exist_ok=True)
+        _count_write()
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:  # others are of a library that the block calls
+            raise StoreError(f"cannot write {target}: {reason_of(error)}") from error
         raise
+
+
+def reason_of(error: OSError) -> str:
+    """Why the operating system has refused something, and what to do where that is known, for a message of one line.
+
+    Parameters
+    ----------
+    error
+        The error. A message with the reason also names the file.
+    """
+    if error.errno in _DISK_FULL:
+        return f"{_FULL}; free some space or name another directory"
+    reason = error.strerror or str(error)
+    return f"{reason}; name another directory" if error.errno in _NOT_WRITABLE else reason
 
 
 @contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    """Convert an `OSError` in the ``with`` block into a `StoreError` with a message of one line.
+    """Convert an `OSError` in the ``with`` block into a `StoreError` with a message of one line, and count a write.
 
     Parameters
     ----------
     path
-        The store or file that the block writes, for the message.
+        The store or directory that the block writes, for the message.
 
     Raises
     ------
     StoreError
-        ``cannot write PATH: the disk is full``, or the reason that the operating system gives.
+        ``cannot write PATH: `` with the words of `reason_of`.
     """
+    _count_write()
     try:
         with disk_full_errors(path):
             yield
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from None
+        raise StoreError(f"cannot write {path}: {reason_of(error)}") from None
 
 
 @contextmanager
-def disk_full_errors(path: Path, hint: str = "") -> Iterator[None]:
+def disk_full_errors(path: Path, hint: str = "; free some space or name another directory") -> Iterator[None]:
     """Convert an error that means a full disk, from any library, into a `StoreError`. Other errors are not changed.
 
     Parameters
@@ -110,7 +149,7 @@ def disk_full_errors(path: Path, hint: str = "") -> Iterator[None]:
         known = isinstance(error, OSError) and error.errno in _DISK_FULL
         if not known and not any(text in str(error) for text in _DISK_FULL_TEXTS):
             raise
-        raise StoreError(f"cannot write {path}: the disk is full{hint}") from None
+        raise StoreError(f"cannot write {path}: {_FULL}{hint}") from None
 
 
 def remove_stale(directory: Path) -> None:

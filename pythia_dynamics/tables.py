@@ -12,7 +12,7 @@ from typing import Any
 
 from pythia_dynamics.files import atomic_file
 
-__all__ = ["csv_text", "plain", "read_csv", "read_json", "write_csv", "write_json"]
+__all__ = ["csv_text", "json_text", "plain", "read_csv", "read_json", "write_csv", "write_json"]
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: int | None = None) -> str:
@@ -35,7 +35,7 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: i
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: int | None = None) -> Path:
-    """Write a table to a CSV file and return its path. Other parameters as for `csv_text`; raises `OSError`."""
+    """Write a table to a CSV file and return its path. Other parameters as for `csv_text`; raises `StoreError`."""
     with atomic_file(path) as file:
         file.write(csv_text(columns, rows, digits=digits).encode())
     return path
@@ -64,10 +64,15 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
+def json_text(content: Any) -> str:
+    """A value as a JSON document, converted by `plain`."""
+    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, content: Any) -> Path:
-    """Convert a value by `plain`, write it to a JSON file and return its path. Raises `OSError`."""
+    """Write a value to a JSON file by `json_text` and return its path. Raises `StoreError`."""
     with atomic_file(path) as file:
-        file.write(json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.write(json_text(content).encode() + b"\n")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ import click
 
 from pythia_dynamics import __version__
 from pythia_dynamics.errors import PythiaDynError, size
+from pythia_dynamics.files import reason_of, write_count
+from pythia_dynamics.tables import json_text
 
 if TYPE_CHECKING:
     from pythia_dynamics.history.history import History
@@ -25,6 +26,7 @@ __all__ = [
     "Command",
     "Failure",
     "FailureList",
+    "Interrupted",
     "bar",
     "duration",
     "echo",
@@ -57,6 +59,12 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"pythia-dyn: {' '.join(self.message.split())}", file=file, err=True)
+
+
+class Interrupted(Failure):
+    """An interruption by the user: one line on stderr that says what is kept, exit status 130."""
+
+    exit_code = 130
 
 
 class FailureList:
@@ -102,16 +110,28 @@ class _Group(click.Group):
             return self.other_measures(registered[name])
         return found
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:  # while the help of the group is printed
+            raise Interrupted("interrupted; nothing written") from None
+
     def invoke(self, ctx: click.Context) -> Any:
+        writes_before = write_count()
         try:
             return super().invoke(ctx)
         except PythiaDynError as error:
             raise Failure(str(error)) from error
-        except OSError as error:  # for instance a full disk, or a directory without write permission
-            where = f"{error.filename}: " if error.filename else ""
-            raise Failure(f"{where}{error.strerror or error}; finished results are kept") from error
-        except KeyboardInterrupt:
-            raise Failure(f"interrupted; {_describe_kept(ctx)}") from None
+        except OSError as error:  # for instance a file without read permission
+            raise Failure(f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error)) from error
+        except (KeyboardInterrupt, click.Abort) as error:
+            if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise  # the answer to a question was no, or the input ended
+            kept = "nothing written"
+            if write_count() > writes_before:
+                again = ", run the same command again to go on" if ctx.meta.get(_RESUMABLE_KEY) else ""
+                kept = f"finished files are kept{again}"
+            raise Interrupted(f"interrupted; {kept}") from None
 
 
 def _registered_measures() -> dict[str, str]:
@@ -137,11 +157,11 @@ def _warnings_on_stderr() -> Iterator[None]:
         yield
 
 
-_RESUMABLE_KEY, _WRITTEN_KEY = "pythia_dynamics.resumes", "pythia_dynamics.written"
+_RESUMABLE_KEY = "pythia_dynamics.resumes"
 
 
 def resumable(command: Command) -> Command:
-    """Mark a command that keeps finished steps when it is interrupted, and resumes from them."""
+    """Mark a command that keeps finished files when it is interrupted, and resumes from them."""
 
     @wraps(command)
     def wrapper(*args: Any, **options: Any) -> Any:
@@ -152,16 +172,7 @@ def resumable(command: Command) -> Command:
 
 
 def record_written(name: str) -> None:
-    """Record that the results of a model are written, for the message after an interruption."""
-    click.get_current_context().meta.setdefault(_WRITTEN_KEY, []).append(name)
-
-
-def _describe_kept(ctx: click.Context) -> str:
-    """What an interrupted command has kept, for its message."""
-    if ctx.meta.get(_RESUMABLE_KEY):
-        return "finished steps are kept, run the same command again to go on"
-    written = ctx.meta.get(_WRITTEN_KEY)
-    return f"the results of {', '.join(written)} are written" if written else "nothing written"
+    """Nothing: `pythia_dynamics.files` counts what is written."""
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -276,7 +287,7 @@ def echo_warnings(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
 def print_facts(facts: dict[str, Any], as_json: bool) -> None:
     """Print facts as JSON, if ``--json`` is given."""
     if as_json:
-        click.echo(json.dumps(facts, indent=1, default=str))
+        click.echo(json_text(facts))
 
 
 def duration(seconds: float) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pythia_dynamics.cli import app
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["demo"]
 

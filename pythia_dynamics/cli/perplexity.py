@@ -83,13 +83,15 @@ def perplexity(
 
     names = app.model_names(models, cache)
     settings = EvaluationSettings.from_mapping(options)
-    if show is None:  # loaded once for all models
-        settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     facts: list[dict[str, Any]] = []
-    failures = app.FailureList()
+    failures, found = app.FailureList(), {}
     for name in names:
         with failures.collect():
-            model = find_model(name, cache)
+            found[name] = find_model(name, cache)
+    if show is None and found:  # loaded once for all models
+        settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
+    for name, model in found.items():
+        with failures.collect():
             app.echo(f"{name} is {model.location}", as_json)
             if show is None:
                 facts += _evaluate(model, modes, settings, results, as_json)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pythia_dynamics.cli import app
 from pythia_dynamics.cli.training import training_text, with_corpus, with_plan
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["order_parameter", "reproduce"]
 

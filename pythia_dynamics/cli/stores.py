@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -286,12 +286,8 @@ def plan(
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import FetchRequest
 
-    facts, failures, total = [], app.FailureList(), 0
-    app.echo(
-        f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} {'memory':>9} "
-        f"{'time':>8}  at {bandwidth:g} MB/s",
-        as_json,
-    )
+    facts: list[dict[str, Any]] = []
+    failures, total = app.FailureList(), 0
     for name in models or tuple(SIZES):
         with failures.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
@@ -299,6 +295,12 @@ def plan(
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)
             total += found.bytes
+            if not facts:
+                app.echo(
+                    f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} "
+                    f"{'memory':>9} {'time':>8}  at {bandwidth:g} MB/s",
+                    as_json,
+                )
             app.echo(
                 f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} "
                 f"{app.size(found.bytes):>9} {app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} "

@@ -76,7 +76,6 @@ def stop(
             with app.echo_warnings(as_json), app.bar(f"{history.name} stop") as progress:
                 found = replay(history, chosen, loss=losses, compute=Compute(rows=rows, progress=progress))
                 outcome = write_stop(own, found, loss_from=loss_from)
-            app.record_written(history.name)
             app.echo_outcome(outcome, as_json)
             missing = dict(history.missing)
             facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
@@ -142,7 +141,6 @@ def phases(
     facts: list[dict[str, Any]] = []
     for name, dataset in found.items():
         outcome = write_phases(Results(name, results, tensor=tensors[name]), dataset, changes)
-        app.record_written(name)
         app.echo(name, as_json)
         app.echo_outcome(outcome, as_json)
         facts.append({"model": name, "files": outcome.files, **outcome.facts})

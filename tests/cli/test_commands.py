@@ -1,6 +1,8 @@
 """The command line as a person meets it: exit status, one line on stderr, nothing half-written."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +14,8 @@ from click.testing import CliRunner, Result
 from support.checkpoints import HEAD, checkpoint, state
 from support.hubserver import HubServer
 
-import pythia_dynamics.history.fetch as fetching
 from pythia_dynamics import figures
-from pythia_dynamics.cli.app import main
+from pythia_dynamics.cli.app import main, print_facts
 from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.results.folder import Results
 
@@ -255,6 +256,9 @@ def test_plans_come_from_the_registry_without_a_network(run: Run) -> None:
         assert plan["full_bytes"] == pytest.approx(full, rel=0.005)
     line = fails(run("plan", "--source", "registry", "--model", "org/other"))
     assert "the registry knows embed_out.weight of Pythia models only" in line
+    result = run("plan", "--source", "registry", "--model", "nosuch")
+    assert "no model 'nosuch'" in fails(result)
+    assert result.stdout == ""
 
 
 def test_plans_come_from_headers_where_the_hub_is(run: Run, hub: HubServer) -> None:
@@ -266,6 +270,16 @@ def test_plans_come_from_headers_where_the_hub_is(run: Run, hub: HubServer) -> N
         text := succeeds(run("plan", "--model", "org/tiny", "--steps", "1000:5000:1000"))
     )
     assert "1 of 5 steps are not published" in text
+
+
+def test_json_has_null_for_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_facts({"nan": float("nan"), "numbers": np.array([1.5, np.inf]), "path": Path("a"), "step": np.int64(3)}, True)
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "nan": None,
+        "numbers": [1.5, None],
+        "path": "a",
+        "step": 3,
+    }
 
 
 def test_help_names_every_command(run: Run) -> None:
@@ -395,15 +409,29 @@ def test_results_that_cannot_be_written(run: Run, suite: Path, tmp_path: Path) -
     (tmp_path / "file").write_text("not a directory")
     line = fails(run("msd", "--results", tmp_path / "file" / "results"))
     assert str(tmp_path / "file") in line
-    assert "Not a directory" in line
+    assert line.endswith("Not a directory; name another directory")
 
 
-def test_an_interrupt_says_how_to_go_on(run: Run, suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object, **options: object) -> None:
-        raise KeyboardInterrupt
+FAILED_WRITES = {
+    errno.ENOSPC: "the disk is full; free some space or name another directory",
+    errno.EROFS: "Read-only file system; name another directory",
+    errno.EIO: "Input/output error",
+}
 
-    monkeypatch.setattr(fetching, "download", interrupt)
-    assert "run the same command again to go on" in fails(run("fetch", "--model", suite))
+
+@pytest.mark.parametrize("number", FAILED_WRITES)
+def test_a_failed_write_names_the_file_and_what_to_do(
+    run: Run, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    succeeds(run("fetch", "--model", suite))
+
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    file = tmp_path / "results" / "walk" / HEAD / "order.csv"
+    assert fails(run("order")) == f"pythia-dyn: cannot write {file}: {FAILED_WRITES[number]}"
+    assert not files(tmp_path / "results")
 
 
 def test_the_commands_of_stores_go_on_past_a_model_that_fails(run: Run, suite: Path, tmp_path: Path) -> None:

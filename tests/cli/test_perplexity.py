@@ -14,7 +14,7 @@ from support.tiny_models import TEXTS, encode, model, write_checkpoint
 from pythia_dynamics import figures
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.evaluation import portrait, runner
+from pythia_dynamics.evaluation import corpus, portrait, runner
 from pythia_dynamics.evaluation.corpus import load_corpus
 from pythia_dynamics.evaluation.settings import EvaluationSettings
 
@@ -71,6 +71,14 @@ def test_a_model_that_fails_keeps_no_other_from_being_evaluated(
     result = run(*models, "--json")
     assert failure(result) == line
     assert [fact["model"] for fact in json.loads(result.stdout)["perplexity"]] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("70n", "no model '70n'"), ("demo", "`pythia-dyn demo` makes it")])
+def test_names_are_checked_before_the_corpus_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    monkeypatch.setattr(corpus, "load_corpus", lambda *arguments, **options: pytest.fail("loaded"))
+    assert reason in failure(run("--model", name))
 
 
 def test_completions_go_on_past_a_model_that_fails(run: Run, suites: dict[str, Path]) -> None:

@@ -353,7 +353,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_store_as_it_was(
     records, missing = store.records(W_U.name), store.missing(W_U.name)
     with monkeypatch.context() as patch:
         patch.setattr(FULL_DISKS[full], _no_space)
-        with pytest.raises(StoreError, match=r"^cannot write \S+\.zarr: the disk is full$"):
+        with pytest.raises(StoreError, match=r"^cannot write \S+\.zarr: the disk is full; free some space or name"):
             WRITES[write](store)
     again = Store.open(store.path)
     assert (again.records(W_U.name), again.missing(W_U.name), again.steps) == (records, missing, STEPS)

@@ -1,0 +1,140 @@
+"""Ctrl-C: exit status 130, and one line that says what is kept. Most tests interrupt a process of their own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from click.testing import CliRunner
+from support.checkpoints import checkpoint, state
+
+import pythia_dynamics.history.fetch as fetching
+from pythia_dynamics.cli.app import main
+
+STEPS = (1000, 2000, 3000, 4000)
+NOTHING = "pythia-dyn: interrupted; nothing written\n"
+COMMAND = "from pythia_dynamics.__main__ import main; main()"
+LOSSES = {"log_history": [{"step": step, "loss": 4 - step / 4000} for step in STEPS]}
+
+INTERRUPTED_IMPORT = f"""
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "pythia_dynamics.cli.timeline":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+{COMMAND}
+"""
+
+
+@pytest.fixture
+def suites(tmp_path: Path) -> list[Path]:
+    for name in ("first", "second"):
+        for step in STEPS:
+            folder = tmp_path / name / f"step{step}"
+            folder.mkdir(parents=True)
+            for file, content in checkpoint(state(step, vocab=64, d_model=16)).items():
+                (folder / file).write_bytes(content)
+    return [tmp_path / "first", tmp_path / "second"]
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    """A named pipe, as a file that a command reads: it opens when the command does, and then holds the command up."""
+    os.mkfifo(tmp_path / "pipe.json")
+    return tmp_path / "pipe.json"
+
+
+def start(tmp_path: Path, *arguments: object, code: str = COMMAND) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "PYTHIA_DYN_CACHE": str(tmp_path / "cache"),
+        "PYTHIA_DYN_RESULTS": str(tmp_path / "results"),
+    }
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def opened(pipe: Path, process: subprocess.Popen[str]) -> IO[str]:
+    """The pipe, open for writing, as soon as the process reads it. Close it after the signal: then no read goes on."""
+    while process.poll() is None:
+        with suppress(OSError):
+            return os.fdopen(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK), "w")
+        time.sleep(0.02)
+    raise AssertionError(process.communicate())
+
+
+def invoke(tmp_path: Path, *arguments: object, answers: io.BytesIO | None = None) -> Any:
+    environment = {"PYTHIA_DYN_CACHE": str(tmp_path / "cache"), "PYTHIA_DYN_RESULTS": str(tmp_path / "results")}
+    return CliRunner(env=environment).invoke(main, [str(argument) for argument in arguments], input=answers)
+
+
+def test_an_interrupt_of_the_imports_is_one_line(tmp_path: Path) -> None:
+    process = start(tmp_path, "models", code=INTERRUPTED_IMPORT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", NOTHING)
+
+
+def test_nothing_written_is_said_where_it_is_true(tmp_path: Path, pipe: Path) -> None:
+    process = start(tmp_path, "train", "--size", "10k", "--out", tmp_path / "out" / "suite", "--corpus", pipe)
+    with opened(pipe, process):
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, NOTHING)
+    assert not (tmp_path / "out").exists()
+
+
+def test_finished_files_are_kept_and_the_message_says_so(tmp_path: Path, pipe: Path, suites: list[Path]) -> None:
+    fetched = invoke(tmp_path, "fetch", *(word for suite in suites for word in ("--model", suite)))
+    assert fetched.exit_code == 0, fetched.stderr
+    process = start(tmp_path, "stop", "--model", "first", "--model", "second", "--loss", pipe)
+    with opened(pipe, process) as file:
+        json.dump(LOSSES, file)
+    while not (written := list((tmp_path / "results" / "first").rglob("stop.csv"))) and process.poll() is None:
+        time.sleep(0.02)
+    with opened(pipe, process):  # the command reads it for the second model
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "pythia-dyn: interrupted; finished files are kept\n")
+    assert str(written[0]) in out
+    assert not (tmp_path / "results" / "second").exists()
+
+
+def test_a_command_that_can_go_on_says_so(tmp_path: Path, suites: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    download = fetching.download
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        download(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "download", interrupted)
+        result = invoke(tmp_path, "fetch", "--model", suites[0])
+    line = "pythia-dyn: interrupted; finished files are kept, run the same command again to go on\n"
+    assert (result.exit_code, result.stderr) == (130, line)
+    assert "0 steps fetched, 4 already" in invoke(tmp_path, "fetch", "--model", suites[0]).stdout
+
+
+class InterruptedInput(io.BytesIO):
+    def read1(self, size: int | None = -1) -> bytes:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("answers", "status"), [(InterruptedInput(), 130), (io.BytesIO(), 1), (io.BytesIO(b"n\n"), 1)])
+def test_a_question_can_be_interrupted(tmp_path: Path, suites: list[Path], answers: io.BytesIO, status: int) -> None:
+    arguments = ("reproduce", "garden", "--skip-perplexity", "--models", suites[0])
+    result = invoke(tmp_path, *arguments, answers=answers)
+    assert result.exit_code == status
+    assert "Begin?" in result.stderr
+    assert result.stderr.endswith(NOTHING) == (status == 130)
