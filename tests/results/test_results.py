@@ -36,19 +36,22 @@ def test_a_table_has_the_promised_columns_in_step_order(results: Results) -> Non
 
 def test_numbers_come_back_to_the_last_bit(results: Results) -> None:
     values = [0.1 + 0.2, 1e-300, np.nan]
-    save_table(results, "order", table(order_parameter=values))
+    save_table(results, "order", table(order_parameter=values, frobenius_norm=values, rms=values))
     back = results.weights().read_table("order")
     np.testing.assert_array_equal(back["order_parameter"].sel(step=STEPS), values)
 
 
 def test_a_table_of_several_coordinates_is_long(results: Results) -> None:
     dataset = xr.Dataset(
-        {"rank": (("step", "batch_size", "tolerance", "convention"), np.arange(12.0).reshape(3, 2, 1, 2))},
+        {
+            name: (("step", "batch_size", "tolerance", "convention"), np.arange(12.0).reshape(3, 2, 1, 2))
+            for name in ("rank", "rank_se", "rank_difference")
+        },
         {"step": STEPS, "batch_size": [16, 32], "tolerance": [0.5], "convention": ["absolute", "relative"]},
     )
     lines = save_table(results, "rank", dataset).read_text().splitlines()
-    assert lines[0] == "step,batch_size,tolerance,convention,rank"
-    assert lines[1] == "1000,16,0.5,absolute,4.0"
+    assert lines[0] == "step,batch_size,tolerance,convention,rank,rank_se,rank_difference"
+    assert lines[1] == "1000,16,0.5,absolute,4.0,4.0,4.0"
     assert len(lines) == 13
     back = results.weights().read_table("rank").transpose("step", "batch_size", "tolerance", "convention")
     np.testing.assert_array_equal(back["rank"].sel(step=STEPS), dataset["rank"])
