@@ -163,6 +163,21 @@ class SavedResults:
             return None
         return table.isel(step=np.flatnonzero(~table["suspect"].to_numpy()))
 
+    def fewer_steps(self, kind: str, count: int) -> str:
+        """The end of a reason: how many steps of ``<kind>.csv`` a test used, where those of the weights are others.
+
+        Parameters
+        ----------
+        kind
+            Name of the table.
+        count
+            Number of steps that the test used.
+        """
+        weights = self.find("msd.csv")
+        if weights is None or weights.sizes["step"] == count:
+            return ""
+        return f"; {count} steps of {kind}.csv, {weights.sizes['step']} of the weights"
+
     def settings(self, kind: str) -> dict[str, Any]:
         """The settings of the evaluation that wrote ``<kind>.csv``; empty where they cannot be read."""
         try:

@@ -377,7 +377,8 @@ class Results:
             found = {name: details[entry] for name, details in made.items() if entry in details}
             if all(value == next(iter(found.values())) for value in found.values()):
                 continue
-            good = _reference(entry, found, made)
+            good = next((name for name, value in found.items() if entry == "tensor" and value == self.path.name), None)
+            good = good or _reference(entry, found, made)
             odd = [name for name, value in found.items() if value != found[good]]
             one, other = sorted((good, odd[0]), key=chosen.index)
             raise PythiaDynError(
