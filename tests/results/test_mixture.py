@@ -146,9 +146,7 @@ def test_the_remedy_is_a_command(results: Results) -> None:
         judge(results)
     folder = results.weights()
     folder.record("density", {"tensor": "other"})
-    with pytest.raises(
-        PythiaDynError, match=r"density is of other, .*; run pythia-dyn density .*-padding 20$"
-    ):
+    with pytest.raises(PythiaDynError, match=r"density is of other, .*; run pythia-dyn density .*-padding 20$"):
         folder.require_same_weights()
     folder.record("density", {"commits": {}})
     folder.record("stop", {"commits": {"1000": "a"}})
