@@ -76,12 +76,12 @@ def _drops(saved: SavedResults, mode: str) -> Decision:
         raise NotTestableError(f"too few steps around {reference.description}", _published(saved))
     change, elsewhere = float(np.expm1(shift.value)), float(np.expm1(shift.elsewhere))
     numbers: dict[str, Number] = {"bifurcation_step": reference.step, "step": shift.step}
-    numbers |= {"change": change, "change_elsewhere": elsewhere}
+    numbers |= {"change": change, "change_elsewhere": elsewhere, "steps": len(curve)}
     numbers |= {"ppl_there": float(np.exp(curve.at(reference.step))), "ppl_last": float(np.exp(curve.values[-1]))}
     numbers |= _published(saved, reference.step)
     finding = (
         f"around {reference.description} the perplexity changes by {change:+.1%} beyond its trend, elsewhere by "
-        f"{elsewhere:+.1%} at most"
+        f"{elsewhere:+.1%} at most{saved.fewer_steps(f'perplexity-{mode}', len(curve))}"
     )
     if saved.published is not None:
         finding += (
@@ -109,13 +109,14 @@ def _published(saved: SavedResults, step: int | None = None) -> dict[str, float 
 def below_one(saved: SavedResults) -> Decision:
     """No perplexity lies below 1: exp(mean NLL) of a probability cannot, so the claim is never supported."""
     least: dict[str, float] = {}
+    steps: dict[str, int] = {}
     nonfinite = 0
     for mode, column in _PERPLEXITIES.items():
         table = saved.find(f"perplexity-{mode}.csv")
         if table is not None:
             curve = Curve.of(table[column])
             if len(curve):
-                least[mode] = float(curve.values.min())
+                least[mode], steps[f"steps_{mode}"] = float(curve.values.min()), len(curve)
             nonfinite += int(np.nansum(table["nonfinite"].to_numpy()))
     if not least:
         saved.read("perplexity-forward.csv", known=_published(saved))
@@ -128,7 +129,7 @@ def below_one(saved: SavedResults) -> Decision:
         named = ", ".join(f"{mode} {value:.4g}" for mode, value in least.items())
         reason = f"the least perplexity is {named}; {nonfinite} sentences have none (not finite, or below 1)"
     numbers = {f"least_{mode}": value for mode, value in least.items()}
-    return Decision.of(False, reason, {**numbers, "nonfinite": nonfinite})
+    return Decision.of(False, reason, {**numbers, **steps, "nonfinite": nonfinite})
 
 
 def b_monotone(saved: SavedResults) -> Decision:
@@ -175,8 +176,8 @@ def loss_falls_with_b(saved: SavedResults) -> Decision:
     correlation = float(spearmanr(b, loss).statistic)
     rise = drawdown(-loss[np.argsort(b, kind="stable")])
     finding = (
-        f"rank correlation of loss and b {correlation:.3f}; along growing b the loss rises by {rise:.1%} of its range "
-        "at most"
+        f"rank correlation of loss and b at {len(b)} steps {correlation:.3f}; along growing b the loss rises by "
+        f"{rise:.1%} of its range at most"
     )
     falls = correlation <= _MAX_CORRELATION and rise <= MAX_LOSS_RISE
     return Decision.of(falls, finding, {"rank_correlation": correlation, "largest_rise": rise, "steps": len(b)})
@@ -193,10 +194,10 @@ def slope_changes(saved: SavedResults) -> Decision:
     turned = fit.slope_before * fit.slope_after < 0
     residual = _broken_residual(b, loss, fit.at) / max(cubic_residual(b, loss), np.finfo(float).tiny)
     numbers = {"break_b": fit.at, "slope_before": fit.slope_before, "slope_after": fit.slope_after, "p": fit.p}
-    numbers["residual_against_cubic"] = residual
+    numbers |= {"residual_against_cubic": residual, "steps": len(b)}
     finding = (
         f"dL/db goes from {fit.slope_before:.3g} to {fit.slope_after:.3g} at b = {fit.at:.4g} (p = {fit.p:.3g} against "
-        f"one line); a broken line leaves {residual:.2g} times what a smooth cubic leaves"
+        f"one line, {len(b)} steps); a broken line leaves {residual:.2g} times what a smooth cubic leaves"
     )
     changed = fit.p <= MAX_BREAK_P and (ratio >= _MIN_SLOPE_RATIO or turned)
     return Decision.of(changed and residual <= _MAX_RESIDUAL_RATIO, finding, numbers)
@@ -224,4 +225,6 @@ def nothing_to_gain(saved: SavedResults) -> Decision:
     start, last = curve.at(reference.step), float(curve.values[-1])
     gain = (start - last) / start
     finding = f"from {reference.description} to the end the loss goes from {start:.4g} to {last:.4g} nats per token"
-    return Decision.of(gain <= _MAX_GAIN, finding, {"bifurcation_step": reference.step, "gain": gain})
+    finding += saved.fewer_steps("perplexity-forward", len(curve))
+    numbers = {"bifurcation_step": reference.step, "gain": gain, "steps": len(curve)}
+    return Decision.of(gain <= _MAX_GAIN, finding, numbers)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.claims.verdict import NotTestableError, Numbers
-from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_lambada import published_lambada
 from pythia_dynamics.tables import read_json
@@ -120,12 +119,14 @@ class SavedResults:
         return [found for file in files if (found := self.find(file)) is not None]
 
     def find(self, file: str) -> xr.Dataset | None:
-        """The content of a file that `read` reads, None where there is none."""
+        """The content of a file that `read` reads, None where there is none. Raises `FormatError` for a damaged one."""
         if file not in self._loaded:
             folder, (kind, _, suffix) = self._folder(file), file.rpartition(".")
             read = folder.read_table if suffix == "csv" else folder.read_zarr
             try:
                 self._loaded[file] = read(kind)
+            except FormatError:
+                raise
             except PythiaDynError:
                 self._loaded[file] = None
         return self._loaded[file]
@@ -136,8 +137,7 @@ class SavedResults:
 
     def command_for(self, file: str) -> str:
         """The command that makes a file."""
-        name = Path(file).stem
-        return self._folder(file).command_for(name) + (" --head ternary" if file.startswith("ternary/") else "")
+        return self._folder(file).command_for(file.rpartition(".")[0])
 
     @cached_property
     def shape(self) -> Shape:
@@ -162,6 +162,21 @@ class SavedResults:
         except UnknownNameError:
             return None
         return table.isel(step=np.flatnonzero(~table["suspect"].to_numpy()))
+
+    def fewer_steps(self, kind: str, count: int) -> str:
+        """The end of a reason: how many steps of ``<kind>.csv`` a test used, where those of the weights are others.
+
+        Parameters
+        ----------
+        kind
+            Name of the table.
+        count
+            Number of steps that the test used.
+        """
+        weights = self.find("msd.csv")
+        if weights is None or weights.sizes["step"] == count:
+            return ""
+        return f"; {count} steps of {kind}.csv, {weights.sizes['step']} of the weights"
 
     def settings(self, kind: str) -> dict[str, Any]:
         """The settings of the evaluation that wrote ``<kind>.csv``; empty where they cannot be read."""

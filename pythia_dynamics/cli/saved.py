@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics.cli import app
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 if TYPE_CHECKING:
+    from pythia_dynamics.report.page import Section
     from pythia_dynamics.results.folder import Results
 
 __all__ = ["claims", "figures", "portrait", "report"]
@@ -32,21 +34,41 @@ with_measured_tensor = click.option(
 )
 
 
-def _measured(models: tuple[str, ...], cache: Path, results: Path, tensor: str | None = None) -> list[Results]:
-    """The results of the given models, or of all models with results if none is given."""
-    from pythia_dynamics.history.cache import find_model
+def _measured(
+    models: tuple[str, ...], cache: Path, results: Path, failures: app.FailureList, tensor: str | None = None
+) -> list[Results]:
+    """The results of the given models, or of all models with results if none is given. Other names are failures."""
     from pythia_dynamics.results.folder import Results
 
     found = [*results.glob("*/provenance.json"), *(path.parent for path in results.glob("*/*/provenance.json"))]
     known = sorted({path.parent.name for path in found})
-    names = list(dict.fromkeys(name if name in known else find_model(name, cache).name for name in models or known))
-    if not names:
+    if not known and not models:
         raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
-    for name in names:
-        if name not in known:
-            hint = f"; there: {', '.join(known)}" if known else ""
-            raise PythiaDynError(f"no results of {name} in {results}{hint}; run pythia-dyn msd --model {name}")
+    names: dict[str, None] = {}
+    for model in models or known:
+        with failures.collect():
+            names[_name_of(model, known, cache, results)] = None
     return [Results(name, results, tensor=tensor) for name in names]
+
+
+def _name_of(model: str, known: list[str], cache: Path, results: Path) -> str:
+    """The name that a model has in the results. Raises `PythiaDynError` where it has none."""
+    from pythia_dynamics.history.cache import find_model
+
+    if model in known:
+        return model
+    try:
+        name = find_model(model, cache).name
+    except PythiaDynError:  # its message lists stores and aliases, which need not have results
+        if known:
+            raise UnknownNameError("results of the model", model, known, where=str(results)) from None
+        name, command = model, "pythia-dyn msd --model 70m, or pythia-dyn demo"
+    else:
+        command = f"pythia-dyn msd --model {shlex.quote(model)}"
+    if name not in known:
+        hint = f"; there: {', '.join(known)}" if known else ""
+        raise PythiaDynError(f"no results of {name} in {results}{hint}; run {command}")
+    return name
 
 
 @app.main.command()
@@ -60,21 +82,25 @@ def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) 
     from pythia_dynamics.figures.specs import save_figures
     from pythia_dynamics.studies.sections import figure_specs
 
-    chosen = _measured(models, cache, results)
+    chosen: list[Results] = []
     facts: dict[str, Any] = {}
-    for measured in chosen:
-        with app.bar(measured.name, "figure") as progress:
+    failures = app.FailureList()
+    for measured in _measured(models, cache, results, failures):
+        with failures.collect(), app.bar(measured.name, "figure") as progress:
             others = [spec for tensor in measured.tensors for spec in tensor_figures(measured.of(tensor))]
             specs = {spec.path: spec for spec in [*figure_specs(measured), *others]}
             facts[measured.name] = save_figures(list(specs.values()), progress=progress)
+            chosen.append(measured)
     if len(chosen) > 1:
-        with app.bar("side by side", "figure") as progress:
+        with failures.collect(), app.bar("side by side", "figure") as progress:
             specs_of_all = comparison_figures(chosen, results / COMPARISON_FOLDER)
             facts[COMPARISON_FOLDER] = save_figures(specs_of_all, progress=progress)
     for files in facts.values():
         for path in files:
             app.echo(f"  {path}", as_json)
-    app.print_facts({"figures": facts}, as_json)
+    if facts:
+        app.print_facts({"figures": facts}, as_json)
+    failures.raise_if_any()
 
 
 @app.main.command()
@@ -90,7 +116,7 @@ def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Pa
 
     facts: list[dict[str, Any]] = []
     failures = app.FailureList()
-    for measured in _measured(models, cache, results, tensor):
+    for measured in _measured(models, cache, results, failures, tensor):
         with failures.collect():
             found = verdicts(measured)
             path = save(measured, found)
@@ -118,20 +144,20 @@ def report(
     models: tuple[str, ...], tensor: str | None, out: Path | None, cache: Path, results: Path, as_json: bool
 ) -> None:
     """Write one self-contained HTML page: claims, figures, tables, missing and irregular steps, provenance."""
-    from pythia_dynamics.studies.sections import write_report
+    from pythia_dynamics.studies.sections import section, write_page
 
-    chosen: list[Results] = []
+    chosen: list[Section] = []
     failures = app.FailureList()
-    for measured in _measured(models, cache, results, tensor):
+    for measured in _measured(models, cache, results, failures, tensor):
         with failures.collect():
             measured.weights().require_same_weights()
-            chosen.append(measured)
+            chosen.append(section(measured))
     if chosen:
         with app.bar("report", "part") as progress:
-            path = write_report(chosen, out or results / "report.html", progress=progress)
-        size = path.stat().st_size
-        app.echo(f"{path}  {size / 1e6:.1f} MB, {', '.join(measured.label for measured in chosen)}", as_json)
-        app.print_facts({"report": path, "bytes": size, "models": [measured.name for measured in chosen]}, as_json)
+            path = write_page(chosen, out or results / "report.html", progress=progress)
+        size, shown = path.stat().st_size, [part.results for part in chosen]
+        app.echo(f"{path}  {size / 1e6:.1f} MB, {', '.join(measured.label for measured in shown)}", as_json)
+        app.print_facts({"report": path, "bytes": size, "models": [measured.name for measured in shown]}, as_json)
     failures.raise_if_any()
 
 

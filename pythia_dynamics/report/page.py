@@ -47,11 +47,14 @@ class Section:
         The verdicts on its claims.
     specs
         Its figures.
+    tables
+        Its tables.
     """
 
     results: Results
     verdicts: tuple[Verdict, ...]
     specs: Sequence[FigureSpec]
+    tables: Sequence[facts.Table]
 
 
 def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
@@ -116,7 +119,7 @@ def _part(section: Section, key: str) -> dict[str, Any]:
         "name": results.label,
         "plates": [_picture(spec, f"{key}-{spec.key}") for spec in section.specs if f"{key}-{spec.key}" not in shown],
         "explorers": [_explorer(explorer) for explorer in with_slider],
-        "tables": facts.tables(results),
+        "tables": section.tables,
         "gaps": facts.gaps(results),
         "findings": facts.findings(results),
         "provenance": facts.provenance(results),

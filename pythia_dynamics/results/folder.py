@@ -16,15 +16,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
+import numpy as np
 import xarray as xr
 from filelock import FileLock
+from zarr.storage import MemoryStore
 
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
-from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.measures.catalogue import known_measures
-from pythia_dynamics.measures.measure import Table
+from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
+from pythia_dynamics.files import disk_full_errors, store_errors
+from pythia_dynamics.measures.catalogue import BUILT_IN, known_measures
+from pythia_dynamics.measures.measure import Measure, Table
+from pythia_dynamics.results.reading import VARIABLES, array_from, table_from
 from pythia_dynamics.tables import read_json, write_csv, write_json
 
 __all__ = ["Results", "computed", "results_directory"]
@@ -35,8 +38,23 @@ _Result = TypeVar("_Result")
 _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "numba", "zarr", "xarray")
 """Packages whose version can change a number in the results."""
 
+_OPTIONAL = ("loss", "dloss_db")
+"""Columns that a table of this package has only where the loss is known."""
+
+_OF_SENTENCES = ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "sentences", "nonfinite")
+_PERPLEXITY_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "perplexity-forward": _OF_SENTENCES,
+    "perplexity-unmask": _OF_SENTENCES,
+    "perplexity-last-word": ("ppl", "accuracy", "sentences", "nonfinite"),
+}
+"""Columns that a table of perplexities always has."""
+
 _OF_WEIGHTS = ("source", "tensor", "drop_padding", "steps", "commits")
 """Entries of the provenance that identify the weights of a result."""
+
+
+_MAX_LISTED_STEPS = 20
+"""Uneven steps that a command in a message lists. More are most likely all steps of the store, which is the default."""
 
 
 def results_directory(results: Path | str | None = None) -> Path:
@@ -59,10 +77,17 @@ def computed(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
         Reads results. It raises `PythiaDynError` where they have not been computed.
     items
         The arguments of the calls.
+
+    Raises
+    ------
+    FormatError
+        A result is damaged: it was computed, so it is not left out.
     """
     for item in items:
         try:
             value = function(item)
+        except FormatError:
+            raise
         except PythiaDynError:
             continue
         yield value
@@ -104,8 +129,12 @@ class Results:
     @property
     def tensors(self) -> tuple[str, ...]:
         """The tensors of the model whose weights have been measured, sorted."""
-        folders = [self.of(path.parent.name) for path in sorted(self.model.path.glob("*/provenance.json"))]
-        return tuple(each.path.name for each in folders if any("tensor" in made for made in each.provenance().values()))
+        folders = [self.of(path.name) for path in sorted(self.model.path.glob("*/"))]
+        return tuple(
+            each.path.name
+            for each in folders
+            if any("tensor" in made for made in each.provenance().values()) or any(map(each._files, known_measures()))
+        )
 
     def of(self, tensor: str) -> Results:
         """The results of the weights of one tensor.
@@ -169,15 +198,23 @@ class Results:
 
         Raises
         ------
+        FormatError
+            The file is damaged.
         PythiaDynError
             Where there is no such file.
         """
-        if table is None:
-            tables = (measure.tables for measure in known_measures().values())
-            table = next((found[name] for found in tables if name in found), None)
-        keys = table.keys if table else ("step",)
-        frame = pd.read_csv(self._existing(name, ".csv"))
-        dataset: xr.Dataset = frame.set_index(list(keys)).to_xarray()
+        measure = _measure_of(name)
+        closed = table is None and measure is not None and measure.name in BUILT_IN
+        table = table or (measure.tables[name] if measure else Table(("step",)))
+        required = _PERPLEXITY_COLUMNS.get(Path(name).name, ())
+        if closed:
+            required = tuple(column for column in table.columns if column not in _OPTIONAL)
+        path = self._existing(name, ".csv")
+        try:
+            dataset = table_from(path, table, required=required, closed=closed)
+            self._check_steps(dataset, measure)
+        except FormatError as error:
+            raise self._damaged(path, name, error) from None
         return dataset
 
     def write_zarr(self, name: str, dataset: xr.Dataset) -> Path:
@@ -189,13 +226,30 @@ class Results:
             Name of the array.
         dataset
             The values.
+
+        Raises
+        ------
+        StoreError
+            It cannot be written, for instance because the disk is full. An older one is then kept.
         """
         path, temporary = self.path / f"{name}.zarr", self.path / f".{name}.zarr.partial"
-        self.path.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        dataset.to_zarr(temporary, mode="w", consolidated=False)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
+        # In memory first: after an error of the disk, tasks of zarr would go on and print messages of their own.
+        store = MemoryStore()
+        dataset = dataset.assign_attrs({VARIABLES: sorted(map(str, dataset.variables))})
+        dataset.to_zarr(store, mode="w", consolidated=False, write_empty_chunks=True)
+        remedy = f"; make room and run {self.command_for(name)}"
+        try:
+            with store_errors(path), disk_full_errors(path, remedy):
+                shutil.rmtree(temporary, ignore_errors=True)
+                for key, content in store._store_dict.items():
+                    file = temporary / key
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content.to_bytes())
+                shutil.rmtree(path, ignore_errors=True)
+                temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         return path
 
     def read_zarr(self, name: str) -> xr.Dataset:
@@ -208,11 +262,31 @@ class Results:
 
         Raises
         ------
+        FormatError
+            The array is damaged.
         PythiaDynError
             Where there is no such array.
         """
-        dataset: xr.Dataset = xr.open_zarr(self._existing(name, ".zarr"), consolidated=False).load()
+        path = self._existing(name, ".zarr")
+        try:
+            dataset = array_from(path)
+            self._check_steps(dataset, known_measures().get(name))
+        except FormatError as error:
+            raise self._damaged(path, name, error) from None
         return dataset
+
+    def _check_steps(self, dataset: xr.Dataset, measure: Measure | None) -> None:
+        """Check that a result has the steps that the provenance of its measure records."""
+        recorded = self.provenance().get(measure.name, {}).get("steps") if measure else None
+        if isinstance(recorded, list) and "step" in dataset.coords:
+            steps = np.atleast_1d(dataset["step"].to_numpy()).tolist()
+            if steps != sorted(recorded):
+                which = f"{len(steps)} steps" if len(steps) != len(recorded) else "other steps"
+                raise FormatError(f"{which}; provenance.json records {len(recorded)}")
+
+    def _damaged(self, path: Path, name: str, reason: FormatError) -> FormatError:
+        """The error for a damaged result, with the command that computes it again."""
+        return FormatError(f"{path} is damaged ({reason}): run {self.command_for(name)}")
 
     def _existing(self, name: str, suffix: str) -> Path:
         """The path of a result. Raises `PythiaDynError` with the command that writes it where there is none."""
@@ -227,12 +301,15 @@ class Results:
         Parameters
         ----------
         name
-            Name of a table, an array or a figure.
+            Name of a table, an array or a figure. That of a perplexity with another head begins with the name of that
+            head: ``ternary/perplexity-forward``.
         """
-        made_by = {table: measure.name for measure in known_measures().values() for table in measure.tables}
+        head, _, name = name.rpartition("/")
         first, _, mode = name.partition("-")
         command = {"perplexity": f"perplexity --mode {mode}", "first_last": "portrait"}.get(first)
-        command = command or made_by.get(name, name).replace("_", "-")
+        measure = _measure_of(name)
+        command = command or (measure.name if measure else name).replace("_", "-")
+        command += f" --head {head}" if head else ""
         tensor = "" if self.tensor in (None, UNEMBEDDING) else f" --tensor {shlex.quote(self.tensor)}"
         return f"pythia-dyn {command} --model {shlex.quote(self.name)}{tensor}"
 
@@ -275,27 +352,81 @@ class Results:
     def require_same_weights(self, names: Iterable[str] | None = None) -> None:
         """Check that results of this folder are of the same weights: source, tensor, rows, steps and commits.
 
+        What ``provenance.json`` does not record of a result is not compared, except the steps: these are then read
+        from its files.
+
         Parameters
         ----------
         names
-            The results to compare. By default those of every measure. Results without provenance are left out.
+            The results to compare. By default those of every measure, of `stop` and of `phases`.
 
         Raises
         ------
+        FormatError
+            Where ``provenance.json`` or a file without provenance is damaged.
         PythiaDynError
-            Where they are of different weights.
+            Where they are of different weights. The message has the commands that make them the same.
         """
-        made = self.provenance()
-        chosen = [name for name in (known_measures() if names is None else names) if name in made]
-        for other in chosen[1:]:
-            for entry in _OF_WEIGHTS:
-                mine, theirs = made[chosen[0]].get(entry), made[other].get(entry)
-                if mine != theirs:
-                    raise PythiaDynError(
-                        f"{self.path} mixes results of different weights: {chosen[0]} is of {_in_words(entry, mine)}, "
-                        f"{other} of {_in_words(entry, theirs)}; compute them again with the same --steps and "
-                        "--drop-padding"
-                    )
+        chosen = (*known_measures(), "stop", "phases") if names is None else tuple(names)
+        path, recorded = self.path / "provenance.json", self.provenance()
+        if path.is_file() and not recorded:
+            commands = self._commands(name for name in chosen if self._files(name))
+            raise FormatError(f"{path} is damaged" + (f": run {commands}" if commands else ""))
+        made = {name: recorded.get(name) or self._steps_of(name) for name in chosen}
+        for entry in _OF_WEIGHTS:
+            found = {name: details[entry] for name, details in made.items() if entry in details}
+            if all(value == next(iter(found.values())) for value in found.values()):
+                continue
+            good = next((name for name, value in found.items() if entry == "tensor" and value == self.path.name), None)
+            good = good or _reference(entry, found, made)
+            odd = [name for name, value in found.items() if value != found[good]]
+            one, other = sorted((good, odd[0]), key=chosen.index)
+            raise PythiaDynError(
+                f"{self.path} mixes results of different weights: {one} is of {_in_words(entry, found[one])}, "
+                f"{other} of {_in_words(entry, found[other])}; run {self._commands(odd, _flags(entry, made[good]))}"
+            )
+
+    def _commands(self, names: Iterable[str], flags: str = "") -> str:
+        """The commands that compute some results, as one line for a shell."""
+        return " && ".join(self.command_for(name) + flags for name in names)
+
+    def _files(self, name: str) -> list[str]:
+        """The names of the tables of a measure that exist, else that of its array if it exists."""
+        measure = known_measures().get(name)
+        tables = [table for table in measure.tables if (self.path / f"{table}.csv").is_file()] if measure else []
+        return tables or ([name] if measure and (self.path / f"{name}.zarr").is_dir() else [])
+
+    def _steps_of(self, name: str) -> dict[str, Any]:
+        """The steps in the files of a measure, as its provenance would record them; empty without files."""
+        files = self._files(name)
+        if not files:
+            return {}
+        is_table = (self.path / f"{files[0]}.csv").is_file()
+        dataset = self.read_table(files[0]) if is_table else self.read_zarr(files[0])
+        return {"steps": dataset["step"].to_numpy().tolist()} if "step" in dataset.coords else {}
+
+
+def _reference(entry: str, found: Mapping[str, Any], made: Mapping[str, Mapping[str, Any]]) -> str:
+    """The result whose weights the others should be of: those of most results, else the most or the newest ones."""
+
+    def rank(name: str) -> tuple[int, int, str]:
+        value = found[name]
+        amount = len(value) if entry == "steps" and value else int(entry == "drop_padding" and value is None)
+        return sum(other == value for other in found.values()), amount, str(made[name].get("time", ""))
+
+    return max(found, key=rank)
+
+
+def _flags(entry: str, details: Mapping[str, Any]) -> str:
+    """The flags with which a command uses the rows, and where these differ the steps, of another result."""
+    rows, steps = details.get("drop_padding"), details.get("steps") or [0]
+    flags = "" if rows is None else f" --drop-padding {rows}"
+    if entry != "steps":
+        return flags
+    every = np.unique(np.diff(steps)).tolist()
+    if len(steps) > 2 and len(every) == 1:
+        return f" --steps {steps[0]}:{steps[-1]}:{every[0]}{flags}"
+    return f" --steps {','.join(map(str, steps))}{flags}" if len(steps) <= _MAX_LISTED_STEPS else flags
 
 
 def _in_words(entry: str, value: Any) -> str:
@@ -305,3 +436,8 @@ def _in_words(entry: str, value: Any) -> str:
     if entry == "drop_padding":
         return "all rows" if value is None else f"{value} rows"
     return f"other commits ({len(value or ())} steps)" if entry == "commits" else str(value)
+
+
+def _measure_of(table: str) -> Measure | None:
+    """The known measure that writes a table, None where there is none."""
+    return next((measure for measure in known_measures().values() if table in measure.tables), None)

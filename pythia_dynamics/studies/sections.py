@@ -15,10 +15,11 @@ from pythia_dynamics.figures.gallery import model_figures
 from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.report.facts import tables
 from pythia_dynamics.report.page import Section, report
 from pythia_dynamics.results.folder import Results
 
-__all__ = ["figure_specs", "section", "verdicts", "write_report"]
+__all__ = ["figure_specs", "section", "verdicts", "write_page", "write_report"]
 
 
 def verdicts(results: Results) -> tuple[Verdict, ...]:
@@ -55,8 +56,13 @@ def section(results: Results) -> Section:
     ----------
     results
         The folder.
+
+    Raises
+    ------
+    PythiaDynError
+        For a folder without results, or with a result that is damaged.
     """
-    return Section(results, verdicts(results), figure_specs(results))
+    return Section(results, verdicts(results), figure_specs(results), tables(results))
 
 
 def write_report(models: Sequence[Results], path: Path, *, progress: Progress = silent) -> Path:
@@ -76,7 +82,27 @@ def write_report(models: Sequence[Results], path: Path, *, progress: Progress = 
     PythiaDynError
         For a model without results.
     """
-    page = report([section(results) for results in models], progress=progress)
+    return write_page([section(results) for results in models], path, progress=progress)
+
+
+def write_page(sections: Sequence[Section], path: Path, *, progress: Progress = silent) -> Path:
+    """Write the HTML page of some sections and return the path. The file appears complete or not at all.
+
+    Parameters
+    ----------
+    sections
+        One for each model.
+    path
+        The file.
+    progress
+        As for `write_report`.
+
+    Raises
+    ------
+    PythiaDynError
+        Without sections.
+    """
+    page = report(sections, progress=progress)
     with atomic_file(path) as file:
         file.write(page.encode())
     return path

@@ -170,7 +170,10 @@ def test_the_paper_s_step_is_looked_at_where_there_is_no_peak(tmp_path: Path) ->
     save_table(
         results,
         "msd",
-        xr.Dataset(dict.fromkeys(("msd", "msd_null", "msd_time", "msd_time_null"), ("step", rising)), {"step": steps}),
+        xr.Dataset(
+            dict.fromkeys(("msd", "msd_null", "msd_time", "msd_time_null", "displacement"), ("step", rising)),
+            {"step": steps},
+        ),
     )
     norm = np.linspace(100, 200, 143)
     order = {"frobenius_norm": norm, "order_parameter": norm / 512, "rms": norm / np.sqrt(512 * 50304)}
@@ -183,6 +186,13 @@ def test_the_paper_s_step_is_looked_at_where_there_is_no_peak(tmp_path: Path) ->
     assert found["perplexity-drops"].verdict == "supported"
     numbers = found["perplexity-drops"].numbers
     assert numbers["bifurcation_step"] == 80_000
+    assert numbers["steps"] == 143
+    assert "steps of perplexity-forward.csv" not in found["perplexity-drops"].reason
+    few = steps % 2000 == 0
+    write(results, "perplexity-forward", scores(np.where(steps > 80_000, smooth * 0.7, smooth)[few], steps[few]))
+    found = {verdict.claim: verdict for verdict in claims.judge(results)}
+    assert found["perplexity-drops"].numbers["steps"] == 71
+    assert "; 71 steps of perplexity-forward.csv, 143 of the weights" in found["perplexity-drops"].reason
     assert numbers["published_before_step"] <= 80_000
     assert numbers["published_last"] > numbers["published_best"]  # EleutherAI's own: late training hurts
 
@@ -302,9 +312,8 @@ def test_claims_json_comes_back(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path) -> None:
     results = Results("suite", tmp_path)
-    write(
-        results, "msd", xr.Dataset({"msd": ("step", np.ones(60)), "msd_null": ("step", np.ones(60))}, {"step": STEPS})
-    )
+    columns = ("msd", "msd_null", "msd_time", "msd_time_null", "displacement")
+    write(results, "msd", xr.Dataset(dict.fromkeys(columns, ("step", np.ones(60))), {"step": STEPS}))
     reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
     no_order = "order.csv is missing: run pythia-dyn order --model suite"
     no_density = "density.zarr is missing: run pythia-dyn density --model suite"

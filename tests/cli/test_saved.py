@@ -147,12 +147,35 @@ def test_help_names_the_commands(run: Run) -> None:
 def test_what_is_not_there_is_said_in_a_line(run: Run, tmp_path: Path) -> None:
     for command in ("figures", "claims", "report"):
         assert "no results in" in fails(run(command))
+        assert "run pythia-dyn msd --model 70m, or pythia-dyn demo" in fails(run(command, "--model", "nosuch"))
     some(tmp_path, "one")
     for command in ("figures", "claims", "report"):
         line = fails(run(command, "--model", "70m"))
         assert "no results of pythia-70m-deduped" in line
         assert "there: one" in line
-    assert "did you mean 70m" in fails(run("claims", "--model", "70n"))
+        line = fails(run(command, "--model", "70n"))
+        assert "no results of the model '70n' in" in line
+        assert "known: one" in line
+
+
+def test_the_other_models_go_on_after_one_that_fails(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
+    some(tmp_path, "one", "two", "three")
+    damaged = tmp_path / "results" / "one" / UNEMBEDDING / "msd.csv"
+    damaged.write_text("step,msd\n1,2\n")
+    for command in ("figures", "claims", "report"):
+        result = run(command, "--model", "nosuch", "--model", "one", "--model", "two", "--model", "three", "--json")
+        line = fails(result)
+        assert "no results of the model 'nosuch'" in line
+        assert f"{damaged} is damaged (no column msd_null): run pythia-dyn msd --model one" in line
+        facts = json.loads(result.stdout)
+        if command == "figures":
+            assert list(facts["figures"]) == ["two", "three", "figures"]
+        else:
+            names = facts["models"] if command == "report" else [each["model"] for each in facts["claims"]]
+            assert names == ["two", "three"]
+    assert not (tmp_path / "results" / "one" / "claims.json").exists()
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "Training dynamics of two, three" in page
 
 
 def test_a_portrait_is_saved_and_drawn(run: Run, tmp_path: Path, drawn: list[Path]) -> None:

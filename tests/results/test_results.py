@@ -36,19 +36,22 @@ def test_a_table_has_the_promised_columns_in_step_order(results: Results) -> Non
 
 def test_numbers_come_back_to_the_last_bit(results: Results) -> None:
     values = [0.1 + 0.2, 1e-300, np.nan]
-    save_table(results, "order", table(order_parameter=values))
+    save_table(results, "order", table(order_parameter=values, frobenius_norm=values, rms=values))
     back = results.weights().read_table("order")
     np.testing.assert_array_equal(back["order_parameter"].sel(step=STEPS), values)
 
 
 def test_a_table_of_several_coordinates_is_long(results: Results) -> None:
     dataset = xr.Dataset(
-        {"rank": (("step", "batch_size", "tolerance", "convention"), np.arange(12.0).reshape(3, 2, 1, 2))},
+        {
+            name: (("step", "batch_size", "tolerance", "convention"), np.arange(12.0).reshape(3, 2, 1, 2))
+            for name in ("rank", "rank_se", "rank_difference")
+        },
         {"step": STEPS, "batch_size": [16, 32], "tolerance": [0.5], "convention": ["absolute", "relative"]},
     )
     lines = save_table(results, "rank", dataset).read_text().splitlines()
-    assert lines[0] == "step,batch_size,tolerance,convention,rank"
-    assert lines[1] == "1000,16,0.5,absolute,4.0"
+    assert lines[0] == "step,batch_size,tolerance,convention,rank,rank_se,rank_difference"
+    assert lines[1] == "1000,16,0.5,absolute,4.0,4.0,4.0"
     assert len(lines) == 13
     back = results.weights().read_table("rank").transpose("step", "batch_size", "tolerance", "convention")
     np.testing.assert_array_equal(back["rank"].sel(step=STEPS), dataset["rank"])
@@ -123,14 +126,20 @@ def test_losses_are_read_from_logs_of_every_kind(
     [
         ("a.csv", "step,ppl\n1,2\n", "must have the columns step and loss"),
         ("a.csv", "loss\n1\n", "must have the columns step and loss"),
-        ("a.csv", "step,loss\n1,much\n", "a number in every row"),
+        ("a.csv", "step,loss\n1,much\n", "must have a number, or nothing, in the column loss of every row"),
+        ("a.csv", "step,loss\nx,2\n", "must have a whole number in the column step of every row"),
         ("a.csv", "step,loss\n1.5,2\n", "whole number"),
-        ("a.csv", "", "cannot read losses"),
-        ("a.jsonl", "{", "cannot read losses"),
-        ("a.json", "{", "cannot read losses"),
-        ("a.json", "{}", "is no trainer_state.json"),
+        ("a.csv", "", "cannot read losses from .*: it is empty"),
+        ("a.csv", "step,loss\n1,2,3\n1,2,3,4\n", "cannot read losses from .*: Error tokenizing"),
+        ("a.jsonl", '{"step": 1, "loss": 2}\n{', "line 2 is no JSON object"),
+        ("a.jsonl", "[1]", "line 1 is no JSON object"),
+        ("a.jsonl", '{"step": 1, "loss": {"a": 2}}', "must have a number"),
+        ("a.json", "{", r"it is no JSON \(line 1\)"),
+        ("a.json", "{}", "is no trainer_state.json: it must have a list log_history"),
         ("a.json", "[1]", "is no trainer_state.json"),
-        ("a.json", '{"log_history": []}', "must have the columns step and loss"),
+        ("a.json", '{"log_history": 3}', "is no trainer_state.json: it must have a list log_history"),
+        ("a.json", '{"log_history": [3]}', "is no trainer_state.json"),
+        ("a.json", '{"log_history": []}', "must have the columns step and loss .*; it has none"),
     ],
 )
 def test_other_losses_are_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -138,6 +147,9 @@ def test_other_losses_are_refused_in_one_line(tmp_path: Path, name: str, text: s
     with pytest.raises(PythiaDynError, match=message) as caught:
         read_losses(tmp_path / name)
     assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PythiaDynError, match="it is not text"):
+        read_losses(tmp_path / name)
     with pytest.raises(PythiaDynError, match="cannot read losses"):
         read_losses(tmp_path / "absent.csv")
 
