@@ -38,7 +38,6 @@ __all__ = [
     "model_names",
     "open_store",
     "print_facts",
-    "record_written",
     "resumable",
     "rows_to_keep",
     "size",
@@ -169,10 +168,6 @@ def resumable(command: Command) -> Command:
         return command(*args, **options)
 
     return wrapper
-
-
-def record_written(name: str) -> None:
-    """Nothing: `pythia_dynamics.files` counts what is written."""
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -166,7 +166,6 @@ def _run(
                     options={measure: options},
                     compute=Compute(rows=rows, device=device, progress=progress),
                 )
-            app.record_written(history.name)
             for item in caught:
                 if item.category is NonFiniteWarning:
                     failures.add(f"{item.message} (all other steps are in the results)")

@@ -120,7 +120,6 @@ def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Pa
         with failures.collect():
             found = verdicts(measured)
             path = save(measured, found)
-            app.record_written(measured.name)
             app.echo(measured.label, as_json)
             for verdict in found:
                 app.echo(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
@@ -194,7 +193,6 @@ def portrait(
             with app.bar(f"{model.name} portrait", "step") as progress:
                 dataset = compute_portrait(model, progress=progress, **given)
             files = save_portrait(Results(model.name, results), dataset)
-            app.record_written(model.name)
             for file in files:
                 app.echo(f"  {file}", as_json)
             facts.append({"model": model.name, "steps": dataset["step"].to_numpy().tolist(), "files": files})

@@ -75,7 +75,7 @@ def stop(
             rows = app.rows_to_keep(drop_padding, history, as_json)
             with app.echo_warnings(as_json), app.bar(f"{history.name} stop") as progress:
                 found = replay(history, chosen, loss=losses, compute=Compute(rows=rows, progress=progress))
-                outcome = write_stop(own, found, loss_from=loss_from)
+                outcome = write_stop(own, found, history, rows=rows, loss_from=loss_from)
             app.echo_outcome(outcome, as_json)
             missing = dict(history.missing)
             facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
@@ -127,7 +127,7 @@ def phases(
     from pythia_dynamics.studies.pipeline import write_phases
     from pythia_dynamics.sweep.compute import Compute
 
-    found, tensors = {}, {}
+    found, weights = {}, {}
     failures = app.FailureList()
     for name in app.model_names(models, cache):
         with failures.collect():
@@ -136,11 +136,12 @@ def phases(
             with app.echo_warnings(as_json), app.bar(f"{history.name} phases") as progress:
                 compute = Compute(rows=rows, progress=progress)
                 found[history.name] = find_phases(history, strength=strength, compute=compute)
-            tensors[history.name] = history.tensor
+            weights[history.name] = history, rows
     changes = agreement(found, tolerance=tolerance)
     facts: list[dict[str, Any]] = []
     for name, dataset in found.items():
-        outcome = write_phases(Results(name, results, tensor=tensors[name]), dataset, changes)
+        history, rows = weights[name]
+        outcome = write_phases(Results(name, results, tensor=history.tensor), dataset, changes, history, rows=rows)
         app.echo(name, as_json)
         app.echo_outcome(outcome, as_json)
         facts.append({"model": name, "files": outcome.files, **outcome.facts})

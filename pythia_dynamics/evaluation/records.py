@@ -133,7 +133,7 @@ class Records:
     def flush(self, *, force: bool = False) -> None:
         """Write what has changed, unless the last write was less than a second ago and `force` is not set.
 
-        Each file appears whole or not at all. Raises `OSError`.
+        Each file appears whole or not at all. Raises `StoreError`.
         """
         if self._directory is None or not self._changed:
             return

@@ -234,14 +234,14 @@ class Results:
         """
         path, temporary = self.path / f"{name}.zarr", self.path / f".{name}.zarr.partial"
         # In memory first: after an error of the disk, tasks of zarr would go on and print messages of their own.
-        store = MemoryStore()
+        written: dict[str, Any] = {}
         dataset = dataset.assign_attrs({VARIABLES: sorted(map(str, dataset.variables))})
-        dataset.to_zarr(store, mode="w", consolidated=False, write_empty_chunks=True)
+        dataset.to_zarr(MemoryStore(written), mode="w", consolidated=False, write_empty_chunks=True)
         remedy = f"; make room and run {self.command_for(name)}"
         try:
             with store_errors(path), disk_full_errors(path, remedy):
                 shutil.rmtree(temporary, ignore_errors=True)
-                for key, content in store._store_dict.items():
+                for key, content in written.items():
                     file = temporary / key
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content.to_bytes())

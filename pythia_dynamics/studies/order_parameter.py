@@ -243,8 +243,9 @@ def _write_initial(results: Results, initial: Initial) -> Path:
 def _write_sample(results: Results, size: str, suite: Suite) -> Path:
     """Write eight samples of a suite's last model."""
     path = results.path / f"sample-{size}.txt"
+    sample = sample_text(suite, suite.losses[-1].step, samples=8)
     with atomic_file(path) as file:
-        file.write(sample_text(suite, suite.losses[-1].step, samples=8).encode())
+        file.write(sample.encode())
     return path
 
 

@@ -103,7 +103,7 @@ def measure(
     loss_from = {one.name: _take_loss(given[one.name], results, history) for one in measures if "loss" in one.options}
     datasets = analyse(history, measures, options=given, compute=compute)
     rows = compute.rows_of(history)
-    weights = {"drop_padding": None if rows == history.frame_shape[0] else rows, "steps": history.steps}
+    weights = _weights(history, rows)
     outcomes, failures = [], []
     for one in measures:
         dataset = datasets[one.name]
@@ -138,6 +138,11 @@ def measure(
     if failures:
         raise PythiaDynError("; ".join(map(str, failures))) from failures[0]
     return outcomes
+
+
+def _weights(history: History, rows: int | None) -> dict[str, Any]:
+    """What `Results.require_same_weights` compares besides the provenance of a history: rows, None for all; steps."""
+    return {"drop_padding": None if rows == history.frame_shape[0] else rows, "steps": history.steps}
 
 
 def _write(one: Measure, dataset: xr.Dataset, results: Results) -> list[Path]:
@@ -273,7 +278,9 @@ def draw_perplexity(
 # -- along the time of a training -----------------------------------------------------------------------------
 
 
-def write_stop(results: Results, found: Replay, *, loss_from: str | None = None) -> Outcome:
+def write_stop(
+    results: Results, found: Replay, history: History, *, rows: int | None = None, loss_from: str | None = None
+) -> Outcome:
     """Write ``stop.csv`` and its figure.
 
     Parameters
@@ -282,6 +289,10 @@ def write_stop(results: Results, found: Replay, *, loss_from: str | None = None)
         The results of the tensor.
     found
         The step at which the rule stops, and its curves.
+    history
+        The weights that were replayed.
+    rows
+        Number of rows that were used. Default: all.
     loss_from
         The file that the loss is from.
 
@@ -297,7 +308,7 @@ def write_stop(results: Results, found: Replay, *, loss_from: str | None = None)
         threshold = None if rule.kind == "msd" else rule.threshold
         figures.stopping(ax, found.curves, threshold=threshold, stopped_at=found.stopped_at, name=results.label)
         written = figures.save(figure, results.path / "stop")
-    results.record("stop", {**found.attributes, **asdict(rule), "loss_from": loss_from})
+    results.record("stop", {**found.attributes, **asdict(rule), **_weights(history, rows), "loss_from": loss_from})
     losses = ("loss_at_stop", "loss_step", "loss_last", "loss_cost", "loss_best_after")
     values = {name: getattr(found, name) for name in ("stopped_at", "last_step", "saved", *losses)}
     facts = plain({"rule": asdict(rule), **values, "loss_from": loss_from})
@@ -321,7 +332,9 @@ def _stop_sentence(found: Replay) -> str:
     )
 
 
-def write_phases(results: Results, dataset: xr.Dataset, changes: Sequence[Change]) -> Outcome:
+def write_phases(
+    results: Results, dataset: xr.Dataset, changes: Sequence[Change], history: History, *, rows: int | None = None
+) -> Outcome:
     """Write ``phases.csv``, with a row per change point, and the figure of the phases of a model.
 
     Parameters
@@ -332,6 +345,10 @@ def write_phases(results: Results, dataset: xr.Dataset, changes: Sequence[Change
         The result of `phases`.
     changes
         The change points of all models, from `agreement`.
+    history
+        The weights of the model.
+    rows
+        Number of rows that were used. Default: all.
 
     Returns
     -------
@@ -345,7 +362,7 @@ def write_phases(results: Results, dataset: xr.Dataset, changes: Sequence[Change
     with figures.sheet(columns=3) as (figure, axes):
         figures.phases(axes, dataset, steps, name=results.label)
         written = figures.save(figure, results.path / "phases")
-    results.record("phases", dataset.attrs)
+    results.record("phases", {**dataset.attrs, **_weights(history, rows)})
     confirmed = sum(change.detectors > 0 for change in own)
     by_chance = sum(change.any_by_chance for change in own)
     summary = "; ".join(
@@ -354,6 +371,6 @@ def write_phases(results: Results, dataset: xr.Dataset, changes: Sequence[Change
     )
     if own:
         summary += f"; {confirmed} of {len(own)} changes are seen by another detector ({by_chance:.1f} by chance)"
-    rows = [{name: getattr(change, name) for name in names if name != "model"} for change in own]
-    facts = {"changes": steps, "agreeing": confirmed, "agreeing_by_chance": by_chance, "rows": plain(rows)}
+    table = [{name: getattr(change, name) for name in names if name != "model"} for change in own]
+    facts = {"changes": steps, "agreeing": confirmed, "agreeing_by_chance": by_chance, "rows": plain(table)}
     return Outcome("phases", (path, *written), summary, facts)
