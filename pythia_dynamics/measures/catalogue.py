@@ -72,27 +72,19 @@ def require_own_names(measure: Measure, others: Iterable[Measure]) -> None:
     PythiaDynError
         Its name, or that of a table, is the name of another measure, table or command, or of a name of this package.
     """
+    taken = {name.lower(): "by pythia-dyn" for name in (*COMMANDS, *_OTHER_FILES)}
+    tables = dict(taken)
+    taken |= {name: "by pythia_dynamics" for name in public_names if not name.startswith("_")}
     for other in others:
-        if measure.name.lower() == other.name.lower():
-            raise PythiaDynError(f"there is another measure with the name {other.name}; rename yours")
-        theirs = {table.lower(): table for table in other.tables}
-        for table in measure.tables:
-            if table.lower() in theirs:
-                raise PythiaDynError(
-                    f"the measure {measure.name} would overwrite {theirs[table.lower()]}.csv, a table of the measure "
-                    f"{other.name}; rename the table"
-                )
-    if measure.name.lower() in COMMANDS:
-        raise PythiaDynError(f"the measure {measure.name} has the name of another command of pythia-dyn; rename it")
-    if measure.name in (*public_names, *_OTHER_FILES):
-        raise PythiaDynError(f"the measure {measure.name} has a name that pythia_dynamics uses itself; rename it")
+        taken[other.name.lower()] = "by another measure"
+        tables |= {table.lower(): f"by the measure {other.name}" for table in other.tables}
+    if by := taken.get(measure.name.lower()):
+        raise PythiaDynError(f"the name of the measure {measure.name} is used {by}; rename the measure")
     for table in measure.tables:
-        if table.lower() in {*COMMANDS, *_OTHER_FILES} or table.startswith("perplexity-"):
-            raise PythiaDynError(
-                f"the measure {measure.name} has a table {table}, which another command writes; rename the table"
-            )
+        if by := "by pythia-dyn" if table.startswith("perplexity-") else tables.get(table.lower()):
+            raise PythiaDynError(f"the name of the table {table} of {measure.name} is used {by}; rename the table")
         if not re.fullmatch(r"\w[\w.-]*", table):
-            raise PythiaDynError(f"the measure {measure.name} has a table {table!r}, which is not a name of a file")
+            raise PythiaDynError(f"the table {table!r} of {measure.name} must have a name that a file can have")
 
 
 @functools.cache

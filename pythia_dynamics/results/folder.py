@@ -24,7 +24,7 @@ from zarr.storage import MemoryStore
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
-from pythia_dynamics.files import disk_full_errors, store_errors
+from pythia_dynamics.files import store_errors
 from pythia_dynamics.measures.catalogue import BUILT_IN, known_measures
 from pythia_dynamics.measures.measure import Measure, Table
 from pythia_dynamics.results.reading import VARIABLES, array_from, table_from
@@ -237,9 +237,8 @@ class Results:
         written: dict[str, Any] = {}
         dataset = dataset.assign_attrs({VARIABLES: sorted(map(str, dataset.variables))})
         dataset.to_zarr(MemoryStore(written), mode="w", consolidated=False, write_empty_chunks=True)
-        remedy = f"; make room and run {self.command_for(name)}"
         try:
-            with store_errors(path), disk_full_errors(path, remedy):
+            with store_errors(path):
                 shutil.rmtree(temporary, ignore_errors=True)
                 for key, content in written.items():
                     file = temporary / key

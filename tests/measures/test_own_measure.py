@@ -265,13 +265,22 @@ def cache(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ({"tables": {"msd": pyd.Table(("step", "total"))}}, "would overwrite msd.csv, a table of the measure msd"),
-        ({"tables": {"MSD": pyd.Table(("step", "total"))}}, "would overwrite msd.csv, a table of the measure msd"),
-        ({"tables": {"stop": pyd.Table(("step", "total"))}}, "a table stop, which another command writes"),
-        ({"tables": {"../a": pyd.Table(("step", "total"))}}, "is not a name of a file"),
-        ({"name": "density", "saves_array": True}, "there is another measure with the name density"),
-        ({"name": "claims"}, "has the name of another command of pythia-dyn"),
-        ({"name": "judge"}, "a name that pythia_dynamics uses itself"),
+        (
+            {"tables": {"msd": pyd.Table(("step", "total"))}},
+            "the name of the table msd of mine is used by the measure msd",
+        ),
+        (
+            {"tables": {"MSD": pyd.Table(("step", "total"))}},
+            "the name of the table MSD of mine is used by the measure msd",
+        ),
+        (
+            {"tables": {"stop": pyd.Table(("step", "total"))}},
+            "the name of the table stop of mine is used by pythia-dyn",
+        ),
+        ({"tables": {"../a": pyd.Table(("step", "total"))}}, "must have a name that a file can have"),
+        ({"name": "density", "saves_array": True}, "the name of the measure density is used by another measure"),
+        ({"name": "claims"}, "the name of the measure claims is used by pythia-dyn"),
+        ({"name": "judge"}, "the name of the measure judge is used by pythia_dynamics"),
     ],
 )
 def test_names_are_unique(names: dict[str, Any], said: str, register: Callable[..., None]) -> None:
@@ -285,10 +294,10 @@ def test_names_are_unique(names: dict[str, Any], said: str, register: Callable[.
 
 def test_names_are_unique_among_those_of_users(register: Callable[..., None]) -> None:
     twin = other("twin", tables={"mine": pyd.Table(("step", "total"))})
-    with pytest.raises(PythiaDynError, match=r"would overwrite mine\.csv, a table of the measure"):
+    with pytest.raises(PythiaDynError, match="the name of the table mine of .* is used by the measure"):
         pyd.analyse(FRAMES, [other(), twin])
     register(mine=other())
-    with pytest.raises(PythiaDynError, match=r"would overwrite mine\.csv"):
+    with pytest.raises(PythiaDynError, match="the name of the table mine of .* is used by the measure"):
         pyd.analyse(FRAMES, twin)
     assert list(pyd.analyse(FRAMES, other(title="a newer version"))) == ["mine"]
 
@@ -464,8 +473,8 @@ def test_an_option_of_every_measure_is_refused(register: Callable[..., None], na
         ("mine", ModuleNotFoundError("No module named 'theirs'"), "ModuleNotFoundError: No module named 'theirs'"),
         ("mine", 3, "it is a int, not a Measure"),
         ("yours", other(), "its measure has another name, mine; use one name for both"),
-        ("msd", other("msd"), "there is another measure with the name msd"),
-        ("claims", other("claims"), "has the name of another command"),
+        ("msd", other("msd"), "the name of the measure msd is used by another measure"),
+        ("claims", other("claims"), "the name of the measure claims is used by pythia-dyn"),
     ],
 )
 def test_a_broken_entry_point_disables_only_itself(
