@@ -82,7 +82,7 @@ def require_own_names(measure: Measure, others: Iterable[Measure]) -> None:
         raise PythiaDynError(f"the name of the measure {measure.name} is used {by}; rename the measure")
     for table in measure.tables:
         if by := "by pythia-dyn" if table.startswith("perplexity-") else tables.get(table.lower()):
-            raise PythiaDynError(f"the name of the table {table} of {measure.name} is used {by}; rename the table")
+            raise PythiaDynError(f"{measure.name}: the table {table} is written {by}; rename the table")
         if not re.fullmatch(r"\w[\w.-]*", table):
             raise PythiaDynError(f"the table {table!r} of {measure.name} must have a name that a file can have")
 
