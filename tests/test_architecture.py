@@ -103,6 +103,7 @@ def own_imports(text: str, path: Path) -> set[str]:
 def faults(module: str, text: str, path: Path) -> list[str]:
     """What a file does that its room may not do."""
     own, tree = room(module), ast.parse(text)
+    may_print = own in ("cli", "__main__")
     if module in ("", ".pyi", "__main__"):
         allowed = {*GROUND, *ROOMS}
     else:
@@ -118,8 +119,8 @@ def faults(module: str, text: str, path: Path) -> list[str]:
         if isinstance(node, ast.Call):
             called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             found += [f"loads by name with {called}"] if called in BY_NAME else []
-            found += ["prints"] if isinstance(node.func, ast.Name) and called == "print" and own != "cli" else []
-        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr") and own != "cli":
+            found += ["prints"] if isinstance(node.func, ast.Name) and called == "print" and not may_print else []
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr") and not may_print:
             found.append(f"uses {ast.unparse(node)}")
     aliases = {
         alias.asname or alias.name

@@ -22,7 +22,12 @@ from pythia_dynamics.cli.app import main
 
 STEPS = (1000, 2000, 3000, 4000)
 NOTHING = "pythia-dyn: interrupted; nothing written\n"
-COMMAND = "from pythia_dynamics.__main__ import main; main()"
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
+from pythia_dynamics.__main__ import main
+main()
+"""
 LOSSES = {"log_history": [{"step": step, "loss": 4 - step / 4000} for step in STEPS]}
 
 INTERRUPTED_IMPORT = f"""

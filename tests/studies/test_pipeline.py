@@ -250,6 +250,8 @@ def test_perplexities_are_drawn_with_their_facts(results: Results) -> None:
             "ppl_mean": ("step", [9.0, np.nan, 5.0]),
             "ppl_median": ("step", [8.0, np.nan, 4.0]),
             "ppl_corpus": ("step", [7.0, np.nan, 3.0]),
+            "nll_mean": ("step", [2.0, np.nan, 1.0]),
+            "sentences": ("step", [20.0, np.nan, 18.0]),
             "nonfinite": ("step", [0.0, np.nan, 2.0]),
         },
         {"step": [1, 2, 3]},
