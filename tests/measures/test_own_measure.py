@@ -502,3 +502,9 @@ def test_its_title_is_its_help_and_nothing_is_an_empty_line(register: Callable[.
     done = command("my-total", *cache)
     assert done.exit_code == 0, done.output
     assert all(line.strip() for line in done.stdout.splitlines())
+
+
+def test_options_of_an_unknown_measure_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="no measure 'densty'"):
+        pyd.analyse(FRAMES, ["msd"], options={"densty": {"bins": 3}})
+    assert list(pyd.analyse(FRAMES, ["msd"], options={"density": {"bins": 3}})) == ["msd"]
