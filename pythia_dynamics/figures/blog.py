@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from pythia_dynamics import figures
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import FormatError, PythiaDynError, first_line
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_blog import published_blog
@@ -34,13 +34,17 @@ def load_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
     path = results.path / "runs.csv"
     if not path.is_file():
         raise PythiaDynError(f"no {path}; run pythia-dyn reproduce order-parameter")
-    return {
-        str(size): tuple(
-            run.drop(columns=["model", "seed"]).set_index("step").sort_index().to_xarray()
-            for _, run in runs.groupby("seed")
-        )
-        for size, runs in pd.read_csv(path).groupby("model", sort=False)
-    }
+    try:
+        return {
+            str(size): tuple(
+                run.drop(columns=["model", "seed"]).set_index("step").sort_index().to_xarray()
+                for _, run in runs.groupby("seed")
+            )
+            for size, runs in pd.read_csv(path).groupby("model", sort=False)
+        }
+    except (KeyError, ValueError) as error:
+        again = "run pythia-dyn reproduce order-parameter"
+        raise FormatError(f"{path} is damaged ({first_line(error)}): {again}") from None
 
 
 def blog_figures(results: Results) -> list[FigureSpec]:

@@ -14,7 +14,9 @@ import xarray as xr
 from support.saved_results import STEPS, first_last, save_results, save_table
 
 from pythia_dynamics import figures
+from pythia_dynamics.errors import FormatError
 from pythia_dynamics.figures import gallery
+from pythia_dynamics.figures.blog import load_runs
 from pythia_dynamics.figures.specs import save_figures
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_lambada import published_lambada
@@ -214,3 +216,12 @@ def test_panels_say_where_the_curves_are(models: list[Results]) -> None:
         abs(float(a) - x) < 0.1 and abs(float(b) - y) < 0.1 for a, b in re.findall(r"L ([\d.]+) ([\d.]+)", drawing.svg)
     )
     json.dumps([panel.x, panel.y, panel.places, panel.series], allow_nan=False)
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "model,seed\n1,1\n", "\x00\n1,2,3"])
+def test_damaged_runs_of_the_blog_are_one_line(tmp_path: Path, text: str) -> None:
+    results = Results("blog", tmp_path)
+    results.path.mkdir()
+    (results.path / "runs.csv").write_text(text)
+    with pytest.raises(FormatError, match=r"runs\.csv is damaged \(.*run pythia-dyn reproduce order-parameter$"):
+        load_runs(results)
