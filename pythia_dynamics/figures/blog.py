@@ -29,7 +29,7 @@ def load_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
     Raises
     ------
     PythiaDynError
-        Where there is no ``runs.csv``.
+        Where there is no ``runs.csv``, or it is damaged.
     """
     path = results.path / "runs.csv"
     if not path.is_file():
@@ -58,7 +58,7 @@ def blog_figures(results: Results) -> list[FigureSpec]:
     Raises
     ------
     PythiaDynError
-        Where there is no ``runs.csv``.
+        Where there is no ``runs.csv``, or it is damaged.
     """
     runs = load_runs(results)
     published = {size: published_blog(size) for size in runs}

@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
@@ -251,14 +252,14 @@ def _subject(name: str, part: str) -> str:
     return f"the measure {name} ({part})"
 
 
-def _is_foreign(function: Callable[..., Any]) -> bool:
-    """Whether a function is not of this package. Exceptions of this package are defects, and keep their type."""
-    return not str(getattr(function, "__module__", "")).startswith("pythia_dynamics.")
-
-
 def _guarded(measure: Measure, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with one-line errors, if it is a user's. The result can be pickled if `function` can."""
-    return partial(_call, measure.name, part, function) if _is_foreign(function) else function
+    """A function with one-line errors, unless it is of this package: its exceptions are defects, and keep their type.
+
+    The result can be pickled if `function` can.
+    """
+    if str(getattr(function, "__module__", "")).startswith("pythia_dynamics."):
+        return function
+    return partial(_call, measure.name, part, function)
 
 
 def _call(name: str, part: str, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Any:
@@ -270,6 +271,45 @@ def _call(name: str, part: str, function: Callable[..., Any], /, *arguments: Any
     except Exception as error:  # a user's function can raise any exception
         reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
         raise PythiaDynError(f"{_subject(name, part)} failed: {reason}") from error
+
+
+class _GuardedSums:
+    """An accumulator of a user's measure, with one-line errors. `filled` is the accumulator itself."""
+
+    def __init__(self, name: str, filled: Any) -> None:
+        self.name, self.filled = name, filled
+
+    def _do(self, action: Callable[[Any], Any]) -> Any:
+        return _call(self.name, "accumulators", action, self.filled)
+
+    @property
+    def mixes_steps(self) -> bool:
+        return bool(self._do(attrgetter("mixes_steps")))
+
+    def start(self, frames: Any, device: str) -> _GuardedSums:
+        return _GuardedSums(self.name, self._do(methodcaller("start", frames, device)))
+
+    def fork(self) -> _GuardedSums:
+        return _GuardedSums(self.name, self._do(methodcaller("fork")))
+
+    def update(self, frames: Any, start: int, stop: int) -> None:
+        self._do(methodcaller("update", frames, start, stop))
+
+    def merge(self, other: _GuardedSums) -> None:
+        self._do(methodcaller("merge", other.filled))
+
+    def nonfinite_frames(self) -> Any:
+        return self._do(methodcaller("nonfinite_frames"))
+
+    def refine(self) -> _GuardedSums | None:
+        better = self._do(methodcaller("refine"))
+        return None if better is None else _GuardedSums(self.name, better)
+
+
+def _empty(measure: Measure, factory: Callable[[], Accumulator]) -> Any:
+    """An empty accumulator of a measure."""
+    make = _guarded(measure, "accumulators", factory)
+    return make() if make is factory else _GuardedSums(measure.name, make())
 
 
 class _AnnotationNames(dict[str, Any]):
@@ -319,22 +359,27 @@ def compute_measures(
         if measure.per_step is not None
     }
     warn_missing(history)
-    kinds = list(dict.fromkeys(kind for measure in measures for kind in measure.accumulators))
-    first_share = 500 if kinds and functions else 1000  # thousandths of the work in the first pass
-
-    def fill() -> dict[Callable[[], Accumulator], Any]:
-        return dict(zip(kinds, sweep(history, [kind() for kind in kinds], compute.part(0, first_share)), strict=True))
-
-    foreign = ", ".join(measure.name for measure in measures if any(map(_is_foreign, measure.accumulators)))
-    filled = (_call(foreign, "accumulators", fill) if foreign else fill()) if kinds else {}
+    factories: dict[Callable[[], Accumulator], Measure] = {}
+    for measure in measures:
+        for factory in measure.accumulators:
+            factories.setdefault(factory, measure)
+    first_share = 500 if factories and functions else 1000  # thousandths of the work in the first pass
+    filled: dict[Callable[[], Accumulator], Any] = {}
+    if factories:
+        empty = [_empty(measure, factory) for factory, measure in factories.items()]
+        sums_of_all = sweep(history, empty, compute.part(0, first_share))
+        filled = {
+            factory: found.filled if isinstance(found, _GuardedSums) else found
+            for factory, found in zip(factories, sums_of_all, strict=True)
+        }
     values: dict[str, list[Any]] = {}
     if functions:
         part = compute.part(1000 - first_share, first_share)
-        found = map_gram_matrices(history, list(functions.values()), part, warn=not kinds)
+        found = map_gram_matrices(history, list(functions.values()), part, warn=not factories)
         values = dict(zip(functions, found, strict=True))
     results = {}
     for measure in measures:
-        sums: list[Any] = [filled[kind] for kind in measure.accumulators]
+        sums: list[Any] = [filled[factory] for factory in measure.accumulators]
         sums += [values[measure.name]] if measure.name in values else []
         results[measure.name] = measure.call("finish", history, *sums, **given[measure.name])
     return results

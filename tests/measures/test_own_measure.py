@@ -332,7 +332,7 @@ def test_an_error_of_a_user_is_one_line(changed: dict[str, Any], said: str) -> N
 def test_an_error_of_this_package_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counts, "update", fails)
     with pytest.raises(ValueError, match="two"):
-        pyd.analyse(FRAMES, ["density"])
+        pyd.analyse(FRAMES, ["density", other()])
     with pytest.raises(UnknownNameError):
         pyd.analyse(FRAMES, [other(finish=lambda history, sums: pyd.resolve("nonsense"))])
 
