@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,30 +24,33 @@ if TYPE_CHECKING:
     from pythia_dynamics.studies.pipeline import Outcome
 
 __all__ = [
+    "Answer",
     "Command",
     "Failure",
-    "FailureList",
     "Interrupted",
+    "Weights",
     "bar",
     "duration",
     "echo",
     "echo_missing",
     "echo_outcome",
     "echo_warnings",
-    "load_history",
     "main",
     "model_names",
     "open_store",
     "print_facts",
     "resumable",
-    "rows_to_keep",
     "size",
     "stages",
+    "with_bandwidth",
     "with_cache",
+    "with_device",
     "with_json",
     "with_models",
     "with_results",
     "with_steps",
+    "with_weights",
+    "with_workers",
 ]
 
 
@@ -66,13 +70,26 @@ class Interrupted(Failure):
     exit_code = 130
 
 
-class FailureList:
-    """Failures of single models. A command continues with the other models and fails at its end, with one line."""
+class Answer:
+    """What a command found, and its failures. It goes on past the failure of one model and fails at its end.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    name
+        Key of the facts in the output of ``--json``.
+
+    Attributes
+    ----------
+    facts : list
+        What was found, an entry per model.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.facts: Any = []
         self._reasons: list[str] = []
 
-    def add(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
         """Add one failure."""
         self._reasons.append(reason)
 
@@ -82,10 +99,12 @@ class FailureList:
         try:
             yield
         except PythiaDynError as error:
-            self.add(str(error))
+            self.fail(str(error))
 
-    def raise_if_any(self) -> None:
-        """Raise `Failure` with all reasons, if there is one."""
+    def finish(self, **more: Any) -> None:
+        """Print the facts, and more of them, if ``--json`` is given; raise `Failure` with all reasons, if any."""
+        if self.facts:
+            print_facts({self.name: self.facts, **more})
         if self._reasons:
             raise Failure("; ".join(dict.fromkeys(self._reasons)))
 
@@ -176,28 +195,15 @@ def main() -> None:
     """How the weights of language models move while they train."""
 
 
-def with_cache(command: Command) -> Command:
-    """Add the option for the directory of the weight stores."""
-    return click.option(
-        "--cache",
-        type=click.Path(file_okay=False, path_type=Path),
-        default="cache",
-        envvar="PYTHIA_DYN_CACHE",
-        show_default=True,
-        help="Directory of the weight stores.",
-    )(command)
+def _with_directory(name: str, content: str) -> Callable[[Command], Command]:
+    """The option for a directory of the user; its default is that of the environment, else its name."""
+    kind, variable = click.Path(file_okay=False, path_type=Path), f"PYTHIA_DYN_{name.upper()}"
+    text = f"Directory of the {content}."
+    return click.option(f"--{name}", type=kind, default=name, envvar=variable, show_default=True, help=text)
 
 
-def with_results(command: Command) -> Command:
-    """Add the option for the directory of the results."""
-    return click.option(
-        "--results",
-        type=click.Path(file_okay=False, path_type=Path),
-        default="results",
-        envvar="PYTHIA_DYN_RESULTS",
-        show_default=True,
-        help="Directory of the result files.",
-    )(command)
+with_cache = _with_directory("cache", "weight stores")
+with_results = _with_directory("results", "result files")
 
 
 def with_models(required: bool) -> Callable[[Command], Command]:
@@ -208,7 +214,21 @@ def with_models(required: bool) -> Callable[[Command], Command]:
     )
 
 
-with_json = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+_JSON_KEY = "pythia_dynamics.json"
+
+
+def _remember_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    context.meta[_JSON_KEY] = value
+
+
+def _is_json() -> bool:
+    """Whether ``--json`` is given to the command that runs."""
+    return bool(click.get_current_context().meta.get(_JSON_KEY))
+
+
+with_json = click.option(
+    "--json", is_flag=True, expose_value=False, callback=_remember_json, help="Print the facts as JSON."
+)
 
 
 with_tensor = click.option("--tensor", default=None, help="Name of a tensor of the store.  [default: W_U]")
@@ -233,13 +253,74 @@ with_rows = click.option(
 )
 
 
-def with_steps(default: str | None) -> Callable[[Command], Command]:
-    """The option for the steps."""
-    return click.option(
-        "--steps",
-        default=default,
-        help="paper (1000 … 143000), all, 1000,2000 or 1000:143000:1000.",
-    )
+with_device = click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
+with_workers = click.option(
+    "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions."
+)
+with_bandwidth = click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    default=25.0,
+    show_default=True,
+    help="MB/s, for the estimate of the time.",
+)
+with_steps = click.option("--steps", help="paper (1000 … 143000), all, 1000,2000 or 1000:143000:1000.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that a command measures: the values of `with_weights`.
+
+    Parameters
+    ----------
+    models
+        Names of models; without any, all models in the cache.
+    tensor
+        Name of a tensor. By default the unembedding.
+    steps
+        The steps, as in ``--steps``.
+    drop_padding
+        Number of rows to use, or ``tokenizer`` for the number of its entries; None for all.
+    cache
+        Directory of the weight stores.
+    """
+
+    models: tuple[str, ...]
+    tensor: str | None
+    steps: str | None
+    drop_padding: int | str | None
+    cache: Path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the models."""
+        return model_names(self.models, self.cache)
+
+    def load(self, name: str) -> tuple[History, int | None]:
+        """The history of a model, and the number of its rows to use, None for all. Prints what they are."""
+        from pythia_dynamics.history.cache import open_history
+        from pythia_dynamics.history.vocabulary import tokenizer_entries
+
+        history = open_history(name, self.tensor, cache=self.cache, steps=self.steps)
+        rows = tokenizer_entries(history) if isinstance(self.drop_padding, str) else self.drop_padding
+        kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
+        source = history.provenance["source"]
+        echo(f"{history.name} ({source}): {history.tensor}, {len(history.steps)} steps{kept}")
+        return history, rows
+
+
+def with_weights(command: Command) -> Command:
+    """Add the options for the weights to measure. The command gets their values as one `Weights`."""
+    names = [field.name for field in fields(Weights)]
+
+    @wraps(command)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        return command(*args, Weights(**{name: options.pop(name) for name in names}), **options)
+
+    added: Command = wrapper
+    for option in (with_cache, with_rows, with_steps, with_tensor, with_models(required=False)):
+        added = option(added)
+    return added
 
 
 @contextmanager
@@ -256,7 +337,7 @@ def bar(label: str, unit: str = "it") -> Iterator[Progress]:
         yield progress
 
 
-def stages(as_json: bool) -> Stage:
+def stages() -> Stage:
     """The callback of a study for its stages: a bar during a stage, and a line with its duration at the end."""
 
     @contextmanager
@@ -264,24 +345,24 @@ def stages(as_json: bool) -> Stage:
         start = time.monotonic()
         with bar(label, unit) as progress:
             yield progress
-        echo(f"{label:44}{time.monotonic() - start:9.1f} s", as_json)
+        echo(f"{label:44}{time.monotonic() - start:9.1f} s")
 
     return stage
 
 
 @contextmanager
-def echo_warnings(as_json: bool) -> Iterator[list[warnings.WarningMessage]]:
+def echo_warnings() -> Iterator[list[warnings.WarningMessage]]:
     """Print each warning of the library in one line after the block. The list then has the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         yield caught
     for text in dict.fromkeys(str(item.message) for item in caught if issubclass(item.category, UserWarning)):
-        echo(f"  note: {text}", as_json)
+        echo(f"  note: {text}")
 
 
-def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+def print_facts(facts: dict[str, Any]) -> None:
     """Print facts as JSON, if ``--json`` is given."""
-    if as_json:
+    if _is_json():
         click.echo(json_text(facts))
 
 
@@ -293,45 +374,27 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def echo(text: str, as_json: bool = False) -> None:
+def echo(text: str) -> None:
     """Print text, unless ``--json`` is given."""
-    if not as_json:
+    if not _is_json():
         click.echo(text)
 
 
-def echo_missing(missing: Any, as_json: bool) -> None:
+def echo_missing(missing: Any) -> None:
     """Print missing steps by their reason. `missing` maps a step to its reason; up to eight steps are written out."""
     by_reason: dict[str, list[int]] = {}
     for step, reason in missing.items():
         by_reason.setdefault(reason, []).append(step)
     for reason, steps in by_reason.items():
         shown = ", ".join(map(str, steps[:8])) + (f" … ({len(steps)} steps)" if len(steps) > 8 else "")
-        echo(f"  missing {shown}: {reason}", as_json)
+        echo(f"  missing {shown}: {reason}")
 
 
-def echo_outcome(outcome: Outcome, as_json: bool) -> None:
+def echo_outcome(outcome: Outcome) -> None:
     """Print the summary of a result and its files."""
-    echo(f"  {outcome.summary}", as_json)
+    echo(f"  {outcome.summary}")
     for path in outcome.files:
-        echo(f"  {path}", as_json)
-
-
-def load_history(name: str, tensor: str | None, steps: str | None, cache: Path) -> History:
-    """The history of a tensor of a model in the cache, at the given steps."""
-    from pythia_dynamics.history.cache import open_history
-
-    return open_history(name, tensor, cache=cache, steps=steps)
-
-
-def rows_to_keep(drop_padding: int | str | None, history: History, as_json: bool) -> int | None:
-    """The number of rows that ``--drop-padding`` selects, None for all. Prints the history, tensor, steps and rows."""
-    from pythia_dynamics.history.vocabulary import tokenizer_entries
-
-    rows = tokenizer_entries(history) if isinstance(drop_padding, str) else drop_padding
-    kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
-    source = history.provenance["source"]
-    echo(f"{history.name} ({source}): {history.tensor}, {len(history.steps)} steps{kept}", as_json)
-    return rows
+        echo(f"  {path}")
 
 
 def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:

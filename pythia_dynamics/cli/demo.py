@@ -21,19 +21,19 @@ __all__ = ["demo"]
 @app.with_results
 @app.with_json
 @app.resumable
-def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bool) -> None:
+def demo(corpus: Path | None, seed: int, cache: Path, results: Path) -> None:
     """Train a small suite and run every analysis on it: no network, three minutes."""
     import time
 
     start = time.monotonic()
-    app.echo("loading torch and transformers …", as_json)
+    app.echo("loading torch and transformers …")
     from pythia_dynamics.studies import demo as demo_study
     from pythia_dynamics.training.plan import TrainingPlan
     from pythia_dynamics.training.text import read_text
 
-    with app.echo_warnings(as_json):
+    with app.echo_warnings():
         report = demo_study.run(
-            stage=app.stages(as_json),
+            stage=app.stages(),
             text=read_text(corpus) if corpus else None,
             plan=TrainingPlan(seed=seed),
             cache=cache,
@@ -44,8 +44,7 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
     app.echo(
         f"\ntraining loss {losses[0].train:.2f} → {losses[-1].train:.2f} nats per token; "
         f"{len(fetched.steps)} checkpoints in {report.suite.path}, their W_U in {fetched.path} "
-        f"({app.size(fetched.bytes)} read)",
-        as_json,
+        f"({app.size(fetched.bytes)} read)"
     )
     facts: dict[str, Any] = {
         "suite": report.suite.path,
@@ -55,10 +54,8 @@ def demo(corpus: Path | None, seed: int, cache: Path, results: Path, as_json: bo
         "seconds": time.monotonic() - start,
     }
     for outcome in report.outcomes:
-        app.echo(f"\n{outcome.kind}", as_json)
-        app.echo_outcome(outcome, as_json)
+        app.echo(f"\n{outcome.kind}")
+        app.echo_outcome(outcome)
         facts[outcome.kind] = {"files": outcome.files, **outcome.facts}
-    app.echo(
-        f"\n{len(report.files)} files in {results / demo_study.NAME}, {time.monotonic() - start:.0f} s in all", as_json
-    )
-    app.print_facts(facts, as_json)
+    app.echo(f"\n{len(report.files)} files in {results / demo_study.NAME}, {time.monotonic() - start:.0f} s in all")
+    app.print_facts(facts)

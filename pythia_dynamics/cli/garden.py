@@ -27,20 +27,14 @@ __all__ = ["garden"]
     help="Aliases, owner/name, or directories of checkpoints, separated by commas.",
 )
 @click.option("--skip-perplexity", is_flag=True, help="Leave out everything that needs complete checkpoints.")
-@app.with_steps(None)
+@app.with_steps
 @click.option(
     "--corpus", default="lambada", show_default=True, help="lambada, cimec/lambada, or a .jsonl or text file."
 )
 @click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Passages.")
-@click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
-@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions.")
-@click.option(
-    "--bandwidth",
-    type=click.FloatRange(min=0, min_open=True),
-    default=25.0,
-    show_default=True,
-    help="MB/s, for the estimate of the time.",
-)
+@app.with_device
+@app.with_workers
+@app.with_bandwidth
 @click.option("--plan", "only_plan", is_flag=True, help="Print the plan and stop.")
 @click.option("--yes", is_flag=True, help="Start without a question.")
 @app.with_cache
@@ -60,7 +54,6 @@ def garden(
     yes: bool,
     cache: Path,
     results: Path,
-    as_json: bool,
 ) -> None:
     """The Garden of Forking Paths: fetch, analyses, three perplexities, figures, claims, report, for its six models.
 
@@ -75,19 +68,19 @@ def garden(
     planned = garden_study.plan(
         names, steps=steps, limit=limit, cache=cache, results=results, skip_perplexity=skip_perplexity
     )
-    _echo_plan(planned, device, bandwidth, as_json)
+    _echo_plan(planned, device, bandwidth)
     facts: dict[str, Any] = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
     if only_plan:
-        app.print_facts({"garden": facts}, as_json)
+        app.print_facts({"garden": facts})
         return
     if not yes:
         click.confirm("Begin?", abort=True, err=True)
     start = time.monotonic()
 
-    with app.echo_warnings(as_json):
+    with app.echo_warnings():
         result = garden_study.run(
             names,
-            stage=app.stages(as_json),
+            stage=app.stages(),
             steps=steps,
             corpus=corpus,
             limit=limit,
@@ -98,14 +91,13 @@ def garden(
             device=device,
         )
     for name, reasons in result.missing.items():
-        app.echo(name, as_json)
-        app.echo_missing(reasons, as_json)
+        app.echo(name)
+        app.echo_missing(reasons)
     for name, verdicts in result.verdicts.items():
         counts = [f"{sum(verdict.verdict == word for verdict in verdicts)} {word}" for word in VERDICTS]
-        app.echo(f"{name}: claims: {', '.join(counts)}", as_json)
+        app.echo(f"{name}: claims: {', '.join(counts)}")
     app.echo(
-        f"\n{results / garden_study.PAGE}\n{len(result.files)} files, {app.duration(time.monotonic() - start)} in all",
-        as_json,
+        f"\n{results / garden_study.PAGE}\n{len(result.files)} files, {app.duration(time.monotonic() - start)} in all"
     )
     facts |= {
         "failed": dict(result.failed),
@@ -114,31 +106,29 @@ def garden(
         "files": result.files,
         "seconds": time.monotonic() - start,
     }
-    app.print_facts({"garden": facts}, as_json)
+    app.print_facts({"garden": facts})
     if result.failed:
         raise app.Failure("; ".join(f"{name}: {why}" for name, why in result.failed.items()))
 
 
-def _echo_plan(planned: list[ModelPlan], device: str, bandwidth: float, as_json: bool) -> None:
+def _echo_plan(planned: list[ModelPlan], device: str, bandwidth: float) -> None:
     app.echo(
         f"{'model':24} {'W_U':>9} {'checkpoints':>11} {'to move':>9} {'disk':>9} {'time':>8}  at {bandwidth:g} MB/s "
-        f"and {_rate(device):.0e} operations/s",
-        as_json,
+        f"and {_rate(device):.0e} operations/s"
     )
     for cost in planned:
         app.echo(
             f"{cost.model.name:24} {app.size(cost.fetch.bytes):>9} {cost.checkpoints:11} {app.size(cost.bytes):>9} "
-            f"{app.size(cost.disk_bytes):>9} {app.duration(cost.seconds(bandwidth * 1e6, _rate(device))):>8}",
-            as_json,
+            f"{app.size(cost.disk_bytes):>9} {app.duration(cost.seconds(bandwidth * 1e6, _rate(device))):>8}"
         )
         if cost.fetch.note:
-            app.echo(f"  {cost.fetch.note}", as_json)
+            app.echo(f"  {cost.fetch.note}")
     if len(planned) > 1:
         seconds = sum(cost.seconds(bandwidth * 1e6, _rate(device)) for cost in planned)
         disk = sum(cost.fetch.disk_bytes for cost in planned)
         disk += max(cost.disk_bytes - cost.fetch.disk_bytes for cost in planned)
         moved = app.size(sum(cost.bytes for cost in planned))
-        app.echo(f"{'all':24} {'':9} {'':11} {moved:>9} {app.size(disk):>9} {app.duration(seconds):>8}", as_json)
+        app.echo(f"{'all':24} {'':9} {'':11} {moved:>9} {app.size(disk):>9} {app.duration(seconds):>8}")
 
 
 def _rate(device: str) -> float:

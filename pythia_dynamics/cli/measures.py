@@ -50,12 +50,6 @@ def _measure(name: str) -> Measure:
 
 def _parameters(measure: Measure) -> list[click.Parameter]:
     companions = [_measure(name) for name in measure.companions]
-    before: list[Callable[[Any], Any]] = [
-        app.with_models(required=False),
-        app.with_tensor,
-        app.with_steps(None),
-        app.with_rows,
-    ]
     after: list[Callable[[Any], Any]] = []
     if any(each.uses_gram for each in (measure, *companions)):
         text = "For Gram matrices: auto, cuda or cpu."
@@ -64,16 +58,17 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
         flag = name.replace("_", "-")
         text = f"Also compute {name} ({name}.zarr)."
         after.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
-    after += [app.with_cache, app.with_results, app.with_json]
+    after += [app.with_results, app.with_json]
+    weights, others = _declared([app.with_weights])[::-1], _declared(after)  # click collects from the last to the first
     own = _declared([_flag(measure, option) for option in measure.options.values() if option.flag is not None])
-    taken = {"device", "--device", "--help", "-h", *_names([*_declared(before), *_declared(after)])}
+    taken = {"device", "--device", "--help", "-h", *_names([*weights, *others])}
     for parameter in own:
         if clash := taken.intersection(_names([parameter])):
             raise PythiaDynError(
                 f"the measure {measure.name} has an option {parameter.name}, but every measure has the option "
                 f"{max(clash)}; rename yours"
             )
-    return [*_declared(before), *own, *_declared(after)]
+    return [*weights, *own, *others]
 
 
 def _declared(decorators: Sequence[Callable[[Any], Any]]) -> list[click.Parameter]:
@@ -131,17 +126,13 @@ def _scalar(kinds: Sequence[Any], flag: Flag) -> Any:
     return str if kind is None and Any in kinds else kind
 
 
+@app.with_weights
 def _run(
     measure: str,
     /,
+    weights: app.Weights,
     *,
-    models: tuple[str, ...],
-    tensor: str | None,
-    steps: str | None,
-    drop_padding: int | str | None,
-    cache: Path,
     results: Path,
-    as_json: bool,
     device: str = "cpu",
     **options: Any,
 ) -> None:
@@ -152,13 +143,11 @@ def _run(
     from pythia_dynamics.sweep.frames import NonFiniteWarning
 
     companions = [name for name in _measure(measure).companions if options.pop(name)]
-    facts: list[dict[str, Any]] = []
-    failures = app.FailureList()
-    for name in app.model_names(models, cache):
-        with failures.collect():
-            history = app.load_history(name, tensor, steps, cache)
-            rows = app.rows_to_keep(drop_padding, history, as_json)
-            with app.echo_warnings(as_json) as caught, app.bar(f"{history.name} {measure}") as progress:
+    answer = app.Answer(measure)
+    for name in weights.names:
+        with answer.collect():
+            history, rows = weights.load(name)
+            with app.echo_warnings() as caught, app.bar(f"{history.name} {measure}") as progress:
                 outcomes = measure_history(
                     history,
                     [measure, *companions],
@@ -168,11 +157,11 @@ def _run(
                 )
             for item in caught:
                 if item.category is NonFiniteWarning:
-                    failures.add(f"{item.message} (all other steps are in the results)")
+                    answer.fail(f"{item.message} (all other steps are in the results)")
             for outcome in outcomes:
-                app.echo_outcome(outcome, as_json)
+                app.echo_outcome(outcome)
             first, *others = outcomes
-            facts.append(
+            answer.facts.append(
                 {
                     "model": history.name,
                     "tensor": history.tensor,
@@ -182,9 +171,7 @@ def _run(
                     **{outcome.kind: outcome.facts for outcome in others},
                 }
             )
-    if facts:
-        app.print_facts({measure: facts}, as_json)
-    failures.raise_if_any()
+    answer.finish()
 
 
 for _name, _description in MEASURES.items():

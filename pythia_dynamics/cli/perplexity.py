@@ -41,11 +41,11 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     help="lambada, cimec/lambada, or a .jsonl or text file.",
 )
 @click.option("--limit", type=click.IntRange(1), default=EvaluationSettings.limit, show_default=True, help="Passages.")
-@app.with_steps(None)
+@app.with_steps
 @click.option(
     "--source", default=EvaluationSettings.source, show_default=True, help="hub, or a directory of checkpoints."
 )
-@click.option("--device", default=EvaluationSettings.device, show_default=True, help="auto, cuda, mps or cpu.")
+@app.with_device
 @click.option("--dtype", type=click.Choice(DTYPES), default=EvaluationSettings.dtype, show_default=True)
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 matrix products on CUDA.")
 @click.option(
@@ -74,7 +74,6 @@ def perplexity(
     show: str | None,
     cache: Path,
     results: Path,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """Forward, causal-unmasking and last-word perplexity of every checkpoint."""
@@ -83,31 +82,28 @@ def perplexity(
 
     names = app.model_names(models, cache)
     settings = EvaluationSettings.from_mapping(options)
-    facts: list[dict[str, Any]] = []
-    failures, found = app.FailureList(), {}
+    answer, found = app.Answer("perplexity"), {}
     for name in names:
-        with failures.collect():
+        with answer.collect():
             found[name] = find_model(name, cache)
     if show is None and found:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     for name, model in found.items():
-        with failures.collect():
-            app.echo(f"{name} is {model.location}", as_json)
+        with answer.collect():
+            app.echo(f"{name} is {model.location}")
             if show is None:
-                facts += _evaluate(model, modes, settings, results, as_json)
+                answer.facts += _evaluate(model, modes, settings, results)
             else:
-                facts.append(_complete(model, show, settings, as_json))
-    if facts:
-        app.print_facts({"perplexity": facts}, as_json)
-    if gaps := sum(len(fact.get("missing", ())) for fact in facts):
-        failures.add(f"{gaps} steps have no perplexity (see above); run the same command again to retry them")
-    elif nonfinite := sum(fact.get("nonfinite", 0) for fact in facts):
-        failures.add(f"{nonfinite} sentences have no finite perplexity; the column nonfinite counts them by step")
-    failures.raise_if_any()
+                answer.facts.append(_complete(model, show, settings))
+    if gaps := sum(len(fact.get("missing", ())) for fact in answer.facts):
+        answer.fail(f"{gaps} steps have no perplexity (see above); run the same command again to retry them")
+    elif nonfinite := sum(fact.get("nonfinite", 0) for fact in answer.facts):
+        answer.fail(f"{nonfinite} sentences have no finite perplexity; the column nonfinite counts them by step")
+    answer.finish()
 
 
 def _evaluate(
-    model: Model, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path, as_json: bool
+    model: Model, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path
 ) -> list[dict[str, Any]]:
     """Evaluate a model, draw and print the results, and return the facts of each mode."""
     from pythia_dynamics.evaluation.runner import evaluate
@@ -117,22 +113,22 @@ def _evaluate(
     out = Results(model.name, results)
     if settings.head != "as-is":  # a separate folder inside the results of the unchanged head
         out = Results(settings.head, out.path)
-    with app.echo_warnings(as_json), app.bar(f"{model.name} perplexity", "step") as progress:
+    with app.echo_warnings(), app.bar(f"{model.name} perplexity", "step") as progress:
         scores = evaluate(model, modes, settings, out=out.path, progress=progress)
     facts = []
     for outcome in draw_perplexity(out, scores):
-        app.echo_outcome(outcome, as_json)
-        app.echo_missing(outcome.facts["missing"], as_json)
+        app.echo_outcome(outcome)
+        app.echo_missing(outcome.facts["missing"])
         facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
     return facts
 
 
-def _complete(model: Model, phrase: str, settings: EvaluationSettings, as_json: bool) -> dict[str, Any]:
+def _complete(model: Model, phrase: str, settings: EvaluationSettings) -> dict[str, Any]:
     """Print the completions of a phrase by the last of the steps, and return them as facts."""
     from pythia_dynamics.evaluation.portrait import completions
 
     steps = requested_steps(settings.steps)
     lines = completions(model, phrase, settings, step=steps[-1] if steps else None)
     for line in lines:
-        app.echo(f"{line.perplexity:10.2f}  {line.given}│{line.generated}", as_json)
+        app.echo(f"{line.perplexity:10.2f}  {line.given}│{line.generated}")
     return {"model": model.name, "completions": [asdict(line) for line in lines]}

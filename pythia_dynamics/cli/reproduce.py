@@ -43,7 +43,6 @@ def order_parameter(
     device: str,
     cache: Path,
     results: Path,
-    as_json: bool,
     **changes: Any,
 ) -> None:
     """The order-parameter blog: four models, loss over step and over b, dL/db, with the published numbers.
@@ -51,13 +50,13 @@ def order_parameter(
     The default initialisation is the blog's, --init pytorch. After an interruption the same command resumes.
     """
     start = time.monotonic()
-    app.echo("loading torch and transformers …", as_json)
+    app.echo("loading torch and transformers …")
     from pythia_dynamics.studies.order_parameter import reproduce as reproduce_blog
 
-    with app.echo_warnings(as_json):
+    with app.echo_warnings():
         study = reproduce_blog(
             training_text(corpus),
-            stage=app.stages(as_json),
+            stage=app.stages(),
             quick=quick,
             sizes=sizes or None,
             seeds=range(seeds),
@@ -71,16 +70,15 @@ def order_parameter(
         (b, last_b), (loss, last_loss), (_, validation) = fact["b"], fact["train_loss"], fact["validation_loss"]
         app.echo(
             f"{size:5} {fact['steps']} steps: b {b:.4g} → {last_b:.4g}, training loss {loss:.3f} → {last_loss:.3f}, "
-            f"validation {validation:.3f}",
-            as_json,
+            f"validation {validation:.3f}"
         )
     for verdict in study.verdicts:
-        app.echo(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}", as_json)
-    app.echo(f"\n{len(study.files)} files in {results / study.name}, {time.monotonic() - start:.0f} s in all", as_json)
+        app.echo(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}")
+    app.echo(f"\n{len(study.files)} files in {results / study.name}, {time.monotonic() - start:.0f} s in all")
     facts = {
         "models": dict(study.facts),
         "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in study.verdicts},
         "files": study.files,
         "seconds": time.monotonic() - start,
     }
-    app.print_facts({"order-parameter": facts}, as_json)
+    app.print_facts({"order-parameter": facts})

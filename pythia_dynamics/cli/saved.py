@@ -35,7 +35,7 @@ with_measured_tensor = click.option(
 
 
 def _measured(
-    models: tuple[str, ...], cache: Path, results: Path, failures: app.FailureList, tensor: str | None = None
+    models: tuple[str, ...], cache: Path, results: Path, answer: app.Answer, tensor: str | None = None
 ) -> list[Results]:
     """The results of the given models, or of all models with results if none is given. Other names are failures."""
     from pythia_dynamics.results.folder import Results
@@ -46,7 +46,7 @@ def _measured(
         raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
     names: dict[str, None] = {}
     for model in models or known:
-        with failures.collect():
+        with answer.collect():
             names[_name_of(model, known, cache, results)] = None
     return [Results(name, results, tensor=tensor) for name in names]
 
@@ -76,31 +76,29 @@ def _name_of(model: str, known: list[str], cache: Path, results: Path) -> str:
 @app.with_cache
 @app.with_results
 @app.with_json
-def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) -> None:
+def figures(models: tuple[str, ...], cache: Path, results: Path) -> None:
     """Draw every figure from saved results: those of each model, and those that compare all models."""
     from pythia_dynamics.figures.gallery import COMPARISON_FOLDER, comparison_figures, tensor_figures
     from pythia_dynamics.figures.specs import save_figures
     from pythia_dynamics.studies.sections import figure_specs
 
     chosen: list[Results] = []
-    facts: dict[str, Any] = {}
-    failures = app.FailureList()
-    for measured in _measured(models, cache, results, failures):
-        with failures.collect(), app.bar(measured.name, "figure") as progress:
+    answer = app.Answer("figures")
+    answer.facts = {}
+    for measured in _measured(models, cache, results, answer):
+        with answer.collect(), app.bar(measured.name, "figure") as progress:
             others = [spec for tensor in measured.tensors for spec in tensor_figures(measured.of(tensor))]
             specs = {spec.path: spec for spec in [*figure_specs(measured), *others]}
-            facts[measured.name] = save_figures(list(specs.values()), progress=progress)
+            answer.facts[measured.name] = save_figures(list(specs.values()), progress=progress)
             chosen.append(measured)
     if len(chosen) > 1:
-        with failures.collect(), app.bar("side by side", "figure") as progress:
+        with answer.collect(), app.bar("side by side", "figure") as progress:
             specs_of_all = comparison_figures(chosen, results / COMPARISON_FOLDER)
-            facts[COMPARISON_FOLDER] = save_figures(specs_of_all, progress=progress)
-    for files in facts.values():
+            answer.facts[COMPARISON_FOLDER] = save_figures(specs_of_all, progress=progress)
+    for files in answer.facts.values():
         for path in files:
-            app.echo(f"  {path}", as_json)
-    if facts:
-        app.print_facts({"figures": facts}, as_json)
-    failures.raise_if_any()
+            app.echo(f"  {path}")
+    answer.finish()
 
 
 @app.main.command()
@@ -109,25 +107,24 @@ def figures(models: tuple[str, ...], cache: Path, results: Path, as_json: bool) 
 @app.with_cache
 @app.with_results
 @app.with_json
-def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Path, as_json: bool) -> None:
+def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Path) -> None:
     """Test every claim of the two publications on saved results, and write claims.json."""
     from pythia_dynamics.claims.scorecard import save
     from pythia_dynamics.studies.sections import verdicts
 
-    facts: list[dict[str, Any]] = []
-    failures = app.FailureList()
-    for measured in _measured(models, cache, results, failures, tensor):
-        with failures.collect():
+    answer = app.Answer("claims")
+    for measured in _measured(models, cache, results, answer, tensor):
+        with answer.collect():
             found = verdicts(measured)
             path = save(measured, found)
-            app.echo(measured.label, as_json)
+            app.echo(measured.label)
             for verdict in found:
-                app.echo(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}", as_json)
-            app.echo(f"  {path}", as_json)
-            facts.append({"model": measured.name, "file": path, "claims": [asdict(verdict) for verdict in found]})
-    if facts:
-        app.print_facts({"claims": facts}, as_json)
-    failures.raise_if_any()
+                app.echo(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}")
+            app.echo(f"  {path}")
+            answer.facts.append(
+                {"model": measured.name, "file": path, "claims": [asdict(verdict) for verdict in found]}
+            )
+    answer.finish()
 
 
 @app.main.command()
@@ -139,25 +136,23 @@ def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Pa
 @app.with_cache
 @app.with_results
 @app.with_json
-def report(
-    models: tuple[str, ...], tensor: str | None, out: Path | None, cache: Path, results: Path, as_json: bool
-) -> None:
+def report(models: tuple[str, ...], tensor: str | None, out: Path | None, cache: Path, results: Path) -> None:
     """Write one self-contained HTML page: claims, figures, tables, missing and irregular steps, provenance."""
     from pythia_dynamics.studies.sections import section, write_page
 
     chosen: list[Section] = []
-    failures = app.FailureList()
-    for measured in _measured(models, cache, results, failures, tensor):
-        with failures.collect():
+    answer = app.Answer("report")
+    for measured in _measured(models, cache, results, answer, tensor):
+        with answer.collect():
             measured.weights().require_same_weights()
             chosen.append(section(measured))
     if chosen:
         with app.bar("report", "part") as progress:
             path = write_page(chosen, out or results / "report.html", progress=progress)
         size, shown = path.stat().st_size, [part.results for part in chosen]
-        app.echo(f"{path}  {size / 1e6:.1f} MB, {', '.join(measured.label for measured in shown)}", as_json)
-        app.print_facts({"report": path, "bytes": size, "models": [measured.name for measured in shown]}, as_json)
-    failures.raise_if_any()
+        app.echo(f"{path}  {size / 1e6:.1f} MB, {', '.join(measured.label for measured in shown)}")
+        app.print_facts({"report": path, "bytes": size, "models": [measured.name for measured in shown]})
+    answer.finish()
 
 
 @app.main.command()
@@ -166,7 +161,7 @@ def report(
 @click.option("--phrase", default=None, help="Phrase for the attention maps and the completions (Fig 5).")
 @click.option("--text", default=None, help="Long text for the average of the logits.")
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
-@click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
+@app.with_device
 @app.with_cache
 @app.with_results
 @app.with_json
@@ -174,7 +169,6 @@ def portrait(
     models: tuple[str, ...],
     cache: Path,
     results: Path,
-    as_json: bool,
     **options: Any,
 ) -> None:
     """First and last step of a model side by side: W_U, attention, logits (Fig 1), and a phrase completed (Fig 5)."""
@@ -184,18 +178,15 @@ def portrait(
     from pythia_dynamics.studies.pipeline import save_portrait
 
     given = {name: value for name, value in options.items() if value is not None}
-    facts: list[dict[str, Any]] = []
-    failures = app.FailureList()
+    answer = app.Answer("portrait")
     for name in app.model_names(models, cache):
-        with failures.collect():
+        with answer.collect():
             model = find_model(name, cache)
-            app.echo(f"{name} is {model.location}", as_json)
+            app.echo(f"{name} is {model.location}")
             with app.bar(f"{model.name} portrait", "step") as progress:
                 dataset = compute_portrait(model, progress=progress, **given)
             files = save_portrait(Results(model.name, results), dataset)
             for file in files:
-                app.echo(f"  {file}", as_json)
-            facts.append({"model": model.name, "steps": dataset["step"].to_numpy().tolist(), "files": files})
-    if facts:
-        app.print_facts({"portrait": facts}, as_json)
-    failures.raise_if_any()
+                app.echo(f"  {file}")
+            answer.facts.append({"model": model.name, "steps": dataset["step"].to_numpy().tolist(), "files": files})
+    answer.finish()

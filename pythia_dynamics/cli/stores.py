@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,10 +29,10 @@ with_tensors = click.option(
 
 @app.main.command()
 @app.with_models(required=True)
-@app.with_steps(None)
+@app.with_steps
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
-@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions.")
+@app.with_workers
 @click.option("--revision-pattern", default=None, help="Regular expression of branch names; its group is the step.")
 @app.with_cache
 @app.with_json
@@ -45,31 +45,29 @@ def fetch(
     workers: int,
     revision_pattern: str | None,
     cache: Path,
-    as_json: bool,
 ) -> None:
     """Fetch tensors of a model's checkpoints into the cache, by byte range."""
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.request import FetchRequest
 
-    facts, failures = [], app.FailureList()
+    answer = app.Answer("fetch")
     for name in models:
-        with failures.collect():
+        with answer.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
             model = request.resolved
-            app.echo(f"{name} is {model.location}", as_json)
+            app.echo(f"{name} is {model.location}")
             with app.bar(model.name, "step") as progress:
                 report = download(request, workers=workers, progress=progress)
             if not report.complete:
-                failures.add("some steps could not be fetched (see above); run the same command again to retry them")
+                answer.fail("some steps could not be fetched (see above); run the same command again to retry them")
             rate = report.bytes / max(report.seconds, 1e-9)
             app.echo(
                 f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} already in the cache, "
                 f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
-                f"{report.seconds:.1f} s ({app.size(rate)}/s)",
-                as_json,
+                f"{report.seconds:.1f} s ({app.size(rate)}/s)"
             )
-            app.echo_missing(report.missing, as_json)
-            facts.append(
+            app.echo_missing(report.missing)
+            answer.facts.append(
                 {
                     "model": model.name,
                     "location": model.location,
@@ -84,20 +82,18 @@ def fetch(
                     "seconds": report.seconds,
                 }
             )
-    if facts:
-        app.print_facts({"fetch": facts}, as_json)
-    failures.raise_if_any()
+    answer.finish()
 
 
 @app.main.command(name="ls")
 @app.with_models(required=False)
 @app.with_cache
 @app.with_json
-def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
+def list_stores(models: tuple[str, ...], cache: Path) -> None:
     """List the steps in the cache, and the missing steps with their reasons."""
-    facts, failures = [], app.FailureList()
+    answer = app.Answer("stores")
     for name in app.model_names(models, cache):
-        with failures.collect():
+        with answer.collect():
             store = app.open_store(name, cache)
             for tensor, spec in store.tensors.items():
                 recorded = store.records(tensor)
@@ -109,11 +105,10 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
                 } | store.missing(tensor)
                 app.echo(
                     f"{store.name}  {tensor} {spec}  {len(stored)} steps, "
-                    f"{app.size(len(stored) * spec.nbytes)}, from {store.source}",
-                    as_json,
+                    f"{app.size(len(stored) * spec.nbytes)}, from {store.source}"
                 )
-                app.echo_missing(missing, as_json)
-                facts.append(
+                app.echo_missing(missing)
+                answer.facts.append(
                     {
                         "model": store.name,
                         "source": store.source,
@@ -125,9 +120,7 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
                         "bytes": len(stored) * spec.nbytes,
                     }
                 )
-    if facts:
-        app.print_facts({"stores": facts}, as_json)
-    failures.raise_if_any()
+    answer.finish()
 
 
 @app.main.command()
@@ -135,33 +128,31 @@ def list_stores(models: tuple[str, ...], cache: Path, as_json: bool) -> None:
 @click.option(
     "--remote", is_flag=True, help="Check what the Hub reports about the files of every revision; no download."
 )
-@app.with_steps(None)
+@app.with_steps
 @app.with_cache
 @app.with_results
 @app.with_json
-def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path, as_json: bool) -> None:
+def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path) -> None:
     """Find damaged chunks, equal content of different steps, swapped checkpoints and mixed shards."""
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import save_findings
 
-    facts, failures, count = [], app.FailureList(), 0
+    answer, count = app.Answer("verify"), 0
     for name in app.model_names(models, cache):
-        with failures.collect():
+        with answer.collect():
             verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
             for found in verified:
                 count += len(found.faults)
                 findings = len(found.findings)
                 what = f"{findings} {'finding' if findings == 1 else 'findings'}" if findings else "nothing found"
-                app.echo(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}", as_json)
+                app.echo(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}")
                 for finding in found.findings:
-                    app.echo(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}", as_json)
+                    app.echo(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}")
                 save_findings(Results(found.model, results), found)
-            facts += [asdict(found) for found in verified]
-    if facts:
-        app.print_facts({"verify": facts}, as_json)
+            answer.facts += [asdict(found) for found in verified]
     if count:
-        failures.add(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
-    failures.raise_if_any()
+        answer.fail(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
+    answer.finish()
 
 
 def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
@@ -195,7 +186,7 @@ def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verificati
 
 @app.main.command()
 @app.with_json
-def models(as_json: bool) -> None:
+def models() -> None:
     """List the registry: shapes (Table 1 of the paper, corrected), aliases, seeds, steps."""
     from pythia_dynamics.checkpoints.registry import (
         ALL_STEPS,
@@ -207,11 +198,10 @@ def models(as_json: bool) -> None:
         resolve,
     )
 
-    facts = []
+    answer = app.Answer("models")
     app.echo(
         f"{'model':6} {'layers':>6} {'d_model':>7} {'heads':>5} {'vocab':>6} {'parameters':>14} {'W_U':>11} "
-        f"{'of 143 steps':>12}  repository",
-        as_json,
+        f"{'of 143 steps':>12}  repository"
     )
     for size_name, shape in SIZES.items():
         names = [alias for alias in aliases() if alias.partition("-")[0] == size_name]
@@ -219,10 +209,9 @@ def models(as_json: bool) -> None:
         app.echo(
             f"{size_name:6} {shape.layers:6} {shape.d_model:7} {shape.heads:5} {shape.vocab:6} "
             f"{shape.parameters:14,} {weights:11,} {app.size(2 * weights * len(PAPER_STEPS)):>12}  "
-            f"{resolve(size_name).location}",
-            as_json,
+            f"{resolve(size_name).location}"
         )
-        facts.append(
+        answer.facts.append(
             {
                 "model": size_name,
                 **asdict(shape),
@@ -247,25 +236,19 @@ def models(as_json: bool) -> None:
         f"(--drop-padding {TOKENIZER_ENTRIES})",
         "Table 1 of the paper gives 14M eight heads; the published model has four",
     ):
-        app.echo(line, as_json)
-    app.print_facts({"models": facts, "steps": ALL_STEPS, "tokenizer_entries": TOKENIZER_ENTRIES}, as_json)
+        app.echo(line)
+    answer.finish(steps=ALL_STEPS, tokenizer_entries=TOKENIZER_ENTRIES)
 
 
 @app.main.command()
 @app.with_models(required=False)
-@app.with_steps(None)
+@app.with_steps
 @with_tensors
 @click.option(
     "--source", default="hub", show_default=True, help="hub, a directory of checkpoints, or registry (no network)."
 )
-@click.option("--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions.")
-@click.option(
-    "--bandwidth",
-    type=click.FloatRange(min=0, min_open=True),
-    default=25.0,
-    show_default=True,
-    help="MB/s, for the estimate of the time.",
-)
+@app.with_workers
+@app.with_bandwidth
 @click.option("--revision-pattern", default=None, help="Regular expression of branch names; its group is the step.")
 @app.with_cache
 @app.with_json
@@ -278,7 +261,6 @@ def plan(
     bandwidth: float,
     revision_pattern: str | None,
     cache: Path,
-    as_json: bool,
 ) -> None:
     """Estimate a fetch: requests, bytes, disk, memory, time. Without --model: every size of Pythia."""
     from pythia_dynamics.checkpoints.open import HUB, REGISTRY
@@ -286,30 +268,27 @@ def plan(
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import FetchRequest
 
-    facts: list[dict[str, Any]] = []
-    failures, total = app.FailureList(), 0
+    answer, total = app.Answer("plan"), 0
     for name in models or tuple(SIZES):
-        with failures.collect():
+        with answer.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
             model, found = request.resolved, preview(request)
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)
             total += found.bytes
-            if not facts:
+            if not answer.facts:
                 app.echo(
                     f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} "
-                    f"{'memory':>9} {'time':>8}  at {bandwidth:g} MB/s",
-                    as_json,
+                    f"{'memory':>9} {'time':>8}  at {bandwidth:g} MB/s"
                 )
             app.echo(
                 f"{model.name:24} {found.revisions:9} {found.requests + found.api_requests:8} "
                 f"{app.size(found.bytes):>9} {app.size(found.saved_bytes):>9} {app.size(found.disk_bytes):>9} "
-                f"{app.size(memory):>9} {app.duration(seconds):>8}",
-                as_json,
+                f"{app.size(memory):>9} {app.duration(seconds):>8}"
             )
             for note in _plan_notes(found):
-                app.echo(f"  {note}", as_json)
-            facts.append(
+                app.echo(f"  {note}")
+            answer.facts.append(
                 {
                     "model": model.name,
                     "location": model.location,
@@ -321,11 +300,9 @@ def plan(
             )
             if found.note and source == HUB and not models:  # the Hub cannot be reached; do not wait for it again
                 source = REGISTRY
-    if len(facts) > 1:
-        app.echo(f"{'all':24} {'':9} {'':8} {app.size(total):>9}", as_json)
-    if facts:
-        app.print_facts({"plan": facts, "bandwidth": bandwidth * 1e6, "workers": workers}, as_json)
-    failures.raise_if_any()
+    if len(answer.facts) > 1:
+        app.echo(f"{'all':24} {'':9} {'':8} {app.size(total):>9}")
+    answer.finish(bandwidth=bandwidth * 1e6, workers=workers)
 
 
 def _plan_notes(found: FetchPlan) -> list[str]:

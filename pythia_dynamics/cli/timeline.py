@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
@@ -14,7 +14,7 @@ __all__ = ["phases", "stop"]
 
 
 @app.main.command()
-@app.with_models(required=False)
+@app.with_weights
 @click.option(
     "--rule",
     type=click.Choice(get_args(RuleKind)),
@@ -36,25 +36,16 @@ __all__ = ["phases", "stop"]
     type=click.Path(exists=True, dir_okay=False),
     help="CSV with the columns step and loss.  [default: perplexity-forward.csv, or losses.csv of the suite]",
 )
-@app.with_tensor
-@app.with_steps(None)
-@app.with_rows
-@app.with_cache
 @app.with_results
 @app.with_json
 def stop(
-    models: tuple[str, ...],
+    weights: app.Weights,
     rule: RuleKind,
     threshold: float,
     patience: int,
     after: int,
     loss: str | None,
-    tensor: str | None,
-    steps: str | None,
-    drop_padding: int | str | None,
-    cache: Path,
     results: Path,
-    as_json: bool,
 ) -> None:
     """Where training would have stopped for stationary weights, the share of steps saved, and the cost in loss."""
     from pythia_dynamics.results.folder import Results
@@ -64,28 +55,24 @@ def stop(
     from pythia_dynamics.training.stopping import StationarityRule, replay
 
     chosen = StationarityRule(rule, threshold, patience, after)
-    facts: list[dict[str, Any]] = []
-    failures = app.FailureList()
-    for name in app.model_names(models, cache):
-        with failures.collect():
-            history = app.load_history(name, tensor, steps, cache)
+    answer = app.Answer("stop")
+    for name in weights.names:
+        with answer.collect():
+            history, rows = weights.load(name)
             own = Results(history.name, results, tensor=history.tensor)
             known = (read_losses(loss), loss) if loss else known_loss(own, str(history.provenance["source"]))
             losses, loss_from = known if known else (None, None)
-            rows = app.rows_to_keep(drop_padding, history, as_json)
-            with app.echo_warnings(as_json), app.bar(f"{history.name} stop") as progress:
+            with app.echo_warnings(), app.bar(f"{history.name} stop") as progress:
                 found = replay(history, chosen, loss=losses, compute=Compute(rows=rows, progress=progress))
                 outcome = write_stop(own, found, history, rows=rows, loss_from=loss_from)
-            app.echo_outcome(outcome, as_json)
+            app.echo_outcome(outcome)
             missing = dict(history.missing)
-            facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
-    if facts:
-        app.print_facts({"stop": facts}, as_json)
-    failures.raise_if_any()
+            answer.facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
+    answer.finish()
 
 
 @app.main.command()
-@app.with_models(required=False)
+@app.with_weights
 @click.option(
     "--strength",
     type=click.FloatRange(0, min_open=True),
@@ -100,22 +87,13 @@ def stop(
     show_default=True,
     help="Two change points agree within this share of the training.",
 )
-@app.with_tensor
-@app.with_steps(None)
-@app.with_rows
-@app.with_cache
 @app.with_results
 @app.with_json
 def phases(
-    models: tuple[str, ...],
+    weights: app.Weights,
     strength: float,
     tolerance: float,
-    tensor: str | None,
-    steps: str | None,
-    drop_padding: int | str | None,
-    cache: Path,
     results: Path,
-    as_json: bool,
 ) -> None:
     """Phases of training: change points of displacement rate, direction and bimodality, and their agreement.
 
@@ -127,24 +105,19 @@ def phases(
     from pythia_dynamics.studies.pipeline import write_phases
     from pythia_dynamics.sweep.compute import Compute
 
-    found, weights = {}, {}
-    failures = app.FailureList()
-    for name in app.model_names(models, cache):
-        with failures.collect():
-            history = app.load_history(name, tensor, steps, cache)
-            rows = app.rows_to_keep(drop_padding, history, as_json)
-            with app.echo_warnings(as_json), app.bar(f"{history.name} phases") as progress:
+    answer, found, used = app.Answer("phases"), {}, {}
+    for name in weights.names:
+        with answer.collect():
+            history, rows = weights.load(name)
+            with app.echo_warnings(), app.bar(f"{history.name} phases") as progress:
                 compute = Compute(rows=rows, progress=progress)
                 found[history.name] = find_phases(history, strength=strength, compute=compute)
-            weights[history.name] = history, rows
+            used[history.name] = history, rows
     changes = agreement(found, tolerance=tolerance)
-    facts: list[dict[str, Any]] = []
     for name, dataset in found.items():
-        history, rows = weights[name]
+        history, rows = used[name]
         outcome = write_phases(Results(name, results, tensor=history.tensor), dataset, changes, history, rows=rows)
-        app.echo(name, as_json)
-        app.echo_outcome(outcome, as_json)
-        facts.append({"model": name, "files": outcome.files, **outcome.facts})
-    if facts:
-        app.print_facts({"phases": facts}, as_json)
-    failures.raise_if_any()
+        app.echo(name)
+        app.echo_outcome(outcome)
+        answer.facts.append({"model": name, "files": outcome.files, **outcome.facts})
+    answer.finish()

@@ -71,7 +71,7 @@ def with_plan(command: app.Command) -> app.Command:
         if default is not None and name != "initialisation":  # the default of --init depends on the command
             text = f"{text}  [default: {default}]"
         command = click.option(flag, name, type=kind, default=None, help=text)(command)
-    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")(command)
+    return app.with_device(command)
 
 
 def training_text(corpus: Path | None) -> Text:
@@ -104,7 +104,6 @@ def train(
     seeds: int | None,
     threads: int | None,
     device: str,
-    as_json: bool,
     **changes: Any,
 ) -> None:
     """Train a suite: a small model with checkpoints like those of Pythia, and its losses.
@@ -117,7 +116,7 @@ def train(
     numbers = [seed] if seeds is None else list(range(seed, seed + seeds))
     plans = {number: plan_of_size(size, seed=number, **changes) for number in numbers}
     text = training_text(corpus)
-    facts = []
+    answer = app.Answer("train")
     for number, plan in plans.items():
         path = out if seeds is None else out.with_name(f"{out.name}-seed{number}")
         with app.bar(f"train {path.name}", "step") as progress:
@@ -126,10 +125,9 @@ def train(
         app.echo(
             f"{suite.path}: {len(losses)} checkpoints to step {losses[-1].step}; training loss {losses[0].train:.3f} → "
             f"{losses[-1].train:.3f}, validation loss {losses[0].validation:.3f} → {losses[-1].validation:.3f} nats "
-            f"per token" + ("" if suite.fresh else " (already there)"),
-            as_json,
+            f"per token" + ("" if suite.fresh else " (already there)")
         )
-        facts.append(
+        answer.facts.append(
             {
                 "suite": suite.path,
                 "seed": number,
@@ -140,5 +138,5 @@ def train(
                 "losses": suite.path / "losses.csv",
             }
         )
-    app.echo(f"next: pythia-dyn fetch --model {facts[0]['suite']}", as_json)
-    app.print_facts({"train": facts}, as_json)
+    app.echo(f"next: pythia-dyn fetch --model {answer.facts[0]['suite']}")
+    answer.finish()

@@ -15,9 +15,10 @@ from support.checkpoints import HEAD, checkpoint, state
 from support.hubserver import HubServer
 
 from pythia_dynamics import figures
-from pythia_dynamics.cli.app import main, print_facts
+from pythia_dynamics.cli.app import main
 from pythia_dynamics.history.store import Store, TensorSpec
 from pythia_dynamics.results.folder import Results
+from pythia_dynamics.tables import json_text
 
 STEPS = (1000, 2000, 3000, 4000)
 Run = Callable[..., Result]
@@ -272,9 +273,9 @@ def test_plans_come_from_headers_where_the_hub_is(run: Run, hub: HubServer) -> N
     assert "1 of 5 steps are not published" in text
 
 
-def test_json_has_null_for_nan(capsys: pytest.CaptureFixture[str]) -> None:
-    print_facts({"nan": float("nan"), "numbers": np.array([1.5, np.inf]), "path": Path("a"), "step": np.int64(3)}, True)
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+def test_json_has_null_for_nan() -> None:
+    text = json_text({"nan": float("nan"), "numbers": np.array([1.5, np.inf]), "path": Path("a"), "step": np.int64(3)})
+    assert json.loads(text, parse_constant=pytest.fail) == {
         "nan": None,
         "numbers": [1.5, None],
         "path": "a",
