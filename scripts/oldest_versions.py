@@ -36,7 +36,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("checkpoints", "history", "sweep", "measures", "evaluation", "training", "results", "figures")
-EXTRAS = ("phases", "report", "train", "test")
+EXTRAS = ("report", "train", "test")
 
 
 def oldest(requirement: str) -> str | None:

@@ -8,13 +8,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.saved_results import save_results
-from support.walks import walk
 
-import pythia_dynamics as pyd
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError, optional_import
 from pythia_dynamics.training.loop import train_suite
@@ -32,7 +29,7 @@ def project() -> dict[str, Any]:
 
 def test_every_dependency_has_a_lower_bound_that_can_be_tested(project: dict[str, Any]) -> None:
     extras = project["optional-dependencies"]
-    for line in [*project["dependencies"], *extras["phases"], *extras["report"], *extras["train"], *extras["test"]]:
+    for line in [*project["dependencies"], *extras["report"], *extras["train"], *extras["test"]]:
         assert re.fullmatch(r"[\w.-]+>=[\d.]+|pythia-dynamics\[\w+\]", line), line
 
 
@@ -59,12 +56,6 @@ def test_report_without_jinja2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     result = CliRunner().invoke(main, ["report", "--model", "walk", "--results", str(tmp_path)])
     assert result.exit_code == 1
     assert result.stderr == "pythia-dyn: pythia-dyn report needs jinja2: pip install 'pythia-dynamics[report]'\n"
-
-
-def test_phases_without_ruptures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ruptures", None)
-    with pytest.raises(PythiaDynError, match=r"^pythia-dyn phases needs ruptures: .*\[phases\]'$"):
-        pyd.phases(walk(12, 20, 4, np.float32))
 
 
 def test_training_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,11 @@
 """Phases of training: change points of the motion of the weights by three detectors, and their agreement.
 
-Each detector fits one signal by straight lines. PELT (Killick, Fearnhead & Eckley 2012, in the library `ruptures`) with
-a penalty like that of BIC chooses their number. A change point is the first step of a new line.
+Each detector fits one signal by straight lines. A penalty like that of BIC chooses their number. A change point is the
+first step of a new line.
+
+The fit is exact. The library `ruptures` 1.1.10 has the same search with pruning, but it prunes too early where a line
+has a least length, and misses the best lines of one short signal in 25; its search without pruning takes 3.6 s for 143
+values.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.errors import PythiaDynError, optional_import
+from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.sweep.compute import Compute
@@ -71,7 +75,7 @@ def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None 
     Raises
     ------
     PythiaDynError
-        `ruptures` is not installed, or `strength` is not above 0.
+        `strength` is not above 0.
     """
     return PHASES(history, strength=strength, compute=compute)
 
@@ -106,7 +110,7 @@ def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) ->
 PHASES = Measure(
     name="phases",
     title="Phases of training",
-    source="Killick, Fearnhead & Eckley 2012; Liu, Wu & Zidek 1997",
+    source="Jackson et al. 2005; Liu, Wu & Zidek 1997",
     function=phases,
     accumulators=(Gram, Counts),
     finish=_finish,
@@ -149,11 +153,8 @@ def change_points(steps: Any, signal: Any, *, strength: float = STRENGTH) -> tup
     Raises
     ------
     PythiaDynError
-        `ruptures` is not installed, or `strength` is not above 0.
+        `strength` is not above 0.
     """
-    with optional_import("pythia-dyn phases", "phases"):
-        import ruptures
-
     if strength <= 0:
         raise PythiaDynError(f"the strength of the penalty must be above 0; got {strength:g}")
     numbers, values = np.asarray(steps), np.asarray(signal, dtype=np.float64)
@@ -167,33 +168,30 @@ def change_points(steps: Any, signal: Any, *, strength: float = STRENGTH) -> tup
     residual = values[1:-1] - weight * values[:-2] - (1 - weight) * values[2:]
     noise = float(np.median(np.abs(residual / np.sqrt(1 + weight**2 + (1 - weight) ** 2)))) / 0.6745
     penalty = strength * max(noise, 1e-6) ** 2 * np.log(len(values))  # noise is at least rounding
-    search = ruptures.Pelt(custom_cost=_line_cost(at), min_size=_MIN_RECORDS, jump=1).fit(values[:, None])
-    return tuple(int(numbers[end]) for end in search.predict(pen=penalty)[:-1])
+    return tuple(int(numbers[start]) for start in _starts(at, values, penalty))
 
 
-def _line_cost(at: NDArray[np.float64]) -> Any:
-    """A cost of `ruptures`: the sum of squares about the best line through any interval, from cumulative sums.
+def _starts(at: NDArray[np.float64], values: NDArray[np.float64], penalty: float) -> list[int]:
+    """Where the lines after the first start in the fit with the least sum of squares and penalties.
 
-    The linear cost of `ruptures` solves a least-squares problem for each interval and takes a hundred times as long.
-    `at` has the abscissae, shape (n,).
+    The best lines for the first n values are one from some start to n, and the best lines for the values before that
+    start (Jackson et al. 2005). All starts are tried at once; the sum of squares about a line is computed from
+    cumulative sums.
     """
-    from ruptures.base import BaseCost
-
-    class Line(BaseCost):  # type: ignore[misc]
-        model, min_size = "line", _MIN_RECORDS
-
-        def fit(self, signal: NDArray[np.float64]) -> Line:
-            y = signal[:, 0]
-            terms = np.column_stack([np.ones_like(at), at, y, at**2, at * y, y**2])
-            self.signal, self.sums = signal, np.vstack([np.zeros(6), np.cumsum(terms, axis=0)])
-            return self
-
-        def error(self, start: int, end: int) -> float:
-            n, t, y, tt, ty, yy = self.sums[end] - self.sums[start]
-            s_tt, s_ty = tt - t * t / n, ty - t * y / n
-            return max(float(yy - y * y / n - (s_ty * s_ty / s_tt if s_tt > 0 else 0)), 0.0)
-
-    return Line()
+    terms = np.column_stack([np.ones_like(at), at, values, at**2, at * values, values**2])
+    sums = np.vstack([np.zeros(6), np.cumsum(terms, axis=0)])
+    least, last = np.full(len(sums), np.inf), np.zeros(len(sums), dtype=np.intp)
+    least[0] = 0.0
+    for end in range(_MIN_RECORDS, len(sums)):
+        before = end - _MIN_RECORDS + 1
+        n, x, y, xx, xy, yy = (sums[end] - sums[:before]).T
+        costs = least[:before] + (yy - y**2 / n - (xy - x * y / n) ** 2 / (xx - x**2 / n))
+        last[end] = np.argmin(costs)
+        least[end] = costs[last[end]] + penalty
+    starts = [int(last[-1])]
+    while starts[0]:
+        starts.insert(0, int(last[starts[0]]))
+    return starts[1:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,51 @@ def test_a_step_without_noise_is_found_where_it_is() -> None:
         change_points(np.arange(40), values, strength=0)
 
 
+def least_cost(steps: np.ndarray, values: np.ndarray, strength: float) -> tuple[int, ...]:
+    """`change_points` from its definition: of all ways to part the values, the one with the least cost."""
+    at = steps.astype(float)
+    residual, spread = [], []
+    for i in range(1, len(at) - 1):
+        share = (at[i + 1] - at[i]) / (at[i + 1] - at[i - 1])
+        residual.append(values[i] - share * values[i - 1] - (1 - share) * values[i + 1])
+        spread.append(np.sqrt(1 + share**2 + (1 - share) ** 2))
+    noise = np.median(np.abs(np.array(residual) / spread)) / 0.6745
+    penalty = strength * noise**2 * np.log(len(values))
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (-penalty, ())}
+    for end in range(4, len(values) + 1):
+        choices = []
+        for start in (start for start in best if end - start >= 4):
+            x, y = at[start:end] - at[start], values[start:end]
+            line = np.polyfit(x / x[-1], y, 1)
+            cost = float(np.sum((np.polyval(line, x / x[-1]) - y) ** 2))
+            before, ends = best[start]
+            choices.append((before + penalty + cost, (*ends, start) if start else ends))
+        if choices:
+            best[end] = min(choices)
+    return tuple(int(steps[start]) for start in best[len(values)][1])
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0, 2.5, 5.0])
+def test_change_points_are_those_of_the_least_cost(strength: float) -> None:
+    seen = set()
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        count = int(rng.integers(8, 26))
+        steps = np.cumsum(rng.integers(1, 2000, size=count))
+        levels = np.repeat(rng.normal(size=9) * 2, 3)[:count]
+        values = levels + rng.normal(size=count)
+        found = change_points(steps, values, strength=strength)
+        assert found == least_cost(steps, values, strength)
+        seen.add(len(found))
+    assert len(seen) > 1
+
+
+def test_eight_values_can_have_two_phases() -> None:
+    values = np.array([0, 0, 0, 0, 5.0, 5, 5, 5])
+    assert change_points(np.arange(8), values) == (4,)
+    assert change_points(np.arange(7), values[:-1]) == ()
+
+
 def test_short_and_still_histories() -> None:
     for weights in (np.ones((1, 3, 2)), np.ones((2, 3, 2)), np.ones((30, 3, 2)), np.zeros((30, 3, 2))):
         assert found(phases(weights)) == {kind: [] for kind in DETECTORS}
@@ -168,3 +213,17 @@ def test_who_agrees_and_who_would_by_chance() -> None:
     assert two == pytest.approx((1 - 0.9**2) + 0.1)
     with pytest.raises(PythiaDynError, match="0 to 1"):
         agreement(models, tolerance=2)
+    assert agreement(models, tolerance=0)[0].detectors == 0
+    assert agreement(models, tolerance=1)[0].detectors == 2
+
+
+def test_chance_and_levels_at_the_ends() -> None:
+    models = {"a": result(displacement_rate=[20], direction=[24, 97], bimodality=[66])}
+    rows = {(row.detector, row.step): row for row in agreement(models, tolerance=0.05)}
+    one, two = 0.1, 1 - 0.9**2
+    assert rows["displacement_rate", 20].detectors_by_chance == pytest.approx(one + two)
+    assert rows["displacement_rate", 20].any_by_chance == pytest.approx(1 - (1 - one) * (1 - two))
+    last = rows["direction", 97]
+    assert last.any_by_chance == pytest.approx(1 - (1 - 0.08) ** 2)  # 92 to 100
+    assert (last.before, last.after) == (60.0, 98.5)  # of 24 … 96, of 97 … 100
+    assert agreement({"a": result(direction=[50])})[0].any_by_chance == 0

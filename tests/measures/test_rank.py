@@ -75,6 +75,21 @@ def test_gaps_are_nan_and_differences_reach_over_them():
     np.testing.assert_array_equal(result["rank_difference"][3], result["rank"][3] - result["rank"][0])
 
 
+def test_the_smallest_batches_and_two_draws():
+    result = covariance_rank(walk(2, 30, 8, np.float64), batch_sizes=(2, 3), tolerances=(1e-6,), draws=2)
+    assert (result["rank"].max(("step", "tolerance", "convention")) <= [1, 2]).all()
+    assert np.isfinite(result["rank_se"]).all()
+    batches = Projection((2,), (0.1,), 2, 0).batches(2, 8)
+    assert not batches.flags.writeable  # every step uses the same ones
+
+
+def test_a_singular_value_at_the_tolerance_does_not_count():
+    w = np.diag([1.0, 0.5, 0.25])[None]  # singular values of the limit of W Wᵀ: 1, 1/4, 1/16
+    result = covariance_rank(w, tolerances=(0.25, 0.2, 1.0))["rank_infinite"][0]
+    assert result.sel(convention="absolute").values.tolist() == [1, 2, 0]
+    assert result.sel(convention="relative").values.tolist() == [1, 2, 0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -82,6 +97,9 @@ def test_gaps_are_nan_and_differences_reach_over_them():
         ({"batch_sizes": ()}, "at least 2"),
         ({"tolerances": (0.0,)}, "positive"),
         ({"draws": 0}, "at least 1"),
+        ({"seed": -1}, "negative"),
+        ({"batch_sizes": (4, 4)}, "different"),
+        ({"tolerances": (0.1, 0.1)}, "different"),
     ],
 )
 def test_bad_options_are_refused(options, message):

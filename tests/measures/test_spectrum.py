@@ -84,6 +84,33 @@ def test_the_power_law_is_found():
     assert np.isnan(power_law(np.ones(20)))
 
 
+@pytest.mark.parametrize("count", [10, 65, 66, 67, 130])
+def test_every_cut_off_is_tried(count):
+    for seed in (31, 144, 279):  # for these the best cut-off is the last, with two eigenvalues above it
+        values = np.sort(2 - np.random.default_rng(seed).uniform(size=10) ** 3)
+        values = np.concatenate([np.linspace(0.5, 0.6, count - 10), values])
+        last = 1 + 2 / np.log(values[-1] / values[-2])
+        assert power_law(values) == pytest.approx(last, rel=1e-9)
+        assert oracles.power_law(values) == pytest.approx(last, rel=1e-9)
+    for seed in range(20):
+        values = np.random.default_rng(seed).uniform(1, 2, size=count) ** 3
+        assert power_law(values) == pytest.approx(oracles.power_law(values), rel=1e-9)
+
+
+def test_what_is_not_positive_and_equal_values_do_not_matter():
+    values = np.random.default_rng(8).lognormal(size=90)
+    alpha = power_law(values)
+    assert power_law(np.concatenate([[0.0, -0.5, -3.0], values, [0.0]])) == alpha
+    tied = np.append(values, [values.max(), values.max()])  # the last cut-offs have no fit
+    with np.errstate(divide="ignore", invalid="ignore"):
+        assert power_law(tied) == pytest.approx(oracles.power_law(tied), rel=1e-12)
+
+
+def test_only_alpha_names_its_method():
+    result = spectrum(walk(1, 30, 12, np.float32))
+    assert [name for name, column in result.data_vars.items() if "method" in column.attrs] == ["alpha"]
+
+
 def test_alpha_is_fitted_to_the_squared_singular_values():
     w = walk(1, 100, 20, np.float64)
     sigma = np.linalg.svd(w[0], compute_uv=False)
