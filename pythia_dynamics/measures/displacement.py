@@ -138,8 +138,8 @@ def _finish(history: History, integral: Integral) -> xr.Dataset:
     result = step_dataset(history, variables, at=integral.indices)
     for name in ("msd", "msd_time"):
         curve, walk = result[name].to_numpy(), result[f"{name}_null"].to_numpy()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(walk > 0, curve / walk, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is no peak
+            ratio = curve / walk
         for label, values, margin in (("peak_step", curve, 0.0), ("peak_over_null_step", ratio, _ROUNDING)):
             peak = interior_peak(history.steps, values, margin)
             if peak is not None:

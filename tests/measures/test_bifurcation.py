@@ -121,6 +121,12 @@ def test_other_steps_and_tolerances_are_refused() -> None:
         bifurcation(curves(), moments(), tolerance=2)
 
 
+def test_a_value_at_the_level_of_a_test_is_no_second_mode() -> None:
+    found = bifurcation(curves(), moments(bimodality=5 / 9, dip_p=np.where(STEPS < 9000, 0.2, 0.05)))
+    assert named(found.density) == {}
+    assert found.density["dip"].reason == found.density["sarle"].reason == "at no step"
+
+
 @given(holds=st.lists(st.booleans(), max_size=60), least=st.floats(0, 1))
 def test_what_lasts_lasts_to_the_end(holds, least) -> None:
     steps = np.arange(len(holds)) * 10

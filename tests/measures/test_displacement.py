@@ -12,7 +12,7 @@ from support.walks import walk
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.displacement import interior_peak, msd
+from pythia_dynamics.measures.displacement import interior_peak, msd, random_walk
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
@@ -104,6 +104,21 @@ def test_a_random_walk_is_its_own_null():
     np.testing.assert_allclose(total["displacement"][1:], np.cumsum(sizes**2) / 30, rtol=0.05)
 
 
+@pytest.mark.parametrize(("spread", "size"), [(0.0, 3), (9.0, 3), (9.0, 12), (400.0, 12)])
+def test_mean_and_spread_of_the_msd_of_a_walk(spread, size):
+    rng = np.random.default_rng(7)
+    moved = np.array([5.0, 1.0, 4.0, 0.25, 2.0])  # the first is not used
+    start = rng.standard_normal(size)
+    start = (start - start.mean()) / np.std(start) * np.sqrt(spread / size)
+    steps = rng.standard_normal((40_000, 5, size)) * np.sqrt(np.append(0, moved[1:]) / size)[:, None]
+    sums = np.cumsum(start + np.cumsum(steps, axis=1), axis=1)
+    found = np.var(sums, axis=2, ddof=1)
+    expected, deviation = random_walk(spread, moved, size)
+    np.testing.assert_allclose(found.mean(axis=0), expected, rtol=0.03)
+    np.testing.assert_allclose(found.std(axis=0)[1:], deviation[1:], rtol=0.03)
+    assert deviation[0] == 0
+
+
 def test_demeaned_over_time_the_integral_ends_at_zero_and_peaks_mid_way():
     result = msd(walk(41, 200, 10, np.float32), compute=Compute(threads=1))
     assert result["msd_time"][-1] < 1e-9 * result["msd_time"].max()
@@ -157,6 +172,17 @@ def test_peaks_are_interior():
     assert interior_peak(steps, np.array([1.0, np.nan, 5, 2])) == 10
     assert interior_peak(steps, np.full(4, np.nan)) is None
     assert interior_peak(steps, np.zeros(4)) is None
+    assert interior_peak(steps, np.array([0.0, 3, 1, 3])) is None  # as high at the end
+    assert interior_peak(steps, np.array([0.0, 3, 1, 2.9])) == 1
+    for ends, margin, peak in (
+        ((2.9, 1), 0.1, None),
+        ((1, 2.9), 0.1, None),
+        ((2.7, 2.7), 0.1, 1),
+        ((2.7, 1), 0.2, None),
+    ):
+        assert interior_peak(steps, np.array([ends[0], 3.0, 1, ends[1]]), margin) == peak
+    assert interior_peak(steps, np.array([np.nan, 1, 3, 2])) == 10  # three are enough
+    assert interior_peak(steps, np.array([np.nan, np.nan, 3, 2])) is None
 
 
 def test_variables_say_what_they_are():

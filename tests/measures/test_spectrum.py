@@ -88,7 +88,7 @@ def test_the_power_law_is_found():
 def test_every_cut_off_is_tried(count):
     for seed in (31, 144, 279):  # for these the best cut-off is the last, with two eigenvalues above it
         values = np.sort(2 - np.random.default_rng(seed).uniform(size=10) ** 3)
-        values = np.concatenate([np.linspace(0.5, 0.6, count - 10), values])
+        values = np.concatenate([np.full(count - 10, 1e-3), values])
         last = 1 + 2 / np.log(values[-1] / values[-2])
         assert power_law(values) == pytest.approx(last, rel=1e-9)
         assert oracles.power_law(values) == pytest.approx(last, rel=1e-9)

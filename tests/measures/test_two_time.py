@@ -138,6 +138,25 @@ def test_steps_of_one_age_do_not_bend_the_exponent(early):
     assert result["displacement_by_lag"].attrs["exponent"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 12, 25])
+@pytest.mark.parametrize("even", [True, False])
+def test_the_exponent_and_its_interval_from_their_definition(count, even):
+    rng = np.random.default_rng(count)
+    steps = np.arange(count) * 5 if even else np.cumsum(rng.integers(1, 4, size=count))
+    lags, table = lag_table(steps, oracles_squared(walk_over(steps, rng)))
+    for longest in (0, 10, steps[-1] / 2, steps[-1]):
+        for confidence in (0.5, 0.95):
+            found = fit_exponent(lags, table, longest=longest, confidence=confidence)
+            expected = oracles.exponent(lags, table, longest, confidence)
+            np.testing.assert_allclose([found.value, found.low, found.high], expected, rtol=1e-9)
+
+
+def test_two_lags_have_a_slope():
+    lags, table = np.array([1, 4]), np.array([[1.0, 8.0], [1.0, 8.0], [1.0, 8.0], [1.0, 8.0]])
+    assert fit_exponent(lags, table, longest=4).value == pytest.approx(1.5)
+    assert np.isnan(fit_exponent(lags, table * [1, 0], longest=4).value)
+
+
 def oracles_squared(w):
     norms = np.sum(w**2, axis=1)
     return norms[:, None] + norms - 2 * w @ w.T

@@ -125,3 +125,38 @@ def dip(sample):
         rows, limits = zip(*near, *growing, *bends, strict=True)
         least = min(least, linprog(unit[n], np.array(rows), limits, bounds=(0, 1)).fun)
     return least
+
+
+def exponent(lags, table, longest, confidence=0.95):
+    """The slope of log displacement over log lag with its jackknife, from the text of `fit_exponent`."""
+    from scipy.stats import t as student
+
+    waits = len(table) - 1
+    blocks = [list(block) for block in np.array_split(np.arange(waits), min(10, waits))]
+    shared = [
+        column
+        for column in range(len(lags))
+        if 2 * sum(np.isfinite(table[block, column]).any() for block in blocks) >= len(blocks)
+    ]
+    used = [c for place, c in enumerate(shared) if place < 3 or lags[c] <= longest]
+
+    def slope(rows):
+        points = []
+        for column in used:
+            known = [value for value in table[rows, column] if np.isfinite(value)]
+            if known and np.mean(known) > 0:
+                points.append((np.log(lags[column]), np.log(np.mean(known))))
+        if len(points) < 2:
+            return np.nan
+        x, y = np.array(points).T
+        weight = np.gradient(x)
+        return np.polyfit(x, y, 1, w=np.sqrt(weight))[0]
+
+    value = slope(list(range(len(table))))
+    left = [slope([row for row in range(len(table)) if row not in block]) for block in blocks]
+    if len(blocks) < 3 or not np.isfinite(left).all():
+        return value, np.nan, np.nan
+    n = len(blocks)
+    error = np.sqrt((n - 1) / n * sum((one - np.mean(left)) ** 2 for one in left))
+    half = student.ppf(1 - (1 - confidence) / 2, n - 1) * error
+    return value, value - half, value + half
