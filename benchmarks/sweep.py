@@ -44,7 +44,8 @@ EDGES = np.linspace(-0.5, 0.5, 513)
 
 def generate(path: Path, shape: tuple[int, int], steps: int) -> None:
     """A random walk of float16 weights, standard deviation 0.03, written through the real store."""
-    from pythia_dynamics.history.store import Store, TensorSpec
+    from pythia_dynamics.history.spec import TensorSpec
+    from pythia_dynamics.history.store import Store
 
     store = Store.create(path, source="benchmark")
     numbers = range(1000, 1000 * (steps + 1), 1000)

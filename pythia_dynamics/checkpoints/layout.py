@@ -8,6 +8,7 @@ before, and requests header and tensor in one range; every guess is checked agai
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -16,7 +17,14 @@ from zlib import crc32
 
 from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
 from pythia_dynamics.checkpoints.formats.safetensors import parse_safetensors, safetensors_header_stop
-from pythia_dynamics.checkpoints.formats.slices import NeedBytes, TensorSlice, parse_index, require_storable, select
+from pythia_dynamics.checkpoints.formats.slices import (
+    NeedBytes,
+    TensorSlice,
+    parse_index,
+    parse_json_object,
+    require_storable,
+    select,
+)
 from pythia_dynamics.checkpoints.formats.statedict import StorageView, locate, parse_state_dict
 from pythia_dynamics.checkpoints.formats.torchzip import (
     LOCAL_HEADER_BYTES,
@@ -24,6 +32,7 @@ from pythia_dynamics.checkpoints.formats.torchzip import (
     member_data_start,
     parse_zip_directory,
 )
+from pythia_dynamics.checkpoints.roles import Role, config_is_needed, find_roles
 from pythia_dynamics.checkpoints.source import FileMissingError
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError
 
@@ -49,6 +58,11 @@ FIRST_TAIL_BYTES = 48 * 1024
 
 MAX_INDEX_BYTES = 64 * 2**20
 """Longest accepted index of shards, which bounds the memory. That of Pythia 12b has 45 KB."""
+
+MAX_CONFIG_BYTES = 2**20
+"""Longest part of a ``config.json`` that is read; those of public models have a few kilobytes."""
+
+_CONFIG = "config.json"
 
 MAX_GAP_BYTES = 8 * 1024
 """Largest gap between two tensors that are read in one request. It covers what lies between the large tensors of a
@@ -137,10 +151,13 @@ class TensorRequest:
         Where the tensor lies.
     prefetch_stop
         As for `RangeRequest`.
+    roles
+        What it is for; usually nothing.
     """
 
     tensor: TensorSlice
     prefetch_stop: int
+    roles: tuple[Role, ...] = ()
 
 
 Request = ListingRequest | RangeRequest | TensorRequest
@@ -187,6 +204,8 @@ class LayoutCache:
         State dicts, by the (CRC-32, size) of the pickle which the zip directory states.
     indexes
         Tensor name → shard, by revision and index file.
+    roles
+        Role → tensor, by the names of all tensors of a checkpoint.
     """
 
     layouts: tuple[Layout, ...] = ()
@@ -194,11 +213,13 @@ class LayoutCache:
     tails: dict[CacheKey, int] = field(default_factory=dict)
     pickles: dict[tuple[int, int], dict[str, StorageView]] = field(default_factory=dict)
     indexes: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    roles: dict[frozenset[str], dict[Role, str]] = field(default_factory=dict)
 
     def add(self, layout: Layout) -> None:
         """Put a layout first, and drop the oldest entries of tables that have grown beyond `MAX_CACHED`."""
         self.layouts = (layout, *(other for other in self.layouts if other != layout))
-        for table in cast("tuple[dict[object, object], ...]", (self.headers, self.tails, self.pickles, self.indexes)):
+        tables = (self.headers, self.tails, self.pickles, self.indexes, self.roles)
+        for table in cast("tuple[dict[object, object], ...]", tables):
             while len(table) > MAX_CACHED:
                 table.pop(next(iter(table)), None)
 
@@ -209,7 +230,7 @@ def find_tensors(patterns: Sequence[str], cache: LayoutCache, *, where: str, ski
     Parameters
     ----------
     patterns
-        Names and globs of the tensors.
+        Names, roles and globs of the tensors; see `select`.
     cache
         The layouts of earlier revisions; that of this one is added.
     where
@@ -225,7 +246,7 @@ def find_tensors(patterns: Sequence[str], cache: LayoutCache, *, where: str, ski
     Raises
     ------
     CheckpointError
-        When the revision holds no weights, is incomplete, or has no output head of the requested name.
+        When the revision holds no weights, is incomplete, or has no tensor of the requested role.
     FormatError
         When a file is damaged, or a tensor cannot be stored.
     UnknownNameError
@@ -264,7 +285,7 @@ def _find_in_layout(
     find = _find_in_safetensors if layout.format == "safetensors" else _find_in_torch_zip
     entry = layout.entry_file
     if not layout.sharded:
-        yield from find(entry, entry, patterns, cache, where, skip)
+        yield from find(entry, entry, patterns, cache, where, skip, None)
         return
     shards = cache.indexes.get((where, entry))
     if shards is None:
@@ -272,21 +293,42 @@ def _find_in_layout(
         if index.size > MAX_INDEX_BYTES:
             raise FormatError(f"{where}/{entry} has {index.size} bytes, which no index of shards needs")
         shards = cache.indexes[where, entry] = parse_index(index.data, file=entry)
-    wanted = [name for name in select(shards, patterns, where=where) if name not in skip]
+    roles = yield from _roles(shards, cache)
+    wanted = [name for name in select(shards, patterns, where=where, roles=roles) if name not in skip]
     for shard in dict.fromkeys(shards[name] for name in wanted):
         members = frozenset(name for name, file in shards.items() if file == shard)
         names = [name for name in wanted if name in members]
-        yield from find(shard, (shard, members), names, cache, f"{where}/{shard}", skip)
+        yield from find(shard, (shard, members), names, cache, f"{where}/{shard}", skip, roles)
+
+
+def _roles(names: Collection[str], cache: LayoutCache) -> Generator[Request, Answer, dict[Role, str]]:
+    """The roles of the tensors of a checkpoint. Its config is read where they depend on it."""
+    key = frozenset(names)
+    if key not in cache.roles:
+        config: dict[str, object] = {}
+        if config_is_needed(names):
+            with suppress(FileMissingError):
+                read = yield from _read(_CONFIG, 0, MAX_CONFIG_BYTES)
+                config = parse_json_object(read.data, file=_CONFIG)
+        cache.roles[key] = find_roles(names, config)
+    return cache.roles[key]
 
 
 def _find_in_safetensors(
-    file: str, key: CacheKey, patterns: Sequence[str], cache: LayoutCache, where: str, skip: Collection[str]
+    file: str,
+    key: CacheKey,
+    patterns: Sequence[str],
+    cache: LayoutCache,
+    where: str,
+    skip: Collection[str],
+    roles: Mapping[Role, str] | None,
 ) -> Plan:
-    """The plan for one safetensors file."""
+    """The plan for one safetensors file. `roles` are those of the checkpoint; None where the file is all of it."""
     stop, prefetch_stop = FIRST_HEADER_BYTES, 0
     if key in cache.headers:
         stop, tensors = cache.headers[key]
-        prefetch_stop = _guess_prefetch_stop(stop, tensors, patterns, skip)
+        known = cache.roles.get(frozenset(tensors), {}) if roles is None else roles
+        prefetch_stop = _guess_prefetch_stop(stop, tensors, patterns, skip, known)
     read = yield from _read(file, 0, stop, prefetch_stop)
     header, size = read.data, read.size
     stop = safetensors_header_stop(header, file=file, file_size=size)
@@ -295,20 +337,30 @@ def _find_in_safetensors(
         header += read.data
     tensors = parse_safetensors(header, file=file, file_size=size)
     cache.headers[key] = (stop, tensors)
-    wanted = [tensors[name] for name in select(tensors, patterns, where=where) if name not in skip]
+    if roles is None:
+        roles = yield from _roles(tensors, cache)
+    wanted = [tensors[name] for name in select(tensors, patterns, where=where, roles=roles) if name not in skip]
     wanted.sort(key=lambda tensor: tensor.start)
     for tensor in wanted:
         require_storable(tensor)
     for tensor, run_end in zip(wanted, _run_ends([(t.start, t.stop) for t in wanted]), strict=True):
-        yield TensorRequest(tensor, run_end)
+        yield TensorRequest(tensor, run_end, _roles_of(tensor.name, roles))
+
+
+def _roles_of(name: str, roles: Mapping[Role, str]) -> tuple[Role, ...]:
+    return tuple(role for role, tensor in roles.items() if tensor == name)
 
 
 def _guess_prefetch_stop(
-    header_stop: int, tensors: Mapping[str, TensorSlice], patterns: Sequence[str], skip: Collection[str]
+    header_stop: int,
+    tensors: Mapping[str, TensorSlice],
+    patterns: Sequence[str],
+    skip: Collection[str],
+    roles: Mapping[Role, str],
 ) -> int:
     """Where the requested tensors that follow the header end, if the file is laid out like the last one; else 0."""
     try:
-        expected = [tensors[name] for name in select(tensors, patterns, where="") if name not in skip]
+        expected = [tensors[name] for name in select(tensors, patterns, where="", roles=roles) if name not in skip]
     except PythiaDynError:
         return 0
     ranges = sorted((tensor.start, tensor.stop) for tensor in expected)
@@ -316,12 +368,20 @@ def _guess_prefetch_stop(
 
 
 def _find_in_torch_zip(
-    file: str, key: CacheKey, patterns: Sequence[str], cache: LayoutCache, where: str, skip: Collection[str]
+    file: str,
+    key: CacheKey,
+    patterns: Sequence[str],
+    cache: LayoutCache,
+    where: str,
+    skip: Collection[str],
+    roles: Mapping[Role, str] | None,
 ) -> Plan:
-    """The plan for one zip file of ``torch.save``."""
+    """The plan for one zip file of ``torch.save``. `roles` as for `_find_in_safetensors`."""
     directory = yield from _zip_directory(file, key, cache)
     views = yield from _state_dict(directory, cache)
-    wanted = [views[name] for name in select(views, patterns, where=where) if name not in skip]
+    if roles is None:
+        roles = yield from _roles(views, cache)
+    wanted = [views[name] for name in select(views, patterns, where=where, roles=roles) if name not in skip]
     wanted.sort(key=lambda view: (directory.storage(view.key).header_offset, view.offset))
     approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
     for tensor in approximate:
@@ -333,7 +393,8 @@ def _find_in_torch_zip(
         length = LOCAL_HEADER_BYTES + len(member.name.encode())
         prefetch_stop = run_end if start == member.header_offset else 0
         local = yield from _read(file, member.header_offset, member.header_offset + length, prefetch_stop)
-        yield TensorRequest(locate(view, directory, member_data_start(local.data, member)), run_end)
+        tensor = locate(view, directory, member_data_start(local.data, member))
+        yield TensorRequest(tensor, run_end, _roles_of(tensor.name, roles))
 
 
 def _zip_directory(file: str, key: CacheKey, cache: LayoutCache) -> Generator[Request, Answer, ZipDirectory]:

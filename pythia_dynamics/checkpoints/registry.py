@@ -15,11 +15,11 @@ from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameE
 
 __all__ = [
     "ALL_STEPS",
+    "EMBED_OUT",
     "FILE_NAMES",
     "PAPER_STEPS",
     "SIZES",
     "TOKENIZER_ENTRIES",
-    "UNEMBEDDING",
     "V0_DOUBLE_BATCH",
     "Architecture",
     "Model",
@@ -31,10 +31,10 @@ __all__ = [
     "step_of",
 ]
 
-UNEMBEDDING = "embed_out.weight"
+EMBED_OUT = "embed_out.weight"
 """Name of W_U in the checkpoint files of GPT-NeoX models; shape (vocab, d_model)."""
 
-FILE_NAMES = {"gpt_neox": {"lm_head.weight": UNEMBEDDING}}
+FILE_NAMES = {"gpt_neox": {"lm_head.weight": EMBED_OUT}}
 """Tensors that have another name in the files than in the model of transformers 5: file names by the model's, for each
 `model_type`."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics import __version__
-from pythia_dynamics.errors import PythiaDynError, size
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
 from pythia_dynamics.files import reason_of, write_count
 from pythia_dynamics.tables import json_text
 
@@ -35,6 +36,7 @@ __all__ = [
     "echo_missing",
     "echo_outcome",
     "echo_warnings",
+    "expanded",
     "main",
     "model_names",
     "open_store",
@@ -208,7 +210,7 @@ with_results = _with_directory("results", "result files")
 
 def with_models(required: bool) -> Callable[[Command], Command]:
     """The option for the names of models. If it is not required, the default is all models in the cache."""
-    text = "Alias (70m, 160m-seed3 …), owner/name, name in the cache, or a directory of checkpoints; repeatable."
+    text = "Alias (70m, 160m-seed3 …), owner/name, name in the cache, glob, or a directory of checkpoints; repeatable."
     return click.option(
         "--model", "models", multiple=True, required=required, help=text if required else text + " Default: all cached."
     )
@@ -231,7 +233,12 @@ with_json = click.option(
 )
 
 
-with_tensor = click.option("--tensor", default=None, help="Name of a tensor of the store.  [default: W_U]")
+with_tensors = click.option(
+    "--tensor",
+    "tensors",
+    multiple=True,
+    help="unembedding, embedding, a name, a glob, or all; repeatable.  [default: unembedding]",
+)
 
 _TOKENIZER = "tokenizer"
 
@@ -275,8 +282,8 @@ class Weights:
     ----------
     models
         Names of models; without any, all models in the cache.
-    tensor
-        Name of a tensor. By default the unembedding.
+    tensors
+        Names, roles and globs of tensors; without any, the unembedding.
     steps
         The steps, as in ``--steps``.
     drop_padding
@@ -286,27 +293,30 @@ class Weights:
     """
 
     models: tuple[str, ...]
-    tensor: str | None
+    tensors: tuple[str, ...]
     steps: str | None
     drop_padding: int | str | None
     cache: Path
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the models."""
-        return model_names(self.models, self.cache)
+    def histories(self, answer: Answer) -> Iterator[History]:
+        """The history of each tensor of each model. A model that cannot be opened is a failure."""
+        from pythia_dynamics.history.cache import open_histories
 
-    def load(self, name: str) -> tuple[History, int | None]:
-        """The history of a model, and the number of its rows to use, None for all. Prints what they are."""
-        from pythia_dynamics.history.cache import open_history
+        for name in model_names(self.models, self.cache):
+            found: list[History] = []
+            with answer.collect():
+                found = open_histories(name, self.tensors, cache=self.cache, steps=self.steps)
+            yield from found
+
+    def rows(self, history: History) -> int | None:
+        """The number of rows of a history to use, None for all. Prints the history, tensor, steps and rows."""
         from pythia_dynamics.history.vocabulary import tokenizer_entries
 
-        history = open_history(name, self.tensor, cache=self.cache, steps=self.steps)
         rows = tokenizer_entries(history) if isinstance(self.drop_padding, str) else self.drop_padding
         kept = "" if rows is None else f", {rows} of {history.frame_shape[0]} rows"
         source = history.provenance["source"]
         echo(f"{history.name} ({source}): {history.tensor}, {len(history.steps)} steps{kept}")
-        return history, rows
+        return rows
 
 
 def with_weights(command: Command) -> Command:
@@ -318,7 +328,7 @@ def with_weights(command: Command) -> Command:
         return command(*args, Weights(**{name: options.pop(name) for name in names}), **options)
 
     added: Command = wrapper
-    for option in (with_cache, with_rows, with_steps, with_tensor, with_models(required=False)):
+    for option in (with_cache, with_rows, with_steps, with_tensors, with_models(required=False)):
         added = option(added)
     return added
 
@@ -397,11 +407,25 @@ def echo_outcome(outcome: Outcome) -> None:
         echo(f"  {path}")
 
 
+def expanded(models: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
+    """The names of models, with the known names that match in place of each glob. Raises for a glob without any."""
+    names: dict[str, None] = {}
+    known = list(known)
+    for model in models:
+        matches = [model]
+        if any(character in model for character in "*?[") and not Path(model).exists():
+            matches = [name for name in known if fnmatch.fnmatchcase(name, model)]
+            if not matches:
+                raise UnknownNameError("model", model, known)
+        names |= dict.fromkeys(matches)
+    return tuple(names)
+
+
 def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:
     """The given names of models, or all models in the cache if none is given."""
     from pythia_dynamics.history.cache import cached
 
-    names = models or cached(cache)
+    names = expanded(models, cached(cache)) or cached(cache)
     if not names:
         raise PythiaDynError(f"no weights in {cache}; run pythia-dyn fetch --model 70m, or pythia-dyn demo")
     return names

@@ -144,9 +144,9 @@ def _run(
 
     companions = [name for name in _measure(measure).companions if options.pop(name)]
     answer = app.Answer(measure)
-    for name in weights.names:
+    for history in weights.histories(answer):
         with answer.collect():
-            history, rows = weights.load(name)
+            rows = weights.rows(history)
             with app.echo_warnings() as caught, app.bar(f"{history.name} {measure}") as progress:
                 outcomes = measure_history(
                     history,

@@ -29,13 +29,16 @@ with_measured: Callable[[app.Command], app.Command] = click.option(
 )
 
 
-with_measured_tensor = click.option(
-    "--tensor", default=None, help="Tensor of the results.  [default: W_U, or the only tensor with results]"
+with_measured_tensors = click.option(
+    "--tensor",
+    "tensors",
+    multiple=True,
+    help="unembedding, a name, a glob, or all; repeatable.  [default: unembedding, or the only tensor with results]",
 )
 
 
 def _measured(
-    models: tuple[str, ...], cache: Path, results: Path, answer: app.Answer, tensor: str | None = None
+    models: tuple[str, ...], cache: Path, results: Path, answer: app.Answer, tensors: tuple[str, ...] = ()
 ) -> list[Results]:
     """The results of the given models, or of all models with results if none is given. Other names are failures."""
     from pythia_dynamics.results.folder import Results
@@ -45,10 +48,14 @@ def _measured(
     if not known and not models:
         raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
     names: dict[str, None] = {}
-    for model in models or known:
+    for model in app.expanded(models, known) or known:
         with answer.collect():
             names[_name_of(model, known, cache, results)] = None
-    return [Results(name, results, tensor=tensor) for name in names]
+    chosen: list[Results] = []
+    for name in names:
+        with answer.collect():
+            chosen += Results(name, results).select(tensors)
+    return chosen
 
 
 def _name_of(model: str, known: list[str], cache: Path, results: Path) -> str:
@@ -103,17 +110,17 @@ def figures(models: tuple[str, ...], cache: Path, results: Path) -> None:
 
 @app.main.command()
 @with_measured
-@with_measured_tensor
+@with_measured_tensors
 @app.with_cache
 @app.with_results
 @app.with_json
-def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Path) -> None:
+def claims(models: tuple[str, ...], tensors: tuple[str, ...], cache: Path, results: Path) -> None:
     """Test every claim of the two publications on saved results, and write claims.json."""
     from pythia_dynamics.claims.scorecard import save
     from pythia_dynamics.studies.sections import verdicts
 
     answer = app.Answer("claims")
-    for measured in _measured(models, cache, results, answer, tensor):
+    for measured in _measured(models, cache, results, answer, tensors):
         with answer.collect():
             found = verdicts(measured)
             path = save(measured, found)
@@ -129,20 +136,20 @@ def claims(models: tuple[str, ...], tensor: str | None, cache: Path, results: Pa
 
 @app.main.command()
 @with_measured
-@with_measured_tensor
+@with_measured_tensors
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: report.html in --results]"
 )
 @app.with_cache
 @app.with_results
 @app.with_json
-def report(models: tuple[str, ...], tensor: str | None, out: Path | None, cache: Path, results: Path) -> None:
+def report(models: tuple[str, ...], tensors: tuple[str, ...], out: Path | None, cache: Path, results: Path) -> None:
     """Write one self-contained HTML page: claims, figures, tables, missing and irregular steps, provenance."""
     from pythia_dynamics.studies.sections import section, write_page
 
     chosen: list[Section] = []
     answer = app.Answer("report")
-    for measured in _measured(models, cache, results, answer, tensor):
+    for measured in _measured(models, cache, results, answer, tensors):
         with answer.collect():
             measured.weights().require_same_weights()
             chosen.append(section(measured))

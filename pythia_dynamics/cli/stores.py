@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ with_tensors = click.option(
     multiple=True,
     default=(UNEMBEDDING,),
     show_default=True,
-    help="Name or glob of a tensor; repeatable.",
+    help="unembedding, embedding, a name, a glob, or all; repeatable.",
 )
 
 
@@ -47,11 +47,12 @@ def fetch(
     cache: Path,
 ) -> None:
     """Fetch tensors of a model's checkpoints into the cache, by byte range."""
+    from pythia_dynamics.checkpoints.registry import aliases
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.request import FetchRequest
 
     answer = app.Answer("fetch")
-    for name in models:
+    for name in app.expanded(models, aliases()):
         with answer.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
             model = request.resolved
@@ -264,12 +265,12 @@ def plan(
 ) -> None:
     """Estimate a fetch: requests, bytes, disk, memory, time. Without --model: every size of Pythia."""
     from pythia_dynamics.checkpoints.open import HUB, REGISTRY
-    from pythia_dynamics.checkpoints.registry import SIZES
+    from pythia_dynamics.checkpoints.registry import SIZES, aliases
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import FetchRequest
 
     answer, total = app.Answer("plan"), 0
-    for name in models or tuple(SIZES):
+    for name in app.expanded(models, aliases()) or tuple(SIZES):
         with answer.collect():
             request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
             model, found = request.resolved, preview(request)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
 from pythia_dynamics.training.choices import RuleKind
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from pythia_dynamics.history.history import History
 
 __all__ = ["phases", "stop"]
 
@@ -56,9 +62,9 @@ def stop(
 
     chosen = StationarityRule(rule, threshold, patience, after)
     answer = app.Answer("stop")
-    for name in weights.names:
+    for history in weights.histories(answer):
         with answer.collect():
-            history, rows = weights.load(name)
+            rows = weights.rows(history)
             own = Results(history.name, results, tensor=history.tensor)
             known = (read_losses(loss), loss) if loss else known_loss(own, str(history.provenance["source"]))
             losses, loss_from = known if known else (None, None)
@@ -67,7 +73,8 @@ def stop(
                 outcome = write_stop(own, found, history, rows=rows, loss_from=loss_from)
             app.echo_outcome(outcome)
             missing = dict(history.missing)
-            answer.facts.append({"model": history.name, "files": outcome.files, "missing": missing, **outcome.facts})
+            about = {"model": history.name, "tensor": history.tensor, "files": outcome.files, "missing": missing}
+            answer.facts.append({**about, **outcome.facts})
     answer.finish()
 
 
@@ -97,7 +104,7 @@ def phases(
 ) -> None:
     """Phases of training: change points of displacement rate, direction and bimodality, and their agreement.
 
-    With several models (seeds, sizes) also the agreement between models.
+    With several models (seeds, sizes) also the agreement between models on the same tensor.
     """
     from pythia_dynamics.measures.phases import agreement
     from pythia_dynamics.measures.phases import phases as find_phases
@@ -105,19 +112,26 @@ def phases(
     from pythia_dynamics.studies.pipeline import write_phases
     from pythia_dynamics.sweep.compute import Compute
 
-    answer, found, used = app.Answer("phases"), {}, {}
-    for name in weights.names:
+    answer = app.Answer("phases")
+    found: dict[str, dict[str, xr.Dataset]] = {}
+    used: dict[str, dict[str, tuple[History, int | None]]] = {}
+    for history in weights.histories(answer):
         with answer.collect():
-            history, rows = weights.load(name)
+            rows = weights.rows(history)
             with app.echo_warnings(), app.bar(f"{history.name} phases") as progress:
                 compute = Compute(rows=rows, progress=progress)
-                found[history.name] = find_phases(history, strength=strength, compute=compute)
-            used[history.name] = history, rows
-    changes = agreement(found, tolerance=tolerance)
-    for name, dataset in found.items():
-        history, rows = used[name]
-        outcome = write_phases(Results(name, results, tensor=history.tensor), dataset, changes, history, rows=rows)
-        app.echo(name)
-        app.echo_outcome(outcome)
-        answer.facts.append({"model": name, "files": outcome.files, **outcome.facts})
+                dataset = find_phases(history, strength=strength, compute=compute)
+            part = UNEMBEDDING if UNEMBEDDING in history.provenance["roles"] else history.tensor
+            found.setdefault(part, {})[history.name] = dataset
+            used.setdefault(part, {})[history.name] = history, rows
+    for part, models in found.items():
+        changes = agreement(models, tolerance=tolerance)
+        for name, dataset in models.items():
+            history, rows = used[part][name]
+            own = Results(name, results, tensor=history.tensor)
+            outcome = write_phases(own, dataset, changes, history, rows=rows)
+            app.echo(own.label)
+            app.echo_outcome(outcome)
+            facts = {"model": name, "tensor": history.tensor, "files": outcome.files}
+            answer.facts.append({**facts, **outcome.facts})
     answer.finish()

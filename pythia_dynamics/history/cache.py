@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from pythia_dynamics.errors import StoreError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
 
-__all__ = ["DEMO", "as_history", "cache_directory", "cached", "find_model", "open_history", "store_path"]
+__all__ = [
+    "DEMO",
+    "as_history",
+    "cache_directory",
+    "cached",
+    "find_model",
+    "open_histories",
+    "open_history",
+    "store_path",
+]
 
 DEMO = "demo"
 """Name of the suite, the store and the results that ``pythia-dyn demo`` makes."""
@@ -76,17 +86,21 @@ def store_path(name: str, cache: Path | str | None = None) -> Path:
     return cache_directory(cache) / f"{name}.zarr"
 
 
-def open_history(
-    model: str | Path, tensor: str | None = None, *, cache: Path | str | None = None, steps: str | None = None
-) -> History:
-    """The history of a tensor of a model that is in the cache. Nothing is fetched and no weights are read yet.
+def open_histories(
+    model: str | Path,
+    tensors: Sequence[str] = (),
+    *,
+    cache: Path | str | None = None,
+    steps: str | None = None,
+) -> list[History]:
+    """The histories of some tensors of a model that is in the cache. Nothing is fetched and no weights are read yet.
 
     Parameters
     ----------
     model
         An alias, a repository id, the name of a store, or the path of one (``….zarr``).
-    tensor
-        Name of a tensor in the store. Default: as for `History.from_store`.
+    tensors
+        Names, roles (``unembedding``, ``embedding``), ``all`` and globs. Default: as for `History.from_store`.
     cache
         As for `cache_directory`.
     steps
@@ -98,7 +112,39 @@ def open_history(
         The model is not in the cache, or its store is empty or damaged.
     UnknownNameError
         There is no model, tensor or step of that name.
+    CheckpointError
+        The store has several tensors, and none is known to have the role.
     """
+    store = _open_store(model, cache)
+    histories = [History.from_store(store, tensor) for tensor in store.select(tensors)]
+    chosen = parse_steps(steps) if steps is not None else None
+    return histories if chosen is None else [history.select(chosen) for history in histories]
+
+
+def open_history(
+    model: str | Path, tensor: str | None = None, *, cache: Path | str | None = None, steps: str | None = None
+) -> History:
+    """The history of one tensor of a model that is in the cache. Nothing is fetched and no weights are read yet.
+
+    Parameters
+    ----------
+    model, cache, steps
+        As for `open_histories`.
+    tensor
+        Name of a tensor in the store, or its role. Default: as for `History.from_store`.
+
+    Raises
+    ------
+    PythiaDynError
+        As `open_histories` and `History.from_store`.
+    """
+    history = History.from_store(_open_store(model, cache), tensor)
+    chosen = parse_steps(steps) if steps is not None else None
+    return history if chosen is None else history.select(chosen)
+
+
+def _open_store(model: str | Path, cache: Path | str | None) -> Store:
+    """The store of a model that is in the cache."""
     path = Path(model)
     if path.suffix != ".zarr":
         names = cached(cache)
@@ -106,9 +152,7 @@ def open_history(
         if not Store.exists(path):
             stores = f"; there: {', '.join(names)}" if names else ""
             raise StoreError(f"{model} is not in {path.parent}{stores}; run pythia-dyn fetch --model {model}")
-    history = History.from_store(Store.open(path), tensor)
-    chosen = parse_steps(steps) if steps is not None else None
-    return history if chosen is None else history.select(chosen)
+    return Store.open(path)
 
 
 def as_history(source: Any) -> History:

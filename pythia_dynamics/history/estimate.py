@@ -9,11 +9,13 @@ from typing import Any
 from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
 from pythia_dynamics.checkpoints.open import REGISTRY
 from pythia_dynamics.checkpoints.reader import ListingBudget
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model
+from pythia_dynamics.checkpoints.registry import EMBED_OUT, Model
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, Source, checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.request import FetchRequest
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import stored_steps, survey
 
 __all__ = ["FetchPlan", "preview"]
@@ -134,7 +136,7 @@ def _plan_from_headers(request: FetchRequest, source: Source) -> FetchPlan:
 
 
 def _in_registry(request: FetchRequest) -> bool:
-    return request.resolved.is_pythia and request.patterns == (UNEMBEDDING,)
+    return request.resolved.is_pythia and request.patterns in ((UNEMBEDDING,), (EMBED_OUT,))
 
 
 def _plan_from_registry(request: FetchRequest, note: str) -> FetchPlan:
@@ -142,8 +144,8 @@ def _plan_from_registry(request: FetchRequest, note: str) -> FetchPlan:
     model = request.resolved
     shape = model.architecture
     if shape is None or not _in_registry(request):
-        raise PythiaDynError(f"the registry knows {UNEMBEDDING} of Pythia models only, not {model.name}")
-    specs = (TensorSpec(UNEMBEDDING, "float16", (shape.vocab, shape.d_model)),)
+        raise PythiaDynError(f"the registry knows {EMBED_OUT} of Pythia models only, not {model.name}")
+    specs = (TensorSpec(EMBED_OUT, "float16", (shape.vocab, shape.d_model)),)
     steps = request.wanted or model.published_steps
     return _plan(request, steps, 0, specs, Layout.SAFETENSORS, shape.checkpoint_bytes, note)
 

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.layout import LayoutCache, TensorRequest
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING, Model
+from pythia_dynamics.checkpoints.registry import Model
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
 from pythia_dynamics.errors import (
     CheckpointError,
@@ -39,7 +40,8 @@ from pythia_dynamics.errors import (
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.report import FetchReport
 from pythia_dynamics.history.request import FetchRequest
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import most_common, stored_steps, survey
 from pythia_dynamics.progress import Progress, silent
 
@@ -73,7 +75,7 @@ def fetch(
     model
         An alias (``70m``), a repository id, the name of a store, a directory of checkpoints, or a `Model`.
     tensor
-        Name of the tensor in the checkpoint files, or a glob that matches one. Default: W_U of a GPT-NeoX model.
+        Its role (``unembedding``, ``embedding``), its name in the checkpoint files, or a glob that matches one.
     workers, executor, progress
         As for `download`.
     **options
@@ -256,7 +258,7 @@ class _Job:
             if todo:
                 sample = todo[:_SAMPLE] if all_known else todo
                 surveyed = survey(self.source, sample, self.patterns, cache=cache, listings=listings)
-                specs = tuple(self.known.get(spec.name, spec) for spec in surveyed.specs)
+                specs = tuple(_merged(self.known.get(spec.name), spec) for spec in surveyed.specs)
         except AccessError:
             raise
         except PythiaDynError:
@@ -272,9 +274,11 @@ class _Job:
     def _knows_tensors(self) -> bool:
         """Whether the store has a tensor of each requested name; if so, find out which of their steps it has."""
         self.known = Store.open(self.path).tensors if Store.exists(self.path) else {}
-        if not all(pattern in self.known for pattern in self.patterns):
+        named: dict[str, str] = {role: name for name, spec in self.known.items() for role in spec.roles or ()}
+        named |= {name: name for name in self.known}
+        if not all(pattern in named for pattern in self.patterns):
             return False
-        self._read_store(tuple(self.known[pattern] for pattern in self.patterns))
+        self._read_store(tuple(self.known[name] for name in dict.fromkeys(named[p] for p in self.patterns)))
         return True
 
     def _read_store(self, specs: tuple[TensorSpec, ...]) -> None:
@@ -314,6 +318,11 @@ class _Job:
         if not count and self.steps:
             none = f"none of the {len(self.steps)} steps of {self.source.location} could be fetched"
             raise CheckpointError(f"{none}: {most_common(self.missing.values())}")
+
+
+def _merged(known: TensorSpec | None, found: TensorSpec) -> TensorSpec:
+    """The tensor as the store has it, with the roles that were found."""
+    return found if known is None else replace(known, roles=found.roles)
 
 
 class _Stores:

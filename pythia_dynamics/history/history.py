@@ -19,10 +19,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
-from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError, UnknownNameError
+from pythia_dynamics.checkpoints.roles import find_roles
+from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
-from pythia_dynamics.history.store import DTYPES, Store
+from pythia_dynamics.history.spec import DTYPES
+from pythia_dynamics.history.store import Store
 
 __all__ = ["History", "Weights"]
 
@@ -169,7 +170,8 @@ class History:
         store
             An open store.
         tensor
-            Name of the tensor. Default: W_U of a GPT-NeoX model, else the first name.
+            Name of the tensor, or its role: ``unembedding``, ``embedding``. Default: the unembedding, else the only
+            tensor.
 
         Returns
         -------
@@ -180,15 +182,17 @@ class History:
         ------
         UnknownNameError
             The store does not have the tensor.
+        CheckpointError
+            The store has several tensors, and none is known to have the role.
+        PythiaDynError
+            `tensor` is a glob that matches several tensors.
         StoreError
             The store is empty.
         """
-        specs = store.tensors
-        if not specs:
-            raise StoreError(f"{store.path} holds no weights yet; run pythia-dyn fetch")
-        tensor = tensor or (UNEMBEDDING if UNEMBEDDING in specs else next(iter(specs)))
-        if tensor not in specs:
-            raise UnknownNameError("tensor", tensor, specs, where=str(store.path))
+        specs, found = store.tensors, store.select(() if tensor is None else (tensor,))
+        if len(found) > 1:
+            raise PythiaDynError(f"{tensor!r} means {len(found)} tensors of {store.path}: {', '.join(found[:6])} …")
+        (tensor,) = found
         spec, records, failed = specs[tensor], store.records(tensor), store.missing(tensor)
         steps = np.sort(np.array(store.steps, dtype=np.int64))
         missing = {step: failed.get(step, "not fetched") for step in steps.tolist() if step not in records}
@@ -196,6 +200,7 @@ class History:
         provenance = {
             "source": store.source,
             "tensor": tensor,
+            "roles": list(spec.roles or ()),
             "commits": {str(step): records[step].get("commit") for step in sorted(records)},
             "missing": {str(step): why for step, why in missing.items()},
         }
@@ -253,7 +258,10 @@ class History:
                 raise UnknownNameError("step", step, numbers.tolist(), where=name)
         present = (step not in absent for step in numbers.tolist())
         frames = tuple(np.ascontiguousarray(frame) if here else None for here, frame in zip(present, data, strict=True))
-        steps, provenance = numbers.astype(np.int64), {"source": name, "tensor": tensor}
+        steps, provenance = (
+            numbers.astype(np.int64),
+            {"source": name, "tensor": tensor, "roles": list(find_roles([tensor]))},
+        )
         return cls(name, tensor, steps, data.shape[1:], data.dtype, absent, frames, provenance)
 
 

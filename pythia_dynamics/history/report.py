@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.history.history import History
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 
 __all__ = ["FetchReport"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics.checkpoints.open import HUB, REGISTRY, open_source
-from pythia_dynamics.checkpoints.registry import PAPER_STEPS, UNEMBEDDING, Model, parse_steps
+from pythia_dynamics.checkpoints.registry import PAPER_STEPS, Model, parse_steps
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import find_model, store_path
@@ -27,7 +28,8 @@ class FetchRequest:
         An alias (``70m``, ``160m-seed3``), a repository id, the name of a store in the cache, a directory of
         checkpoints, or a `Model`.
     tensors
-        Names of tensors in the checkpoint files, and globs (``*.attention.dense.weight``).
+        Roles (``unembedding``, ``embedding``), names of tensors in the checkpoint files, globs
+        (``*.attention.dense.weight``), ``all``. Default: the unembedding.
     steps
         ``paper``, ``all``, ``1000,2000``, ``1000:143000:1000``, or step numbers. Default: the 143 steps of the papers
         for Pythia, all steps for other models.

@@ -14,11 +14,8 @@ and processes may write one store. Layout, for a tensor of shape (vocab, d_model
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,20 +27,14 @@ from filelock import FileLock
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from pythia_dynamics import __version__
+from pythia_dynamics.checkpoints.formats.slices import select
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.errors import IntegrityError, StoreError, UnknownNameError
 from pythia_dynamics.files import atomic_file, remove_stale, store_errors
-from pythia_dynamics.history.bfloat16 import BFloat16
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter
+from pythia_dynamics.history.spec import TensorSpec
 
-__all__ = ["DTYPES", "Store", "TensorSpec"]
-
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": BFloat16().to_native_dtype(),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
-"""The dtypes of a history, by the name that Zarr stores. float64 occurs in training only: fetch takes the others."""
+__all__ = ["Store"]
 
 _FORMAT = 1
 """Version of the layout above; a store of a later one is not opened."""
@@ -55,69 +46,11 @@ _POLL_SECONDS = 0.004
 """Wait between two attempts to take the writers' lock. Writing one record takes about 4 ms, so a shorter wait would
 only use the processor."""
 
-_VOCABULARY_TENSORS = ("embed_out.weight", "embed_in.weight", "lm_head.weight", "wte.weight", "embed_tokens.weight")
-"""Ends of the names of tensors of shape (vocab, d_model)."""
-
 _UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", "step/c/*.partial")
 """What zarr names metadata files while it writes them."""
 
-_SAFE_NAME = re.compile(r"\w[\w.-]*")
-_RESERVED_NAMES = ("step", "zarr.json", "c")
 _NO_STEP = -1
 """Fill value of the step coordinate."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Name, dtype and shape of a tensor, the same at every step.
-
-    Parameters
-    ----------
-    name
-        Its name in the checkpoint files.
-    dtype
-        One of `DTYPES`.
-    shape
-        Its shape at one step, without the step axis.
-
-    Raises
-    ------
-    UnknownNameError
-        `dtype` is none of `DTYPES`.
-    StoreError
-        `name` cannot be the name of a folder in the store.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise UnknownNameError("dtype", self.dtype, DTYPES)
-        # The name becomes a folder, and it is read from a file of unknown origin.
-        if not _SAFE_NAME.fullmatch(self.name) or self.name in _RESERVED_NAMES:
-            raise StoreError(f"a tensor cannot be stored under the name {self.name!r}")
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one step."""
-        return math.prod(self.shape) * self.numpy_dtype.itemsize
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype of its values in memory."""
-        return DTYPES[self.dtype]
-
-    @property
-    def dimensions(self) -> tuple[str, ...]:
-        """Names of the axes of the stored array. xarray requires axes of equal name to have equal lengths."""
-        if len(self.shape) == 2 and self.name.endswith(_VOCABULARY_TENSORS):
-            return ("step", "vocab", "d_model")
-        return ("step", *(f"{self.name}.{axis}" for axis in range(len(self.shape))))
 
 
 class Store:
@@ -217,6 +150,31 @@ class Store:
         names = (path.parent.name for path in sorted(self.path.glob("*/zarr.json")))
         return {name: self._spec(name) for name in names if name != "step"}
 
+    def select(self, patterns: Sequence[str] = ()) -> tuple[str, ...]:
+        """The tensors of the store that patterns mean.
+
+        Parameters
+        ----------
+        patterns
+            Names, roles, ``all`` and globs. Without any: the unembedding, else the only tensor.
+
+        Raises
+        ------
+        UnknownNameError
+            A pattern matches nothing.
+        CheckpointError
+            There are several tensors, and none is known to have the role.
+        StoreError
+            The store is empty.
+        """
+        specs = self.tensors
+        if not specs:
+            raise StoreError(f"{self.path} holds no weights yet; run pythia-dyn fetch")
+        if not patterns and len(specs) == 1:
+            return tuple(specs)
+        roles = {role: name for name, spec in specs.items() for role in spec.roles or ()}
+        return tuple(select(specs, patterns or (UNEMBEDDING,), where=str(self.path), roles=roles))
+
     @property
     def steps(self) -> tuple[int, ...]:
         """Every step that a chunk may be written for, in order of arrival.
@@ -307,6 +265,9 @@ class Store:
                         f"{self.path} has {spec.name} as {present[spec.name]}, the source as {spec}; "
                         "name another --cache or remove the store"
                     )
+                elif present[spec.name].roles != spec.roles:
+                    _open(self.path / spec.name, zarr.open_array, "r+").attrs["roles"] = spec.roles
+                    self._specs.pop(spec.name, None)
             for name in present:
                 array = _open(self.path / name, zarr.open_array, "r+")
                 if array.shape[0] < len(grown):
@@ -417,7 +378,9 @@ class Store:
             if not self._has_array(tensor):
                 raise UnknownNameError("tensor", tensor, self.tensors, where=str(self.path))
             array = _open(self.path / tensor, zarr.open_array)
-            self._specs[tensor] = TensorSpec(tensor, np.dtype(array.dtype).name, tuple(array.shape[1:]))
+            roles: Any = array.attrs.get("roles")
+            roles = None if roles is None else tuple(roles)
+            self._specs[tensor] = TensorSpec(tensor, np.dtype(array.dtype).name, tuple(array.shape[1:]), roles)
         return self._specs[tensor]
 
     def _index(self, step: int) -> int:
@@ -455,7 +418,7 @@ class Store:
             fill_value=float("nan"),
             serializer=BytesCodec(endian="little"),
             compressors=[Crc32cCodec()],
-            attributes={"provenance": {}, "missing": {}, "source_dtype": spec.dtype},
+            attributes={"provenance": {}, "missing": {}, "source_dtype": spec.dtype, "roles": spec.roles},
         )
 
     def _update_records(

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.roles import Role
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 
 __all__ = ["Survey", "most_common", "stored_steps", "survey"]
 
@@ -29,18 +31,24 @@ class Survey:
         The revision that was read.
     tensors
         File, byte range, dtype and shape of each tensor.
+    roles
+        What each tensor is for.
     file_sizes
         Bytes of every file that was opened, by name.
     """
 
     revision: Revision
     tensors: tuple[TensorSlice, ...]
+    roles: tuple[tuple[Role, ...], ...]
     file_sizes: Mapping[str, int]
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """Name, dtype and shape of each tensor."""
-        return tuple(TensorSpec(tensor.name, tensor.dtype, tensor.shape) for tensor in self.tensors)
+        """Name, dtype, shape and roles of each tensor."""
+        return tuple(
+            TensorSpec(tensor.name, tensor.dtype, tensor.shape, roles)
+            for tensor, roles in zip(self.tensors, self.roles, strict=True)
+        )
 
 
 def survey(
@@ -60,7 +68,7 @@ def survey(
     revisions
         The candidates, tried in this order.
     patterns
-        Names and globs of tensors.
+        Names, roles and globs of tensors; see `select`.
     cache
         What earlier revisions of the model looked like; it is updated.
     listings
@@ -79,8 +87,9 @@ def survey(
     for revision in revisions:
         reader = RevisionReader(source, revision, headers_only=True)
         try:
-            found = tuple(request.tensor for request in reader.find(patterns, cache, listings=listings))
-            return Survey(revision, found, dict(reader.sizes))
+            found = list(reader.find(patterns, cache, listings=listings))
+            tensors, roles = tuple(each.tensor for each in found), tuple(each.roles for each in found)
+            return Survey(revision, tensors, roles, dict(reader.sizes))
         except AccessError:
             raise
         except PythiaDynError as error:

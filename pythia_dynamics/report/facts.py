@@ -11,7 +11,6 @@ import numpy as np
 import xarray as xr
 
 from pythia_dynamics.checkpoints.findings import FindingKind
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results, computed
 from pythia_dynamics.tables import read_json
@@ -231,7 +230,7 @@ def _commands(results: Results, made: Mapping[str, Mapping[str, Any]]) -> Iterat
     fetched = next((details for details in made.values() if details.get("source")), None)
     if fetched is not None:
         tensor = str(fetched["tensor"])
-        option = "" if tensor == UNEMBEDDING else f" --tensor {shlex.quote(tensor)}"
+        option = "" if results.of(tensor).is_unembedding else f" --tensor {shlex.quote(tensor)}"
         yield f"pythia-dyn fetch --model {shlex.quote(str(fetched['source']))}{option}"
     for name, details in made.items():
         location = shlex.quote(str(details.get("location", results.name)))

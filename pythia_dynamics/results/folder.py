@@ -10,7 +10,7 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,9 @@ from filelock import FileLock
 from zarr.storage import MemoryStore
 
 from pythia_dynamics import __version__
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.formats.slices import select
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
+from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, find_roles
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.files import store_errors
 from pythia_dynamics.measures.catalogue import BUILT_IN, known_measures
@@ -119,7 +121,17 @@ class Results:
     @property
     def label(self) -> str:
         """The name in figures and pages: the model, and the tensor unless it is the unembedding."""
-        return self.name if self.tensor in (None, UNEMBEDDING) else f"{self.name}, {self.tensor}"
+        return self.name if self.tensor is None or self.is_unembedding else f"{self.name}, {self.tensor}"
+
+    @property
+    def is_unembedding(self) -> bool:
+        """Whether these are the results of the unembedding: by their provenance, else by the name of the tensor."""
+        return UNEMBEDDING in self._roles
+
+    @property
+    def _roles(self) -> Collection[str]:
+        recorded = (made["roles"] for made in self.provenance().values() if isinstance(made.get("roles"), list))
+        return next(recorded, find_roles([self.tensor or ""]))
 
     @property
     def model(self) -> Results:
@@ -161,9 +173,32 @@ class Results:
             if measured and self.tensor not in measured:
                 raise UnknownNameError("measured tensor", self.tensor, measured, where=str(self.model.path))
             return self
-        if len(measured) > 1 and UNEMBEDDING not in measured:
+        chosen = [name for name in measured if self.of(name).is_unembedding] if len(measured) > 1 else list(measured)
+        if len(measured) > 1 and len(chosen) != 1:
             raise PythiaDynError(f"{self.path} has results of {', '.join(measured)}; name one with --tensor")
-        return self.of(UNEMBEDDING if UNEMBEDDING in measured or not measured else measured[0])
+        return self.of(chosen[0] if chosen else EMBED_OUT)
+
+    def select(self, patterns: Sequence[str]) -> list[Results]:
+        """The results of the measured tensors that patterns mean; those of the model without any pattern.
+
+        Parameters
+        ----------
+        patterns
+            Names, roles, ``all`` and globs.
+
+        Raises
+        ------
+        UnknownNameError
+            A pattern matches no measured tensor.
+        CheckpointError
+            No measured tensor has the role.
+        """
+        if not patterns:
+            return [self]
+        measured = self.tensors
+        of_role = {role: [name for name in measured if role in self.of(name)._roles] for role in ROLES}
+        roles = {role: names[0] for role, names in of_role.items() if len(names) == 1}
+        return [self.of(name) for name in select(measured, patterns, where=str(self.model.path), roles=roles)]
 
     # -- tables and arrays ------------------------------------------------------------------------------------
 
@@ -309,7 +344,7 @@ class Results:
         measure = _measure_of(name)
         command = command or (measure.name if measure else name).replace("_", "-")
         command += f" --head {head}" if head else ""
-        tensor = "" if self.tensor in (None, UNEMBEDDING) else f" --tensor {shlex.quote(self.tensor)}"
+        tensor = "" if self.tensor is None or self.is_unembedding else f" --tensor {shlex.quote(self.tensor)}"
         return f"pythia-dyn {command} --model {shlex.quote(self.name)}{tensor}"
 
     # -- provenance -------------------------------------------------------------------------------------------

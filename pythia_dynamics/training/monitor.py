@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pythia_dynamics.checkpoints.registry import FILE_NAMES, UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT, FILE_NAMES
 from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 from pythia_dynamics.training.online import COLUMNS, OnlineStatistics
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class WeightMonitor:
         """
         import xarray as xr
 
-        name = tensor if tensor is not None else next(iter(self._statistics), UNEMBEDDING)
+        name = tensor if tensor is not None else next(iter(self._statistics), EMBED_OUT)
         if name not in self._statistics:
             raise UnknownNameError("tensor", name, self._statistics, where=str(self.path))
         known = self._statistics[name]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pythia_dynamics.checkpoints.formats.slices import parse_index, select
+from pythia_dynamics.checkpoints.roles import Role
 from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
 
 NAMES = [
@@ -48,17 +49,21 @@ def test_unknown_names_say_where_and_what_is_near():
 @pytest.mark.parametrize(
     "embedding", ["gpt_neox.embed_in.weight", "model.embed_tokens.weight", "transformer.wte.weight"]
 )
-def test_a_tied_head_is_explained(head, embedding):
-    with pytest.raises(CheckpointError, match=f"tied to the input embedding, that is {embedding}"):
-        select([embedding, "x"], [head], where="m")
+def test_the_unembedding_of_another_name_is_offered(head, embedding):
+    with pytest.raises(CheckpointError, match=f"^m has no {head}: its unembedding is {embedding}; give --tensor unem"):
+        select([embedding, "x"], [head], where="m", roles={"unembedding": embedding})
 
 
-def test_a_head_of_another_name_is_offered():
-    with pytest.raises(CheckpointError, match=r"output head is embed_out\.weight"):
-        select(NAMES, ["lm_head.weight"], where="m")
+def test_roles_and_all_are_names_too():
+    roles: dict[Role, str] = {"unembedding": "b", "embedding": "a"}
+    assert select(["a", "b", "c"], ["unembedding", "a"], where="m", roles=roles) == ["b", "a"]
+    assert select(["a", "b", "c"], ["c", "all"], where="m") == ["c", "a", "b"]
+    assert select(["a", "embedding"], ["embedding"], where="m", roles=roles) == ["embedding"]
+    with pytest.raises(CheckpointError, match=r"no tensor known to be its unembedding; name one .* \(it has a, b\)"):
+        select(["a", "b"], ["unembedding"], where="m")
 
 
-def test_an_absent_head_without_embedding_is_an_unknown_name():
+def test_an_absent_head_of_unknown_role_is_an_unknown_name():
     with pytest.raises(UnknownNameError):
         select(["x.weight"], ["embed_out.weight"], where="m")
 

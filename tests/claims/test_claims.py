@@ -13,7 +13,7 @@ import xarray as xr
 from support.saved_results import save_table
 
 from pythia_dynamics import figures
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims import saved, statistics
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.claims.verdict import VERDICTS, Verdict
@@ -78,7 +78,7 @@ def jump(generator: np.random.Generator) -> np.ndarray:
 
 def verdicts(directory: Path, frames: np.ndarray, name: str = "suite", **tables: xr.Dataset) -> Mapping[str, str]:
     results = Results(name, directory)
-    history = History.from_array(frames.astype(np.float32), STEPS, name=name, tensor=UNEMBEDDING)
+    history = History.from_array(frames.astype(np.float32), STEPS, name=name, tensor=EMBED_OUT)
     measure(history, ("density", "msd", "order"), results)
     results.weights().write_zarr("two_time", two_time(history))
     for kind, table in tables.items():
@@ -327,7 +327,7 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path: Path) 
     assert reasons["ternary-function"].startswith(f"{no_perplexity}; ternary/perplexity-forward.csv is missing: run ")
     assert reasons["rank-shrinks"] == "rank.csv is missing: run pythia-dyn rank --model suite"
     assert all("is missing" in reason for reason in reasons.values())
-    history = History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS, tensor=UNEMBEDDING)
+    history = History.from_array(flip(np.random.default_rng(0)).astype(np.float32), STEPS, tensor=EMBED_OUT)
     measure(history, ("msd", "order"), results)
     reasons = {verdict.claim: verdict.reason for verdict in claims.judge(results)}
     no_pairs = "two_time.zarr is missing: run pythia-dyn two-time --model suite"

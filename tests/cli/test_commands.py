@@ -16,7 +16,8 @@ from support.hubserver import HubServer
 
 from pythia_dynamics import figures
 from pythia_dynamics.cli.app import main
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.tables import json_text
 

@@ -13,7 +13,7 @@ from support.saved_results import save_results
 from support.tiny_models import model, write_checkpoint
 
 from pythia_dynamics import figures
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.claims.verdict import Claim, Decision, Verdict
 from pythia_dynamics.cli.app import main
@@ -81,10 +81,10 @@ def blog(directory: Path) -> Results:
 
 def test_figures_are_drawn_anew_alone_and_together(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
     some(tmp_path, "one", "two")
-    (tmp_path / "results" / "one" / UNEMBEDDING / "msd.png").unlink(missing_ok=True)
+    (tmp_path / "results" / "one" / EMBED_OUT / "msd.png").unlink(missing_ok=True)
     facts = json.loads(succeeds(run("figures", "--json")))["figures"]
     folder = tmp_path / "results"
-    alone = [f"{UNEMBEDDING}/msd", f"{UNEMBEDDING}/order", "perplexity-forward"]
+    alone = [f"{EMBED_OUT}/msd", f"{EMBED_OUT}/order", "perplexity-forward"]
     together = ["garden-msd", "garden-msd-time", "garden-perplexity-forward"]
     assert drawn == [
         *(folder / name / kind for name in ("one", "two") for kind in alone),
@@ -160,7 +160,7 @@ def test_what_is_not_there_is_said_in_a_line(run: Run, tmp_path: Path) -> None:
 
 def test_the_other_models_go_on_after_one_that_fails(run: Run, tmp_path: Path, drawn: list[Path]) -> None:
     some(tmp_path, "one", "two", "three")
-    damaged = tmp_path / "results" / "one" / UNEMBEDDING / "msd.csv"
+    damaged = tmp_path / "results" / "one" / EMBED_OUT / "msd.csv"
     damaged.write_text("step,msd\n1,2\n")
     for command in ("figures", "claims", "report"):
         result = run(command, "--model", "nosuch", "--model", "one", "--model", "two", "--model", "three", "--json")

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.cli.app import main
 
 Run = Callable[..., Result]
@@ -153,7 +153,7 @@ def test_stop_says_where_what_it_saves_and_what_it_costs(run: Run, place: Path, 
     (fact,) = json.loads(succeeds(run("stop", "--model", "resting", "--threshold", 1e-6, "--json")))["stop"]
     assert (fact["stopped_at"], fact["saved"], fact["loss_cost"]) == (None, 0.0, None)
     assert "does not stop" in succeeds(run("stop", "--model", "resting", "--rule", "msd"))
-    out_directory = place / "results" / "resting" / UNEMBEDDING
+    out_directory = place / "results" / "resting" / EMBED_OUT
     with (out_directory / "stop.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "displacement_rate", "msd", "msd_null", "msd_null_sd", "stationary"]
@@ -185,11 +185,11 @@ def test_phases_of_one_model_and_of_two(run: Run, place: Path, tmp_path: Path) -
     assert [fact["model"] for fact in facts] == ["one", "two"]
     assert facts[0]["changes"]["displacement_rate"] == [21_000]
     assert facts[0]["rows"][0]["models"] == 1
-    with (place / "results" / "one" / UNEMBEDDING / "phases.csv").open(newline="") as file:
+    with (place / "results" / "one" / EMBED_OUT / "phases.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["model"], row["detector"], row["step"], row["models"]) == ("one", "displacement_rate", "21000", "1")
     assert float(row["after"]) == pytest.approx(9 * float(row["before"]), rel=0.1)
-    assert (place / "results" / "one" / UNEMBEDDING / "phases.svg").is_file()
+    assert (place / "results" / "one" / EMBED_OUT / "phases.svg").is_file()
     assert "no weights" in fails(run("phases", "--cache", tmp_path / "empty"))
 
 

@@ -222,7 +222,7 @@ def test_gaps_are_recorded_and_tried_again(hub: HubServer, tmp_path: Path) -> No
     assert "no branch step4000" in report.missing[4000]
     assert "legacy" in report.missing[5000]
     assert "float32" in report.missing[7000]
-    assert "tied to the input embedding" in report.missing[8000]
+    assert "no tensor 'embed_out.weight'" in report.missing[8000]
     assert "outside the file" in report.missing[9000]
     assert Store.open(report.path).missing(HEAD) == report.missing
     history = report.histories()[HEAD]
@@ -259,10 +259,23 @@ def test_unknown_steps(hub: HubServer, tmp_path: Path) -> None:
     assert download(REPO, cache=tmp_path, steps=[1000, 1500]).missing == {1500: f"{REPO} has no branch step1500"}
 
 
-def test_a_tied_head_is_explained(hub: HubServer, tmp_path: Path) -> None:
-    hub.add(REPO, {"step1": checkpoint({k: v for k, v in state(1).items() if k != HEAD})})
-    with pytest.raises(CheckpointError, match=r"tied to the input embedding, that is gpt_neox\.embed_in\.weight"):
-        download(REPO, cache=tmp_path)
+def test_a_tied_head_is_the_embedding(hub: HubServer, tmp_path: Path) -> None:
+    tied = {name: tensor for name, tensor in state(1).items() if name != HEAD}
+    hub.add(REPO, {"step1": checkpoint(tied, tie_word_embeddings=True)})
+    with pytest.raises(CheckpointError, match=r"its unembedding is gpt_neox\.embed_in\.weight; give --tensor unemb"):
+        download(REPO, cache=tmp_path, tensors=HEAD)
+    hub.reset()
+    report = download(REPO, cache=tmp_path)
+    assert [(spec.name, spec.roles) for spec in report.tensors] == [
+        ("gpt_neox.embed_in.weight", ("unembedding", "embedding"))
+    ]
+    assert sum("config.json" in request.path for request in hub.log if request.kind == "resolve") == 1  # says so
+    hub.reset()
+    assert download(REPO, cache=tmp_path, steps=[1], tensors=["unembedding", "embedding"]).present == (1,)
+    assert not hub.log
+    hub.add("org/untied", {"step1": checkpoint(tied)})
+    with pytest.raises(CheckpointError, match="no tensor known to be its unembedding; name one with --tensor"):
+        download("org/untied", cache=tmp_path)
 
 
 def test_all_steps_failing_is_an_error(hub: HubServer, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError, U
 from pythia_dynamics.history.cache import as_history, cached, open_history
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.history import History
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 
 W_U = TensorSpec("embed_out.weight", "float16", (7, 3))
 STEPS = (1000, 2000, 3000)

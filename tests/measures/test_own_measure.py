@@ -20,12 +20,13 @@ from click.testing import CliRunner, Result
 from support.walks import walk
 
 import pythia_dynamics as pyd
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.cli import main
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.figures.gallery import tensor_figures
 from pythia_dynamics.history.cache import as_history
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 from pythia_dynamics.measures import COMMANDS, MEASURES, catalogue
 from pythia_dynamics.measures.catalogue import BUILT_IN
 from pythia_dynamics.measures.displacement import Integral
@@ -114,9 +115,9 @@ def test_the_examples_of_the_page_run(place: Path) -> None:
 def test_registered_it_has_command_table_figure_and_section(place: Path) -> None:
     frames = walk(4, 60, 8, np.float16)
     store = Store.create(place / "cache" / "demo.zarr", source="by hand")
-    store.ensure([TensorSpec(UNEMBEDDING, "float16", (60, 8))], range(4))
+    store.ensure([TensorSpec(EMBED_OUT, "float16", (60, 8))], range(4))
     for step, frame in enumerate(frames):
-        store.write(UNEMBEDDING, step, frame, {"commit": None})
+        store.write(EMBED_OUT, step, frame, {"commit": None})
 
     def run(*words: str) -> str:
         command = [sys.executable, "-m", "pythia_dynamics", *words]
@@ -127,7 +128,7 @@ def test_registered_it_has_command_table_figure_and_section(place: Path) -> None
 
     for line in block("bash").splitlines():
         run(*line.partition("#")[0].split()[1:])
-    folder = place / "results" / "demo" / UNEMBEDDING
+    folder = place / "results" / "demo" / EMBED_OUT
     rows = (folder / "sparsity.csv").read_text().splitlines()
     assert rows[0] == "step,sparsity,sparsity_gaussian"
     assert float(rows[1].split(",")[1]) == pytest.approx((np.abs(frames[0].astype(float)) < 0.1).mean())
@@ -137,7 +138,7 @@ def test_registered_it_has_command_table_figure_and_section(place: Path) -> None
     assert "--limit FLOAT" in run("sparsity", "--help")
     assert "sparsity" in run("--help")
     facts = json.loads(run("sparsity", "--json"))["sparsity"]
-    assert facts[0]["tensor"] == UNEMBEDDING
+    assert facts[0]["tensor"] == EMBED_OUT
 
 
 def test_the_list_of_names_is_that_of_the_values() -> None:
@@ -256,9 +257,9 @@ def command(*words: str) -> Result:
 def cache(tmp_path: Path) -> list[str]:
     """The options of a command for a store with the weights, and an empty folder of results."""
     store = Store.create(tmp_path / "cache" / "demo.zarr", source="by hand")
-    store.ensure([TensorSpec(UNEMBEDDING, "float32", (6, 4))], range(4))
+    store.ensure([TensorSpec(EMBED_OUT, "float32", (6, 4))], range(4))
     for step, frame in enumerate(FRAMES):
-        store.write(UNEMBEDDING, step, frame, {"commit": None})
+        store.write(EMBED_OUT, step, frame, {"commit": None})
     return ["--cache", str(tmp_path / "cache"), "--results", str(tmp_path / "results")]
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from support.walks import walk
 
 from pythia_dynamics import figures
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims.scorecard import judge
 from pythia_dynamics.errors import FormatError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.history import History
@@ -27,7 +27,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     return Results("model", tmp_path)
 
 
-def history(steps: int = 12, tensor: str = UNEMBEDDING, seed: int = 0) -> History:
+def history(steps: int = 12, tensor: str = EMBED_OUT, seed: int = 0) -> History:
     return History.from_array(walk(steps, 30, 8, np.float16, seed), name="model", tensor=tensor)
 
 
@@ -35,9 +35,9 @@ def test_each_tensor_has_its_folder(results: Results) -> None:
     measure(history(tensor="layernorm"), ["msd"], results)
     assert results.weights().tensor == "layernorm"  # the only one
     measure(history(), ["order"], results)
-    assert results.tensors == (UNEMBEDDING, "layernorm")
-    assert results.weights().tensor == UNEMBEDDING
-    assert not (results.of(UNEMBEDDING).path / "msd.csv").exists()
+    assert results.tensors == (EMBED_OUT, "layernorm")
+    assert results.weights().tensor == EMBED_OUT
+    assert not (results.of(EMBED_OUT).path / "msd.csv").exists()
     verdict = next(verdict for verdict in judge(results) if verdict.claim == "msd-peak")
     assert verdict.verdict == "not testable here"
     assert "msd.csv is missing: run pythia-dyn msd --model model" in verdict.reason

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from support.saved_results import save_table
 
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.results.folder import Results, results_directory
 from pythia_dynamics.results.losses import known_loss, read_losses
@@ -25,7 +25,7 @@ def table(**columns: list[float]) -> xr.Dataset:
 
 def test_a_table_has_the_promised_columns_in_step_order(results: Results) -> None:
     path = save_table(results, "order", table(order_parameter=[3.5, 1.0, np.nan], frobenius_norm=[9.0, 7.0, 8.0]))
-    assert path == results.of(UNEMBEDDING).path / "order.csv"
+    assert path == results.of(EMBED_OUT).path / "order.csv"
     assert path.read_text().splitlines() == [
         "step,frobenius_norm,order_parameter",
         "1000,7.0,1.0",

@@ -17,7 +17,7 @@ from support.tiny_models import TEXTS, model, write_checkpoint
 
 from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.open import REGISTRY
-from pythia_dynamics.checkpoints.registry import SIZES, UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT, SIZES
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
@@ -117,11 +117,11 @@ def test_everything_is_made_once_and_taken_up_where_it_ended(tiny_hub: HubServer
     out = tmp_path / "results"
     for name in ("one", "two"):
         made = {path.name for path in (out / name).iterdir()}
-        of_weights = {path.name for path in (out / name / UNEMBEDDING).iterdir()}
+        of_weights = {path.name for path in (out / name / EMBED_OUT).iterdir()}
         drawn = (*(f"perplexity-{mode}" for mode in MODES), "first_last", "unmasking")
         assert {f"{kind}{suffix}" for kind in drawn for suffix in (".png", ".svg")} <= made
         assert {f"{kind}{suffix}" for kind in MADE for suffix in (".png", ".svg")} <= of_weights
-        assert {"claims.json", "verify.json", "provenance.json", "ternary", UNEMBEDDING} <= made
+        assert {"claims.json", "verify.json", "provenance.json", "ternary", EMBED_OUT} <= made
         assert {"provenance.json", "density.zarr", "two_time.zarr"} <= of_weights
         results = Results(name, out)
         assert "loss" in results.weights().read_table("order")
@@ -164,7 +164,7 @@ def test_without_perplexities_only_heads_are_moved(tiny_hub: HubServer, tmp_path
     assert sum(request.sent for request in tiny_hub.log if request.kind == "cdn") < 4 * 304 * 32 * 2 + 5 * 25_000
     found = {verdict.claim: verdict.verdict for verdict in done.verdicts["one"]}
     assert found["perplexity-drops"] == "not testable here"
-    assert (tmp_path / "results" / "one" / UNEMBEDDING / "msd.png").is_file()
+    assert (tmp_path / "results" / "one" / EMBED_OUT / "msd.png").is_file()
 
 
 def test_a_gap_is_a_gap_and_a_model_that_fails_keeps_nobody(

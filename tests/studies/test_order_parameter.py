@@ -15,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.claims.blog import CLAIMS, decide
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
@@ -180,7 +180,7 @@ def test_every_file_is_there(made: tuple[blog.Reproduction, Path]) -> None:
     assert all(path.is_file() for path in report.files)
     for size in blog.QUICK_SIZES:
         assert (directory / "cache" / f"order-quick-{size}" / "step24").is_dir()
-        assert (directory / "results" / f"order-quick-{size}" / UNEMBEDDING / "order.csv").is_file()
+        assert (directory / "results" / f"order-quick-{size}" / EMBED_OUT / "order.csv").is_file()
         assert len((out / f"sample-{size}.txt").read_text()) > 8 * 14
     recorded = json.loads((out / "provenance.json").read_text())["order-parameter"]
     assert recorded["options"]["learning_rate"] == 3e-3

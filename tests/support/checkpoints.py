@@ -44,10 +44,10 @@ def torch_file(content: object, **options: bool) -> bytes:
 
 
 def checkpoint(
-    tensors: Mapping[str, torch.Tensor], layout: str = "safetensors", *, shards: int = 2
+    tensors: Mapping[str, torch.Tensor], layout: str = "safetensors", *, shards: int = 2, **config: Any
 ) -> dict[str, bytes]:
-    """The files of a checkpoint, by name."""
-    files = {"config.json": b'{"model_type": "gpt_neox"}'}
+    """The files of a checkpoint, by name. `config` has further entries of its ``config.json``."""
+    files = {"config.json": json.dumps({"model_type": "gpt_neox", "tie_word_embeddings": False} | config).encode()}
     kind, _, sharded = layout.partition(" ")
     save = safetensors.torch.save if kind == "safetensors" else torch_file
     single = "model.safetensors" if kind == "safetensors" else "pytorch_model.bin"

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from pythia_dynamics import figures
-from pythia_dynamics.checkpoints.registry import UNEMBEDDING
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results
@@ -78,7 +78,7 @@ def save_results(
         (results.path / f"perplexity-{mode}.csv").write_text(table.to_dataframe().to_csv())
         details = {"location": name, "corpus": "text.jsonl", "corpus_passages": 9, "dtype": "float32", "device": "cpu"}
         results.record(f"perplexity-{mode}", details)
-    history = History.from_array(frames, steps, name=name, tensor=UNEMBEDDING, missing={GONE: "lost"})
+    history = History.from_array(frames, steps, name=name, tensor=EMBED_OUT, missing={GONE: "lost"})
     commits = {str(step): f"c{step}" for step in steps if step != GONE}
     told = {**history.provenance, "missing": {str(GONE): "lost"}, "commits": commits}
     history = replace(history, provenance=told)

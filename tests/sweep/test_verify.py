@@ -19,7 +19,8 @@ from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import UnknownNameError, listed
-from pythia_dynamics.history.store import Store, TensorSpec
+from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.store import Store
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.verify import verify_store
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 import json
 import reprlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pythia_dynamics.checkpoints.roles import ALL, ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
 
 __all__ = [
     "DTYPE_BITS",
-    "HEADS",
     "STORABLE",
     "NeedBytes",
     "TensorSlice",
@@ -50,11 +50,9 @@ MAX_JSON_VALUES = 2_000_000
 """Values in one JSON text. A parsed value takes about 100 bytes: this bounds the memory to a few hundred megabytes, and
 allows 200,000 tensors in a file."""
 
-HEADS = ("embed_out.weight", "lm_head.weight")
-"""Names of the unembedding W_U: GPT-NeoX, and most other architectures of transformers."""
 
-EMBEDDINGS = ("embed_in.weight", "embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-"""Ends of the names of the input embedding, which is the unembedding too where the two are tied."""
+_SHOWN_NAMES = 8
+"""Names of tensors that a message lists."""
 
 
 class NeedBytes(Exception):
@@ -115,7 +113,9 @@ def require_storable(tensor: TensorSlice) -> None:
         raise FormatError(f"{what}; only {', '.join(STORABLE)} can be stored: choose another tensor")
 
 
-def select(names: Iterable[str], patterns: Sequence[str], *, where: str) -> list[str]:
+def select(
+    names: Iterable[str], patterns: Sequence[str], *, where: str, roles: Mapping[Role, str] | None = None
+) -> list[str]:
     """The names that patterns match, each once, in the order of the patterns.
 
     Parameters
@@ -123,40 +123,44 @@ def select(names: Iterable[str], patterns: Sequence[str], *, where: str) -> list
     names
         Names of all tensors; the matches of one glob keep their order.
     patterns
-        Exact names, and globs, which distinguish case.
+        Exact names; roles (``unembedding``, ``embedding``); ``all``; and globs, which distinguish case.
     where
         The revision or file, for messages.
+    roles
+        The tensors that have a role; None where roles cannot be asked for.
 
     Raises
     ------
     UnknownNameError
         When a pattern matches nothing.
     CheckpointError
-        When a pattern names an output head that is tied to the embedding or has another name.
+        When no tensor is known to have the role that is asked for, or the unembedding has another name.
     """
-    known = dict.fromkeys(names)
+    known, roles = dict.fromkeys(names), roles or {}
     chosen: dict[str, None] = {}
     for pattern in patterns:
         if pattern in known:
             chosen[pattern] = None
-            continue
-        matches = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
-        if not matches:
-            if pattern in HEADS:
-                _explain_missing_head(pattern, known, where)
-            raise UnknownNameError("tensor", pattern, known, where=where)
-        chosen.update(dict.fromkeys(matches))
+        elif pattern in ROLES:
+            chosen[_of_role(pattern, roles, known, where)] = None
+        else:
+            matches = [name for name in known if pattern == ALL or fnmatch.fnmatchcase(name, pattern)]
+            if not matches and UNEMBEDDING in find_roles([pattern]) and UNEMBEDDING in roles:
+                what = f"{where} has no {pattern}: its {UNEMBEDDING} is {roles[UNEMBEDDING]}"
+                raise CheckpointError(f"{what}; give --tensor {UNEMBEDDING}")
+            if not matches:
+                raise UnknownNameError("tensor", pattern, known, where=where)
+            chosen.update(dict.fromkeys(matches))
     return list(chosen)
 
 
-def _explain_missing_head(name: str, known: Collection[str], where: str) -> None:
-    """Raise `CheckpointError` where the output head `name` that was requested has another name or is tied."""
-    for head in HEADS:
-        if head in known:
-            raise CheckpointError(f"{where} has no {name}: its output head is {head}; give --tensor {head}")
-    for other in known:
-        if other.endswith(EMBEDDINGS):
-            raise CheckpointError(f"{where} has no {name}: if tied to the input embedding, that is {other}")
+def _of_role(role: str, roles: Mapping[Role, str], known: Collection[str], where: str) -> str:
+    """The tensor that has a role. Raises `CheckpointError`, which lists the tensors, where none is known to."""
+    for name, tensor in roles.items():
+        if name == role:
+            return tensor
+    shown = ", ".join(list(known)[:_SHOWN_NAMES]) + (", …" if len(known) > _SHOWN_NAMES else "")
+    raise CheckpointError(f"{where} has no tensor known to be its {role}; name one with --tensor (it has {shown})")
 
 
 def parse_index(text: bytes, *, file: str) -> dict[str, str]:

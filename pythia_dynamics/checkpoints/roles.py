@@ -1,0 +1,112 @@
+"""Which tensor of a checkpoint is the unembedding W_U, and which the input embedding, from names and config. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+__all__ = ["ALL", "EMBEDDING", "ROLES", "UNEMBEDDING", "Role", "config_is_needed", "find_roles", "without_prefixes"]
+
+Role = Literal["unembedding", "embedding"]
+"""What a tensor is for: the unembedding W_U makes logits of hidden states, the embedding makes vectors of tokens."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+UNEMBEDDING, EMBEDDING = ROLES
+
+ALL = "all"
+"""Stands for every tensor where tensors are named."""
+
+_HEADS = (
+    *("embed_out", "lm_head", "transformer.ff_out", "predictions.decoder", "lm_head.decoder", "head.decoder"),
+    *("generator_lm_head", "vocab_projector", "output_projection", "pred_layer.proj", "lm_loss", "proj_out"),
+)
+"""Ends of names of the unembedding, without ``.weight``: GPT-NeoX, most architectures, OLMo 1, BERT and others. Names
+inside a numbered block are never meant: in OLMo 1 every block has an ``ff_out`` too."""
+
+_WHOLE_HEADS = ("output", "head", "decoder")
+"""Whole names of the unembedding (of LLaMA's own files, RWKV, ModernBERT); inside other modules they mean other things.
+"""
+
+_EMBEDDINGS = (
+    *("embed_in", "wte", "shared", "decoder.embed_tokens", "embed_tokens", "word_embeddings", "tok_embeddings"),
+    *("tokens_embed", "word_embedding", "input_embedding", "transformer.w", "embeddings"),
+)
+"""Ends of names of the input embedding, without ``.weight``, in order of preference."""
+
+_PREFIXES = ("module.", "_orig_mod.", "model.", "_forward_module.", "state_dict.")
+"""What wrappers put before the names of a model: data parallelism, `torch.compile`, Lightning and others."""
+
+
+def without_prefixes(name: str) -> str:
+    """The name of a tensor without the prefixes that wrappers of a model add.
+
+    Parameters
+    ----------
+    name
+        ``module._orig_mod.lm_head.weight`` becomes ``lm_head.weight``.
+    """
+    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def config_is_needed(names: Collection[str]) -> bool:
+    """Whether the roles of tensors depend on ``config.json``: there is an embedding, but no unembedding beside it.
+
+    Parameters
+    ----------
+    names
+        Names of all tensors of a checkpoint.
+    """
+    return not _heads(names) and len(_ending_with(names, _EMBEDDINGS)) == 1
+
+
+def find_roles(names: Collection[str], config: Mapping[str, Any] | None = None) -> dict[Role, str]:
+    """The tensors of a checkpoint that have a role.
+
+    The unembedding is the tensor with a usual name of an output head. Without one it is the embedding, if the config
+    ties the two. A config that says nothing of it is taken to tie them, as in transformers.
+
+    Parameters
+    ----------
+    names
+        Names of all tensors of the checkpoint.
+    config
+        The content of its ``config.json``, for which `config_is_needed` asks; empty where there is none, None where it
+        was not looked for.
+
+    Returns
+    -------
+    dict of Role to str
+        Names of the tensors. A role that no tensor has, or that several could have, is left out.
+    """
+    of_role = {UNEMBEDDING: _heads(names), EMBEDDING: _ending_with(names, _EMBEDDINGS)}
+    if not of_role[UNEMBEDDING] and config is not None and _is_tied(config):
+        of_role[UNEMBEDDING] = of_role[EMBEDDING]
+    return {role: found[0] for role, found in of_role.items() if len(found) == 1}
+
+
+def _heads(names: Collection[str]) -> list[str]:
+    """The names that are of an output head; several where it cannot be told which of them."""
+    whole = {f"{end}.weight" for end in _WHOLE_HEADS}
+    return _ending_with(names, _HEADS) or [name for name in names if without_prefixes(name) in whole]
+
+
+def _ending_with(names: Iterable[str], ends: Iterable[str]) -> list[str]:
+    """The names with the first of these ends that one has: those in the fewest modules."""
+    outside = [name for name in names if not any(part.isdigit() for part in name.split("."))]
+    for end in ends:
+        if found := [name for name in outside if f".{name}".endswith(f".{end}.weight")]:
+            depth = min(name.count(".") for name in found)
+            return [name for name in found if name.count(".") == depth]
+    return []
+
+
+def _is_tied(config: Mapping[str, Any]) -> bool:
+    """Whether a config ties the two matrices. Models of text and images have a config of their own for the text."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        for key in ("weight_tying", "tie_word_embeddings"):  # the first is that of OLMo 1
+            if key in part:
+                return bool(part[key])
+    return True
