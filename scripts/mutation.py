@@ -77,7 +77,10 @@ TESTS = {
     "pythia_dynamics/measures/measure.py": ("measures/test_own_measure.py",),
     "pythia_dynamics/measures/stationarity.py": ("training/test_stopping.py",),
 }
-"""Tests to run after ``test_<module>*.py`` and ``test_defaults.py`` of the room."""
+"""Tests to run after ``test_<module>*.py`` and `_FOR_ALL` of the room."""
+
+_FOR_ALL = ("test_summaries.py", "test_defaults.py")
+"""Tests of every module of the room."""
 
 SLACK = 4
 """A mutant that takes this many times the time of the tests (and 20 s more) is taken for an endless loop: killed."""
@@ -103,7 +106,8 @@ class Mutant:
 
 
 class _Bare(ast.NodeTransformer):
-    """Removes what makes no mutant: annotations, which are never evaluated, and ``*`` or ``/`` between parameters."""
+    """Removes what makes no mutant: annotations and imports for type checkers, which never run, and ``*`` or ``/``
+    between parameters."""
 
     def visit_arguments(self, node: ast.arguments) -> ast.AST:
         node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
@@ -117,6 +121,11 @@ class _Bare(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
+        return self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        if ast.unparse(node.test).removeprefix("not ") == "TYPE_CHECKING":
+            node.test, node.body = ast.Constant(0), [ast.Pass()]
         return self.generic_visit(node)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
@@ -145,7 +154,7 @@ def mutants(module: str) -> list[Mutant]:
             if meaning not in seen:
                 seen.add(meaning)
                 mutant = _describe(module, original, source)
-                if not re.match(r"if TYPE_CHECKING|@dataclass", mutant.before):
+                if not mutant.before.startswith("@dataclass"):
                     found.append(mutant)
     return found
 
@@ -169,7 +178,10 @@ def tests_of(module: str) -> list[str]:
     """The test files to run, the nearest first."""
     room, stem = Path(module).parent.name, Path(module).stem
     folder = ROOT / "tests" / room
-    nearest = [*sorted(folder.glob(f"test_{stem}*.py")), *folder.glob("test_defaults.py")]
+    nearest = [
+        *sorted(folder.glob(f"test_{stem}*.py")),
+        *(folder / name for name in _FOR_ALL if (folder / name).is_file()),
+    ]
     others = [ROOT / "tests" / name for name in TESTS.get(module, ())]
     return [str(path.relative_to(ROOT)) for path in dict.fromkeys([*nearest, *others])]
 

@@ -142,9 +142,9 @@ def bifurcation(msd: xr.Dataset, density: xr.Dataset, *, tolerance: float = 0.1)
         raise PythiaDynError("msd and density are not of the same steps; compute both again")
     if "dip_p" not in density:
         density = density.assign(dip_test(density))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is no peak
         curves = {
-            name: np.where(null > 0, curve / null, np.nan)
+            name: curve / null
             for name in ("msd", "msd_time")
             for curve, null in [(_column(msd, name), _column(msd, f"{name}_null"))]
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ def gpt2(step: int, **config: object) -> dict[str, bytes]:
         WTE: torch.randn(40, 8, generator=generator).half(),
         "transformer.wpe.weight": torch.zeros(16, 8).half(),
     }
-    return checkpoint(tensors, **{"model_type": "gpt2", "tie_word_embeddings": True, **config})
+    settings: dict[str, Any] = {"model_type": "gpt2", "tie_word_embeddings": True, **config}
+    return checkpoint(tensors, **settings)
 
 
 def write(directory: Path, **config: object) -> Path:

@@ -119,10 +119,25 @@ def test_other_steps_and_tolerances_are_refused() -> None:
         bifurcation(curves(), moments(STEPS[1:]))
     with pytest.raises(PythiaDynError, match="0 to 1"):
         bifurcation(curves(), moments(), tolerance=2)
+    with pytest.raises(PythiaDynError, match="0 to 1"):
+        bifurcation(curves(), moments(), tolerance=-0.5)
+
+
+def test_the_tolerance_is_a_share_of_the_span() -> None:
+    steps = STEPS + 7000
+    assert bifurcation(curves(steps), moments(steps)).tolerance == 4000
+
+
+def test_by_default_a_tenth_of_the_steps_must_last() -> None:
+    steps = np.arange(50)
+    assert first_lasting(steps, steps >= 45) == 45
+    assert first_lasting(steps, steps >= 46) is None
 
 
 def test_a_value_at_the_level_of_a_test_is_no_second_mode() -> None:
-    found = bifurcation(curves(), moments(bimodality=5 / 9, dip_p=np.where(STEPS < 9000, 0.2, 0.05)))
+    found = bifurcation(
+        curves(), moments(bimodality=np.where(STEPS < 2000, 0.55, 5 / 9), dip_p=np.where(STEPS < 9000, 0.2, 0.05))
+    )
     assert named(found.density) == {}
     assert found.density["dip"].reason == found.density["sarle"].reason == "at no step"
 
@@ -137,7 +152,7 @@ def test_what_lasts_lasts_to_the_end(holds, least) -> None:
 
 def test_a_peak_must_exceed_both_ends() -> None:
     steps = np.arange(12)
-    for first, last, step in ((8.9, 1.0, 5), (9.1, 1.0, None), (1.0, 8.9, 5), (1.0, 9.1, None)):
+    for first, last, step in ((8.9, 1.0, 5), (9.1, 1.0, None), (9.0, 1.0, 5), (1.0, 8.9, 5), (1.0, 9.1, None)):
         curve = np.array([first, *[2.0] * 4, 10.0, *[2.0] * 5, last])  # the neighbours of the ends are low
         assert bifurcation(curves(steps, msd=curve), moments(steps)).displacement["msd"].step == step
 

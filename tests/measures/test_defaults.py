@@ -27,6 +27,12 @@ def test_defaults_of_a_measure(name: str) -> None:
     assert {option.name: option.default for option in BUILT_IN[name].options.values()} == DEFAULTS[name]
 
 
+def test_what_is_saved_and_what_is_computed_from_gram_matrices() -> None:
+    assert [name for name, measure in BUILT_IN.items() if measure.saves_array] == ["density", "two_time", "spectrum"]
+    assert [name for name, measure in BUILT_IN.items() if measure.uses_gram] == ["two_time", "rank", "spectrum"]
+    assert all(measure.saves for measure in BUILT_IN.values())
+
+
 def test_defaults_of_the_phases() -> None:
     assert {option.name: option.default for option in PHASES.options.values()} == {"strength": 5.0}
     assert TOLERANCE == 0.05

@@ -13,7 +13,7 @@ from support.walks import DTYPES, walk
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.density import count_modes, density
+from pythia_dynamics.measures.density import _spacing, count_modes, density
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
@@ -165,6 +165,8 @@ def xr_equal(a, b):
     [
         ({"bins": 0}, "at least 1"),
         ({"bins": [1, 0]}, "increasing"),
+        ({"bins": [1]}, "increasing"),
+        ({"bins": [[0, 1], [2, 3]]}, "increasing"),
         ({"quantiles": [2]}, "between 0 and 1"),
     ],
 )
@@ -233,6 +235,43 @@ def test_the_axis_of_the_density_is_the_middle_of_each_bin():
     np.testing.assert_array_equal(low[1:], high[:-1])
     assert (low[0], high[-1]) == (result["min"].min(), result["max"].max())
     np.testing.assert_allclose((result["density"] * (high - low)).sum("weight"), 1)
+
+
+def test_outliers_and_a_majority_of_one_value_leave_the_other_modes():
+    rng = np.random.default_rng(1)
+    narrow = np.concatenate([rng.normal(centre, 0.1, 4500) for centre in (0, 1)])
+    values, counts = np.unique(np.round(np.concatenate([narrow, rng.normal(50, 0.1, 400)]), 2), return_counts=True)
+    assert count_modes(values, counts) == kernel_estimate_modes(values, counts) == 2 + 1
+    assert count_modes(np.array([-1.0, 0, 1]), np.array([100, 800, 100])) == 3  # quartiles are equal
+    assert count_modes(np.array([-10.0, 0]), np.array([1, 30])) == 1  # below 5 % of the highest
+    assert count_modes(np.array([-10.0, 0]), np.array([2, 30])) == 2
+
+
+def test_many_narrow_modes_are_resolved():
+    values = np.arange(-19.75, 19.75, 0.01)
+    counts = np.round(1e7 * np.exp(-(((values + 0.25) % 0.5 - 0.25) ** 2) / 2 / 0.05**2)).astype(int)
+    assert count_modes(values, counts) == 79
+
+
+def test_the_ends_are_the_quantiles_0_and_1():
+    w = np.array([[1.0, 2, 3], [2, 3, 4], [-1, 2, 2]], np.float16)
+    found = density(w, quantiles=[0, 1])["weight_quantile"].values.tolist()
+    assert found == [[1, 3], [2, 4], [-1, 2]]
+
+
+def test_bins_of_a_constant_and_a_single_bin():
+    one = density(np.full((1, 4), 2.0, np.float16), bins=4)
+    assert np.append(one["weight_low"], one["weight_high"][-1]).tolist() == [1.5, 1.75, 2, 2.25, 2.5]
+    assert density(np.array([[0.0, 0.5, 3]], np.float16), bins=[0, 1])["histogram"].values.tolist() == [[2]]
+
+
+def test_spacing_and_rounding_of_16_bit_values():
+    assert (_spacing(1.0, "bfloat16"), _spacing(3.0, "bfloat16")) == (2.0**-7, 2.0**-6)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert (_spacing(1.0, "float16"), _spacing(65504.0, "float16")) == (2.0**-10, 32)
+    kinds = {np.float16: "none", ml_dtypes.bfloat16: "none", np.float32: "float16", np.float64: "float16"}
+    for dtype, rounding in kinds.items():
+        assert density(walk(1, 4, 2, dtype)).attrs["rounding_before_counting"] == rounding
 
 
 def test_a_history_without_finite_weights_has_bins_from_0_to_1():

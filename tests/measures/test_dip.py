@@ -12,7 +12,7 @@ from support.walks import DTYPES
 
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.density import density
-from pythia_dynamics.measures.dip import SAMPLE_SIZE, dip, dip_p, dip_test
+from pythia_dynamics.measures.dip import _DIP_QUANTILES, SAMPLE_SIZE, TAIL_PROBABILITIES, dip, dip_p, dip_test
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 
@@ -33,6 +33,40 @@ def test_the_dip_of_samples_with_modes(seed):
     rng = np.random.default_rng(seed)
     sample = np.concatenate([rng.normal(size=12), rng.normal(4, 0.5, size=9), rng.pareto(1, size=4)])
     assert dip(sample) == pytest.approx(oracles.dip(sample), abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_dip_of_longer_samples(seed):
+    rng = np.random.default_rng(seed)
+    kinds = (rng.normal(size=18), rng.choice(6, 20) + 0.0, np.cumsum(rng.exponential(size=16)), rng.beta(0.4, 0.4, 17))
+    sample = np.concatenate([kinds[seed % 4], 3 * rng.normal(size=seed % 3 * 4)])
+    assert dip(sample) == pytest.approx(oracles.dip(sample), abs=1e-7)
+
+
+def test_the_table_falls_smoothly():
+    p, quantiles = np.array(TAIL_PROBABILITIES), np.array(_DIP_QUANTILES)
+    assert np.all(np.diff(p) < 0)
+    assert np.all(np.diff(quantiles) > 0)
+    normal = quantiles[(p <= 0.5) & (p >= 1e-4)]  # a tail like that of a Gaussian: log p is quadratic in the dip
+    fit = np.polyfit(normal, np.log(p[(p <= 0.5) & (p >= 1e-4)]), 2)
+    np.testing.assert_allclose(np.polyval(fit, normal), np.log(p[(p <= 0.5) & (p >= 1e-4)]), atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_each_weight_is_moved_within_its_rounding(dtype):
+    weights = (np.random.default_rng(9).normal(0, 2, (1, 20, 10))).astype(dtype)
+    found = dip_test(density(History.from_array(weights, [4000])))
+    with np.errstate(invalid="ignore"):
+        codes = np.arange(65536, dtype=np.uint16).view(dtype).astype(np.float64)
+    codes = np.unique(codes[np.isfinite(codes)])
+    sample = np.sort(weights.reshape(-1).astype(np.float64))
+    at = np.searchsorted(codes, sample)
+    low, high = (codes[at - 1] + codes[at]) / 2, (codes[at] + codes[at + 1]) / 2
+    rng = np.random.default_rng(4000)
+    rng.choice(200, 200, replace=False, shuffle=False)
+    moved = low + (high - low) * rng.random(200)
+    assert float(found["dip"][0]) == pytest.approx(dip(moved), rel=1e-12)
+    assert float(found["dip_p"][0]) == pytest.approx(dip_p(dip(moved), 200), rel=1e-12)
 
 
 def test_dips_that_are_known():

@@ -133,3 +133,83 @@ def test_a_break_is_found_in_dependent_noise():
     fit = break_in_line(x, -6 * np.minimum(x, 0.5) + 0.2 * noise)
     assert fit.p < 0.01
     assert abs(fit.at - 0.5) < 0.1
+
+
+def broken_line(x, y, draws, seed):
+    """`break_in_line` from its definition: every break by least squares, and noise like that of the residuals."""
+    usable = np.isfinite(x) & np.isfinite(y)
+    x, y = x[usable], y[usable]
+    breaks = np.unique(x)[2:-2]
+
+    def fit(values, columns):
+        design = np.column_stack(columns)
+        coefficients = np.linalg.lstsq(design, values, rcond=None)[0]
+        return coefficients, values - design @ coefficients
+
+    def best(values):
+        _, straight = fit(values, [np.ones_like(x), x])
+        fits = [fit(values, [np.ones_like(x), x, np.maximum(x - at, 0)]) for at in breaks]
+        chosen = int(np.argmin([np.sum(rest**2) for _, rest in fits]))
+        coefficients, rest = fits[chosen]
+        return (
+            (np.sum(straight**2) - np.sum(rest**2)) / 2 / (np.sum(rest**2) / (len(x) - 4)),
+            chosen,
+            coefficients,
+            rest,
+        )
+
+    def noise(phi, white):
+        series = [white[0]]
+        for value in white[1:]:
+            series.append(phi * series[-1] + np.sqrt(1 - phi * phi) * value)
+        return np.array(series)
+
+    def dependence(rest):
+        return np.sum(rest[1:] * rest[:-1]) / np.sum(rest**2)
+
+    f, chosen, coefficients, rest = best(y)
+    white = np.random.default_rng(seed).standard_normal((len(x), draws)).T
+    grid = [0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98]
+    expected = [np.mean([dependence(best(noise(phi, row))[3]) for row in white[:200]]) for phi in grid]
+    phi = np.interp(dependence(rest), expected, grid)
+    null = [best(noise(phi, row))[0] for row in white]
+    p = (1 + sum(value >= f for value in null)) / (draws + 1)
+    return breaks[chosen], coefficients[1], coefficients[1] + coefficients[2], f, p
+
+
+@pytest.mark.parametrize(("count", "dependence"), [(6, 0.0), (7, 0.5), (12, 0.0), (20, 0.9)])
+def test_the_break_and_its_p_from_their_definition(count, dependence):
+    rng = np.random.default_rng(count)
+    x = np.sort(rng.uniform(-3, 7, count))
+    y, noise = np.abs(x - 1.5) * 0.4, rng.standard_normal(count)
+    for i in range(1, count):
+        noise[i] = dependence * noise[i - 1] + np.sqrt(1 - dependence**2) * noise[i]
+    x, y = np.append(x, [np.nan, 0]), np.append(y + noise, [1.0, np.inf])
+    found = break_in_line(x, y, draws=230, seed=3)
+    wanted = broken_line(x, y, 230, 3)
+    assert (found.at, found.slope_before, found.slope_after, found.f) == pytest.approx(wanted[:4], rel=1e-9)
+    assert found.p == wanted[4]
+
+
+def test_a_break_needs_six_points_and_five_places():
+    x = np.arange(6.0)
+    assert break_in_line(x, x**2) is not None
+    assert break_in_line(x[:5], x[:5] ** 2) is None
+    five, four = np.array([0.0, 0, 1, 2, 3, 4]), np.array([0.0, 0, 1, 2, 3, 3])
+    assert break_in_line(five, five**2).at == 2
+    assert break_in_line(four, four**2) is None
+
+
+def test_a_change_of_b_below_rounding_is_none():
+    steps = np.array([0, 10, 30, 60])
+    for scale in (1.0, 1e-6, 1e6):  # relative to b, per difference and not per step
+        for change, known in ((1e-8, True), (1e-10, False)):
+            b = scale * (1 + change * np.array([0.0, 1, 2, 3]))
+            assert np.isfinite(derivative(steps, b, np.arange(4.0))).tolist() == [known] * 4
+    assert np.isnan(derivative(steps, np.zeros(4), np.arange(4.0))).all()
+
+
+def test_the_width_is_the_last_axis():
+    w = walk(3, 10, 24, np.float64).reshape(3, 10, 4, 6)
+    result = order_parameter(w)
+    np.testing.assert_allclose(result["order_parameter"], result["frobenius_norm"] / 6, rtol=1e-15)
