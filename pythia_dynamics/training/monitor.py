@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.registry import EMBED_OUT, FILE_NAMES
+from pythia_dynamics.checkpoints.roles import ROLES, Role
 from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
@@ -120,7 +122,9 @@ class WeightMonitor:
                 f"step {step} comes after step {self.steps[-1]} in {self.path}; name another store or call drop_after()"
             )
         frames = {name: _to_numpy(tensor, name) for name, tensor in found.items()}
-        store.ensure([TensorSpec(name, frame.dtype.name, frame.shape) for name, frame in frames.items()], [step])
+        roles = {name: _roles(_unwrapped(model), tensor) for name, tensor in found.items()}
+        specs = [TensorSpec(name, frame.dtype.name, frame.shape, roles[name]) for name, frame in frames.items()]
+        store.ensure(specs, [step])
         for name, frame in frames.items():
             store.write(name, step, frame, {"commit": None, "file": "written while training"})
             known = self._statistics.setdefault(name, OnlineStatistics(frame.size, frame.shape[-1], self.with_gram))
@@ -246,6 +250,17 @@ def find_tensors(model: torch.nn.Module, patterns: Sequence[str] | None = None) 
             raise UnknownNameError("tensor", pattern, named, where=type(model).__name__)
         found |= {name: named[name] for name in matched}
     return found
+
+
+def _roles(model: torch.nn.Module, tensor: torch.Tensor) -> tuple[Role, ...] | None:
+    """What a tensor of a model is for; None where the model does not say, as one that is not of transformers."""
+    modules: dict[Role, Any] = {}
+    for role, name in zip(ROLES, ("get_output_embeddings", "get_input_embeddings"), strict=True):
+        with suppress(NotImplementedError):
+            modules[role] = getattr(model, name, lambda: None)()
+    if all(module is None for module in modules.values()):
+        return None
+    return tuple(role for role, module in modules.items() if getattr(module, "weight", None) is tensor)
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

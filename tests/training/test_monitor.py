@@ -14,11 +14,13 @@ from support import tiny_models
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXForCausalLM
 
 import pythia_dynamics as pyd
-from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
+from pythia_dynamics.errors import CheckpointError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.cache import open_history
+from pythia_dynamics.history.store import Store
 from pythia_dynamics.measures.stationarity import motion
 from pythia_dynamics.training.monitor import WeightMonitor, find_tensors
 
+SMALL: dict[str, Any] = {"vocab_size": 40, "n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
 STEPS = (0, 1, 2, 4, 8, 100, 200, 350, 500)
 
 
@@ -198,6 +200,21 @@ def test_a_tied_head_is_recorded_as_the_head() -> None:
     assert found[0] == "lm_head.weight"
     assert found[1] is model.transformer.wte.weight
     assert find_tensors(model, ["transformer.wte.weight"])["transformer.wte.weight"] is found[1]
+
+
+def test_the_store_knows_what_a_tensor_is_for(tmp_path: Path) -> None:
+    names = ["transformer.wte.weight", "transformer.h.0.attn.c_proj.weight"]
+    WeightMonitor(tmp_path / "tied.zarr", tensors=names).record(0, GPT2LMHeadModel(GPT2Config(**SMALL)))
+    roles = {name: spec.roles for name, spec in Store.open(tmp_path / "tied.zarr").tensors.items()}
+    assert roles == {names[0]: ("unembedding", "embedding"), names[1]: ()}
+    assert open_history(tmp_path / "tied.zarr").tensor == names[0]
+    untied = GPT2LMHeadModel(GPT2Config(**SMALL, tie_word_embeddings=False))
+    WeightMonitor(tmp_path / "untied.zarr", tensors=[*names, "lm_head.weight"]).record(0, untied)
+    assert open_history(tmp_path / "untied.zarr").tensor == "lm_head.weight"
+    assert open_history(tmp_path / "untied.zarr", "embedding").tensor == names[0]
+    WeightMonitor(tmp_path / "other.zarr", tensors="*.weight").record(0, Walk())
+    with pytest.raises(CheckpointError, match="no tensor known to be its unembedding"):
+        open_history(tmp_path / "other.zarr")
 
 
 def test_wrappers_are_looked_through_and_other_models_say_what_to_do() -> None:
