@@ -178,14 +178,14 @@ def _starts(at: NDArray[np.float64], values: NDArray[np.float64], penalty: float
     start (Jackson et al. 2005). All starts are tried at once; the sum of squares about a line is computed from
     cumulative sums.
     """
-    terms = np.column_stack([np.ones_like(at), at, values, at**2, at * values, values**2])
-    sums = np.vstack([np.zeros(6), np.cumsum(terms, axis=0)])
+    terms = np.column_stack([np.ones_like(at), at, values, at**2, at * values])
+    sums = np.vstack([np.zeros(5), np.cumsum(terms, axis=0)])
     least, last = np.full(len(sums), np.inf), np.zeros(len(sums), dtype=np.intp)
     least[0] = 0.0
     for end in range(_MIN_RECORDS, len(sums)):
         before = end - _MIN_RECORDS + 1
-        n, x, y, xx, xy, yy = (sums[end] - sums[:before]).T
-        costs = least[:before] + (yy - y**2 / n - (xy - x * y / n) ** 2 / (xx - x**2 / n))
+        n, x, y, xx, xy = (sums[end] - sums[:before]).T
+        costs = least[:before] - y**2 / n - (xy - x * y / n) ** 2 / (xx - x**2 / n)  # without Σy², the same for all
         last[end] = np.argmin(costs)
         least[end] = costs[last[end]] + penalty
     starts = [int(last[-1])]
@@ -294,5 +294,5 @@ def _count_near(step: int, others: list[list[int]], window: float) -> int:
 def _chance_probabilities(step: int, others: list[list[int]], window: float, steps: NDArray[np.int64]) -> list[float]:
     """For each of `others` the probability of a change within the window if its changes are uniform over the steps."""
     low, high = max(step - window, float(steps[0])), min(step + window, float(steps[-1]))
-    share = (high - low) / max(float(steps[-1] - steps[0]), 1.0)
+    share = (high - low) / float(steps[-1] - steps[0])
     return [float(1 - (1 - share) ** len(changes)) for changes in others]

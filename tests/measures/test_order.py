@@ -9,7 +9,7 @@ from support.walks import DTYPES, walk
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.order import break_in_line, derivative, order_parameter
+from pythia_dynamics.measures.order import _PHI_GRID, break_in_line, derivative, order_parameter
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 
@@ -189,6 +189,12 @@ def test_the_break_and_its_p_from_their_definition(count, dependence):
     wanted = broken_line(x, y, 230, 3)
     assert (found.at, found.slope_before, found.slope_after, found.f) == pytest.approx(wanted[:4], rel=1e-9)
     assert found.p == wanted[4]
+
+
+def test_the_grid_of_the_autocorrelations_rises_to_one():
+    assert _PHI_GRID[0] == 0
+    assert np.all(np.diff(_PHI_GRID) > 0)
+    assert _PHI_GRID[-1] < 1
 
 
 def test_a_break_needs_six_points_and_five_places():

@@ -117,7 +117,18 @@ def test_the_stated_rate_of_false_changes(length: int, stated: float) -> None:
     assert sum(bool(change_points(np.arange(length), rng.normal(size=length), strength=1.0)) for _ in range(40)) > 20
 
 
-@pytest.mark.parametrize("values", [np.ones(40), np.full(40, np.nan), np.arange(5.0), np.empty(0), np.arange(40.0)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.ones(40),
+        np.full(40, np.nan),
+        np.arange(2.0),
+        np.array([0.0, 1, 5]),
+        np.arange(5.0),
+        np.empty(0),
+        np.arange(40.0),
+    ],
+)
 def test_signals_without_anything_to_find(values: np.ndarray) -> None:
     assert change_points(np.arange(len(values)), values) == ()
 

@@ -204,6 +204,16 @@ def test_principal_components_are_those_of_the_weights():
     assert (result["coordinate"][0] <= 0).all()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_coordinates_have_the_distances(seed):
+    points = np.random.default_rng(seed).standard_normal((7, 3))
+    squared = oracles_squared(points)
+    share, coordinates = classical_scaling(squared, 7)
+    np.testing.assert_allclose(oracles_squared(coordinates), squared, atol=1e-9)
+    assert share.sum() == pytest.approx(1)
+    assert (coordinates[0] <= 0).all()
+
+
 def test_a_walk_has_the_components_of_its_null():
     rng = np.random.default_rng(4)
     result = two_time(np.cumsum(rng.standard_normal((60, 50_000)), axis=0))
