@@ -7,21 +7,21 @@ before, and requests header and tensor in one range; every guess is checked agai
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, cast
 from zlib import crc32
 
 from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
 from pythia_dynamics.checkpoints.formats.safetensors import parse_safetensors, safetensors_header_stop
 from pythia_dynamics.checkpoints.formats.slices import (
+    STORABLE,
     NeedBytes,
     TensorSlice,
     parse_index,
-    parse_json_object,
     require_storable,
     select,
 )
@@ -32,7 +32,7 @@ from pythia_dynamics.checkpoints.formats.torchzip import (
     member_data_start,
     parse_zip_directory,
 )
-from pythia_dynamics.checkpoints.roles import Role, config_is_needed, find_roles
+from pythia_dynamics.checkpoints.roles import ROLES, Role, Roles, config_is_needed, find_roles
 from pythia_dynamics.checkpoints.source import FileMissingError
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError
 
@@ -152,12 +152,12 @@ class TensorRequest:
     prefetch_stop
         As for `RangeRequest`.
     roles
-        What it is for; usually nothing.
+        What it is for, usually nothing; None where that is not known.
     """
 
     tensor: TensorSlice
     prefetch_stop: int
-    roles: tuple[Role, ...] = ()
+    roles: tuple[Role, ...] | None = None
 
 
 Request = ListingRequest | RangeRequest | TensorRequest
@@ -205,7 +205,7 @@ class LayoutCache:
     indexes
         Tensor name → shard, by revision and index file.
     roles
-        Role → tensor, by the names of all tensors of a checkpoint.
+        The roles in a checkpoint, by the names of all its tensors.
     """
 
     layouts: tuple[Layout, ...] = ()
@@ -213,7 +213,7 @@ class LayoutCache:
     tails: dict[CacheKey, int] = field(default_factory=dict)
     pickles: dict[tuple[int, int], dict[str, StorageView]] = field(default_factory=dict)
     indexes: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
-    roles: dict[frozenset[str], dict[Role, str]] = field(default_factory=dict)
+    roles: dict[frozenset[str], Roles] = field(default_factory=dict)
 
     def add(self, layout: Layout) -> None:
         """Put a layout first, and drop the oldest entries of tables that have grown beyond `MAX_CACHED`."""
@@ -293,25 +293,54 @@ def _find_in_layout(
         if index.size > MAX_INDEX_BYTES:
             raise FormatError(f"{where}/{entry} has {index.size} bytes, which no index of shards needs")
         shards = cache.indexes[where, entry] = parse_index(index.data, file=entry)
-    roles = yield from _roles(shards, cache)
-    wanted = [name for name in select(shards, patterns, where=where, roles=roles) if name not in skip]
+    roles = yield from _roles(shards, patterns, cache)
+    wanted = [name for name in select(shards, patterns, where=where, roles=roles.tensors) if name not in skip]
     for shard in dict.fromkeys(shards[name] for name in wanted):
         members = frozenset(name for name, file in shards.items() if file == shard)
         names = [name for name in wanted if name in members]
-        yield from find(shard, (shard, members), names, cache, f"{where}/{shard}", skip, roles)
+        of_shard = _OfShard(roles, frozenset(names).difference(patterns, roles.tensors.values()))
+        yield from find(shard, (shard, members), names, cache, f"{where}/{shard}", skip, of_shard)
 
 
-def _roles(names: Collection[str], cache: LayoutCache) -> Generator[Request, Answer, dict[Role, str]]:
-    """The roles of the tensors of a checkpoint. Its config is read where they depend on it."""
-    key = frozenset(names)
-    if key not in cache.roles:
-        config: dict[str, object] = {}
+@dataclass(frozen=True, slots=True)
+class _OfShard:
+    """What is known of a shard from the index: the roles, and the tensors that only a glob asks for."""
+
+    roles: Roles
+    optional: frozenset[str]
+
+
+def _roles(names: Collection[str], patterns: Sequence[str], cache: LayoutCache) -> Generator[Request, Answer, Roles]:
+    """The roles of the tensors of a checkpoint. Its config is read where they depend on it.
+
+    A config that cannot be had ends the plan only where a role was asked for.
+    """
+    key, needed = frozenset(names), not {*ROLES}.isdisjoint(patterns)
+    known = cache.roles.get(key)
+    if known is None or (needed and not known.complete):
+        config: Mapping[str, Any] | None = None
         if config_is_needed(names):
-            with suppress(FileMissingError):
+            try:
                 read = yield from _read(_CONFIG, 0, MAX_CONFIG_BYTES)
-                config = parse_json_object(read.data, file=_CONFIG)
-        cache.roles[key] = find_roles(names, config)
-    return cache.roles[key]
+            except (FileMissingError, FormatError):  # there is none, or it is empty
+                pass
+            except PythiaDynError:
+                if needed:
+                    raise
+            else:
+                config = _config(read.data)
+        known = Roles(find_roles(names, config), config is not None or not config_is_needed(names))
+        cache.roles[key] = known
+    return known
+
+
+def _config(content: bytes) -> Mapping[str, Any] | None:
+    """A ``config.json``, None where it is damaged. Infinities are allowed: transformers writes them."""
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _find_in_safetensors(
@@ -321,14 +350,14 @@ def _find_in_safetensors(
     cache: LayoutCache,
     where: str,
     skip: Collection[str],
-    roles: Mapping[Role, str] | None,
+    shard: _OfShard | None,
 ) -> Plan:
-    """The plan for one safetensors file. `roles` are those of the checkpoint; None where the file is all of it."""
+    """The plan for one safetensors file. `shard` is None where the file is the whole checkpoint."""
     stop, prefetch_stop = FIRST_HEADER_BYTES, 0
     if key in cache.headers:
         stop, tensors = cache.headers[key]
-        known = cache.roles.get(frozenset(tensors), {}) if roles is None else roles
-        prefetch_stop = _guess_prefetch_stop(stop, tensors, patterns, skip, known)
+        known = cache.roles.get(frozenset(tensors)) if shard is None else shard.roles
+        prefetch_stop = _guess_prefetch_stop(stop, tensors, patterns, skip, known.tensors if known else {})
     read = yield from _read(file, 0, stop, prefetch_stop)
     header, size = read.data, read.size
     stop = safetensors_header_stop(header, file=file, file_size=size)
@@ -337,18 +366,21 @@ def _find_in_safetensors(
         header += read.data
     tensors = parse_safetensors(header, file=file, file_size=size)
     cache.headers[key] = (stop, tensors)
-    if roles is None:
-        roles = yield from _roles(tensors, cache)
-    wanted = [tensors[name] for name in select(tensors, patterns, where=where, roles=roles) if name not in skip]
+    roles = shard.roles if shard else (yield from _roles(tensors, patterns, cache))
+    chosen = select(tensors, patterns, where=where, roles=roles.tensors)
+    optional = shard.optional if shard else set(chosen).difference(patterns, roles.tensors.values())
+    wanted = _storable([tensors[name] for name in chosen if name not in skip], optional)
     wanted.sort(key=lambda tensor: tensor.start)
-    for tensor in wanted:
-        require_storable(tensor)
     for tensor, run_end in zip(wanted, _run_ends([(t.start, t.stop) for t in wanted]), strict=True):
-        yield TensorRequest(tensor, run_end, _roles_of(tensor.name, roles))
+        yield TensorRequest(tensor, run_end, roles.of(tensor.name))
 
 
-def _roles_of(name: str, roles: Mapping[Role, str]) -> tuple[Role, ...]:
-    return tuple(role for role, tensor in roles.items() if tensor == name)
+def _storable(tensors: Sequence[TensorSlice], optional: Collection[str]) -> list[TensorSlice]:
+    """The tensors that a store can hold. Raises `FormatError` for another one, unless it is optional."""
+    kept = [tensor for tensor in tensors if tensor.dtype in STORABLE or tensor.name not in optional]
+    for tensor in kept or tensors:
+        require_storable(tensor)
+    return kept
 
 
 def _guess_prefetch_stop(
@@ -374,18 +406,20 @@ def _find_in_torch_zip(
     cache: LayoutCache,
     where: str,
     skip: Collection[str],
-    roles: Mapping[Role, str] | None,
+    shard: _OfShard | None,
 ) -> Plan:
-    """The plan for one zip file of ``torch.save``. `roles` as for `_find_in_safetensors`."""
+    """The plan for one zip file of ``torch.save``. `shard` as for `_find_in_safetensors`."""
     directory = yield from _zip_directory(file, key, cache)
     views = yield from _state_dict(directory, cache)
-    if roles is None:
-        roles = yield from _roles(views, cache)
-    wanted = [views[name] for name in select(views, patterns, where=where, roles=roles) if name not in skip]
+    roles = shard.roles if shard else (yield from _roles(views, patterns, cache))
+    chosen = select(views, patterns, where=where, roles=roles.tensors)
+    optional = shard.optional if shard else set(chosen).difference(patterns, roles.tensors.values())
+    wanted = [views[name] for name in chosen if name not in skip]
+    approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
+    kept = {tensor.name for tensor in _storable(approximate, optional)}
+    wanted = [view for view in wanted if view.name in kept]
     wanted.sort(key=lambda view: (directory.storage(view.key).header_offset, view.offset))
     approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
-    for tensor in approximate:
-        require_storable(tensor)
     # Only the local header states where the data begin: until it is read, ranges that contain the data in any case.
     ranges = [_bounding_range(view, directory, tensor) for view, tensor in zip(wanted, approximate, strict=True)]
     for view, (start, _), run_end in zip(wanted, ranges, _run_ends(ranges), strict=True):
@@ -394,7 +428,7 @@ def _find_in_torch_zip(
         prefetch_stop = run_end if start == member.header_offset else 0
         local = yield from _read(file, member.header_offset, member.header_offset + length, prefetch_stop)
         tensor = locate(view, directory, member_data_start(local.data, member))
-        yield TensorRequest(tensor, run_end, _roles_of(tensor.name, roles))
+        yield TensorRequest(tensor, run_end, roles.of(tensor.name))
 
 
 def _zip_directory(file: str, key: CacheKey, cache: LayoutCache) -> Generator[Request, Answer, ZipDirectory]:

@@ -106,9 +106,12 @@ _CONTEXT = 2048
 
 _NEVER_DEDUPED_BY_DEFAULT = ("14m", "31m")
 _SEEDED = ("14m", "31m", "70m", "160m", "410m")
+_DECOUPLED = {"160m": tuple(f"{part}-seed{k}" for part in ("data", "weight") for k in (1, 2, 3))}
+"""Runs in which only the order of the data, or only the initial weights differ (PolyPythias, arXiv 2503.09543)."""
+
 _ALIAS = re.compile(
     r"(?:EleutherAI/)?(?:pythia-)?(?P<size>\d+(?:\.\d+)?[mb])"
-    r"(?:-(?P<data>standard|deduped))?(?:-seed(?P<seed>[1-9]))?(?P<v0>-v0)?",
+    r"(?:-(?P<data>standard|deduped))?(?:-(?P<seed>(?:(?:data|weight)-)?seed[1-9]))?(?P<v0>-v0)?",
     re.IGNORECASE,
 )
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -153,14 +156,19 @@ class Model:
 
 
 def aliases() -> tuple[str, ...]:
-    """All short names: sizes, and those with ``-standard``, ``-seed1`` … ``-seed9``, ``-v0``, ``-deduped-v0``."""
+    """All short names: sizes, alone and with ``-standard``, ``-seed1`` …, ``-data-seed1`` …, ``-v0``, …"""
     names: list[str] = []
     for size in SIZES:
         deduped = size not in _NEVER_DEDUPED_BY_DEFAULT
         names += [size, f"{size}-standard"] if deduped else [size]
-        names += [f"{size}-seed{k}" for k in range(1, 10)] if size in _SEEDED else []
+        names += [f"{size}-{seed}" for seed in _seeds(size)]
         names += [f"{size}-v0", f"{size}-deduped-v0"] if deduped else []
     return tuple(names)
+
+
+def _seeds(size: str) -> tuple[str, ...]:
+    """The names of the runs of a size with other random seeds."""
+    return (*(f"seed{k}" for k in range(1, 10) if size in _SEEDED), *_DECOUPLED.get(size, ()))
 
 
 def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
@@ -197,12 +205,12 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
 
 def _pythia(match: re.Match[str], text: str, suggestions: Iterable[str]) -> Model:
     size, data, seed, v0 = match["size"].lower(), match["data"], match["seed"], match["v0"]
-    if size not in SIZES or (seed and (size not in _SEEDED or data or v0)):
+    if size not in SIZES or (seed and (seed.lower() not in _seeds(size) or data or v0)):
         raise UnknownNameError("model", text, suggestions)
     # A size alone means the model in Table 1 of the paper, which is deduplicated; any other name is used as it is.
     by_size = not (seed or v0 or "pythia-" in text.lower() or size in _NEVER_DEDUPED_BY_DEFAULT)
     deduped = data.lower() == "deduped" if data else by_size
-    parts = [f"pythia-{size}", "deduped" if deduped else "", f"seed{seed}" if seed else "", "v0" if v0 else ""]
+    parts = [f"pythia-{size}", "deduped" if deduped else "", seed.lower() if seed else "", "v0" if v0 else ""]
     name = "-".join(part for part in parts if part)
     return Model(f"EleutherAI/{name}", name, architecture=SIZES[size])
 

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-__all__ = ["ALL", "EMBEDDING", "ROLES", "UNEMBEDDING", "Role", "config_is_needed", "find_roles", "without_prefixes"]
+__all__ = [
+    "ALL",
+    "EMBEDDING",
+    "ROLES",
+    "UNEMBEDDING",
+    "Role",
+    "Roles",
+    "config_is_needed",
+    "find_roles",
+    "without_prefixes",
+]
 
 Role = Literal["unembedding", "embedding"]
 """What a tensor is for: the unembedding W_U makes logits of hidden states, the embedding makes vectors of tokens."""
@@ -37,6 +48,26 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "_forward_module.", "state_dict.
 """What wrappers put before the names of a model: data parallelism, `torch.compile`, Lightning and others."""
 
 
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """The tensors of a checkpoint that have a role.
+
+    Parameters
+    ----------
+    tensors
+        Role → tensor.
+    complete
+        Whether all roles are known. If not, the config would say whether the embedding is the unembedding too.
+    """
+
+    tensors: Mapping[Role, str]
+    complete: bool
+
+    def of(self, tensor: str) -> tuple[Role, ...] | None:
+        """What a tensor is for; None where that is not known."""
+        return tuple(role for role, name in self.tensors.items() if name == tensor) if self.complete else None
+
+
 def without_prefixes(name: str) -> str:
     """The name of a tensor without the prefixes that wrappers of a model add.
 
@@ -65,15 +96,14 @@ def find_roles(names: Collection[str], config: Mapping[str, Any] | None = None) 
     """The tensors of a checkpoint that have a role.
 
     The unembedding is the tensor with a usual name of an output head. Without one it is the embedding, if the config
-    ties the two. A config that says nothing of it is taken to tie them, as in transformers.
+    ties the two. Where the config says nothing of it, the default of its ``model_type`` in transformers counts.
 
     Parameters
     ----------
     names
         Names of all tensors of the checkpoint.
     config
-        The content of its ``config.json``, for which `config_is_needed` asks; empty where there is none, None where it
-        was not looked for.
+        The content of its ``config.json``, for which `config_is_needed` asks; None where it is not known.
 
     Returns
     -------
@@ -109,4 +139,14 @@ def _is_tied(config: Mapping[str, Any]) -> bool:
         for key in ("weight_tying", "tie_word_embeddings"):  # the first is that of OLMo 1
             if key in part:
                 return bool(part[key])
-    return True
+    return _ties_by_default(str(config.get("model_type", "")))
+
+
+def _ties_by_default(model_type: str) -> bool:
+    """Whether the models of a type in transformers tie the two matrices; False for a type that it does not have."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return bool(getattr(CONFIG_MAPPING[model_type](), "tie_word_embeddings", False))
+    except Exception:  # an unknown type, or one without a default configuration
+        return False

@@ -227,7 +227,8 @@ def models() -> None:
     for line in (
         "",
         f"deduplicated data by default: {', '.join(deduped)}; the others: <size>-standard",
-        f"seeds 1 to 9: {', '.join(seeded)}: <size>-seed3",
+        f"seeds 1 to 9: {', '.join(seeded)}: <size>-seed3; of the order of the data or of the initial weights alone: "
+        "160m-data-seed1 to 3, 160m-weight-seed1 to 3",
         f"v0: {', '.join(deduped)}: <size>-v0, <size>-deduped-v0; steps 1000 … 143000 only. "
         f"{', '.join(V0_DOUBLE_BATCH)} took",
         "    half as many steps of twice the tokens there, and their branches were relabelled: step2000 is step 1000",

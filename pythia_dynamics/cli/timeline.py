@@ -121,7 +121,8 @@ def phases(
             with app.echo_warnings(), app.bar(f"{history.name} phases") as progress:
                 compute = Compute(rows=rows, progress=progress)
                 dataset = find_phases(history, strength=strength, compute=compute)
-            part = UNEMBEDDING if UNEMBEDDING in history.provenance["roles"] else history.tensor
+            is_head = UNEMBEDDING in history.provenance["roles"]  # its name differs between models
+            part = UNEMBEDDING if is_head else history.tensor
             found.setdefault(part, {})[history.name] = dataset
             used.setdefault(part, {})[history.name] = history, rows
     for part, models in found.items():

@@ -273,8 +273,9 @@ class _Job:
 
     def _knows_tensors(self) -> bool:
         """Whether the store has a tensor of each requested name; if so, find out which of their steps it has."""
-        self.known = Store.open(self.path).tensors if Store.exists(self.path) else {}
-        named: dict[str, str] = {role: name for name, spec in self.known.items() for role in spec.roles or ()}
+        store = Store.open(self.path) if Store.exists(self.path) else None
+        self.known = store.tensors if store else {}
+        named = {str(role): name for role, name in (store.roles.items() if store else ())}
         named |= {name: name for name in self.known}
         if not all(pattern in named for pattern in self.patterns):
             return False

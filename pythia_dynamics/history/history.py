@@ -200,7 +200,7 @@ class History:
         provenance = {
             "source": store.source,
             "tensor": tensor,
-            "roles": list(spec.roles or ()),
+            "roles": [role for role, name in store.roles.items() if name == tensor],
             "commits": {str(step): records[step].get("commit") for step in sorted(records)},
             "missing": {str(step): why for step, why in missing.items()},
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pythia_dynamics.checkpoints.roles import Role, find_roles
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING, Role, find_roles
 from pythia_dynamics.errors import StoreError, UnknownNameError
 from pythia_dynamics.history.bfloat16 import BFloat16
 
@@ -41,8 +41,8 @@ class TensorSpec:
     shape
         Its shape at one step, without the step axis.
     roles
-        What it is for: the unembedding, the embedding, both where they are tied; empty for other tensors. Default: what
-        its name says.
+        What it is for: the unembedding, the embedding, both where they are tied; empty for other tensors. None where
+        that is not known.
 
     Raises
     ------
@@ -63,11 +63,14 @@ class TensorSpec:
         # The name becomes a folder, and it is read from a file of unknown origin.
         if not _SAFE_NAME.fullmatch(self.name) or self.name in _RESERVED_NAMES:
             raise StoreError(f"a tensor cannot be stored under the name {self.name!r}")
-        if self.roles is None:
-            object.__setattr__(self, "roles", tuple(find_roles([self.name])))
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
+
+    @property
+    def known_roles(self) -> tuple[Role, ...]:
+        """Its roles; where they are not known, what its name says."""
+        return tuple(find_roles([self.name])) if self.roles is None else self.roles
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +85,11 @@ class TensorSpec:
     @property
     def dimensions(self) -> tuple[str, ...]:
         """Names of the axes of the stored array. xarray requires axes of equal name to have equal lengths."""
-        if len(self.shape) == 2 and self.roles:
+        if len(self.shape) == 2 and UNEMBEDDING in self.known_roles:
             return ("step", "vocab", "d_model")
+        return self.own_dimensions
+
+    @property
+    def own_dimensions(self) -> tuple[str, ...]:
+        """Names of the axes that no other tensor has."""
         return ("step", *(f"{self.name}.{axis}" for axis in range(len(self.shape))))

@@ -28,7 +28,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.formats.slices import select
-from pythia_dynamics.checkpoints.roles import UNEMBEDDING
+from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.errors import IntegrityError, StoreError, UnknownNameError
 from pythia_dynamics.files import atomic_file, remove_stale, store_errors
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter
@@ -172,8 +172,23 @@ class Store:
             raise StoreError(f"{self.path} holds no weights yet; run pythia-dyn fetch")
         if not patterns and len(specs) == 1:
             return tuple(specs)
-        roles = {role: name for name, spec in specs.items() for role in spec.roles or ()}
-        return tuple(select(specs, patterns or (UNEMBEDDING,), where=str(self.path), roles=roles))
+        return tuple(select(specs, patterns or (UNEMBEDDING,), where=str(self.path), roles=self.roles))
+
+    @property
+    def roles(self) -> dict[Role, str]:
+        """The tensors that have a role. A role that several could have is left out."""
+        specs, found = self.tensors, {}
+        by_name = find_roles(specs)
+        for role in ROLES:
+            holders = [name for name, spec in specs.items() if role in (spec.roles or ())]
+            holders = holders or [
+                name for name, spec in specs.items() if spec.roles is None and by_name.get(role) == name
+            ]
+            if len(holders) > 1:  # one matrix, recorded under two names
+                holders = [name for name in holders if by_name.get(role) == name]
+            if len(holders) == 1:
+                found[role] = holders[0]
+        return found
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -259,13 +274,14 @@ class Store:
             present = self.tensors
             for spec in tensors:
                 if spec.name not in present:
-                    self._create_array(spec, len(grown))
+                    is_head = not any("vocab" in other.dimensions for other in self.tensors.values())
+                    self._create_array(spec, len(grown), is_head=is_head)
                 elif present[spec.name] != spec:
                     raise StoreError(
                         f"{self.path} has {spec.name} as {present[spec.name]}, the source as {spec}; "
                         "name another --cache or remove the store"
                     )
-                elif present[spec.name].roles != spec.roles:
+                elif spec.roles is not None and present[spec.name].roles != spec.roles:
                     _open(self.path / spec.name, zarr.open_array, "r+").attrs["roles"] = spec.roles
                     self._specs.pop(spec.name, None)
             for name in present:
@@ -408,13 +424,14 @@ class Store:
             )
         array[:] = np.array(steps, dtype=np.int64)
 
-    def _create_array(self, spec: TensorSpec, length: int) -> None:
+    def _create_array(self, spec: TensorSpec, length: int, *, is_head: bool) -> None:
+        """Create the array of a tensor. With `is_head` it may have the axes vocab and d_model, which one tensor has."""
         zarr.create_array(
             self.path / spec.name,
             shape=(length, *spec.shape),
             chunks=(1, *spec.shape),
             dtype=spec.numpy_dtype,
-            dimension_names=spec.dimensions,
+            dimension_names=spec.dimensions if is_head else spec.own_dimensions,
             fill_value=float("nan"),
             serializer=BytesCodec(endian="little"),
             compressors=[Crc32cCodec()],

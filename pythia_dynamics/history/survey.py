@@ -32,14 +32,14 @@ class Survey:
     tensors
         File, byte range, dtype and shape of each tensor.
     roles
-        What each tensor is for.
+        What each tensor is for; None where that is not known.
     file_sizes
         Bytes of every file that was opened, by name.
     """
 
     revision: Revision
     tensors: tuple[TensorSlice, ...]
-    roles: tuple[tuple[Role, ...], ...]
+    roles: tuple[tuple[Role, ...] | None, ...]
     file_sizes: Mapping[str, int]
 
     @property

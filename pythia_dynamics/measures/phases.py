@@ -176,15 +176,17 @@ def _starts(at: NDArray[np.float64], values: NDArray[np.float64], penalty: float
 
     The best lines for the first n values are one from some start to n, and the best lines for the values before that
     start (Jackson et al. 2005). All starts are tried at once; the sum of squares about a line is computed from
-    cumulative sums.
+    cumulative sums. Abscissae are relative to the end of the line, so that steps that are close together keep their
+    distances.
     """
-    terms = np.column_stack([np.ones_like(at), at, values, at**2, at * values])
-    sums = np.vstack([np.zeros(5), np.cumsum(terms, axis=0)])
-    least, last = np.full(len(sums), np.inf), np.zeros(len(sums), dtype=np.intp)
+    count = len(values)
+    least, last = np.full(count + 1, np.inf), np.zeros(count + 1, dtype=np.intp)
     least[0] = 0.0
-    for end in range(_MIN_RECORDS, len(sums)):
+    for end in range(_MIN_RECORDS, count + 1):
         before = end - _MIN_RECORDS + 1
-        n, x, y, xx, xy = (sums[end] - sums[:before]).T
+        to_end, level = at[:end] - at[end - 1], values[:end]
+        terms = np.stack([np.ones(end), to_end, level, to_end**2, to_end * level])
+        n, x, y, xx, xy = np.cumsum(terms[:, ::-1], axis=1)[:, ::-1][:, :before]
         costs = least[:before] - y**2 / n - (xy - x * y / n) ** 2 / (xx - x**2 / n)  # without Σy², the same for all
         last[end] = np.argmin(costs)
         least[end] = costs[last[end]] + penalty

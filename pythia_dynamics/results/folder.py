@@ -130,8 +130,9 @@ class Results:
 
     @property
     def _roles(self) -> Collection[str]:
-        recorded = (made["roles"] for made in self.provenance().values() if isinstance(made.get("roles"), list))
-        return next(recorded, find_roles([self.tensor or ""]))
+        made = [made for made in self.provenance().values() if isinstance(made.get("roles"), list)]
+        newest = max(made, key=lambda details: str(details.get("time")), default=None)
+        return newest["roles"] if newest else find_roles([self.tensor or ""])
 
     @property
     def model(self) -> Results:

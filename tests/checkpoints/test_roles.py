@@ -24,7 +24,10 @@ BLOCKS = [f"transformer.h.{i}.{part}.weight" for i in range(3) for part in ("ln_
     ("names", "config", "roles"),
     [
         (["gpt_neox.embed_in.weight", "embed_out.weight"], None, ("embed_out.weight", "gpt_neox.embed_in.weight")),
-        (["transformer.wte.weight", "transformer.wpe.weight"], {}, ("transformer.wte.weight",) * 2),
+        (["transformer.wte.weight", "transformer.wpe.weight"], {"model_type": "gpt2"}, ("transformer.wte.weight",) * 2),
+        (["model.embed_tokens.weight"], {"model_type": "llama"}, (None, "model.embed_tokens.weight")),
+        (["embedding.word_embeddings.weight", "output_layer.weight"], {}, (None, "embedding.word_embeddings.weight")),
+        (["a.word_embeddings.weight"], {"model_type": "of one's own"}, (None, "a.word_embeddings.weight")),
         (["transformer.wte.weight"], {"tie_word_embeddings": False}, (None, "transformer.wte.weight")),
         (["transformer.wte.weight"], None, (None, "transformer.wte.weight")),
         (

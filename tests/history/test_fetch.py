@@ -262,7 +262,7 @@ def test_unknown_steps(hub: HubServer, tmp_path: Path) -> None:
 def test_a_tied_head_is_the_embedding(hub: HubServer, tmp_path: Path) -> None:
     tied = {name: tensor for name, tensor in state(1).items() if name != HEAD}
     hub.add(REPO, {"step1": checkpoint(tied, tie_word_embeddings=True)})
-    with pytest.raises(CheckpointError, match=r"its unembedding is gpt_neox\.embed_in\.weight; give --tensor unemb"):
+    with pytest.raises(CheckpointError, match=r"its unembedding is gpt_neox\.embed_in\.weight"):
         download(REPO, cache=tmp_path, tensors=HEAD)
     hub.reset()
     report = download(REPO, cache=tmp_path)
@@ -273,9 +273,36 @@ def test_a_tied_head_is_the_embedding(hub: HubServer, tmp_path: Path) -> None:
     hub.reset()
     assert download(REPO, cache=tmp_path, steps=[1], tensors=["unembedding", "embedding"]).present == (1,)
     assert not hub.log
+    for content in (
+        None,
+        b"[]",
+        b'{"tie_word_embeddings": true',
+        b'{"model_type": "llama", "limits": [0, Infinity]}',
+    ):
+        files = checkpoint(tied)
+        if content is None:
+            del files["config.json"]
+        else:
+            files["config.json"] = content
+        hub.add("org/unclear", {"step1": files})
+        with pytest.raises(CheckpointError, match="no tensor known to be its unembedding"):
+            download("org/unclear", cache=tmp_path)
+        assert download("org/unclear", cache=tmp_path, tensors="*.dense.weight").complete
+        shutil.rmtree(tmp_path / "unclear.zarr")
     hub.add("org/untied", {"step1": checkpoint(tied)})
     with pytest.raises(CheckpointError, match="no tensor known to be its unembedding; name one with --tensor"):
         download("org/untied", cache=tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_is_what_a_store_can_hold(hub: HubServer, tmp_path: Path, layout: str) -> None:
+    hub.add(REPO, suite([1, 2], layout))
+    report = download(REPO, cache=tmp_path, tensors="all")
+    assert report.complete
+    assert {spec.name for spec in report.tensors} == {name for name in state(1) if not name.endswith(".bias")}
+    assert Store.open(report.path).roles == {"unembedding": HEAD, "embedding": "gpt_neox.embed_in.weight"}
+    with pytest.raises(CheckpointError, match="is bool"):
+        download(REPO, cache=tmp_path, tensors="gpt_neox.layers.0.attention.bias")
 
 
 def test_all_steps_failing_is_an_error(hub: HubServer, tmp_path: Path) -> None:

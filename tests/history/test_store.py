@@ -395,3 +395,20 @@ def test_the_demo_names_its_command(tmp_path: Path) -> None:
         open_history("demo", cache=tmp_path)
     with pytest.raises(UnknownNameError, match=r"no model 'xyz'; known: 14m, 31m, 70m, 160m, 410m, 1b, …"):
         open_history("xyz", cache=tmp_path)
+
+
+def test_a_role_has_one_tensor(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "run.zarr", source="here")
+    store.ensure(
+        [TensorSpec("value.lm_head.weight", "float32", (1, 8)), TensorSpec("wte.weight", "float32", (40, 8))], [1]
+    )
+    assert store.roles == {"unembedding": "value.lm_head.weight", "embedding": "wte.weight"}
+    store.ensure([TensorSpec("lm_head.weight", "float32", (48, 8))], [1])
+    assert store.roles == {"unembedding": "lm_head.weight", "embedding": "wte.weight"}  # the other is in a module
+    store.ensure([TensorSpec("wte.weight", "float32", (40, 8), ("unembedding", "embedding"))], [1])
+    assert store.roles == {"unembedding": "wte.weight", "embedding": "wte.weight"}  # recorded, not guessed
+    store.ensure([TensorSpec("wte.weight", "float32", (40, 8))], [1])
+    assert store.roles["unembedding"] == "wte.weight"
+    store.ensure([TensorSpec("readout.weight", "float32", (40, 8), ("unembedding",))], [1])
+    assert "unembedding" not in store.roles
+    assert xr.open_zarr(store.path, consolidated=False).sizes["step"] == 1  # also with heads of different lengths

@@ -181,6 +181,14 @@ def test_change_points_are_those_of_the_least_cost(strength: float) -> None:
     assert len(seen) > 1
 
 
+@pytest.mark.parametrize("span", [10**5, 10**7, 10**9])
+def test_steps_that_are_close_together_at_the_end_of_a_long_training(span: int) -> None:
+    rng = np.random.default_rng(0)
+    steps = np.concatenate([np.linspace(0, span, 20).astype(int), span + np.arange(1, 7)])
+    values = np.concatenate([rng.normal(size=10), 500 + rng.normal(size=16)]) * 0.01
+    assert change_points(steps, values) == (steps[10],)
+
+
 def test_eight_values_can_have_two_phases() -> None:
     values = np.array([0, 0, 0, 0, 5.0, 5, 5, 5])
     assert change_points(np.arange(8), values) == (4,)

@@ -145,9 +145,9 @@ def select(
             chosen[_of_role(pattern, roles, known, where)] = None
         else:
             matches = [name for name in known if pattern == ALL or fnmatch.fnmatchcase(name, pattern)]
-            if not matches and UNEMBEDDING in find_roles([pattern]) and UNEMBEDDING in roles:
-                what = f"{where} has no {pattern}: its {UNEMBEDDING} is {roles[UNEMBEDDING]}"
-                raise CheckpointError(f"{what}; give --tensor {UNEMBEDDING}")
+            other = roles.get(UNEMBEDDING, pattern)
+            if not matches and UNEMBEDDING in find_roles([pattern]) and other != pattern:
+                raise CheckpointError(f"{where} has no {pattern}: its {UNEMBEDDING} is {other}")
             if not matches:
                 raise UnknownNameError("tensor", pattern, known, where=where)
             chosen.update(dict.fromkeys(matches))
