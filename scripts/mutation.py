@@ -39,7 +39,8 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -87,17 +88,20 @@ SLACK = 4
 
 @dataclass(frozen=True)
 class Mutant:
-    """One changed module: the source, the function it is in, and the lines that differ."""
+    """One changed module: the source, the function it is in, the lines that differ, and which of several alike."""
 
     module: str
     source: str
     function: str
     before: str
     after: str
+    number: int = 0
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(f"{self.module}\n{self.source}".encode()).hexdigest()[:16]
+        """Stays the same when other lines of the module change."""
+        parts = (self.module, self.function, self.before, self.after, str(self.number))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
     def entry(self) -> dict[str, str]:
@@ -155,6 +159,11 @@ def mutants(module: str) -> list[Mutant]:
                 mutant = _describe(module, original, source)
                 if not mutant.before.startswith("@dataclass"):
                     found.append(mutant)
+    seen_alike: Counter[tuple[str, ...]] = Counter()
+    for index, mutant in enumerate(found):
+        alike = tuple(mutant.entry.values())
+        found[index] = replace(mutant, number=seen_alike[alike])
+        seen_alike[alike] += 1
     return found
 
 
