@@ -58,6 +58,9 @@ def test_a_loss_may_cover_a_part_of_the_steps():
         np.testing.assert_allclose(result["dloss_db"], [np.nan, -1, -1, np.nan])
     with pytest.raises(PythiaDynError, match="4 steps"):
         order_parameter(history, loss=[1.0, 2.0])
+    with pytest.raises(PythiaDynError, match="of none of the 4 steps"):
+        order_parameter(history, loss={99: 1.0})
+    assert np.isnan(order_parameter(history, loss={})["loss"]).all()
 
 
 def test_the_break_of_two_lines_is_found():
@@ -189,12 +192,24 @@ def test_the_break_and_its_p_from_their_definition(count, dependence):
     wanted = broken_line(x, y, 230, 3)
     assert (found.at, found.slope_before, found.slope_after, found.f) == pytest.approx(wanted[:4], rel=1e-9)
     assert found.p == wanted[4]
+    assert break_in_line(x, y) == break_in_line(x, y, draws=999, seed=0)
 
 
 def test_the_grid_of_the_autocorrelations_rises_to_one():
     assert _PHI_GRID[0] == 0
     assert np.all(np.diff(_PHI_GRID) > 0)
     assert _PHI_GRID[-1] < 1
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-6, 1e9])
+def test_the_unit_of_the_loss_does_not_matter(unit):
+    rng = np.random.default_rng(2)
+    x = np.arange(20.0)
+    y = np.maximum(x - 9, 0) + rng.standard_normal(20)
+    one, other = break_in_line(x, y, draws=99), break_in_line(x, unit * y, draws=99)
+    assert (other.at, other.p) == (one.at, one.p)
+    assert other.f == pytest.approx(one.f, rel=1e-6)
+    assert break_in_line(x, unit * x, draws=99).f == 0
 
 
 def test_a_break_needs_six_points_and_five_places():
