@@ -256,7 +256,7 @@ def _roles(model: torch.nn.Module, tensor: torch.Tensor) -> tuple[Role, ...] | N
     """What a tensor of a model is for; None where the model does not say, as one that is not of transformers."""
     modules: dict[Role, Any] = {}
     for role, name in zip(ROLES, ("get_output_embeddings", "get_input_embeddings"), strict=True):
-        with suppress(NotImplementedError):
+        with suppress(NotImplementedError):  # transformers raises it for models without embeddings of tokens
             modules[role] = getattr(model, name, lambda: None)()
     if all(module is None for module in modules.values()):
         return None
