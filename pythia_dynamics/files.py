@@ -13,7 +13,7 @@ from typing import IO
 
 from pythia_dynamics.errors import StoreError
 
-__all__ = ["atomic_file", "disk_full_errors", "reason_of", "remove_stale", "store_errors", "write_count"]
+__all__ = ["atomic_file", "disk_full_errors", "portable", "reason_of", "remove_stale", "store_errors", "write_count"]
 
 _STALE_SECONDS = 86_400
 """A temporary file of this age is left over, even if another process now has its process id. Writing one chunk of the
@@ -89,6 +89,23 @@ def atomic_file(target: Path, *, scratch: Path | None = None) -> Iterator[IO[byt
         if isinstance(error, OSError) and error.errno is not None:  # others are of a library that the block calls
             raise StoreError(f"cannot write {target}: {reason_of(error)}") from error
         raise
+
+
+def portable(place: str, folder: Path, project: Path) -> str:
+    """A directory as it is recorded in a file: relative where that holds in a copy of the project as well.
+
+    Parameters
+    ----------
+    place
+        The absolute path of a directory, or another name, which is returned as it is.
+    folder
+        The folder of the file that records it.
+    project
+        The directory that people copy with all that is in it. A place outside is returned as it is.
+    """
+    if Path(place).is_absolute() and Path(place).is_relative_to(project.resolve()):
+        return Path(os.path.relpath(place, folder.resolve())).as_posix()
+    return place
 
 
 def reason_of(error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub as a `Source`: branches, file lists, byte ranges and whole checkpoints of a repository."""
+"""The Hugging Face Hub as a `Source`: revisions, file lists, byte ranges and whole checkpoints of a repository."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from pythia_dynamics.checkpoints.http import LIBRARY, HubClient
 from pythia_dynamics.checkpoints.ranges import LinkCache, read_range
 from pythia_dynamics.checkpoints.retry import Failure, RateLimitGate, RetryableError, RetryPolicy
-from pythia_dynamics.checkpoints.source import (
-    AccessError,
-    ByteStream,
-    Revision,
-    Traffic,
-    checkpoint_files,
-    require_relative_path,
-    revisions_by_step,
-)
+from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Revision, Traffic
+from pythia_dynamics.checkpoints.suite import GENERIC, Reference, Suite, chosen_steps
+from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, revisions_in
+from pythia_dynamics.checkpoints.view import as_checkpoint
 from pythia_dynamics.errors import CheckpointError, HubError
 
 __all__ = ["HubSource"]
@@ -34,18 +29,18 @@ _MAX_PAGES = 100
 
 
 class HubSource:
-    """A `Source` that reads a repository's branches through the Hub. Threads may share one; it pickles.
+    """A `Source` that reads a repository, or one per step, through the Hub. Threads may share one; it pickles.
 
     The token, if any, is the one that `huggingface_hub` finds.
 
     Parameters
     ----------
     repository
-        The repository's id, ``owner/name``.
+        The repository's id, ``owner/name``; where each step is a repository, the common beginning of their ids.
     name
         Short name, which names the store; by default that of the repository.
-    pattern
-        Regular expression with one group for the step, matched against whole branch names; None for the usual names.
+    suite
+        How its checkpoints are named and found. Default: the usual names, wherever they are.
     endpoint
         The Hub's address; by default that of ``HF_ENDPOINT``, else the public Hub.
     policy
@@ -62,7 +57,7 @@ class HubSource:
         repository: str,
         *,
         name: str | None = None,
-        pattern: str | None = None,
+        suite: Suite = GENERIC,
         endpoint: str | None = None,
         policy: RetryPolicy | None = None,
     ) -> None:
@@ -77,10 +72,12 @@ class HubSource:
         endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.location = repository
         self.name = name or repository.rpartition("/")[2]
-        self._pattern = pattern
+        self.suite = suite
         self._client = HubClient(repository, endpoint, policy or RetryPolicy())
         self._links = LinkCache()
         self._revisions: dict[int, Revision] | None = None
+        self._names: dict[str, dict[str, str]] | None = None
+        self._tree_of_all: dict[str, tuple[int, str | None]] | None = None
         self._downloaded: set[str] = set()
 
     @property
@@ -89,20 +86,64 @@ class HubSource:
         return self._client.traffic
 
     def revisions(self) -> Mapping[int, Revision]:
-        """Every step branch with its commit, in increasing order of the step; requested once.
+        """Every checkpoint with its commit, in increasing order of the step; requested once.
 
-        Raises `CheckpointError` when no branch is a step or two are the same, `AccessError` or `HubError` when the list
+        Costs one API request for branches and tags; where none is a step and the suite does not say that steps are
+        branches or tags, one more for the files of the main branch and one for its commits.
+
+        Raises `CheckpointError` when nothing is a step or two are the same, `AccessError` or `HubError` when a list
         cannot be had.
         """
         if self._revisions is None:
-            branches = [branch for page in self._listing("refs", _branches, "the list of branches") for branch in page]
-            found = revisions_by_step(branches, self._pattern, where=self.location, kind="branch")
+            seen: dict[Reference, list[str]] = {}
+            found: dict[int, Revision] = {}
+            for kind in self.suite.references:
+                if not found:
+                    found, seen[kind] = self._revisions_of(kind)
             if not found:
-                names = ", ".join(name for name, _ in branches[:5]) or "none"
-                hint = "check --revision-pattern" if self._pattern else "--revision-pattern reads other names"
-                raise CheckpointError(f"{self.location} has no branch that is a step (found: {names}); {hint}")
+                raise CheckpointError(
+                    f"{self.location} has no {_kinds(seen)}; --revision-pattern says how steps are named"
+                )
             self._revisions = found
         return self._revisions
+
+    def _revisions_of(self, kind: Reference) -> tuple[dict[int, Revision], list[str]]:
+        """The checkpoints of a kind by step, and the names among which they were looked for."""
+        if kind in ("folder", "file"):
+            return self._revisions_on_main(kind)
+        candidates = {
+            "branch": lambda: self._refs()["branches"],
+            "tag": lambda: self._refs()["tags"],
+            "commit": self._commits,
+            "repository": self._repositories,
+        }[kind]()
+        named = [(name, found) for name in candidates if (found := self.suite.step_name(name, kind))]
+        chosen = chosen_steps(self.suite, named, where=self.location, kind=kind)
+        revisions = {
+            step: Revision(
+                step,
+                name,
+                candidates[name] or None,
+                kind,
+                self.suite.tokens_at(step, said.tokens),
+                repository=name if kind == "repository" else "",
+            )
+            for step, (name, said) in chosen.items()
+        }
+        return revisions, [name for name in candidates if not (kind == "branch" and name == "main")]
+
+    def _revisions_on_main(self, kind: Reference) -> tuple[dict[int, Revision], list[str]]:
+        """The checkpoints that are folders or files of the suite's branch, and the paths of its files."""
+        commit = self._refs()["branches"].get(self.suite.branch)
+        if commit is None:
+            return {}, []
+        if self._tree_of_all is None:
+            self._tree_of_all = self._tree(self.location, commit, self.suite.branch)
+        files = self._tree_of_all
+        folders = dict.fromkeys(str(parent) for path in files for parent in PurePosixPath(path).parents)
+        folders.pop(".", None)
+        found = revisions_in(replace(self.suite, references=(kind,)), folders, files, where=self.location)
+        return {step: replace(revision, commit=commit) for step, revision in found.items()}, list(files)
 
     def files(self, revision: Revision) -> Mapping[str, int]:
         """Size in bytes of every file of a revision by path; costs and errors as `entries`."""
@@ -113,13 +154,17 @@ class HubSource:
 
         Costs one API request for every 1,000 files. Raises `AccessError` or `HubError` when the list cannot be had.
         """
-        path = f"tree/{quote(revision.address, safe='')}?recursive=true&expand=false"
-        pages = self._listing(path, _file_entries, f"the file list of {revision.ref}", ref=revision.ref)
-        return {file: entry for page in pages for file, entry in page.items()}
+        if revision.kind in ("folder", "file") and self._tree_of_all is not None:
+            return files_of(revision, self._tree_of_all)
+        return self._tree(revision.repository or self.location, revision.address, revision.ref)
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `read_range`."""
-        return read_range(self._client, self._links, revision, require_relative_path(file), start, stop)
+        return read_range(self._client_of(revision), self._links, revision, revision.path(file), start, stop)
+
+    def _client_of(self, revision: Revision) -> HubClient:
+        """The client for the repository of a revision."""
+        return replace(self._client, repository=revision.repository) if revision.repository else self._client
 
     def snapshot(self, revision: Revision) -> Path:
         """The directory of a whole checkpoint in the Hugging Face cache, downloaded where it is not there yet.
@@ -134,19 +179,23 @@ class HubSource:
             def __init__(self, *args: Any, **options: Any) -> None:
                 super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
-        client, commit = self._client, revision.address
+        client, commit = self._client_of(revision), revision.address
+        repository = client.repository
         subject = f"{self.location}: the checkpoint {revision.ref}"
         offline = constants.is_offline_mode()
-        wanted = None if offline else checkpoint_files(self.files(revision))
-        if wanted is not None and "config.json" not in wanted:
-            raise CheckpointError(f"{self.location} at {revision.ref} has no config.json, so no model to load")
+        wanted = None
+        if not offline:
+            files = checkpoint_files(self.files(revision))
+            if "config.json" not in files and self.suite.config is None:
+                raise CheckpointError(f"{repository} at {revision.ref} has no config.json; give one with --config DIR")
+            wanted = [revision.path(file) for file in files]
 
         def download() -> str:
             client.gate.wait()
             try:
                 with client.translated_errors(revision.ref):
                     return HfApi(endpoint=client.endpoint, library_name=LIBRARY).snapshot_download(
-                        self.location,
+                        repository,
                         revision=commit,
                         allow_patterns=wanted,
                         local_files_only=offline,
@@ -157,11 +206,11 @@ class HubSource:
             except (ValueError, KeyError, TypeError):
                 raise RetryableError("the Hub sent an invalid response", Failure.INVALID_RESPONSE) from None
 
-        cached = [try_to_load_from_cache(self.location, file, revision=commit) for file in wanted or ()]
+        cached = [try_to_load_from_cache(repository, file, revision=commit) for file in wanted or ()]
         folder = Path(client.attempts(subject).run(download))
         if not all(isinstance(path, str) for path in cached):
             self._downloaded.add(commit)
-        return folder
+        return as_checkpoint(folder / revision.folder, revision, self.suite)
 
     def evict(self, revision: Revision) -> None:
         """Remove a revision from the Hugging Face cache, if `snapshot` had to download it."""
@@ -183,10 +232,50 @@ class HubSource:
         self._client.gate.cancel()
         self._client = replace(self._client, gate=RateLimitGate())
 
+    # -- listings ---------------------------------------------------------------------------------------------
+
+    def _refs(self) -> dict[str, dict[str, str]]:
+        """The commits of all ``branches`` and ``tags`` by name, requested once."""
+        if self._names is None:
+            self._names = {"branches": {}, "tags": {}}
+            for page in self._listing(f"{self.location}/refs", _refs, "the list of branches"):
+                for kind, commits in page.items():
+                    self._names[kind] |= commits
+        return self._names
+
+    def _commits(self) -> dict[str, str]:
+        """The commits of the suite's branch by title, the latest first."""
+        branch = self.suite.branch
+        if branch not in self._refs()["branches"]:
+            raise CheckpointError(f"{self.location} has no branch {branch}, whose commits are the steps")
+        found: dict[str, str] = {}
+        for page in self._listing(
+            f"{self.location}/commits/{quote(branch, safe='')}", _commit_titles, "the list of commits"
+        ):
+            for title, commit in page:
+                twice = title in found and self.suite.step_name(title, "commit")
+                found[f"{title} ({commit[:7]})" if twice else title] = commit
+        return found
+
+    def _repositories(self) -> dict[str, str]:
+        """The commits of the repositories whose ids begin with that of this source; empty where not stated."""
+        author, _, beginning = self.location.partition("/")
+        query = urlencode({"author": author, "search": beginning, "expand[]": "sha", "limit": 1000})
+        found: dict[str, str] = {}
+        for page in self._listing(f"?{query}", _repository_ids, "the list of repositories"):
+            found |= {name: commit for name, commit in page.items() if name.startswith(self.location)}
+        return found
+
+    def _tree(self, repository: str, commit: str, ref: str) -> dict[str, tuple[int, str | None]]:
+        """(size, sha256) of every file of a commit by path."""
+        path = f"{repository}/tree/{quote(commit, safe='')}?recursive=true&expand=false"
+        pages = self._listing(path, _file_entries, f"the file list of {ref}", ref=ref)
+        return {file: entry for page in pages for file, entry in page.items()}
+
     def _listing(self, path: str, parse: Callable[[Any], T], subject: str, *, ref: str = "") -> Iterator[T]:
         """What `parse` makes of each page of a listing of the Hub's API."""
         client = self._client
-        url = f"{client.endpoint}/api/models/{self.location}/{path}"
+        url = f"{client.endpoint}/api/models{'' if path.startswith('?') else '/'}{path}"
         for _ in range(_MAX_PAGES):
             request = partial(client.get_json, url, parse, ref=ref)
             page, following = client.attempts(f"{self.location}: {subject}").run(request)
@@ -197,9 +286,31 @@ class HubSource:
         raise HubError(f"{self.location}: {subject} has more than {_MAX_PAGES} pages; it is not that of a checkpoint")
 
 
-def _branches(page: Any) -> list[tuple[str, str]]:
-    """(name, commit) of every branch, from the JSON of ``/refs``."""
-    return [(_text(branch["name"]), _text(branch["targetCommit"])) for branch in page["branches"]]
+def _kinds(seen: Mapping[Reference, list[str]]) -> str:
+    """What was looked for, and the first names among which it was: ``branch that is a step (found: main, …)``."""
+    names = list(dict.fromkeys(name for found in seen.values() for name in found))
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "") if names else "none"
+    *first, last = seen
+    kinds = f"{', '.join(first)} or {last}" if first else last
+    return f"{kinds} that is a step (found: {shown})"
+
+
+def _refs(page: Any) -> dict[str, dict[str, str]]:
+    """The commits of branches and tags by name, from the JSON of ``/refs``."""
+    return {
+        kind: {_text(ref["name"]): _text(ref["targetCommit"]) for ref in page.get(kind) or ()}
+        for kind in ("branches", "tags")
+    }
+
+
+def _commit_titles(page: Any) -> list[tuple[str, str]]:
+    """(title, commit) of every commit, from one page of the JSON of ``/commits``."""
+    return [(_text(commit["title"]), _text(commit["id"])) for commit in page]
+
+
+def _repository_ids(page: Any) -> dict[str, str]:
+    """The commit of every repository by id, empty where it is not stated, from one page of the JSON of a search."""
+    return {_text(model["id"]): _text(model.get("sha") or "") for model in page}
 
 
 def _file_entries(page: Any) -> dict[str, tuple[int, str | None]]:

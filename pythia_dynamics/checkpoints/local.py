@@ -1,4 +1,4 @@
-"""Checkpoints in a directory: one folder per step, named ``step1000``, ``checkpoint-1000`` or by a pattern."""
+"""Checkpoints in a directory: one folder or file per step, named ``step1000``, ``ckpt_10.pt`` or by a pattern."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from pythia_dynamics.checkpoints.source import (
-    ByteStream,
-    FileMissingError,
-    Revision,
-    Traffic,
-    checkpoint_files,
-    require_relative_path,
-    revisions_by_step,
-)
+from pythia_dynamics.checkpoints.source import ByteStream, FileMissingError, Revision, Traffic, require_relative_path
+from pythia_dynamics.checkpoints.suite import GENERIC, Suite
+from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, revisions_in, weight_files
+from pythia_dynamics.checkpoints.view import as_checkpoint
 from pythia_dynamics.errors import CheckpointError, FormatError
 
 __all__ = ["LocalSource"]
@@ -24,8 +19,8 @@ __all__ = ["LocalSource"]
 _CHUNK_BYTES = 2**20
 """Bytes per read call: few enough to stay in the cache for the checksum, many enough to make the call cheap."""
 
-_CHECKPOINT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
-"""Files by which a single checkpoint is recognised where a directory of checkpoints is expected."""
+_DEPTH = 3
+"""How deep checkpoints may lie: ``run/checkpoints/epoch=1-step=100.ckpt``, as Lightning writes them below its logs."""
 
 
 class LocalSource:
@@ -37,11 +32,11 @@ class LocalSource:
     Parameters
     ----------
     directory
-        The directory, which holds one folder for each checkpoint.
+        The directory, which holds one folder or file for each checkpoint, or folders of them.
     name
         Short name, which names the store; by default that of the directory.
-    pattern
-        Regular expression with one group for the step, matched against whole folder names; None for the usual names.
+    suite
+        How its checkpoints are named. Default: the usual names.
 
     Raises
     ------
@@ -49,38 +44,55 @@ class LocalSource:
         When there is no such directory.
     """
 
-    def __init__(self, directory: str | Path, *, name: str | None = None, pattern: str | None = None) -> None:
+    def __init__(self, directory: str | Path, *, name: str | None = None, suite: Suite = GENERIC) -> None:
         self._path = Path(directory).expanduser().resolve()
+        if self._path.is_file():
+            raise CheckpointError(f"{directory} is a file; give the directory that holds step1000/, ckpt_10.pt …")
         if not self._path.is_dir():
             raise CheckpointError(f"no directory {directory}; give one that holds step1000/, step2000/ …")
-        self._pattern = pattern
+        self.suite = suite
         self.location = str(self._path)
         self.name = name or self._path.name or "root"
         self.traffic = Traffic()
 
     def revisions(self) -> Mapping[int, Revision]:
-        """The checkpoint folders by step, in increasing order.
+        """The checkpoints by step, in increasing order.
 
         Raises `CheckpointError` when there is none, or two of the same step.
         """
-        entries = sorted(entry.name for entry in self._path.iterdir())
-        folders = [name for name in entries if (self._path / name).is_dir()]
-        found = revisions_by_step(((name, None) for name in folders), self._pattern, where=self.location, kind="folder")
+        folders, files = self._listing()
+        found = revisions_in(self.suite, folders, files, where=self.location)
         if found:
             return {step: replace(revision, commit=self._digest(revision)) for step, revision in found.items()}
-        if not entries:
+        if not folders and not files:
             raise CheckpointError(f"{self.location} is empty; it should hold step1000/, step2000/ …")
-        if any((self._path / name).is_file() for name in _CHECKPOINT_FILES):
+        if weight_files(files) or "config.json" in files:
             hint = "name its folder step<N> and give the folder above it"
             raise CheckpointError(f"{self.location} is one checkpoint, not a directory of them; {hint}")
-        hint = f" or like {self._pattern!r}" if self._pattern else "; --revision-pattern reads other names"
-        raise CheckpointError(f"{self.location} holds no checkpoints named step1000, checkpoint-1000 …{hint}")
+        there = [name for name in (*folders, *files) if "/" not in name]
+        names = ", ".join(there[:5]) + (", …" if len(there) > 5 else "")
+        hint = "the pattern matches none" if not self.suite.is_generic else "--revision-pattern reads other names"
+        raise CheckpointError(
+            f"{self.location} holds no checkpoints named step1000, ckpt_10.pt … (there: {names}); {hint}"
+        )
+
+    def _listing(self) -> tuple[list[str], list[str]]:
+        """The paths of all folders and files of the directory, except what lies deeper than checkpoints may."""
+        folders: list[str] = []
+        files: list[str] = []
+        for root, names, others in os.walk(self._path):
+            inside = Path(root).relative_to(self._path)
+            names[:] = sorted(name for name in names if not name.startswith(".")) if len(inside.parts) < _DEPTH else []
+            folders += [(inside / name).as_posix() for name in names]
+            files += [(inside / name).as_posix() for name in sorted(others) if not name.startswith(".")]
+        return folders, files
 
     def files(self, revision: Revision) -> Mapping[str, int]:
         """Size in bytes of every file of a revision, by path. Raises `CheckpointError` when its folder is gone."""
         root = self._folder(revision)
-        files = (path for path in sorted(root.rglob("*")) if path.is_file())
-        return {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+        files = (path for path in sorted(root.glob("*") if revision.file else root.rglob("*")) if path.is_file())
+        sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+        return files_of(replace(revision, folder=""), sizes)
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `Source.read`."""
@@ -107,33 +119,34 @@ class LocalSource:
         return ByteStream(chunks(), start=first, stop=last, size=size, on_close=handle.close)
 
     def snapshot(self, revision: Revision) -> Path:
-        """The revision's folder. Raises `CheckpointError` when no model can be loaded from it."""
+        """The revision's folder, or one with its files. Raises `CheckpointError` when it has no model to load."""
         folder = self._folder(revision)
-        if "config.json" not in checkpoint_files(self.files(revision)):
-            raise CheckpointError(f"{folder} has no config.json, so no model can be loaded from it")
-        return folder
+        if "config.json" not in checkpoint_files(self.files(revision)) and self.suite.config is None:
+            raise CheckpointError(f"{folder} has no config.json, so no model can be loaded; give one with --config DIR")
+        return as_checkpoint(folder, revision, self.suite)
 
     def evict(self, revision: Revision) -> None:
         """Does nothing: `snapshot` downloads nothing."""
 
     def with_own_traffic(self) -> LocalSource:
         """The same source, counting into a new `Traffic`."""
-        return LocalSource(self._path, name=self.name, pattern=self._pattern)
+        return LocalSource(self._path, name=self.name, suite=self.suite)
 
     def cancel(self) -> None:
         """Does nothing: reading a file does not wait."""
 
     def _digest(self, revision: Revision) -> str:
         """What stands for the commit of a revision."""
-        weights = (".safetensors", ".bin", ".index.json")
-        paths = sorted((self._path / revision.ref).iterdir())
+        folder = self._path / revision.folder
+        paths = [folder / revision.file] if revision.file else sorted(folder.iterdir())
+        weights = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".ckpt")
         files = [(path.name, path.stat()) for path in paths if path.name.endswith(weights) and path.is_file()]
         text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
         return f"local-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     def _folder(self, revision: Revision) -> Path:
         """The folder of a revision. Raises `CheckpointError` when it is gone."""
-        folder = self._path / require_relative_path(revision.ref)
+        folder = self._path / require_relative_path(revision.folder) if revision.folder else self._path
         if not folder.is_dir():
-            raise CheckpointError(f"{self.location} has no folder {revision.ref} any more")
+            raise CheckpointError(f"{self.location} has no folder {revision.folder} any more")
         return folder

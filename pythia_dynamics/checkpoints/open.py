@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Source
+from pythia_dynamics.checkpoints.suite import Suite
 
 __all__ = ["HUB", "REGISTRY", "SourceName", "open_source"]
 
@@ -21,7 +23,7 @@ REGISTRY: SourceName = "registry"
 """The shapes in `pythia_dynamics.checkpoints.registry`, without network: for `preview` only."""
 
 
-def open_source(model: Model, source: SourceName | str = HUB, *, pattern: str | None = None) -> Source:
+def open_source(model: Model, source: SourceName | str = HUB) -> Source:
     """The source of a model: the Hub, or the directory that `model` or `source` names.
 
     Parameters
@@ -30,9 +32,6 @@ def open_source(model: Model, source: SourceName | str = HUB, *, pattern: str | 
         The model; where it is a directory, `source` is not used.
     source
         ``"hub"``, or the path of a directory that holds the model's checkpoints.
-    pattern
-        Regular expression with one group for the step, matched against whole branch or folder names; None for the
-        usual names.
 
     Raises
     ------
@@ -42,5 +41,12 @@ def open_source(model: Model, source: SourceName | str = HUB, *, pattern: str | 
         When there is no such directory.
     """
     if source == HUB and not model.is_local:
-        return HubSource(model.location, name=model.name, pattern=pattern)
-    return LocalSource(model.location if model.is_local else source, name=model.name, pattern=pattern)
+        return HubSource(model.location, name=model.name, suite=model.suite)
+    place = model.location if model.is_local else source
+    return LocalSource(place, name=model.name, suite=_in_directory(model.suite))
+
+
+def _in_directory(suite: Suite) -> Suite:
+    """The suite as it is in a directory, where branches and tags have become folders."""
+    references = tuple(kind for kind in suite.references if kind in ("folder", "file"))
+    return replace(suite, references=references or ("folder", "file"))

@@ -37,10 +37,10 @@ class SignedLink:
 
 
 class LinkCache(OrderedDict[tuple[str, str], SignedLink]):
-    """Signed addresses by commit and file, the latest `MAX_LINKS`. Threads may share one."""
+    """Signed addresses by ``repository@commit`` and file, the latest `MAX_LINKS`. Threads may share one."""
 
     def add(self, key: tuple[str, str], link: SignedLink) -> None:
-        """Keep the link of a file, whose key is (commit, file)."""
+        """Keep the link of a file, whose key is (``repository@commit``, file)."""
         self[key] = link
         while len(self) > MAX_LINKS:
             self.popitem(last=False)
@@ -90,7 +90,7 @@ class _RangeReader:
         self._client, self._links = client, links
         self._revision, self._file = revision, file
         self._start, self._stop = start, stop
-        self._link_key = (revision.address, file)
+        self._link_key = (f"{client.repository}@{revision.address}", file)
         self._subject = f"{client.repository} {revision.ref}/{file}"
         self._attempts = client.attempts(self._subject)
         self._response: Response | None = None

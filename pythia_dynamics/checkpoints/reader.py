@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator, Sequence
 
-from pythia_dynamics.checkpoints.layout import (
+from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.source import ByteStream, Revision, Source
+from pythia_dynamics.checkpoints.tensors import (
     Answer,
     FileBytes,
-    LayoutCache,
     ListingRequest,
     RangeRequest,
     TensorRequest,
     find_tensors,
 )
-from pythia_dynamics.checkpoints.source import ByteStream, Revision, Source
 from pythia_dynamics.errors import PythiaDynError
 
 __all__ = ["ListingBudget", "RevisionReader"]
@@ -102,7 +102,7 @@ class RevisionReader:
             As `find_tensors` and `Source.read`.
         """
         where = f"{self.source.location} {self.revision.ref}"
-        plan = find_tensors(patterns, cache, where=where, skip=skip)
+        plan = find_tensors(patterns, cache, where=where, skip=skip, file=self.revision.file)
         answer: Answer = None
         failure: PythiaDynError | None = None
         while True:

@@ -1,16 +1,22 @@
-"""The registry of models: sizes and repositories of Pythia, their published steps, and the names a user may give.
+"""The registry of suites and models: the names a user may give, and what they stand for. No network.
 
-Constants and pure functions, no network. Shapes are those of the published ``config.json`` files. (Table 1 of "The
-Garden of Forking Paths" lists the first six; it gives 14M eight heads, the published model has four.)
+The suites are in ``registry.toml``, with the pages of their publishers. Shapes of Pythia are those of the published
+``config.json`` files. (Table 1 of "The Garden of Forking Paths" lists the first six; it gives 14M eight heads, the
+published model has four.)
 """
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from pythia_dynamics.checkpoints.suite import GENERIC, PARTS, Suite, read_suite
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 
 __all__ = [
@@ -22,13 +28,14 @@ __all__ = [
     "TOKENIZER_ENTRIES",
     "V0_DOUBLE_BATCH",
     "Architecture",
+    "Entry",
     "Model",
     "aliases",
     "branch",
     "is_pythia",
+    "other_suites",
     "parse_steps",
     "resolve",
-    "step_of",
 ]
 
 EMBED_OUT = "embed_out.weight"
@@ -86,18 +93,59 @@ class Architecture:
         return 2 * self.parameters + self.layers * _CONTEXT**2
 
 
-SIZES: dict[str, Architecture] = {
-    "14m": Architecture(layers=6, d_model=128, heads=4),
-    "31m": Architecture(layers=6, d_model=256, heads=8),
-    "70m": Architecture(layers=6, d_model=512, heads=8),
-    "160m": Architecture(layers=12, d_model=768, heads=12),
-    "410m": Architecture(layers=24, d_model=1024, heads=16),
-    "1b": Architecture(layers=16, d_model=2048, heads=8),
-    "1.4b": Architecture(layers=24, d_model=2048, heads=16),
-    "2.8b": Architecture(layers=32, d_model=2560, heads=32),
-    "6.9b": Architecture(layers=32, d_model=4096, heads=32, vocab=50432),
-    "12b": Architecture(layers=36, d_model=5120, heads=40, vocab=50688),
-}
+@dataclass(frozen=True)
+class Entry:
+    """A suite of the registry.
+
+    Parameters
+    ----------
+    title
+        Its name in words.
+    suite
+        What holds for all of its models.
+    repositories
+        Globs of the ids of its repositories.
+    models
+        By alias: the repository, or the common beginning of the repositories of its steps, and the values of the suite
+        that hold for this model only.
+    """
+
+    title: str
+    suite: Suite
+    repositories: tuple[str, ...]
+    models: Mapping[str, tuple[str, Mapping[str, Any]]]
+
+
+@cache
+def _registry() -> Mapping[str, Any]:
+    """The content of ``registry.toml``."""
+    return tomllib.loads(Path(__file__).with_name("registry.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _entries() -> Mapping[str, Entry]:
+    """The suites of the registry by name."""
+    entries = {}
+    for name, values in _registry()["suites"].items():
+        values = dict(values)
+        title, repositories = values.pop("title"), tuple(values.pop("repositories"))
+        models = {alias: dict(model) for alias, model in values.pop("models", {}).items()}
+        suite = Suite.from_mapping({"name": name, **values})
+        by_alias = {alias: (model.pop("repository"), model) for alias, model in models.items()}
+        entries[name] = Entry(title, suite, repositories, by_alias)
+    return entries
+
+
+def other_suites() -> tuple[Entry, ...]:
+    """The suites of the registry without Pythia."""
+    return tuple(entry for name, entry in _entries().items() if name != _PYTHIA)
+
+
+_PYTHIA = "pythia"
+
+SIZES: dict[str, Architecture] = {size: Architecture(**shape) for size, shape in _registry()["pythia_sizes"].items()}
+"""The shapes of Pythia by size."""
+
 V0_DOUBLE_BATCH = ("160m", "410m", "1.4b")
 """Sizes whose v0 models took 71,500 steps of 4M tokens: their branch ``step2000`` is step 1000 in training."""
 
@@ -118,8 +166,6 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_STEPS = 1_000_000
 """Most steps of one range: no training run saves that many, and a mistyped range must not fill the memory."""
 
-_STEP = re.compile(r"(?:global_)?(?:step|checkpoint|ckpt)[-_]?(\d+)", re.IGNORECASE)
-
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -135,12 +181,15 @@ class Model:
         Whether `location` is a directory.
     architecture
         The shape of the model, known for Pythia only.
+    suite
+        How its checkpoints are named and found.
     """
 
     location: str
     name: str
     is_local: bool = False
     architecture: Architecture | None = None
+    suite: Suite = GENERIC
 
     @property
     def is_pythia(self) -> bool:
@@ -152,18 +201,40 @@ class Model:
         """The published steps of a Pythia model; empty for any other model, since they are not known."""
         if not self.is_pythia:
             return ()
-        return PAPER_STEPS if self.name.endswith("-v0") else ALL_STEPS
+        return PAPER_STEPS if self.location.endswith("-v0") else ALL_STEPS
+
+    def changed(self, values: Mapping[str, Any] | Path | str | None) -> Model:
+        """The model with other values of its suite. A chosen generation, stage or seed becomes part of the name.
+
+        Parameters
+        ----------
+        values
+            As for `Suite.changed`, or a TOML file with them; None or an empty mapping changes nothing.
+
+        Raises
+        ------
+        PythiaDynError
+            As `Suite.changed` and `read_suite`.
+        """
+        if not values:
+            return self
+        values = values if isinstance(values, Mapping) else read_suite(values)
+        suite = self.suite.changed(values)
+        chosen = [part for part in PARTS if suite.part.get(part) != self.suite.part.get(part)]
+        parts = (f"-{part}{suite.part[part].removeprefix(part).lstrip('-')}" for part in chosen)
+        return replace(self, suite=suite, name=self.name + "".join(parts))
 
 
 def aliases() -> tuple[str, ...]:
-    """All short names: sizes, alone and with ``-standard``, ``-seed1`` …, ``-data-seed1`` …, ``-v0``, …"""
+    """All short names: sizes of Pythia, alone and with ``-standard``, ``-seed1`` …, ``-data-seed1`` …, ``-v0``, …, and
+    those of the other suites."""
     names: list[str] = []
     for size in SIZES:
         deduped = size not in _NEVER_DEDUPED_BY_DEFAULT
         names += [size, f"{size}-standard"] if deduped else [size]
         names += [f"{size}-{seed}" for seed in _seeds(size)]
         names += [f"{size}-v0", f"{size}-deduped-v0"] if deduped else []
-    return tuple(names)
+    return (*names, *(alias for entry in other_suites() for alias in entry.models))
 
 
 def _seeds(size: str) -> tuple[str, ...]:
@@ -192,6 +263,10 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
     suggestions = dict.fromkeys((*known, *SIZES, *aliases()))
     if match := _ALIAS.fullmatch(text):
         return _pythia(match, text, suggestions)
+    for entry in other_suites():
+        if text in entry.models:
+            repository, changes = entry.models[text]
+            return Model(repository, repository.partition("/")[2], suite=entry.suite.changed(changes))
     path = Path(text).expanduser()
     if text and path.is_dir():
         directory = path.resolve()
@@ -199,7 +274,7 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
     if isinstance(name, Path) or text.startswith((".", "/", "~")):
         raise CheckpointError(f"no directory {text}; give a directory that holds step1000/, step2000/ …")
     if _REPO_ID.fullmatch(text) and ".." not in text:
-        return Model(text, text.partition("/")[2])
+        return Model(text, text.partition("/")[2], suite=_suite_of(text))
     raise UnknownNameError("model", text, suggestions)
 
 
@@ -212,7 +287,21 @@ def _pythia(match: re.Match[str], text: str, suggestions: Iterable[str]) -> Mode
     deduped = data.lower() == "deduped" if data else by_size
     parts = [f"pythia-{size}", "deduped" if deduped else "", seed.lower() if seed else "", "v0" if v0 else ""]
     name = "-".join(part for part in parts if part)
-    return Model(f"EleutherAI/{name}", name, architecture=SIZES[size])
+    suite, peak = _entries()[_PYTHIA].suite, _registry()["pythia_peaks"][size]
+    suite = suite.changed({"learning_rate": {**_registry()["pythia_learning_rate"], "peak": peak}})
+    return Model(f"EleutherAI/{name}", name, architecture=SIZES[size], suite=suite)
+
+
+def _suite_of(repository: str) -> Suite:
+    """The suite of the registry that a repository belongs to, else one of which nothing is known."""
+    for entry in other_suites():
+        for location, changes in entry.models.values():
+            if location == repository:
+                return entry.suite.changed(changes)
+    for entry in other_suites():
+        if any(fnmatch.fnmatchcase(repository, pattern) for pattern in entry.repositories):
+            return entry.suite
+    return GENERIC
 
 
 def is_pythia(location: str) -> bool:
@@ -232,29 +321,6 @@ def is_pythia(location: str) -> bool:
 def branch(step: int) -> str:
     """Name of the branch, or the folder, of a step of Pythia: ``step1000``."""
     return f"step{step}"
-
-
-def step_of(name: str, pattern: str | None = None) -> int | None:
-    """The step in the name of a branch or a folder, None if it has none.
-
-    Parameters
-    ----------
-    name
-        ``step1000``, ``checkpoint-1000``, ``global_step1000``, ``ckpt_100``.
-    pattern
-        Regular expression with one group, the step, that matches the whole name. Default: the names above.
-
-    Raises
-    ------
-    PythiaDynError
-        `pattern` is not a regular expression, or its group is not a number.
-    """
-    try:
-        match = re.compile(pattern).fullmatch(name) if pattern else _STEP.fullmatch(name)
-        return int(match[1]) if match else None
-    except (re.error, IndexError, ValueError) as error:
-        what = "must be a regular expression with one group for the step"
-        raise PythiaDynError(f"revision pattern {pattern!r} {what}: {error}") from None
 
 
 def parse_steps(spec: str) -> tuple[int, ...] | None:

@@ -6,29 +6,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self
 
-from pythia_dynamics.checkpoints.registry import step_of
+from pythia_dynamics.checkpoints.suite import Reference, Suite
 from pythia_dynamics.errors import CheckpointError, FormatError, HubError
 
 __all__ = [
     "AccessError",
     "ByteStream",
     "FileMissingError",
-    "RefKind",
     "Revision",
     "Source",
     "Traffic",
-    "checkpoint_files",
     "require_relative_path",
-    "revisions_by_step",
 ]
-
-RefKind = Literal["branch", "folder"]
-"""What a revision is in its source."""
 
 
 class FileMissingError(CheckpointError):
@@ -60,19 +54,38 @@ class Revision:
     step
         The training step.
     ref
-        Its branch or folder.
+        Its name: of a branch, tag or repository, the path of a folder or file, the title of a commit.
     commit
-        What identifies its content: the commit on the Hub, a digest of a folder's files; None where unknown.
+        What identifies its content: the commit on the Hub, a digest of the local files; None where unknown.
+    kind
+        What `ref` is the name of.
+    tokens
+        Tokens seen so far, where its name or the suite says so.
+    folder
+        Where its files are, relative to the source; empty for the top.
+    file
+        Name in `folder` of the one file that holds its weights; empty where the whole folder is the checkpoint.
+    repository
+        Where it is a repository of its own, that repository's id.
     """
 
     step: int
     ref: str
     commit: str | None = None
+    kind: Reference = "branch"
+    tokens: int | None = None
+    folder: str = ""
+    file: str = ""
+    repository: str = ""
 
     @property
     def address(self) -> str:
         """What to request from the Hub: the commit where known, so that a branch that moves changes nothing."""
-        return self.commit or self.ref
+        return self.commit or ("main" if self.repository else self.ref)
+
+    def path(self, file: str) -> str:
+        """The path of one of its files in the source. Raises `FormatError` for a file outside of it."""
+        return f"{self.folder}/{require_relative_path(file)}" if self.folder else require_relative_path(file)
 
 
 class Traffic:
@@ -194,6 +207,10 @@ class Source(Protocol):
         """Short name, which names the store."""
 
     @property
+    def suite(self) -> Suite:
+        """How its checkpoints are named and found."""
+
+    @property
     def traffic(self) -> Traffic:
         """What reading from it has cost so far."""
 
@@ -238,39 +255,6 @@ class Source(Protocol):
         """Make reads that wait in other threads end with an error."""
 
 
-def revisions_by_step(
-    refs: Iterable[tuple[str, str | None]], pattern: str | None, *, where: str, kind: RefKind
-) -> dict[int, Revision]:
-    """Revisions by step, in increasing order; refs that name no step are left out.
-
-    Parameters
-    ----------
-    refs
-        (ref, commit) of each branch or folder.
-    pattern
-        Regular expression with one group for the step, None for the usual names; see `step_of`.
-    where
-        The source, for the error's message.
-    kind
-        What a ref is, for the error's message.
-
-    Raises
-    ------
-    CheckpointError
-        When two refs name the same step.
-    """
-    found: dict[int, Revision] = {}
-    for ref, commit in refs:
-        step = step_of(ref, pattern)
-        if step is None:
-            continue
-        if step in found:
-            both = f"{where}: {found[step].ref} and {ref} are both step {step}"
-            raise CheckpointError(f"{both}; choose the {kind} with --revision-pattern")
-        found[step] = Revision(step, ref, commit)
-    return dict(sorted(found.items()))
-
-
 def require_relative_path(file: str) -> str:
     """The path `file` itself. Raises `FormatError` unless it is relative and stays inside its checkpoint."""
     path = PurePosixPath(file)
@@ -278,18 +262,3 @@ def require_relative_path(file: str) -> str:
     if not inside or "\\" in file or ":" in file or not file.isprintable():
         raise FormatError(f"{file!r} is not a path inside a checkpoint")
     return file
-
-
-_OTHER_FILES = ("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-
-
-def checkpoint_files(names: Iterable[str]) -> list[str]:
-    """The files that a whole model is loaded from, sorted: config, tokenizer and weights.
-
-    `names` are the paths of a checkpoint's files. Where there are safetensors files, torch files are left out.
-    """
-    top = [name for name in names if "/" not in name]
-    safe = [name for name in top if name.endswith((".safetensors", ".safetensors.index.json"))]
-    torch = [name for name in top if name.startswith("pytorch_model") and name.endswith((".bin", ".bin.index.json"))]
-    other = [name for name in top if name in _OTHER_FILES or name.startswith(("tokenizer", "vocab"))]
-    return sorted(other + (safe or torch))

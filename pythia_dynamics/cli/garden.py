@@ -37,6 +37,7 @@ __all__ = ["garden"]
 @app.with_bandwidth
 @click.option("--plan", "only_plan", is_flag=True, help="Print the plan and stop.")
 @click.option("--yes", is_flag=True, help="Start without a question.")
+@app.with_suite
 @app.with_cache
 @app.with_results
 @app.with_json
@@ -52,6 +53,7 @@ def garden(
     bandwidth: float,
     only_plan: bool,
     yes: bool,
+    suite: dict[str, Any],
     cache: Path,
     results: Path,
 ) -> None:
@@ -66,7 +68,7 @@ def garden(
     if not names:
         raise click.UsageError("--models has no name of a model")
     planned = garden_study.plan(
-        names, steps=steps, limit=limit, cache=cache, results=results, skip_perplexity=skip_perplexity
+        names, steps=steps, limit=limit, cache=cache, results=results, skip_perplexity=skip_perplexity, suite=suite
     )
     _echo_plan(planned, device, bandwidth)
     facts: dict[str, Any] = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
@@ -89,6 +91,7 @@ def garden(
             cache=cache,
             results=results,
             device=device,
+            suite=suite,
         )
     for name, reasons in result.missing.items():
         app.echo(name)

@@ -63,6 +63,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     callback=_gigabytes,
     help="GB of downloads on disk.  [default: one checkpoint ahead]",
 )
+@app.with_suite
 @click.option("--show", metavar="PHRASE", default=None, help="Print the completion of each prefix of a phrase (Fig 5).")
 @app.with_cache
 @app.with_results
@@ -72,6 +73,7 @@ def perplexity(
     models: tuple[str, ...],
     modes: tuple[Mode, ...],
     show: str | None,
+    suite: dict[str, Any],
     cache: Path,
     results: Path,
     **options: Any,
@@ -85,7 +87,7 @@ def perplexity(
     answer, found = app.Answer("perplexity"), {}
     for name in names:
         with answer.collect():
-            found[name] = find_model(name, cache)
+            found[name] = find_model(name, cache).changed(suite)
     if show is None and found:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     for name, model in found.items():

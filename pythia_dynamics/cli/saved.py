@@ -167,6 +167,7 @@ def report(models: tuple[str, ...], tensors: tuple[str, ...], out: Path | None, 
 @click.option("--steps", default=None, help="Two steps: 1000,143000.  [default: the first and the last]")
 @click.option("--phrase", default=None, help="Phrase for the attention maps and the completions (Fig 5).")
 @click.option("--text", default=None, help="Long text for the average of the logits.")
+@app.with_suite
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
 @app.with_device
 @app.with_cache
@@ -174,6 +175,7 @@ def report(models: tuple[str, ...], tensors: tuple[str, ...], out: Path | None, 
 @app.with_json
 def portrait(
     models: tuple[str, ...],
+    suite: dict[str, Any],
     cache: Path,
     results: Path,
     **options: Any,
@@ -188,7 +190,7 @@ def portrait(
     answer = app.Answer("portrait")
     for name in app.model_names(models, cache):
         with answer.collect():
-            model = find_model(name, cache)
+            model = find_model(name, cache).changed(suite)
             app.echo(f"{name} is {model.location}")
             with app.bar(f"{model.name} portrait", "step") as progress:
                 dataset = compute_portrait(model, progress=progress, **given)

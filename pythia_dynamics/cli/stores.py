@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,7 +33,7 @@ with_tensors = click.option(
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
 @app.with_workers
-@click.option("--revision-pattern", default=None, help="Regular expression of branch names; its group is the step.")
+@app.with_suite
 @app.with_cache
 @app.with_json
 @app.resumable
@@ -43,7 +43,7 @@ def fetch(
     tensors: tuple[str, ...],
     source: str,
     workers: int,
-    revision_pattern: str | None,
+    suite: dict[str, Any],
     cache: Path,
 ) -> None:
     """Fetch tensors of a model's checkpoints into the cache, by byte range."""
@@ -54,7 +54,7 @@ def fetch(
     answer = app.Answer("fetch")
     for name in app.expanded(models, aliases()):
         with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+            request = FetchRequest(name, tensors, steps, source, cache, suite)
             model = request.resolved
             app.echo(f"{name} is {model.location}")
             with app.bar(model.name, "step") as progress:
@@ -130,10 +130,13 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
     "--remote", is_flag=True, help="Check what the Hub reports about the files of every revision; no download."
 )
 @app.with_steps
+@app.with_suite
 @app.with_cache
 @app.with_results
 @app.with_json
-def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path, results: Path) -> None:
+def verify(
+    models: tuple[str, ...], remote: bool, steps: str | None, suite: dict[str, Any], cache: Path, results: Path
+) -> None:
     """Find damaged chunks, equal content of different steps, swapped checkpoints and mixed shards."""
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import save_findings
@@ -141,7 +144,7 @@ def verify(models: tuple[str, ...], remote: bool, steps: str | None, cache: Path
     answer, count = app.Answer("verify"), 0
     for name in app.model_names(models, cache):
         with answer.collect():
-            verified = _verify_remote(name, steps, cache) if remote else _verify_stored(name, steps, cache)
+            verified = _verify_remote(name, steps, suite, cache) if remote else _verify_stored(name, steps, cache)
             for found in verified:
                 count += len(found.faults)
                 findings = len(found.findings)
@@ -170,19 +173,19 @@ def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verificati
     return found
 
 
-def _verify_remote(name: str, steps: str | None, cache: Path) -> list[Verification]:
+def _verify_remote(name: str, steps: str | None, suite: dict[str, Any], cache: Path) -> list[Verification]:
     from pythia_dynamics.checkpoints.hub import HubSource
     from pythia_dynamics.checkpoints.registry import parse_steps
     from pythia_dynamics.checkpoints.verify import verify_remote
     from pythia_dynamics.errors import PythiaDynError
     from pythia_dynamics.history.cache import find_model
 
-    model = find_model(name, cache)
+    model = find_model(name, cache).changed(suite)
     if model.is_local:
         raise PythiaDynError(f"{model.location} is a directory; --remote checks the Hub, so name a repository")
     with app.bar(model.name, "revision") as progress:
         chosen = parse_steps(steps) if steps is not None else None
-        return [verify_remote(HubSource(model.location, name=model.name), chosen, progress=progress)]
+        return [verify_remote(HubSource(model.location, name=model.name, suite=model.suite), chosen, progress=progress)]
 
 
 @app.main.command()
@@ -251,7 +254,7 @@ def models() -> None:
 )
 @app.with_workers
 @app.with_bandwidth
-@click.option("--revision-pattern", default=None, help="Regular expression of branch names; its group is the step.")
+@app.with_suite
 @app.with_cache
 @app.with_json
 def plan(
@@ -261,7 +264,7 @@ def plan(
     source: str,
     workers: int,
     bandwidth: float,
-    revision_pattern: str | None,
+    suite: dict[str, Any],
     cache: Path,
 ) -> None:
     """Estimate a fetch: requests, bytes, disk, memory, time. Without --model: every size of Pythia."""
@@ -273,7 +276,7 @@ def plan(
     answer, total = app.Answer("plan"), 0
     for name in app.expanded(models, aliases()) or tuple(SIZES):
         with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, revision_pattern)
+            request = FetchRequest(name, tensors, steps, source, cache, suite)
             model, found = request.resolved, preview(request)
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)

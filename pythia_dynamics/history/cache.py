@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
     """
     names = cached(cache)
     if str(model) in names:
-        return resolve(Store.open(store_path(str(model), cache)).source)
+        store = Store.open(store_path(str(model), cache))
+        return replace(resolve(store.source), name=store.name, suite=store.suite)
     try:
         return resolve(model, known=names)
     except UnknownNameError:

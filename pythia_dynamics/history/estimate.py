@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
+from pythia_dynamics.checkpoints.layout import LAYOUTS, Layout, LayoutCache
 from pythia_dynamics.checkpoints.open import REGISTRY
 from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import EMBED_OUT, Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
-from pythia_dynamics.checkpoints.source import AccessError, Source, checkpoint_files
+from pythia_dynamics.checkpoints.source import AccessError, Source
+from pythia_dynamics.checkpoints.tree import checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.request import FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
@@ -104,7 +105,7 @@ def preview(model: str | Path | Model | FetchRequest, **options: Any) -> FetchPl
     model
         As for `FetchRequest`, or a `FetchRequest`.
     **options
-        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `pattern`.
+        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`.
 
     Raises
     ------
@@ -128,7 +129,7 @@ def _plan_from_headers(request: FetchRequest, source: Source) -> FetchPlan:
     revisions = source.revisions()
     steps = tuple(revisions) if request.wanted is None else request.wanted
     available = [revisions[step] for step in steps if step in revisions]
-    cache = LayoutCache()
+    cache = LayoutCache(rule=source.suite.roles)
     surveyed = survey(source, available, request.patterns, cache=cache, listings=ListingBudget())
     files = source.files(surveyed.revision)
     checkpoint_bytes = sum(files[name] for name in checkpoint_files(files))
@@ -147,7 +148,7 @@ def _plan_from_registry(request: FetchRequest, note: str) -> FetchPlan:
         raise PythiaDynError(f"the registry knows {EMBED_OUT} of Pythia models only, not {model.name}")
     specs = (TensorSpec(EMBED_OUT, "float16", (shape.vocab, shape.d_model)),)
     steps = request.wanted or model.published_steps
-    return _plan(request, steps, 0, specs, Layout.SAFETENSORS, shape.checkpoint_bytes, note)
+    return _plan(request, steps, 0, specs, LAYOUTS[0], shape.checkpoint_bytes, note)
 
 
 def _plan(

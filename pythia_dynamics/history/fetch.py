@@ -21,12 +21,13 @@ from typing import Any
 from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard library's
 
 from pythia_dynamics import __version__
-from pythia_dynamics.checkpoints.layout import LayoutCache, TensorRequest
+from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
+from pythia_dynamics.checkpoints.tensors import TensorRequest
 from pythia_dynamics.errors import (
     CheckpointError,
     FormatError,
@@ -79,7 +80,7 @@ def fetch(
     workers, executor, progress
         As for `download`.
     **options
-        The other fields of `FetchRequest`, by name: `steps`, `source`, `cache`, `pattern`.
+        The other fields of `FetchRequest`, by name: `steps`, `source`, `cache`, `suite`.
 
     Returns
     -------
@@ -126,7 +127,7 @@ def download(
     progress
         Called with the number of revisions that are done and of all.
     **options
-        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `pattern`.
+        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`.
 
     Raises
     ------
@@ -191,7 +192,7 @@ class _Job:
     def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
         revisions = self._requested(self.source.revisions())
-        cache, listings = LayoutCache(), ListingBudget()
+        cache, listings = LayoutCache(rule=self.source.suite.roles), ListingBudget()
         self.commits = {step: revision.commit for step, revision in revisions.items()}
         self._find_tensors(revisions, cache, listings)
         todo = [revisions[step] for step in self.steps if step in revisions and step not in self.present]
@@ -200,10 +201,9 @@ class _Job:
         common = (_Stores(self.path), self.specs, cache, listings, stop if executor is None else None)
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
-        kind = "folder" if isinstance(self.source, LocalSource) else "branch"
         for step in set(self.steps) - set(revisions):
             for name in self.stored:
-                self._add_missing(step, f"{self.source.location} has no {kind} step{step}", name)
+                self._add_missing(step, f"{self.source.location} has no step {step}", name)
         futures: set[Future[_Outcome]] = set()
         try:
             for revision in todo:
@@ -268,7 +268,9 @@ class _Job:
             names = ", ".join(spec.name for spec in specs[:6]) + (", …" if len(specs) > 6 else "")
             found = f"{self.patterns[0]!r} matches {len(specs)} tensors ({names})"
             raise PythiaDynError(f"{found}; fetch takes one, download takes several")
-        Store.create(self.path, source=self.source.location).ensure(specs, self.steps)
+        tokens = {step: revision.tokens for step, revision in revisions.items()}
+        store = Store.create(self.path, source=self.source.location, suite=self.source.suite)
+        store.ensure(specs, self.steps, tokens)
         self._read_store(specs)
 
     def _knows_tensors(self) -> bool:
@@ -402,7 +404,7 @@ def _store_tensor(
         raise FormatError(f"{tensor.name} is {found} at {revision.ref}, elsewhere {spec}")
     for attempt in range(1, _CHECKSUM_ATTEMPTS + 1):
         record: dict[str, object] = {
-            "repo": reader.source.location,
+            "repo": revision.repository or store.recorded_source,
             "ref": revision.ref,
             "commit": revision.commit,
             "file": tensor.file,

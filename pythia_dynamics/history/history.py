@@ -53,6 +53,9 @@ class History:
         For every step the file or the array with its weights, None where missing.
     provenance
         Where the weights are from: `source`, `tensor` and, from a store, `commits` and `missing` by step.
+    coordinates
+        More coordinates of the steps, where known: ``tokens`` seen, ``learning_rate``; float64 of shape (T,), NaN at a
+        step where it is not known.
     """
 
     name: str
@@ -63,6 +66,7 @@ class History:
     missing: Mapping[int, str]
     frames: tuple[Path | NDArray[Any] | None, ...] = field(repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    coordinates: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -159,6 +163,7 @@ class History:
             missing={step: why for step, why in self.missing.items() if step in kept},
             frames=tuple(self.frames[known[step]] for step in kept),
             provenance=provenance,
+            coordinates={name: values[[known[step] for step in kept]] for name, values in self.coordinates.items()},
         )
 
     @classmethod
@@ -204,7 +209,13 @@ class History:
             "commits": {str(step): records[step].get("commit") for step in sorted(records)},
             "missing": {str(step): why for step, why in missing.items()},
         }
-        return cls(store.name, tensor, steps, spec.shape, spec.numpy_dtype, missing, frames, provenance)
+        coordinates = {
+            name: np.array([known.get(step, np.nan) for step in steps.tolist()])
+            for name in ("tokens", "learning_rate")
+            if (known := store.coordinate(name)) is not None
+        }
+        shape, dtype = spec.shape, spec.numpy_dtype
+        return cls(store.name, tensor, steps, shape, dtype, missing, frames, provenance, coordinates)
 
     @classmethod
     def from_array(

@@ -20,7 +20,7 @@ __all__ = ["FetchRequest"]
 
 @dataclass(frozen=True)
 class FetchRequest:
-    """Which tensors of which steps of a model to fetch, from where, and into which cache.
+    r"""Which tensors of which steps of a model to fetch, from where, and into which cache.
 
     Parameters
     ----------
@@ -38,8 +38,10 @@ class FetchRequest:
         A model that is a directory is its own source.
     cache
         Directory of the stores. Default: the environment's ``PYTHIA_DYN_CACHE``, else ``cache``.
-    pattern
-        Regular expression with one group, the step, for branch or folder names other than ``step1000``.
+    suite
+        How its checkpoints are named and found, where the registry or the store does not know: values of
+        `pythia_dynamics.checkpoints.suite.Suite` by name (``{"pattern": r"^run-(\d+)$", "stage": "2"}``), or a TOML
+        file with them. The store keeps it.
 
     Raises
     ------
@@ -54,7 +56,7 @@ class FetchRequest:
     steps: str | Iterable[int] | None = None
     source: str | Path | Source = HUB
     cache: str | Path | None = None
-    pattern: str | None = None
+    suite: Mapping[str, Any] | str | Path | None = None
 
     def __post_init__(self) -> None:
         tensors = (self.tensors,) if isinstance(self.tensors, str) else tuple(self.tensors)
@@ -98,7 +100,8 @@ class FetchRequest:
     @cached_property
     def resolved(self) -> Model:
         """The model that `model` means."""
-        return self.model if isinstance(self.model, Model) else find_model(self.model, self.cache)
+        found = self.model if isinstance(self.model, Model) else find_model(self.model, self.cache)
+        return found.changed(self.suite)
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -137,5 +140,5 @@ class FetchRequest:
         if self.source == REGISTRY:
             raise PythiaDynError("the registry has no weights; name hub or a directory of checkpoints as the source")
         if isinstance(self.source, (str, Path)):
-            return open_source(self.resolved, str(self.source), pattern=self.pattern)
+            return open_source(self.resolved, str(self.source))
         return self.source

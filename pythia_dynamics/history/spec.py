@@ -25,7 +25,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 """The dtypes of a history, by the name that Zarr stores. float64 occurs in training only: fetch takes the others."""
 
 _SAFE_NAME = re.compile(r"\w[\w.-]*")
-_RESERVED_NAMES = ("step", "zarr.json", "c")
+_RESERVED_NAMES = ("step", "tokens", "learning_rate", "zarr.json", "c")
 
 
 @dataclass(frozen=True, slots=True)

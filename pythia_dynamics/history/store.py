@@ -4,8 +4,9 @@ A chunk file is the raw little-endian tensor followed by its CRC-32C. It can be 
 zarr, xarray and TensorStore read it as well. Chunks and metadata appear complete or not at all; any number of threads
 and processes may write one store. Layout, for a tensor of shape (vocab, d_model)::
 
-    <name>.zarr/zarr.json                    attributes: format, source, version of this package
+    <name>.zarr/zarr.json                    attributes: format, source, suite, version of this package
     <name>.zarr/step/                        int64 coordinate, in order of arrival: sort before plotting
+    <name>.zarr/{tokens,learning_rate}/      more coordinates of the steps, where they are known; float64
     <name>.zarr/<tensor>/zarr.json           attributes: `provenance` and `missing`, by step
     <name>.zarr/<tensor>/c/<index>/0/0       the chunk of steps[index]
     .<name>.zarr.lock, .<name>.zarr.partial/ beside it: the lock of the writers, and chunks that are being written
@@ -14,6 +15,7 @@ and processes may write one store. Layout, for a tensor of shape (vocab, d_model
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -29,8 +31,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.formats.slices import select
 from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
+from pythia_dynamics.checkpoints.suite import GENERIC, Suite
 from pythia_dynamics.errors import IntegrityError, StoreError, UnknownNameError
-from pythia_dynamics.files import atomic_file, remove_stale, store_errors
+from pythia_dynamics.files import atomic_file, portable, remove_stale, store_errors
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter
 from pythia_dynamics.history.spec import TensorSpec
 
@@ -46,11 +49,19 @@ _POLL_SECONDS = 0.004
 """Wait between two attempts to take the writers' lock. Writing one record takes about 4 ms, so a shorter wait would
 only use the processor."""
 
-_UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", "step/c/*.partial")
-"""What zarr names metadata files while it writes them."""
-
 _NO_STEP = -1
 """Fill value of the step coordinate."""
+
+_COORDINATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "step": ("int64", {"long_name": "training step", "units": "1"}),
+    "tokens": ("float64", {"long_name": "tokens seen", "units": "1"}),
+    "learning_rate": ("float64", {"long_name": "learning rate", "units": "1"}),
+}
+"""dtype and attributes of the coordinates of the steps. Tokens are floats, so that an unknown number is NaN; they are
+exact below 2^53."""
+
+_UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", *(f"{name}/c/*.partial" for name in _COORDINATES))
+"""What zarr names metadata files while it writes them."""
 
 
 class Store:
@@ -62,13 +73,16 @@ class Store:
         The directory ``<name>.zarr``.
     source
         Where the weights are from: a repository id, or a directory of checkpoints.
+    suite
+        How the checkpoints there are named and found.
     name
         Name of the directory without ``.zarr``.
     """
 
-    def __init__(self, path: Path, source: str) -> None:
+    def __init__(self, path: Path, source: str, suite: Suite = GENERIC) -> None:
         self.path = path
         self.source = source
+        self.suite = suite
         self.name = path.name.removesuffix(".zarr")
         self._scratch = path.with_name(f".{path.name}.partial")
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=_POLL_SECONDS)
@@ -99,10 +113,13 @@ class Store:
             raise StoreError(f"{path} is a Zarr group but not a weight store of pythia-dyn; name another --cache")
         if attributes.get("format") != _FORMAT:
             raise StoreError(f"{path} was written by a newer pythia-dyn; update it, or name another --cache")
-        return cls(path, str(attributes["source"]))
+        source, suite = str(attributes["source"]), attributes.get("suite", {})
+        if attributes.get("directory"):  # relative to the store, if it lies in the same project
+            source = str((path.parent / source).resolve())
+        return cls(path, source, Suite.from_mapping(suite))
 
     @classmethod
-    def create(cls, path: Path | str, *, source: str) -> Store:
+    def create(cls, path: Path | str, *, source: str, suite: Suite | None = None) -> Store:
         """Open a store for writing; make it if there is none.
 
         Parameters
@@ -110,15 +127,18 @@ class Store:
         path
             The directory ``<name>.zarr``.
         source
-            Where the weights are from: a repository id, or a directory of checkpoints.
+            Where the weights are from: a repository id, or a directory of checkpoints, which is recorded relative to
+            the store if it lies below the directory of the cache's directory.
+        suite
+            How the checkpoints there are named and found. Default: as an existing store has it.
 
         Raises
         ------
         StoreError
-            The store has weights of another source, or cannot be written.
+            The store has weights of another source, or of another stage, generation or seed; or it cannot be written.
         """
         path = Path(path)
-        store = cls(path, source)
+        store = cls(path, source, suite or GENERIC)
         with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         with store._writing():
@@ -127,12 +147,24 @@ class Store:
                     unfinished.unlink(missing_ok=True)
             if cls.exists(path):
                 found = cls.open(path)
-                if found.source != source:
-                    why = f"{path} holds the weights of {found.source}, not of {source}"
+                parts = (found.suite.part, (suite or found.suite).part)
+                if found.source != source or parts[0] != parts[1]:
+                    names = [_in_words(*each) for each in ((found.source, parts[0]), (source, parts[1]))]
+                    why = f"{path} holds the weights of {names[0]}, not of {names[1]}"
                     raise StoreError(f"{why}; name another --cache or remove it")
+                store.suite = suite or found.suite
+                if store.suite != found.suite:
+                    group = _open(path, zarr.open_group, "r+")
+                    group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": store.suite.as_json}
             else:
-                attributes = {_ATTRIBUTE: {"format": _FORMAT, "source": source, "version": __version__}}
-                zarr.create_group(path, attributes=attributes)
+                attributes = {
+                    "format": _FORMAT,
+                    "source": store.recorded_source,
+                    "directory": Path(source).is_absolute(),
+                    "suite": store.suite.as_json,
+                    "version": __version__,
+                }
+                zarr.create_group(path, attributes={_ATTRIBUTE: attributes})
         if store._scratch.is_dir():
             remove_stale(store._scratch)
         return store
@@ -145,10 +177,15 @@ class Store:
     # -- reading ----------------------------------------------------------------------------------------------
 
     @property
+    def recorded_source(self) -> str:
+        """`source` as files of the store record it."""
+        return portable(self.source, self.path.parent, self.path.parent.resolve().parent)
+
+    @property
     def tensors(self) -> dict[str, TensorSpec]:
         """The tensors of the store, by name."""
         names = (path.parent.name for path in sorted(self.path.glob("*/zarr.json")))
-        return {name: self._spec(name) for name in names if name != "step"}
+        return {name: self._spec(name) for name in names if name not in _COORDINATES}
 
     def select(self, patterns: Sequence[str] = ()) -> tuple[str, ...]:
         """The tensors of the store that patterns mean.
@@ -201,6 +238,13 @@ class Store:
         stored = np.asarray(_open(self.path / "step", zarr.open_array)[:]).tolist()
         return tuple(takewhile(lambda step: step != _NO_STEP, stored))
 
+    def coordinate(self, name: str) -> dict[int, float] | None:
+        """The values of ``tokens`` or ``learning_rate`` by step, where they are known; None where none is."""
+        if not self._has_array(name):
+            return None
+        values = np.asarray(_open(self.path / name, zarr.open_array)[:]).tolist()
+        return {step: value for step, value in zip(self.steps, values, strict=False) if value == value}
+
     def has(self, tensor: str, step: int) -> bool:
         """Whether the weights of `tensor` at `step` are stored: there is a record, and a chunk of the right length."""
         return step in self.records(tensor) and self.has_chunk(tensor, step)
@@ -251,7 +295,9 @@ class Store:
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def ensure(self, tensors: Iterable[TensorSpec], steps: Iterable[int]) -> None:
+    def ensure(
+        self, tensors: Iterable[TensorSpec], steps: Iterable[int], tokens: Mapping[int, int | None] | None = None
+    ) -> None:
         """Create the arrays of these tensors, with room for these steps. Existing chunks stay where they are.
 
         Parameters
@@ -260,6 +306,8 @@ class Store:
             Name, dtype and shape of each tensor.
         steps
             Step numbers, in any order; those that the store does not know yet are appended in increasing order.
+        tokens
+            Tokens seen by step, None where not known.
 
         Raises
         ------
@@ -270,7 +318,8 @@ class Store:
             known = self.steps
             grown = (*known, *sorted(set(steps) - set(known)))
             if len(grown) > len(known) or not known:
-                self._write_steps(grown)
+                self._write_coordinate("step", grown, _NO_STEP)
+            self._write_known(grown, tokens or {})
             present = self.tensors
             for spec in tensors:
                 if spec.name not in present:
@@ -406,23 +455,35 @@ class Store:
             raise UnknownNameError("step", step, self._indices, where=str(self.path))
         return self._indices[step]
 
-    def _write_steps(self, steps: tuple[int, ...]) -> None:
-        path = self.path / "step"
-        if self._has_array("step"):
-            array = _open(path, zarr.open_array, "r+")
-            array.resize((len(steps),))
+    def _write_known(self, steps: tuple[int, ...], tokens: Mapping[int, int | None]) -> None:
+        """Write the tokens and the learning rate of these steps, as far as they are known."""
+        known = self.coordinate("tokens") or {}
+        known |= {step: float(count) for step, count in tokens.items() if count is not None}
+        values = {"tokens": [known.get(step, math.nan) for step in steps]}
+        if self.suite.learning_rate is not None:
+            values["learning_rate"] = self.suite.learning_rate.at(steps).tolist()
+        for name, of_steps in values.items():
+            if np.isfinite(of_steps).any() and self.coordinate(name) != dict(zip(steps, of_steps, strict=True)):
+                self._write_coordinate(name, of_steps, math.nan)
+
+    def _write_coordinate(self, name: str, values: Sequence[float], fill_value: float) -> None:
+        """Write a coordinate of all steps, in their order of arrival."""
+        dtype, attributes = _COORDINATES[name]
+        if self._has_array(name):
+            array = _open(self.path / name, zarr.open_array, "r+")
+            array.resize((len(values),))
         else:
             array = zarr.create_array(
-                path,
-                shape=(len(steps),),
+                self.path / name,
+                shape=(len(values),),
                 chunks=(4096,),  # 32 KB: more steps than any suite has published, in one file
-                dtype="int64",
+                dtype=dtype,
                 dimension_names=["step"],
-                fill_value=_NO_STEP,
+                fill_value=fill_value,
                 compressors=None,
-                attributes={"long_name": "training step", "units": "1"},
+                attributes=attributes,
             )
-        array[:] = np.array(steps, dtype=np.int64)
+        array[:] = np.array(values, dtype=dtype)
 
     def _create_array(self, spec: TensorSpec, length: int, *, is_head: bool) -> None:
         """Create the array of a tensor. With `is_head` it may have the axes vocab and d_model, which one tensor has."""
@@ -449,6 +510,11 @@ class Store:
             if remove is not None and remove[1] in attributes.get(remove[0], {}):
                 changed[remove[0]] = {key: why for key, why in attributes[remove[0]].items() if key != remove[1]}
             array.update_attributes(changed)
+
+
+def _in_words(source: str, part: Mapping[Any, str]) -> str:
+    """A source, and the part of it that is taken."""
+    return " ".join((source, *(f"{name} {value}" for name, value in sorted(part.items()))))
 
 
 def _open(path: Path, opener: Any, mode: str = "r") -> Any:

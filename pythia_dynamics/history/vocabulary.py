@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pythia_dynamics.checkpoints.registry import TOKENIZER_ENTRIES, is_pythia, step_of
+from pythia_dynamics.checkpoints.registry import TOKENIZER_ENTRIES, is_pythia
+from pythia_dynamics.checkpoints.suite import GENERIC
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 
@@ -29,7 +30,7 @@ def tokenizer_entries(history: History) -> int:
     source = str(history.provenance.get("source", ""))
     files = [Path(source) / "tokenizer.json"]
     if Path(source).is_dir():
-        folders = (folder for folder in Path(source).iterdir() if step_of(folder.name) is not None)
+        folders = (folder for folder in Path(source).iterdir() if GENERIC.step_name(folder.name))
         files += [folder / "tokenizer.json" for folder in sorted(folders)]
     file = next((file for file in files if file.is_file()), None)
     if file is not None:

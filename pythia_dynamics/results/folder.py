@@ -26,7 +26,7 @@ from pythia_dynamics.checkpoints.formats.slices import select
 from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, find_roles
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
-from pythia_dynamics.files import store_errors
+from pythia_dynamics.files import portable, store_errors
 from pythia_dynamics.measures.catalogue import BUILT_IN, known_measures
 from pythia_dynamics.measures.measure import Measure, Table
 from pythia_dynamics.results.reading import VARIABLES, array_from, table_from
@@ -271,7 +271,8 @@ class Results:
         path, temporary = self.path / f"{name}.zarr", self.path / f".{name}.zarr.partial"
         # In memory first: after an error of the disk, tasks of zarr would go on and print messages of their own.
         written: dict[str, Any] = {}
-        dataset = dataset.assign_attrs({VARIABLES: sorted(map(str, dataset.variables))})
+        dataset = dataset.assign_attrs(self._portable(dataset.attrs))
+        dataset.attrs[VARIABLES] = sorted(map(str, dataset.variables))
         dataset.to_zarr(MemoryStore(written), mode="w", consolidated=False, write_empty_chunks=True)
         try:
             with store_errors(path):
@@ -373,7 +374,7 @@ class Results:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         made = {
-            **details,
+            **self._portable(details),
             "pythia_dynamics": __version__,
             "python": platform.python_version(),
             "packages": {package: metadata.version(package) for package in _PACKAGES},
@@ -383,6 +384,12 @@ class Results:
         with FileLock(self.path / ".provenance.lock"):
             content = {**self.provenance(), name: made}
             return write_json(self.path / "provenance.json", dict(sorted(content.items())))
+
+    def _portable(self, details: Mapping[str, Any]) -> dict[str, Any]:
+        """Details in which a directory that the weights are from is relative to this folder, if it is near."""
+        project = self._root.resolve().parent
+        places = {key: details[key] for key in ("source", "location") if isinstance(details.get(key), str)}
+        return {**details} | {key: portable(place, self.path, project) for key, place in places.items()}
 
     def require_same_weights(self, names: Iterable[str] | None = None) -> None:
         """Check that results of this folder are of the same weights: source, tensor, rows, steps and commits.

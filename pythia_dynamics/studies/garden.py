@@ -133,6 +133,7 @@ def plan(
     limit: int = 500,
     cache: Path | str | None = None,
     results: Path | str | None = None,
+    suite: Mapping[str, Any] | str | Path | None = None,
 ) -> list[ModelPlan]:
     """What `run` with the same arguments has still to do.
 
@@ -150,6 +151,8 @@ def plan(
         Directory of the weight stores.
     results
         Directory of the results.
+    suite
+        Values of the models' suites, as for `FetchRequest`.
 
     Raises
     ------
@@ -158,7 +161,7 @@ def plan(
     """
     plans = []
     for name in dict.fromkeys(models):
-        model = find_model(name, cache)
+        model = find_model(name, cache).changed(suite)
         fetch = preview(model, steps=steps, cache=cache)
         evaluated = min(_evaluated(Results(model.name, results), mode) for mode in MODES)
         checkpoints = 0 if skip_perplexity else max(0, fetch.steps - fetch.missing - evaluated)
@@ -183,6 +186,7 @@ def run(
     workers: int = 8,
     cache: Path | str | None = None,
     results: Path | str | None = None,
+    suite: Mapping[str, Any] | str | Path | None = None,
     **evaluation: Any,
 ) -> Reproduction:
     """Reproduce the paper for some models: all stages for each of them, the figures of all of them, and one page.
@@ -207,6 +211,8 @@ def run(
         Directory of the weight stores.
     results
         Directory of the results.
+    suite
+        Values of the models' suites, as for `FetchRequest`.
     **evaluation
         Fields of `EvaluationSettings`: corpus, limit, device, dtype.
 
@@ -228,7 +234,7 @@ def run(
     settings = EvaluationSettings.from_mapping(evaluation)
     for name in dict.fromkeys(models):
         try:
-            model = find_model(name, cache)
+            model = find_model(name, cache).changed(suite)
             out = Results(model.name, results)
             request = {"steps": steps, "cache": cache, "workers": workers}
             gaps, made = _reproduce_model(model, out, stage, None if skip_perplexity else settings, **request)

@@ -64,7 +64,8 @@ def step_dataset(
         Indices of the steps in use. Values along ``step`` or ``other_step`` are of these steps; all other steps become
         NaN (False for booleans). Default: values are of all T steps.
     coords : mapping, optional
-        Coordinates besides ``step``. ``other_step`` is added if a variable has that axis.
+        Coordinates besides ``step``, ``tokens`` and ``learning_rate``. ``other_step`` is added if a variable has that
+        axis.
     attrs : mapping, optional
         Attributes besides the provenance.
     """
@@ -85,8 +86,11 @@ def step_dataset(
     extra = (
         {"other_step": history.steps} if any("other_step" in variable.dims for variable in variables.values()) else {}
     )
+    known = {name: ("step", values, {"units": "1"}) for name, values in history.coordinates.items()}
     return xr.Dataset(
-        data, coords={"step": history.steps, **extra, **(coords or {})}, attrs={**history.provenance, **(attrs or {})}
+        data,
+        coords={"step": history.steps, **known, **extra, **(coords or {})},
+        attrs={**history.provenance, **(attrs or {})},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from pythia_dynamics import __version__
-from pythia_dynamics.checkpoints.registry import step_of
 from pythia_dynamics.errors import CorpusError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.tables import plain, read_csv, read_json, write_csv, write_json
@@ -294,8 +294,8 @@ def replace_suite(out: Path, partial: Path, steps: Collection[int]) -> None:
         return
     (out / SUITE).unlink(missing_ok=True)  # first, so that a mixture of two suites does not count as finished
     for entry in out.iterdir():
-        step = step_of(entry.name)
-        if entry.is_dir() and step is not None and step not in steps:
+        step = re.fullmatch(r"step(\d+)", entry.name)
+        if entry.is_dir() and step and int(step[1]) not in steps:
             shutil.rmtree(entry)
     for entry in sorted(partial.iterdir(), key=lambda entry: entry.name == SUITE):
         if (out / entry.name).is_dir():

@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoints import HEAD, LAYOUTS, checkpoint, raw, state, torch_file
 
-from pythia_dynamics.checkpoints.layout import (
+from pythia_dynamics.checkpoints.layout import LAYOUTS as USUAL
+from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.source import FileMissingError
+from pythia_dynamics.checkpoints.tensors import (
     Answer,
     FileBytes,
-    Layout,
-    LayoutCache,
     ListingRequest,
     RangeRequest,
     Request,
     TensorRequest,
     find_tensors,
 )
-from pythia_dynamics.checkpoints.source import FileMissingError
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError, UnknownNameError
 
 
@@ -235,7 +235,7 @@ def test_damaged_files_end_in_our_errors(data: st.DataObject, layout: str) -> No
 def test_entry_files_are_those_transformers_writes() -> None:
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-    assert {layout.entry_file for layout in Layout} == {
+    assert {layout.entry_file for layout in USUAL} == {
         SAFE_WEIGHTS_INDEX_NAME,
         SAFE_WEIGHTS_NAME,
         WEIGHTS_INDEX_NAME,

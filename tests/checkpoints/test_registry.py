@@ -92,27 +92,3 @@ def test_steps_are_read(spec: str, steps: tuple[int, ...] | None) -> None:
 def test_other_steps_are_refused(spec: str) -> None:
     with pytest.raises(PythiaDynError, match="steps"):
         suites.parse_steps(spec)
-
-
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [
-        ("step1000", 1000),
-        ("checkpoint-1000", 1000),
-        ("global_step1000", 1000),
-        ("ckpt_100", 100),
-        ("main", None),
-        ("step", None),
-        ("step10-old", None),
-    ],
-)
-def test_a_step_is_read_from_a_name(name: str, step: int | None) -> None:
-    assert suites.step_of(name) == step
-
-
-def test_a_pattern_reads_other_names() -> None:
-    assert suites.step_of("step1000-tokens4B", r"step(\d+)-tokens\d+B") == 1000
-    assert suites.step_of("main", r"step(\d+)-tokens\d+B") is None
-    for bad in ("(", "step", r"(\w+)"):
-        with pytest.raises(PythiaDynError, match="one group"):
-            suites.step_of("step1000-tokens4B" if bad != "step" else "step", bad + ("" if bad != r"(\w+)" else ".*"))

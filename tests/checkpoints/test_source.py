@@ -18,10 +18,10 @@ from pythia_dynamics.checkpoints.source import (
     Revision,
     Source,
     Traffic,
-    checkpoint_files,
     require_relative_path,
-    revisions_by_step,
 )
+from pythia_dynamics.checkpoints.suite import Suite
+from pythia_dynamics.checkpoints.tree import checkpoint_files
 from pythia_dynamics.errors import CheckpointError, FormatError
 
 
@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(run: Path) -> None:
     with pytest.raises(FormatError, match="not a path inside"):
         source.read(revision, "../step1000/config.json")
     with pytest.raises(CheckpointError, match="no folder step3 any more"):
-        source.read(Revision(3, "step3"), "config.json")
+        source.read(Revision(3, "step3", folder="step3"), "config.json")
 
 
 def test_directories_that_are_no_suites(tmp_path: Path, run: Path) -> None:
@@ -99,12 +99,15 @@ def test_directories_that_are_no_suites(tmp_path: Path, run: Path) -> None:
         LocalSource(tmp_path / "empty").revisions()
     with pytest.raises(CheckpointError, match="is one checkpoint, not a directory of them"):
         LocalSource(run / "step0").revisions()
-    with pytest.raises(CheckpointError, match="no checkpoints named"):
-        LocalSource(tmp_path).revisions()
+    (tmp_path / "other" / "logs").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"no checkpoints named .* \(there: logs\)"):
+        LocalSource(tmp_path / "other").revisions()
+    with pytest.raises(CheckpointError, match="is a file; give the directory"):
+        LocalSource(run / "notes.txt")
     (run / "global_step1000").mkdir()
     with pytest.raises(CheckpointError, match="global_step1000 and step1000 are both step 1000"):
         LocalSource(run).revisions()
-    assert list(LocalSource(run, pattern=r"step(\d+)").revisions()) == [0, 1000]
+    assert list(LocalSource(run, suite=Suite(pattern=(r"^step(\d+)",))).revisions()) == [0, 1000]
 
 
 def test_open_source_follows_the_model(run: Path) -> None:
@@ -115,13 +118,6 @@ def test_open_source_follows_the_model(run: Path) -> None:
     mirrored = open_source(resolve("70m"), str(run))
     assert isinstance(mirrored, LocalSource)
     assert mirrored.name == "pythia-70m-deduped"
-
-
-def test_refs_of_one_step_are_refused() -> None:
-    named = [("step10", "c1"), ("main", "c2"), ("step-10", "c3")]
-    with pytest.raises(CheckpointError, match="step10 and step-10 are both step 10"):
-        revisions_by_step(named, None, where="here", kind="branch")
-    assert revisions_by_step(named, r"step(\d+)", where="here", kind="branch") == {10: Revision(10, "step10", "c1")}
 
 
 def test_streams_give_exactly_what_is_asked() -> None:

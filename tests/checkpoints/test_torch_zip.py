@@ -480,7 +480,7 @@ def test_calling_what_is_only_a_name_is_refused():
 
 
 @pytest.mark.parametrize(
-    "opcode", [b"\x81", b"\x92", b"i", b"o", b"\x82", b"\x84", b"P", b"B", b"\x8e", b"I", b"V", b"2", b"\x97", b"\x8b"]
+    "opcode", [b"\x92", b"i", b"o", b"\x82", b"\x84", b"P", b"B", b"\x8e", b"I", b"V", b"2", b"\x97", b"\x8b"]
 )
 def test_opcodes_without_use_are_refused(opcode):
     with pytest.raises(FormatError, match=f"0x{opcode.hex()}"):
@@ -542,10 +542,10 @@ def test_one_huge_dict_under_many_names_takes_no_quadratic_time():
     ("state", "message"),
     [
         (
-            {"model": {"a": torch.ones(2)}, "step": 3},
-            r"lie under 'model' \(found 'model': dict, 'step': int\).*\['model'\]",
+            {"one": {"a": torch.ones(2)}, "two": {"a": torch.ones(2)}, "step": 3},
+            r"lie under 'two', 'one' \(found 'one': dict, 'two': dict, 'step': int\); re-save that part",
         ),
-        ({"step": 3, "model": OrderedDict(a=torch.ones(2)), "b": torch.ones(1)}, "lie under 'model'"),
+        ({"step": 3, "ema": OrderedDict(a=torch.ones(2)), "b": torch.ones(1)}, "lie under 'ema'"),
         ({}, "found nothing"),
         ({"a": 1, "b": None, "c": [torch.ones(2)]}, "no tensor lies at its top level .*'c': list"),
         (torch.ones(3), "holds a tensor"),

@@ -219,7 +219,7 @@ def test_gaps_are_recorded_and_tried_again(hub: HubServer, tmp_path: Path) -> No
     assert list(report.missing) == [3000, 4000, 5000, 7000, 8000, 9000]
     assert "holds no weights" in report.missing[3000]
     assert "README.md" in report.missing[3000]
-    assert "no branch step4000" in report.missing[4000]
+    assert "has no step 4000" in report.missing[4000]
     assert "legacy" in report.missing[5000]
     assert "float32" in report.missing[7000]
     assert "no tensor 'embed_out.weight'" in report.missing[8000]
@@ -256,7 +256,7 @@ def test_unknown_steps(hub: HubServer, tmp_path: Path) -> None:
         download(REPO, cache=tmp_path, steps="5000:9000:1000")
     with pytest.raises(PythiaDynError, match="no step is named"):
         download(REPO, cache=tmp_path, steps=[])
-    assert download(REPO, cache=tmp_path, steps=[1000, 1500]).missing == {1500: f"{REPO} has no branch step1500"}
+    assert download(REPO, cache=tmp_path, steps=[1000, 1500]).missing == {1500: f"{REPO} has no step 1500"}
 
 
 def test_a_tied_head_is_the_embedding(hub: HubServer, tmp_path: Path) -> None:
@@ -337,12 +337,12 @@ def test_names_cannot_leave_the_cache(hub: HubServer, tmp_path: Path) -> None:
 def test_other_suites_by_pattern(hub: HubServer, tmp_path: Path) -> None:
     files = [checkpoint(state(k)) for k in range(3)]
     hub.add(REPO, {"step1000-tokens4B": files[0], "step2000-tokens8B": files[1], "ckpt_100": files[2]})
-    report = download(REPO, cache=tmp_path, pattern=r"step(\d+)-tokens.*")
+    report = download(REPO, cache=tmp_path, suite={"pattern": r"^step(\d+)-tokens"})
     assert report.fetched == (1000, 2000)
     assert bytes_at(report.histories()[HEAD], 2000) == raw(state(1)[HEAD])
-    assert download(REPO, cache=tmp_path, pattern=r"ckpt_(\d+)").fetched == (100,)
+    assert download(REPO, cache=tmp_path, suite={"pattern": r"^ckpt_(\d+)"}).fetched == (100,)
     with pytest.raises(CheckpointError, match="--revision-pattern"):
-        download(REPO, cache=tmp_path, pattern=r"nothing(\d+)")
+        download(REPO, cache=tmp_path, suite={"pattern": r"nothing(\d+)"})
 
 
 # -- interrupted ----------------------------------------------------------------------------------------------
@@ -444,7 +444,7 @@ def test_local_reading_matches_torch(tmp_path: Path, layout: str) -> None:
 
 def test_no_repository_no_network(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, {"main": {}})
-    with pytest.raises(CheckpointError, match="no branch that is a step"):
+    with pytest.raises(CheckpointError, match="no branch, tag, folder, file or commit that is a step"):
         download(REPO, cache=tmp_path)
     with pytest.raises(AccessError, match="no repository org/none"):
         download("org/none", cache=tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["LFS_SUFFIXES", "File", "Repository", "entry_json", "refs_json", "tree_json"]
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz", ".h5")
+LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".h5")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Repository:
     """Branch name → commit."""
     commits: dict[str, dict[str, File]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    history: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    """(commit, title) of every commit of a branch, the latest first."""
     gated: bool = False
     token: str | None = None
     """Needed to read the files; without `gated`, to see the repository at all."""

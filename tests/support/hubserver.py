@@ -174,7 +174,9 @@ class HubServer:
             self.commit(name, branch, files)
         return repository
 
-    def commit(self, name: str, branch: str, files: Path | Mapping[str, bytes | Path]) -> str:
+    def commit(
+        self, name: str, branch: str, files: Path | Mapping[str, bytes | Path], *, title: str = "Upload"
+    ) -> str:
         """Move a branch to a new commit with these files; the commit's id."""
         if isinstance(files, Path):
             files = {path.relative_to(files).as_posix(): path for path in sorted(files.rglob("*")) if path.is_file()}
@@ -184,7 +186,15 @@ class HubServer:
         commit = hashlib.sha1(seed.encode()).hexdigest()
         repository.commits[commit] = held
         repository.branches[branch] = commit
+        repository.history.setdefault(branch, []).insert(0, (commit, title))
         return commit
+
+    def tag(self, name: str, tags: Mapping[str, Path | Mapping[str, bytes | Path]]) -> None:
+        """Tags with these files in a repository that `add` made."""
+        for tag, files in tags.items():
+            main = self.repositories[name].branches["main"]
+            self.repositories[name].tags[tag] = self.commit(name, "main", files)
+            self.repositories[name].branches["main"] = main
 
     # -- the log ---------------------------------------------------------------------------
 
@@ -351,7 +361,9 @@ class _Handler(BaseHTTPRequestHandler):
     # -- the three kinds of request --------------------------------------------------------------------
 
     def _api(self, parts: list[str]) -> None:
-        verbs = ("refs", "tree", "paths-info", "revision")
+        if parts == ["models"]:
+            return self._search()
+        verbs = ("refs", "tree", "paths-info", "revision", "commits")
         at = next((i for i, part in enumerate(parts) if i > 1 and part in verbs), len(parts))
         name, verb, rest = "/".join(parts[1:at]), parts[at : at + 1], parts[at + 1 :]
         self.request_.repo = name
@@ -370,6 +382,9 @@ class _Handler(BaseHTTPRequestHandler):
         if (commit := self._commit(repository, revision)) is None:
             return None
         files = repository.commits[commit]
+        if verb == ["commits"]:
+            listed = [{"id": id, "title": title, "message": ""} for id, title in repository.history[revision]]
+            return self._page(listed, urlsplit(self.path).path + "?")
         if verb == ["tree"]:
             return self._tree(files, "/".join(rest[1:]))
         if verb == ["paths-info"]:
@@ -380,9 +395,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, files: Mapping[str, File], under: str) -> None:
         query = parse_qs(urlsplit(self.path).query)
         entries = tree_json(files, under, query.get("recursive", ["false"])[0].lower() == "true")
-        start = int(query.get("cursor", ["0"])[0])
+        self._page(entries, f"{urlsplit(self.path).path}?recursive=true&")
+
+    def _search(self) -> None:
+        query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
+        names = [name for name in sorted(self.hub.repositories) if name.startswith(f"{query['author']}/")]
+        found = [self.hub.repositories[name] for name in names if query["search"].lower() in name.lower()]
+        listed = [{"_id": each.name, "id": each.name, "sha": each.branches["main"]} for each in found]
+        self._page(listed, f"/api/models?author={query['author']}&search={query['search']}&")
+
+    def _page(self, entries: list[dict[str, Any]], address: str) -> None:
+        """One page of a listing, with the address of the next one."""
+        start = int(parse_qs(urlsplit(self.path).query).get("cursor", ["0"])[0])
         stop = start + (self.hub.page_size or len(entries))
-        following = f"{self.hub.url}{urlsplit(self.path).path}?recursive=true&cursor={stop}"
+        following = f"{self.hub.url}{address}cursor={stop}"
         self._json(entries[start:stop], {"Link": f'<{following}>; rel="next"'} if stop < len(entries) else {})
 
     def _resolve(self, fault: Fault | None) -> None:

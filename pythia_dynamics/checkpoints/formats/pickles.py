@@ -1,8 +1,9 @@
 """An interpreter for pickles of tensors, which imports, calls and builds nothing that a pickle names.
 
 `pickle.Unpickler` with a restricted `find_class` still allocates whatever a length or a memo index claims, and hashes
-keys nested deeply enough to overflow the C stack. This interpreter knows only the opcodes a state dict is made of (the
-approach of torch/_weights_only_unpickler.py), and its globals only by name.
+keys nested deeply enough to overflow the C stack. This interpreter knows only the opcodes a checkpoint is made of (the
+approach of torch/_weights_only_unpickler.py), and its globals only by name. What a training program saves beside the
+state dict (paths, namespaces, its own classes) becomes an `Opaque` that only names its class.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS, quote
+from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS
 from pythia_dynamics.errors import FormatError
 
-__all__ = ["DTYPES", "MAX_PICKLE_BYTES", "PickledStorage", "PickledTensor", "read_pickle", "type_name"]
+__all__ = ["DTYPES", "MAX_PICKLE_BYTES", "Opaque", "PickledStorage", "PickledTensor", "read_pickle", "type_name"]
 
 MAX_PICKLE_BYTES = 16 * 2**20
 """Longest accepted pickle: about 100,000 tensors of 150 bytes each. That of Pythia 12b has 67 KB."""
@@ -102,12 +103,25 @@ class PickledTensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Opaque:
+    """An object of a class or a function that no tensor needs. It was not made: only the name is known.
+
+    Parameters
+    ----------
+    name
+        Of the class or function, with its module.
+    """
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Global:
     name: str
 
 
 def read_pickle(data: bytes, *, file: str) -> object:
-    """The object a pickle describes: of dicts, lists, tuples, strings, numbers and `PickledTensor` only.
+    """The object a pickle describes: of dicts, lists, tuples, strings, numbers, `PickledTensor` and `Opaque` only.
 
     Parameters
     ----------
@@ -119,7 +133,7 @@ def read_pickle(data: bytes, *, file: str) -> object:
     Raises
     ------
     FormatError
-        When the pickle is damaged, too long, or uses a global or opcode that no state dict needs.
+        When the pickle is damaged, too long, or uses an opcode that no checkpoint needs.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise FormatError(f"{file}: its data.pkl of {len(data)} bytes is larger than any state dict's")
@@ -128,7 +142,7 @@ def read_pickle(data: bytes, *, file: str) -> object:
 
 def type_name(value: object) -> str:
     """The name of the type of a value from `read_pickle`, for messages."""
-    if isinstance(value, _Global):
+    if isinstance(value, (_Global, Opaque)):
         return value.name
     return {PickledTensor: "tensor", PickledStorage: "storage"}.get(type(value), type(value).__name__)
 
@@ -189,6 +203,10 @@ class _Reader:
         except UnicodeDecodeError:
             self.damaged("holds a string that is not UTF-8")
 
+    def opaque_bytes(self, count: int) -> Opaque:
+        self.take(count)
+        return Opaque("builtins.bytes")
+
     # The stack
 
     def push(self, value: object) -> None:
@@ -231,12 +249,16 @@ class _Reader:
 
     def append(self, items: list[Any]) -> None:
         target = self.top()
+        if type(target) is Opaque:
+            return
         if type(target) is not list:
             self.damaged("appends to an object that is not a list")
         target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top()
+        if type(target) is Opaque:
+            return
         if type(target) is not dict or len(items) % 2:
             self.damaged("sets items of an object that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -252,8 +274,6 @@ class _Reader:
         if type(module) is not str or type(name) is not str:
             self.damaged("names a global by an object that is not a string")
         full = f"{module}.{name}"
-        if full not in CALLS and full not in STORAGES and full not in DTYPES:
-            self.refuse(f"the global {quote(full)}")
         self.push(self.globals.setdefault(full, _Global(full)))
 
     def find_by_stack(self) -> None:
@@ -263,15 +283,21 @@ class _Reader:
     def build(self) -> None:
         # A state dict's `_metadata`: attributes of an OrderedDict, which nothing here needs.
         self.pop()
-        if type(self.top()) is not dict:
+        if type(self.top()) not in (dict, Opaque):
             self.refuse(f"a state for a {type_name(self.top())}")
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
-        call = CALLS.get(function.name) if type(function) is _Global else None
-        if call is None or type(arguments) is not tuple:
+        if type(function) is not _Global or type(arguments) is not tuple:
             self.refuse(f"a call of {type_name(function)}")
-        self.push(call(self, arguments))
+        call = CALLS.get(function.name)
+        self.push(call(self, arguments) if call else Opaque(function.name))
+
+    def new(self) -> None:
+        arguments, kind = self.pop(), self.pop()
+        if type(kind) is not _Global or type(arguments) is not tuple:
+            self.refuse(f"an object of {type_name(kind)}")
+        self.push(Opaque(kind.name))
 
     def persistent(self) -> None:
         given = self.pop()
@@ -319,6 +345,13 @@ class _Reader:
             self.refuse("a tensor with a lazy conjugation or negation")
         return PickledTensor(storage, dtype, offset, shape, stride)
 
+    def of_type(self, arguments: tuple[Any, ...]) -> object:
+        """(function, type, arguments, state): a subclass of a tensor, of which only the tensor matters"""
+        if len(arguments) != 4 or type(arguments[0]) is not _Global or type(arguments[2]) is not tuple:
+            self.damaged("describes a tensor wrongly")
+        call = TENSORS.get(arguments[0].name)
+        return call(self, arguments[2]) if call else Opaque(arguments[0].name)
+
     def parameter(self, arguments: tuple[Any, ...]) -> PickledTensor:
         """(tensor, requires_grad, hooks[, state])"""
         if not arguments or type(arguments[0]) is not PickledTensor:
@@ -330,10 +363,15 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < MAX_INT
 
 
-CALLS: dict[str, Callable[[_Reader, tuple[Any, ...]], object]] = {
-    "collections.OrderedDict": _Reader.ordered_dict,
+TENSORS: dict[str, Callable[[_Reader, tuple[Any, ...]], object]] = {
     "torch._utils._rebuild_tensor_v2": _Reader.tensor_v2,
     "torch._utils._rebuild_tensor_v3": _Reader.tensor_v3,
+}
+
+CALLS: dict[str, Callable[[_Reader, tuple[Any, ...]], object]] = {
+    **TENSORS,
+    "collections.OrderedDict": _Reader.ordered_dict,
+    "torch._tensor._rebuild_from_type_v2": _Reader.of_type,
     "torch._utils._rebuild_parameter": _Reader.parameter,
     "torch._utils._rebuild_parameter_with_state": _Reader.parameter,
 }
@@ -353,6 +391,7 @@ OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"M": lambda r: r.push(r.number(U2)),
     b"\x8a": lambda r: r.push(int.from_bytes(r.take(r.number(U1)), "little", signed=True)),
     b"G": lambda r: r.push(r.number(F8)),
+    b"C": lambda r: r.push(r.opaque_bytes(r.number(U1))),
     b"X": lambda r: r.push(r.decode(r.take(r.number(U4)))),
     b"\x8c": lambda r: r.push(r.decode(r.take(r.number(U1)))),
     b")": lambda r: r.push(()),
@@ -374,6 +413,7 @@ OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"c": lambda r: r.find(r.line(), r.line()),
     b"\x93": _Reader.find_by_stack,
     b"R": _Reader.reduce,
+    b"\x81": _Reader.new,
     b"b": _Reader.build,
     b"Q": _Reader.persistent,
 }

@@ -1,16 +1,21 @@
-"""The `data.pkl` of a torch checkpoint: which part of which storage each tensor is."""
+"""The `data.pkl` of a torch checkpoint: where its state dict is, and which part of which storage each tensor is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from pythia_dynamics.checkpoints.formats.pickles import PickledTensor, read_pickle, type_name
+from pythia_dynamics.checkpoints.formats.pickles import Opaque, PickledTensor, read_pickle, type_name
 from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS, TensorSlice, check_name, element_count, quote
 from pythia_dynamics.checkpoints.formats.torchzip import ZipDirectory
 from pythia_dynamics.errors import FormatError
 
-__all__ = ["StorageView", "locate", "parse_state_dict"]
+__all__ = ["StorageView", "locate", "parse_state_dict", "state_dict_key"]
+
+_KEYS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params")
+"""Keys of a checkpoint under which training programs save the state dict: Lightning, the tutorials of torch, nanoGPT,
+DeepSpeed and others. Of several, the first one counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class StorageView:
 def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, StorageView]:
     """The tensors of a state dict by name, in its order; entries that are not tensors are left out.
 
+    The state dict is the whole object, or lies under a key of it.
+
     Parameters
     ----------
     pickle
@@ -57,24 +64,47 @@ def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, StorageView]:
     Raises
     ------
     FormatError
-        When the pickle uses a global or opcode that no state dict needs, which the message names; and when the tensors
-        do not lie at the top level.
+        When the state dict holds an object that no state dict needs, which the message names; and when it cannot be
+        told where in the pickle it is.
     """
     found = read_pickle(pickle, file=file)
     if not isinstance(found, dict):
         raise FormatError(f"{file} holds a {type_name(found)}, not a state dict; save model.state_dict() instead")
-    views = {name: _view(name, value, file) for name, value in found.items() if isinstance(value, PickledTensor)}
+    at_top = any(isinstance(value, PickledTensor) for value in found.values())
     # By identity: a hostile pickle refers to one huge dict many times.
-    inner = {id(value): (name, value) for name, value in found.items() if isinstance(value, dict)}
-    nested = [name for name, value in inner.values() if any(isinstance(v, PickledTensor) for v in value.values())]
-    if nested or not views:
-        inside = f"its tensors lie under {quote(nested[0])}" if nested else "no tensor lies at its top level"
-        key = quote(nested[0]) if nested else "..."
-        raise FormatError(
-            f"{file} is not a plain state dict: {inside} (found {_listing(found)}); "
-            f"re-save that part: torch.save(torch.load(path, weights_only=True)[{key}], path)"
-        )
-    return views
+    inner = {id(value): (key, value) for key, value in reversed(found.items()) if isinstance(value, dict)}
+    holding = {key: value for key, value in inner.values() if any(isinstance(v, PickledTensor) for v in value.values())}
+    if holding or not at_top:
+        key = state_dict_key(holding, at_top=at_top)
+        if key is None:
+            keys = ", ".join(map(quote, holding))
+            inside = f"its tensors lie under {keys}" if holding else "no tensor lies at its top level"
+            raise FormatError(
+                f"{file} is not a state dict: {inside} (found {_listing(found)}); "
+                "re-save that part: torch.save(torch.load(path, weights_only=True)[...], path)"
+            )
+        found = holding[key]
+    for name, value in found.items():
+        if isinstance(value, Opaque):
+            raise FormatError(
+                f"{file}: {quote(name)} is a {quote(value.name)}, which no state dict needs, so it is not read; if you "
+                "trust it, save model.state_dict() alone or convert it to safetensors"
+            )
+    return {name: _view(name, value, file) for name, value in found.items() if isinstance(value, PickledTensor)}
+
+
+def state_dict_key(holding: Collection[object], *, at_top: bool) -> object | None:
+    """The key of a checkpoint under which its state dict is: a usual one, else the only one. None where not known.
+
+    Parameters
+    ----------
+    holding
+        The keys whose values are dicts with tensors.
+    at_top
+        Whether there are tensors beside these keys, such as a loss, so that the only one need not be meant.
+    """
+    usual = next((key for key in _KEYS if key in holding), None)
+    return usual if usual is not None or at_top or len(holding) != 1 else next(iter(holding))
 
 
 def _view(name: object, tensor: PickledTensor, file: str) -> StorageView:

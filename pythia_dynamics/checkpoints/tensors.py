@@ -1,0 +1,455 @@
+"""Where the tensors of a checkpoint lie, found by reading as little of it as possible. No I/O.
+
+`find_tensors` is a generator that yields read requests and is sent the answers, so that a test, a local directory and
+the Hub can serve it alike. From the second revision on it guesses that a file is laid out like that of the revision
+before, and requests header and tensor in one range; every guess is checked against the header that arrives.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+from zlib import crc32
+
+from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
+from pythia_dynamics.checkpoints.formats.safetensors import parse_safetensors, safetensors_header_stop
+from pythia_dynamics.checkpoints.formats.slices import (
+    STORABLE,
+    NeedBytes,
+    TensorSlice,
+    parse_index,
+    require_storable,
+    select,
+)
+from pythia_dynamics.checkpoints.formats.statedict import StorageView, locate, parse_state_dict
+from pythia_dynamics.checkpoints.formats.torchzip import (
+    LOCAL_HEADER_BYTES,
+    ZipDirectory,
+    member_data_start,
+    parse_zip_directory,
+)
+from pythia_dynamics.checkpoints.layout import (
+    FIRST_HEADER_BYTES,
+    FIRST_TAIL_BYTES,
+    LAYOUTS,
+    CacheKey,
+    Layout,
+    LayoutCache,
+)
+from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, Roles, config_is_needed, find_roles
+from pythia_dynamics.checkpoints.source import FileMissingError
+from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError
+
+__all__ = ["Answer", "FileBytes", "ListingRequest", "RangeRequest", "Request", "TensorRequest", "find_tensors"]
+
+MAX_INDEX_BYTES = 64 * 2**20
+"""Longest accepted index of shards, which bounds the memory. That of Pythia 12b has 45 KB."""
+
+MAX_CONFIG_BYTES = 2**20
+"""Longest part of a ``config.json`` that is read; those of public models have a few kilobytes."""
+
+_CONFIG = "config.json"
+
+MAX_GAP_BYTES = 8 * 1024
+"""Largest gap between two tensors that are read in one request. It covers what lies between the large tensors of a
+block (biases and norms of up to 4,096 float16, headers and padding of a zip) but no matrix."""
+
+MAX_GAPS_BYTES = 16 * 1024
+"""Sum of the gaps in one request. With `FIRST_HEADER_BYTES` it keeps what is read beside the tensors below 64 KiB a
+revision, which the tests of `fetch` assert."""
+
+MAX_TAIL_REQUESTS = 4
+"""Requests for one zip directory: the tail, then at most comment, zip64 end record and directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListingRequest:
+    """A request for the files of the revision. Answer: a mapping of path → size in bytes; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRequest:
+    """A request for ``file[start:stop]``. Answer: `FileBytes`; `FileMissingError` is thrown where the file is missing.
+
+    Parameters
+    ----------
+    file
+        Path of the file in the revision.
+    start, stop
+        The range in bytes, as a Python slice.
+    prefetch_stop
+        Where the bytes end that are likely to be requested next; they are worth one read with this range.
+    """
+
+    file: str
+    start: int
+    stop: int | None
+    prefetch_stop: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRequest:
+    """A request to store a tensor, which has been found. Answer: None.
+
+    Parameters
+    ----------
+    tensor
+        Where the tensor lies.
+    prefetch_stop
+        As for `RangeRequest`.
+    roles
+        What it is for, usually nothing; None where that is not known.
+    """
+
+    tensor: TensorSlice
+    prefetch_stop: int
+    roles: tuple[Role, ...] | None = None
+
+
+Request = ListingRequest | RangeRequest | TensorRequest
+
+
+@dataclass(frozen=True, slots=True)
+class FileBytes:
+    """The answer to a `RangeRequest`.
+
+    Parameters
+    ----------
+    data
+        The bytes.
+    start
+        Offset of the first one in the file.
+    size
+        Size of the whole file in bytes.
+    """
+
+    data: bytes
+    start: int
+    size: int
+
+
+Answer = FileBytes | Mapping[str, int] | None
+Plan = Generator[Request, Answer, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """What is looked for in a revision; see `find_tensors`."""
+
+    patterns: Sequence[str]
+    cache: LayoutCache
+    where: str
+    skip: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A weight file. `key` is that of the cache. Of a shard the roles in the checkpoint are known, and the tensors that
+    only a glob asks for."""
+
+    name: str
+    key: CacheKey
+    roles: Roles | None = None
+    optional: frozenset[str] = frozenset()
+
+
+def find_tensors(
+    patterns: Sequence[str], cache: LayoutCache, *, where: str, skip: Collection[str] = (), file: str = ""
+) -> Plan:
+    """Find the tensors of one revision and request each, in the order of the bytes.
+
+    Parameters
+    ----------
+    patterns
+        Names, roles and globs of the tensors; see `select`.
+    cache
+        The layouts of earlier revisions; that of this one is added.
+    where
+        The revision, for messages and as a key of `cache`.
+    skip
+        Names of tensors that are not needed.
+    file
+        The one weight file of the revision; empty where it is looked for.
+
+    Returns
+    -------
+    Plan
+        A generator that yields `Request` values and is sent the `Answer` to each.
+
+    Raises
+    ------
+    CheckpointError
+        When the revision holds no weights, is incomplete, or has no tensor of the requested role.
+    FormatError
+        When a file is damaged, or a tensor cannot be stored.
+    UnknownNameError
+        When a pattern matches no tensor.
+    """
+    query = _Query(patterns, cache, where, skip)
+    if file:
+        layout = Layout.of_file(file)
+        yield from _find_in_file(layout, _File(file, f"*.{layout.format}"), query)
+        return
+    listed = False
+    layouts = [*cache.layouts, *(layout for layout in LAYOUTS if layout not in cache.layouts)]
+    while layouts:
+        layout = layouts.pop(0)
+        try:
+            yield from _find_in_layout(layout, query)
+        except FileMissingError as error:
+            if error.file != layout.entry_file and (listed or error.file not in layout.shards):
+                what = f"its index names {error.file}, which does not exist"
+                raise CheckpointError(f"{where} is incomplete: {what}") from None
+        else:
+            cache.add(layout)
+            return
+        if not listed:
+            listed = True
+            files = yield ListingRequest()
+            if not isinstance(files, Mapping):
+                continue
+            layouts = Layout.among(files)
+            if not layouts:
+                shown = ", ".join(sorted(files)[:6]) or "nothing"
+                raise CheckpointError(f"{where} holds no weights that can be read (found: {shown})")
+    names = ", ".join(layout.entry_file for layout in LAYOUTS)
+    raise CheckpointError(f"{where} holds no weights: it has none of {names}")
+
+
+def _find_in_layout(layout: Layout, query: _Query) -> Plan:
+    """The plan for a revision that has this layout. Raises `FileMissingError` when it has another one."""
+    entry = layout.entry_file
+    if not layout.has_index and not layout.shards:
+        yield from _find_in_file(layout, _File(entry, entry), query)
+        return
+    cache, where = query.cache, query.where
+    shards = cache.indexes.get((where, entry))
+    if shards is None:
+        shards = yield from (_joint_index(layout, query) if layout.shards else _index(entry))
+        cache.indexes[where, entry] = shards
+    roles = yield from _roles(shards, query)
+    chosen = select(shards, query.patterns, where=where, roles=roles.tensors)
+    wanted = [name for name in chosen if name not in query.skip]
+    for shard in dict.fromkeys(shards[name] for name in wanted):
+        members = frozenset(name for name, file in shards.items() if file == shard)
+        names = [name for name in wanted if name in members]
+        optional = frozenset(names).difference(query.patterns, roles.tensors.values())
+        of_shard = replace(query, patterns=names, where=f"{where}/{shard}")
+        yield from _find_in_file(layout, _File(shard, (shard, members), roles, optional), of_shard)
+
+
+def _index(file: str) -> Generator[Request, Answer, dict[str, str]]:
+    """Tensor name → shard, from an index of shards."""
+    index = yield from _read(file, 0, MAX_INDEX_BYTES)
+    if index.size > MAX_INDEX_BYTES:
+        raise FormatError(f"{file} has {index.size} bytes, which no index of shards needs")
+    return parse_index(index.data, file=file)
+
+
+def _joint_index(layout: Layout, query: _Query) -> Generator[Request, Answer, dict[str, str]]:
+    """Tensor name → shard, from the headers of shards that have no index."""
+    shards: dict[str, str] = {}
+    for file in layout.shards:
+        names: Collection[str]
+        if layout.format == "safetensors":
+            names = yield from _safetensors_header(file, file, query.cache, 0)
+        else:
+            directory = yield from _zip_directory(file, file, query.cache)
+            names = yield from _state_dict(directory, query.cache)
+        for name in names:
+            if name in shards:
+                both = f"{shards[name]} and {file} both hold {name}"
+                raise CheckpointError(f"{query.where}: {both}; leave only the files of one model in its folder")
+            shards[name] = file
+    return shards
+
+
+def _find_in_file(layout: Layout, file: _File, query: _Query) -> Plan:
+    """The plan for one weight file."""
+    return _find_in_safetensors(file, query) if layout.format == "safetensors" else _find_in_torch_zip(file, query)
+
+
+def _choose(
+    names: Collection[str], file: _File, query: _Query
+) -> Generator[Request, Answer, tuple[list[str], Collection[str], Roles]]:
+    """The tensors of a file that are wanted, those of them that only a glob asks for, and the roles."""
+    roles = file.roles or (yield from _roles(names, query))
+    chosen = select(names, query.patterns, where=query.where, roles=roles.tensors)
+    optional = file.optional if file.roles else set(chosen).difference(query.patterns, roles.tensors.values())
+    return [name for name in chosen if name not in query.skip], optional, roles
+
+
+def _roles(names: Collection[str], query: _Query) -> Generator[Request, Answer, Roles]:
+    """The roles of the tensors of a checkpoint. Its config is read where they depend on it.
+
+    A config that cannot be had ends the plan only where a role was asked for.
+    """
+    cache, key, needed = query.cache, frozenset(names), not {*ROLES}.isdisjoint(query.patterns)
+    known = cache.roles.get(key)
+    if known is None or (needed and not known.complete):
+        config: Mapping[str, Any] | None = None
+        by_rule = {role: name for role, rule in cache.rule.items() for name in reversed(rule) if name in key}
+        unknown = UNEMBEDDING not in by_rule and config_is_needed(names)
+        if unknown:
+            try:
+                read = yield from _read(_CONFIG, 0, MAX_CONFIG_BYTES)
+            except (FileMissingError, FormatError):  # there is none, or it is empty
+                pass
+            except PythiaDynError:
+                if needed:
+                    raise
+            else:
+                config = _config(read.data)
+        known = Roles(find_roles(names, config) | by_rule, config is not None or not unknown)
+        cache.roles[key] = known
+    return known
+
+
+def _config(content: bytes) -> Mapping[str, Any] | None:
+    """A ``config.json``, None where it is damaged. Infinities are allowed: transformers writes them."""
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _find_in_safetensors(file: _File, query: _Query) -> Plan:
+    """The plan for one safetensors file."""
+    known = query.cache.headers.get(file.key)
+    prefetch_stop = _guess_prefetch_stop(*known, file, query) if known else 0
+    tensors = yield from _safetensors_header(file.name, file.key, query.cache, prefetch_stop)
+    chosen, optional, roles = yield from _choose(tensors, file, query)
+    wanted = _storable([tensors[name] for name in chosen], optional)
+    wanted.sort(key=lambda tensor: tensor.start)
+    for tensor, run_end in zip(wanted, _run_ends([(t.start, t.stop) for t in wanted]), strict=True):
+        yield TensorRequest(tensor, run_end, roles.of(tensor.name))
+
+
+def _safetensors_header(
+    file: str, key: CacheKey, cache: LayoutCache, prefetch_stop: int
+) -> Generator[Request, Answer, dict[str, TensorSlice]]:
+    """The tensors of a safetensors file."""
+    stop, _ = cache.headers.get(key, (FIRST_HEADER_BYTES, None))
+    read = yield from _read(file, 0, stop, prefetch_stop)
+    header, size = read.data, read.size
+    stop = safetensors_header_stop(header, file=file, file_size=size)
+    if stop > len(header):
+        read = yield from _read(file, len(header), stop, prefetch_stop)
+        header += read.data
+    tensors = parse_safetensors(header, file=file, file_size=size)
+    cache.headers[key] = (stop, tensors)
+    return tensors
+
+
+def _storable(tensors: Sequence[TensorSlice], optional: Collection[str]) -> list[TensorSlice]:
+    """The tensors that a store can hold. Raises `FormatError` for another one, unless it is optional."""
+    kept = [tensor for tensor in tensors if tensor.dtype in STORABLE or tensor.name not in optional]
+    for tensor in kept or tensors:
+        require_storable(tensor)
+    return kept
+
+
+def _guess_prefetch_stop(header_stop: int, tensors: Mapping[str, TensorSlice], file: _File, query: _Query) -> int:
+    """Where the requested tensors that follow the header end, if the file is laid out like the last one; else 0."""
+    roles = file.roles or query.cache.roles.get(frozenset(tensors))
+    try:
+        chosen = select(tensors, query.patterns, where="", roles=roles.tensors if roles else {})
+    except PythiaDynError:
+        return 0
+    ranges = sorted((tensors[name].start, tensors[name].stop) for name in chosen if name not in query.skip)
+    return _run_ends(ranges)[0] if ranges and ranges[0][0] <= header_stop + MAX_GAP_BYTES else 0
+
+
+def _find_in_torch_zip(file: _File, query: _Query) -> Plan:
+    """The plan for one zip file of ``torch.save``."""
+    directory = yield from _zip_directory(file.name, file.key, query.cache)
+    views = yield from _state_dict(directory, query.cache)
+    chosen, optional, roles = yield from _choose(views, file, query)
+    wanted = [views[name] for name in chosen]
+    approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
+    kept = {tensor.name for tensor in _storable(approximate, optional)}
+    wanted = [view for view in wanted if view.name in kept]
+    wanted.sort(key=lambda view: (directory.storage(view.key).header_offset, view.offset))
+    approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
+    # Only the local header states where the data begin: until it is read, ranges that contain the data in any case.
+    ranges = [_bounding_range(view, directory, tensor) for view, tensor in zip(wanted, approximate, strict=True)]
+    for view, (start, _), run_end in zip(wanted, ranges, _run_ends(ranges), strict=True):
+        member = directory.storage(view.key)
+        length = LOCAL_HEADER_BYTES + len(member.name.encode())
+        prefetch_stop = run_end if start == member.header_offset else 0
+        local = yield from _read(file.name, member.header_offset, member.header_offset + length, prefetch_stop)
+        tensor = locate(view, directory, member_data_start(local.data, member))
+        yield TensorRequest(tensor, run_end, roles.of(tensor.name))
+
+
+def _zip_directory(file: str, key: CacheKey, cache: LayoutCache) -> Generator[Request, Answer, ZipDirectory]:
+    """The zip directory of a torch file, read from its end."""
+    read = yield from _read(file, -cache.tails.get(key, FIRST_TAIL_BYTES), None)
+    tail, size = read.data, read.size
+    for _ in range(MAX_TAIL_REQUESTS):
+        try:
+            directory = parse_zip_directory(tail, file=file, file_size=size)
+        except NeedBytes as need:
+            read = yield from _read(file, need.start, need.stop)
+            tail = read.data + tail
+        else:
+            cache.tails[key] = size - max(member.limit for member in directory.members.values())
+            return directory
+    raise FormatError(f"{file}: there is no zip directory at its end; the file is damaged")
+
+
+def _state_dict(directory: ZipDirectory, cache: LayoutCache) -> Generator[Request, Answer, dict[str, StorageView]]:
+    """The tensors that the pickle of a torch file describes; a pickle with a known checksum is not read again."""
+    member = directory.pickle
+    known = (member.crc32, member.size) if member.crc32 is not None else None
+    if known in cache.pickles:
+        return cache.pickles[known]
+    if member.size > MAX_PICKLE_BYTES:
+        raise FormatError(f"{directory.file}: its data.pkl of {member.size} bytes is larger than any state dict's")
+    start, stop = member.bounding_range()
+    read = yield from _read(directory.file, start, stop)
+    begin = member_data_start(read.data, member) - start
+    pickle = read.data[begin : begin + member.size]
+    if member.crc32 is not None and crc32(pickle) != member.crc32:
+        raise FormatError(f"{directory.file}: its data.pkl fails its checksum; the file is damaged")
+    views = parse_state_dict(pickle, file=directory.file)
+    if known is not None:
+        cache.pickles[known] = views
+    return views
+
+
+def _read(file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> Generator[Request, Answer, FileBytes]:
+    """Request a range of a file."""
+    answer = yield RangeRequest(file, start, stop, prefetch_stop)
+    assert isinstance(answer, FileBytes)
+    return answer
+
+
+def _bounding_range(view: StorageView, directory: ZipDirectory, approximate: TensorSlice) -> tuple[int, int]:
+    """A range of the file that contains the tensor, and its local header where the tensor begins next to it.
+
+    `approximate` is the tensor as if its storage had no local header.
+    """
+    start, stop = directory.storage(view.key).bounding_range()
+    slack = (stop - start) - directory.storage(view.key).size
+    if approximate.start > start + MAX_GAP_BYTES:
+        start = approximate.start
+    return start, min(stop, approximate.stop + slack)
+
+
+def _run_ends(ranges: Sequence[tuple[int, int]]) -> list[int]:
+    """For each of these sorted ranges, the end of its run: ranges with small gaps, which are read in one request."""
+    joined, gaps = [], 0
+    for (_, stop), (start, _) in pairwise(ranges):
+        gap = max(0, start - stop)
+        joined.append(gap <= MAX_GAP_BYTES and gaps + gap <= MAX_GAPS_BYTES)
+        gaps += gap if joined[-1] else 0
+    ends = [stop for _, stop in ranges]
+    for i in reversed(range(len(joined))):
+        if joined[i]:
+            ends[i] = max(ends[i], ends[i + 1])
+    return ends
