@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -92,6 +93,7 @@ def _verify_remote(
     from pythia_dynamics.checkpoints.hub import HubSource
     from pythia_dynamics.checkpoints.listings import list_repository
     from pythia_dynamics.checkpoints.registry import parse_steps
+    from pythia_dynamics.errors import PythiaDynError
     from pythia_dynamics.results.filing import filing_text, reported, save_filing
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import save_findings
@@ -99,9 +101,10 @@ def _verify_remote(
     answer = app.Answer("verify")
     chosen = parse_steps(steps) if steps is not None else None
     listings: dict[str, Listing] = {}
+    failed: dict[str, str] = {}
     samples = []
     for model in _repositories(models, cache, answer):
-        with answer.collect():
+        try:
             source = HubSource(model.location, name=model.name, pattern=pattern)
             with app.bar(model.name, "revision") as progress:
                 listing = list_repository(source, chosen, cache=cache, progress=progress)
@@ -110,6 +113,9 @@ def _verify_remote(
             if weights:
                 with app.bar(f"{model.name}, first weights", "step") as progress:
                     samples.append(read_samples(source, progress=progress))
+        except PythiaDynError as error:
+            failed[model.location] = str(error)
+            answer.fail(str(error))
     verified = verify_repositories(list(listings.values()), check_continuity(samples))
     faults, filings = 0, []
     for found in verified:
@@ -125,14 +131,14 @@ def _verify_remote(
             if text is not None or chosen is None:
                 facts["filing"] = path = save_filing(out.path, found.location, text)
                 filings += [path] if path else []
-    _echo_table(verified)
+    _echo_table(verified, failed)
     for path in filings:
         app.echo(f"for the publisher: {path}")
     if faults:
         count = sum(bool(found.faults) for found in verified)
         what, where = "fault" if faults == 1 else "faults", "repository" if count == 1 else "repositories"
         answer.fail(f"{faults} {what} found in {count} {where}")
-    answer.finish()
+    answer.finish(failed=failed)
 
 
 def _repositories(models: tuple[str, ...], cache: Path, answer: app.Answer) -> list[Model]:
@@ -163,15 +169,17 @@ def _echo_findings(found: Verification) -> None:
         app.echo(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}")
 
 
-def _echo_table(verified: list[Verification]) -> None:
-    """Print a table with one row for each repository and kind, if anything was found."""
+def _echo_table(verified: list[Verification], failed: Mapping[str, str]) -> None:
+    """Print a table with one row for each repository and kind, and for each repository that failed, if any."""
     rows = [row for found in verified for row in _rows(found)]
-    if not rows:
+    if not rows and not failed:
         return
-    width = max(len(row[0]) for row in rows)
+    width = max(len(location) for location in (*(row[0] for row in rows), *failed))
     app.echo(f"\n{'repository':{width}}  {'kind':26} {'findings':>8} {'steps':>6}  which")
     for location, kind, findings, steps, which in rows:
         app.echo(f"{location:{width}}  {kind:26} {findings:8} {steps:6}  {which}")
+    for location, reason in failed.items():
+        app.echo(f"{location:{width}}  {'failed':26} {'-':>8} {'-':>6}  {reason}")
 
 
 def _rows(found: Verification) -> list[tuple[str, str, int, int, str]]:
@@ -186,7 +194,7 @@ def _rows(found: Verification) -> list[tuple[str, str, int, int, str]]:
     return rows
 
 
-def _short(steps: list[Any]) -> str:
+def _short(steps: list[int]) -> str:
     """Steps as text: all of them up to eight, else the first four and the last one."""
-    shown = steps if len(steps) <= 8 else [*steps[:4], "…", steps[-1]]
-    return " ".join(map(str, shown))
+    shown = map(str, steps if len(steps) <= 8 else steps[:4])
+    return " ".join(shown) + (f" … {steps[-1]}" if len(steps) > 8 else "")
