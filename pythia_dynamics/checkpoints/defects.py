@@ -164,9 +164,10 @@ def _equal_elsewhere(listings: Sequence[Listing], format: WeightFormat) -> Itera
     steps_with: dict[tuple[str, ...], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     initial: dict[str, set[int]] = {}
     start: dict[str, tuple[str, ...]] = {}  # the content of the first step, or something that no other has
+    pythia = {listing.location: is_pythia(listing.location) for listing in listings}
     for listing in listings:
         location, by_step = listing.location, listing.weights(format)
-        initial[location] = _initial_steps(by_step, is_pythia(location))
+        initial[location] = _initial_steps(by_step, pythia[location])
         start[location] = content_of(by_step[min(initial[location])]) if initial[location] else (location,)
         for step, files in by_step.items():
             steps_with[content_of(files)][location].add(step)
@@ -178,7 +179,7 @@ def _equal_elsewhere(listings: Sequence[Listing], format: WeightFormat) -> Itera
                     continue
                 # Where two runs of Pythia have the same step 0, step 1 has its weights too, even where the signs of
                 # zeros, and so the files, differ.
-                also = EQUAL_IN_PYTHIA if start[one] == start[other] and is_pythia(one) and is_pythia(other) else ()
+                also = EQUAL_IN_PYTHIA if start[one] == start[other] and pythia[one] and pythia[other] else ()
                 own_first, first = own & {*initial[one], *also}, others & {*initial[other], *also}
                 if own_first and first:
                     meaning: _Meaning = "seeds" if have_different_seeds(one, other) else "initial"
