@@ -10,16 +10,31 @@ from typing import Literal, get_args
 from pythia_dynamics.checkpoints.registry import is_pythia
 from pythia_dynamics.errors import UnknownNameError, listed
 
-__all__ = ["Finding", "FindingKind", "Verification", "equal_content", "groups_of_equal"]
+__all__ = ["EQUAL_IN_PYTHIA", "Finding", "FindingKind", "Verification", "equal_content", "groups_of_equal"]
 
-FindingKind = Literal["damaged", "equal", "mixed", "stray", "non-finite", "missing", "unreadable"]
-"""``damaged``: a chunk fails its checksum. ``equal``: different steps have the same content. ``mixed``: different steps
-have some shards in common, but not all. ``stray``: a step is farther from its neighbours than they are from each other.
-``non-finite``: weights are NaN or infinite. ``missing``: there is no such step, or it has no weights. ``unreadable``:
-the files of a step cannot be listed."""
+FindingKind = Literal[
+    "damaged",
+    "equal",
+    "equal-elsewhere",
+    "discontinuous",
+    "disagree",
+    "mixed",
+    "size",
+    "stray",
+    "non-finite",
+    "missing",
+    "unreadable",
+]
+"""``damaged``: a chunk fails its checksum. ``equal``: different steps have the same content. ``equal-elsewhere``: steps
+have the same content as steps of another repository. ``discontinuous``: the next steps of a run do not continue its
+first one. ``disagree``: the files of a step in two formats are not of the same step. ``mixed``: different steps have
+some shards in common, but not all. ``size``: the weights of a step have another size than those of the others.
+``stray``: a step is farther from its neighbours than they are from each other. ``non-finite``: weights are NaN or
+infinite. ``missing``: there is no such step, or it has no weights, or not all. ``unreadable``: the files of a step
+cannot be listed."""
 
-_EQUAL_IN_PYTHIA = (0, 1)
-"""Steps that have the same weights in every published Pythia model."""
+EQUAL_IN_PYTHIA = (0, 1)
+"""Steps that have the same weights in every published Pythia model: the learning rate of the first update is 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,10 @@ class Finding:
         One sentence for the user.
     fault
         False where the irregularity is known and harmless.
+    elsewhere
+        The (repository, step) that the steps are compared with, where these are of other repositories.
+    sha256
+        Checksums of the files that show it, where it is shown by files.
 
     Raises
     ------
@@ -47,6 +66,8 @@ class Finding:
     steps: tuple[int, ...]
     message: str
     fault: bool = True
+    elsewhere: tuple[tuple[str, int], ...] = ()
+    sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FindingKind):
@@ -83,7 +104,7 @@ class Verification:
         return tuple(finding for finding in self.findings if finding.fault)
 
 
-def equal_content(steps: tuple[int, ...], location: str, what: str) -> Finding:
+def equal_content(steps: tuple[int, ...], location: str, what: str, sha256: tuple[str, ...] = ()) -> Finding:
     """The finding that steps have the same content; harmless for steps 0 and 1 of Pythia.
 
     Parameters
@@ -94,10 +115,14 @@ def equal_content(steps: tuple[int, ...], location: str, what: str) -> Finding:
         Repository id or directory that the weights are from.
     what
         What was compared, as the message names it: a tensor, ``safetensors files``.
+    sha256
+        Checksums of the files that were compared, if any.
     """
-    if steps == _EQUAL_IN_PYTHIA and is_pythia(location):
-        return Finding("equal", steps, f"steps 0 and 1 have the same {what}, as in all of Pythia", fault=False)
-    return Finding("equal", steps, f"{listed(steps)} have the same {what}: at most one of them is the step it is named")
+    if steps == EQUAL_IN_PYTHIA and is_pythia(location):
+        message = f"steps 0 and 1 have the same {what}, as in all of Pythia"
+        return Finding("equal", steps, message, fault=False, sha256=sha256)
+    message = f"{listed(steps)} have the same {what}: at most one of them is the step it is named"
+    return Finding("equal", steps, message, sha256=sha256)
 
 
 def groups_of_equal(keys: Iterable[tuple[int, Hashable]]) -> list[tuple[int, ...]]:

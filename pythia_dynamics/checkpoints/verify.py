@@ -1,98 +1,136 @@
 """Verify a repository on the Hub before anything is downloaded: equal checkpoints, mixed shards, missing weights.
 
 Some published branches have the weights of another step. Revisions are therefore compared by the SHA-256 that the Hub
-states for each file, not by name. `pythia_dynamics.sweep.verify` checks weights that were fetched.
+states for each file, not by name. `pythia_dynamics.checkpoints.defects` compares several repositories, and
+`pythia_dynamics.sweep.verify` checks weights that were fetched.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
 
-from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_content, groups_of_equal
+from pythia_dynamics.checkpoints.findings import (
+    EQUAL_IN_PYTHIA,
+    Finding,
+    Verification,
+    equal_content,
+    groups_of_equal,
+)
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.registry import resolve
-from pythia_dynamics.checkpoints.source import AccessError, Revision
-from pythia_dynamics.errors import PythiaDynError, listed
+from pythia_dynamics.checkpoints.listings import FORMATS, Listing, WeightFormat, list_repository, weight_files
+from pythia_dynamics.checkpoints.registry import is_pythia, resolve
+from pythia_dynamics.errors import listed, size
 from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["REMOTE", "verify_remote"]
+__all__ = ["REMOTE", "content_of", "verify_listing", "verify_remote"]
 
 REMOTE = "files on the Hub"
 """The subject of `verify_remote`, in place of a tensor."""
 
-_WEIGHT_SUFFIXES = {"safetensors": ".safetensors", "torch": ".bin"}
-"""How the names of weight files end, by format."""
+_SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\..*")
+
+_SAME_SIZE = 1e-3
+"""Sizes are the same up to this share: headers and the paddings of torch files differ by kilobytes from upload to
+upload, tensors by more. The smallest checkpoint of Pythia has 53 MB."""
+
+_VARIANT = 3
+"""As many revisions of one other size are a variant, with another dtype or with mask buffers, and no broken upload."""
+
+_GRID_STEPS = 5
+"""Fewest steps at one distance that are taken for a grid; three steps at one distance are chance."""
 
 
 def verify_remote(
-    source: HubSource, steps: Iterable[int] | None = None, *, threads: int = 8, progress: Progress = silent
+    source: HubSource,
+    steps: Iterable[int] | None = None,
+    *,
+    cache: Path | None = None,
+    threads: int = 8,
+    progress: Progress = silent,
 ) -> Verification:
     """Check a repository by what the Hub states of its files: one API request per revision, no download.
 
     Parameters
     ----------
-    source
-        The repository.
+    source, cache, threads, progress
+        As for `list_repository`.
     steps
         The steps to check. Default: every branch, and for Pythia every published step.
-    threads
-        Requests at once; the default is that of `download`.
-    progress
-        Called with the number of revisions that are done and of all.
 
     Returns
     -------
     Verification
-        Findings of the kinds ``missing``, ``unreadable``, ``equal`` and ``mixed``.
+        Findings of the kinds ``missing``, ``unreadable``, ``equal``, ``mixed``, ``disagree`` and ``size``.
 
     Raises
     ------
-    AccessError
-        The repository does not exist, is gated, or cannot be reached.
-    CheckpointError
-        The repository has no branch that is a step.
+    PythiaDynError
+        As `list_repository`.
     """
-    revisions = source.revisions()
-    published = resolve(source.location).published_steps
-    wanted = tuple(sorted({*revisions, *published} if steps is None else set(steps)))
-    available = [revisions[step] for step in wanted if step in revisions]
-    absent = [step for step in wanted if step not in revisions]
-    findings = [Finding("missing", (step,), f"{source.location} has no branch step{step}") for step in absent]
+    return verify_listing(list_repository(source, steps, cache=cache, threads=threads, progress=progress))
 
-    def list_files(revision: Revision) -> Mapping[str, tuple[int, str | None]] | PythiaDynError:
-        try:
-            return source.entries(revision)
-        except AccessError:
-            raise
-        except PythiaDynError as error:
-            return error
 
-    shards: dict[str, dict[int, dict[str, str]]] = {kind: {} for kind in _WEIGHT_SUFFIXES}
-    with ThreadPoolExecutor(threads) as pool:
-        for done, (revision, found) in enumerate(zip(available, pool.map(list_files, available), strict=True), 1):
-            progress(done, len(available))
-            if isinstance(found, PythiaDynError):
-                findings.append(Finding("unreadable", (revision.step,), str(found)))
-                continue
-            by_kind = {kind: _weight_files(found, suffix) for kind, suffix in _WEIGHT_SUFFIXES.items()}
-            if not any(by_kind.values()):
-                findings.append(Finding("missing", (revision.step,), f"{revision.ref} has no weights"))
-            for kind, files in by_kind.items():
-                if files:
-                    shards[kind][revision.step] = files
-    for kind, by_step in shards.items():
+def verify_listing(listing: Listing, grid: Iterable[int] = ()) -> Verification:
+    """Check what the Hub has stated of one repository. No I/O.
+
+    Parameters
+    ----------
+    listing
+        What the Hub has stated.
+    grid
+        Steps that the repository should have beside those that are published, or fill a gap of its own grid.
+
+    Returns
+    -------
+    Verification
+        As `verify_remote`.
+    """
+    if listing.asked is None:
+        published = resolve(listing.location).published_steps
+        wanted = tuple(sorted({*listing.steps, *grid, *(published or _gaps(listing.steps))}))
+    else:
+        wanted = listing.asked
+    absent = [step for step in wanted if step not in listing.revisions]
+    findings = [Finding("missing", (step,), f"{listing.location} has no branch for step {step}") for step in absent]
+    incomplete: set[int] = set()
+    for step, revision in listing.revisions.items():
+        if step in listing.unreadable:
+            findings.append(Finding("unreadable", (step,), listing.unreadable[step]))
+        elif message := _lacking(listing, step):
+            findings.append(Finding("missing", (step,), f"{revision.ref} {message}"))
+            incomplete.add(step)
+    for format in FORMATS:
+        by_step = listing.weights(format)
         reported = {(finding.kind, finding.steps) for finding in findings}  # in the files of the other format
-        new = [*_equal_files(by_step, source.location, kind), *_mixed_shards(by_step)]
+        new = [
+            *_equal_files(by_step, listing.location, format),
+            *_mixed_shards(by_step),
+            *_other_sizes(listing, format, incomplete),
+        ]
         findings += [finding for finding in new if (finding.kind, finding.steps) not in reported]
-    return Verification(source.name, source.location, REMOTE, wanted, tuple(findings))
+    findings += _disagreeing_formats(listing)
+    return Verification(listing.name, listing.location, REMOTE, wanted, tuple(findings))
 
 
-def _equal_files(by_step: Mapping[int, Mapping[str, str]], location: str, kind: str) -> list[Finding]:
+def content_of(files: Mapping[str, str]) -> tuple[str, ...]:
+    """What identifies weights whose files may have other names: the checksums, sorted.
+
+    Parameters
+    ----------
+    files
+        The SHA-256 of each weight file, by name.
+    """
+    return tuple(sorted(files.values()))
+
+
+def _equal_files(by_step: Mapping[int, Mapping[str, str]], location: str, format: WeightFormat) -> list[Finding]:
     """Steps whose weight files are all the same, by the SHA-256 of each file."""
-    groups = groups_of_equal((step, tuple(sorted(files.values()))) for step, files in by_step.items())
-    return [equal_content(group, location, f"{kind} files") for group in groups]
+    groups = groups_of_equal((step, content_of(files)) for step, files in by_step.items())
+    return [equal_content(group, location, f"{format} files", content_of(by_step[group[0]])) for group in groups]
 
 
 def _mixed_shards(by_step: Mapping[int, Mapping[str, str]]) -> list[Finding]:
@@ -103,17 +141,102 @@ def _mixed_shards(by_step: Mapping[int, Mapping[str, str]]) -> list[Finding]:
             steps_with[sha256].append(step)
     findings = []
     for sha256, steps in steps_with.items():
-        if len({tuple(sorted(by_step[step].values())) for step in steps}) > 1:
+        if len({content_of(by_step[step]) for step in steps}) > 1:
             file = next(name for name, own in by_step[steps[0]].items() if own == sha256)
             message = f"{listed(steps)} share the shard {file} but not the others: shards of different steps are mixed"
-            findings.append(Finding("mixed", tuple(steps), message))
+            findings.append(Finding("mixed", tuple(steps), message, sha256=(sha256,)))
     return findings
 
 
-def _weight_files(entries: Mapping[str, tuple[int, str | None]], suffix: str) -> dict[str, str]:
-    """The SHA-256 of each weight file of one format, by name."""
-    return {
-        name: sha256
-        for name, (_, sha256) in sorted(entries.items())
-        if sha256 and "/" not in name and name.endswith(suffix) and name.startswith(("model", "pytorch_model"))
+def _disagreeing_formats(listing: Listing) -> list[Finding]:
+    """Steps with the same files in one format, but not in the other: the two formats are of different steps there."""
+    findings = []
+    formats = {format: listing.weights(format) for format in FORMATS}
+    both = set.intersection(*(set(by_step) for by_step in formats.values()))
+    for one, other in (FORMATS, FORMATS[::-1]):
+        contents = {step: content_of(formats[one][step]) for step in sorted(both)}
+        for steps in groups_of_equal(contents.items()):
+            if len({content_of(formats[other][step]) for step in steps}) == 1:
+                continue
+            harmless = steps == EQUAL_IN_PYTHIA and is_pythia(listing.location)
+            message = f"{listed(steps)} have the same {one} files, but different {other} files"
+            if not harmless:
+                message += ": the two formats are not of the same step at all of them"
+            findings.append(Finding("disagree", steps, message, not harmless, sha256=contents[steps[0]]))
+    return findings
+
+
+def _other_sizes(listing: Listing, format: WeightFormat, incomplete: set[int]) -> list[Finding]:
+    """Steps whose weights have another size in all than those of most steps."""
+    sizes = {
+        step: sum(count for count, sha256 in weight_files(listing.files[step], format).values() if sha256)
+        for step in listing.weights(format)
+        if step not in incomplete
     }
+    groups: dict[int, list[int]] = {}
+    for count, _ in Counter(sizes.values()).most_common():  # the most frequent size of a group comes to stand for it
+        same = next((other for other in groups if abs(other - count) <= _SAME_SIZE * other), count)
+        groups.setdefault(same, []).extend(step for step, own in sizes.items() if own == count)
+    usual = max(groups, key=lambda count: len(groups[count]), default=0)
+    if len(groups.get(usual, ())) < _VARIANT:  # too few to say what the size should be
+        return []
+    findings = []
+    for count, members in sorted(groups.items()):
+        if count == usual:
+            continue
+        steps = tuple(sorted(members))
+        have = "has" if len(steps) == 1 else "have"
+        message = f"{listed(steps)} {have} {count} bytes of {format} files; {len(groups[usual])} steps have {usual}"
+        harmless = len(steps) >= _VARIANT
+        message += ": another dtype or further buffers" if harmless else f" ({size(abs(usual - count))} apart)"
+        found = {sha256 for step in steps for sha256 in listing.weights(format)[step].values()}
+        findings.append(Finding("size", steps, message, not harmless, sha256=tuple(sorted(found))))
+    return findings
+
+
+def _lacking(listing: Listing, step: int) -> str:
+    """What a revision lacks, as the rest of a sentence that begins with its ref; empty if it has weights."""
+    lacking = []
+    for format in FORMATS:
+        files = weight_files(listing.files[step], format)
+        plain = [name for name, (_, sha256) in files.items() if not sha256]
+        shards: dict[int, set[int]] = defaultdict(set)
+        whole = False
+        for name in files:
+            if name in plain:
+                continue
+            if match := _SHARD.fullmatch(name):
+                shards[int(match[2])].add(int(match[1]))
+            else:
+                whole = True
+        if whole or any(set(range(1, count + 1)) <= found for count, found in shards.items()):
+            continue
+        if shards:
+            count, found = max(shards.items(), key=lambda item: len(item[1]))
+            numbers = ", ".join(str(number) for number in range(1, count + 1) if number not in found)
+            lacking.append(f"has {len(found)} of {count} shards of its {format} files; missing: {numbers}")
+        elif plain:
+            what = f"{plain[0]} with {listing.files[step][plain[0]][0]} bytes"
+            lacking.append(f"has no weights: {what} is not in LFS, as weights are")
+    if lacking:
+        return "; ".join(lacking)
+    has_any = any(weight_files(listing.files[step], format) for format in FORMATS)
+    return "" if has_any else "has no weights"
+
+
+def _gaps(steps: Sequence[int]) -> set[int]:
+    """Steps that are missing inside a grid: where steps at one distance come before and after a multiple of it."""
+    differences = [b - a for a, b in pairwise(steps)]
+    if not differences:
+        return set()
+    stride, count = Counter(differences).most_common(1)[0]
+    if count < _GRID_STEPS or 2 * count < len(differences):
+        return set()
+    found: set[int] = set()
+    for i, difference in enumerate(differences):
+        # Two gaps may be close together, so three differences on each side are looked at. Where the grid becomes
+        # coarser, those behind are all larger.
+        around = stride in differences[max(i - 3, 0) : i] and stride in differences[i + 1 : i + 4]
+        if difference > stride and difference % stride == 0 and around:
+            found |= set(range(steps[i] + stride, steps[i + 1], stride))
+    return found

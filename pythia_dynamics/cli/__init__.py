@@ -5,7 +5,19 @@ Commands import large libraries inside their functions, so that ``--help`` takes
 
 from __future__ import annotations
 
-from pythia_dynamics.cli import demo, garden, measures, perplexity, reproduce, saved, stores, timeline, training
+from pythia_dynamics.cli import demo, garden, measures, perplexity, reproduce, saved, stores, timeline, training, verify
 from pythia_dynamics.cli.app import main
 
-__all__ = ["demo", "garden", "main", "measures", "perplexity", "reproduce", "saved", "stores", "timeline", "training"]
+__all__ = [
+    "demo",
+    "garden",
+    "main",
+    "measures",
+    "perplexity",
+    "reproduce",
+    "saved",
+    "stores",
+    "timeline",
+    "training",
+    "verify",
+]

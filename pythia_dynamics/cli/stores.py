@@ -1,4 +1,4 @@
-"""Commands about weights: models, plan, fetch, ls, verify."""
+"""Commands about weights: models, plan, fetch, ls."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
 
 if TYPE_CHECKING:
-    from pythia_dynamics.checkpoints.findings import Verification
     from pythia_dynamics.history.estimate import FetchPlan
 
-__all__ = ["fetch", "list_stores", "models", "plan", "verify"]
+__all__ = ["fetch", "list_stores", "models", "plan"]
 
 with_tensors = click.option(
     "--tensor",
@@ -122,70 +121,6 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
                     }
                 )
     answer.finish()
-
-
-@app.main.command()
-@app.with_models(required=False)
-@click.option(
-    "--remote", is_flag=True, help="Check what the Hub reports about the files of every revision; no download."
-)
-@app.with_steps
-@app.with_suite
-@app.with_cache
-@app.with_results
-@app.with_json
-def verify(
-    models: tuple[str, ...], remote: bool, steps: str | None, suite: dict[str, Any], cache: Path, results: Path
-) -> None:
-    """Find damaged chunks, equal content of different steps, swapped checkpoints and mixed shards."""
-    from pythia_dynamics.results.folder import Results
-    from pythia_dynamics.studies.pipeline import save_findings
-
-    answer, count = app.Answer("verify"), 0
-    for name in app.model_names(models, cache):
-        with answer.collect():
-            verified = _verify_remote(name, steps, suite, cache) if remote else _verify_stored(name, steps, cache)
-            for found in verified:
-                count += len(found.faults)
-                findings = len(found.findings)
-                what = f"{findings} {'finding' if findings == 1 else 'findings'}" if findings else "nothing found"
-                app.echo(f"{found.model}  {found.subject}: {len(found.checked)} steps checked, {what}")
-                for finding in found.findings:
-                    app.echo(f"  {finding.kind}: {finding.message}{'' if finding.fault else ' (harmless)'}")
-                save_findings(Results(found.model, results), found)
-            answer.facts += [asdict(found) for found in verified]
-    if count:
-        answer.fail(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
-    answer.finish()
-
-
-def _verify_stored(name: str, steps: str | None, cache: Path) -> list[Verification]:
-    from pythia_dynamics.sweep.compute import Compute
-    from pythia_dynamics.sweep.verify import verify_store
-
-    if steps is not None:
-        raise click.UsageError("--steps is for --remote; without it all steps in the cache are checked")
-    store = app.open_store(name, cache)
-    found = []
-    for tensor in store.tensors:
-        with app.bar(f"{name} {tensor}") as progress:
-            found.append(verify_store(store, tensor, Compute(progress=progress)))
-    return found
-
-
-def _verify_remote(name: str, steps: str | None, suite: dict[str, Any], cache: Path) -> list[Verification]:
-    from pythia_dynamics.checkpoints.hub import HubSource
-    from pythia_dynamics.checkpoints.registry import parse_steps
-    from pythia_dynamics.checkpoints.verify import verify_remote
-    from pythia_dynamics.errors import PythiaDynError
-    from pythia_dynamics.history.cache import find_model
-
-    model = find_model(name, cache).changed(suite)
-    if model.is_local:
-        raise PythiaDynError(f"{model.location} is a directory; --remote checks the Hub, so name a repository")
-    with app.bar(model.name, "revision") as progress:
-        chosen = parse_steps(steps) if steps is not None else None
-        return [verify_remote(HubSource(model.location, name=model.name, suite=model.suite), chosen, progress=progress)]
 
 
 @app.main.command()

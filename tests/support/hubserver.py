@@ -174,9 +174,7 @@ class HubServer:
             self.commit(name, branch, files)
         return repository
 
-    def commit(
-        self, name: str, branch: str, files: Path | Mapping[str, bytes | Path], *, title: str = "Upload"
-    ) -> str:
+    def commit(self, name: str, branch: str, files: Path | Mapping[str, bytes | Path], *, title: str = "Upload") -> str:
         """Move a branch to a new commit with these files; the commit's id."""
         if isinstance(files, Path):
             files = {path.relative_to(files).as_posix(): path for path in sorted(files.rglob("*")) if path.is_file()}

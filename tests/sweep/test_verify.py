@@ -233,7 +233,7 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     remote = run("verify", "--model", REPO, "--remote")
     assert remote.exit_code == 1
     assert "equal: steps 1000, 2000 have the same safetensors files" in remote.stdout
-    assert remote.stderr.splitlines() == ["pythia-dyn: 1 fault found; fetch replaces damaged chunks"]
+    assert remote.stderr.splitlines() == ["pythia-dyn: 1 fault found in 1 repository"]
     local = run("verify", "--json")
     assert local.exit_code == 1
     (facts,) = json.loads(local.stdout)["verify"]
