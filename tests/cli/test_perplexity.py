@@ -112,8 +112,9 @@ def test_steps_with_a_tokenizer_of_their_own_are_told_in_one_line(run: Run, tmp_
         assert [line for line in result.output.splitlines() if "note:" in line] == [f"  note: own: {note}"]
     (tmp_path / "own" / "step4000" / "tokenizer.json").unlink()
     result = run("--model", tmp_path / "own", "--show", "the cat sat")
+    assert result.exit_code == 0, (result.output, result.exception)
     (line,) = [line for line in result.output.splitlines() if "note:" in line]
-    assert line == "pythia-dyn: note: own: step 4000 has no tokenizer and was evaluated with that of step 3000"
+    assert line == "  note: own: step 4000 has no tokenizer and was evaluated with that of step 3000"
 
 
 def test_every_option_reaches_the_settings(

@@ -27,6 +27,7 @@ from pythia_dynamics.evaluation.checkpoint import describe_differences
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.evaluator import LoadedModel
 from pythia_dynamics.evaluation.forward import forward_row, forward_scores
+from pythia_dynamics.evaluation.model import build_model
 from pythia_dynamics.evaluation.portrait import completions, portrait
 from pythia_dynamics.evaluation.runner import evaluate, perplexity
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode, ModelSettings
@@ -56,11 +57,10 @@ def suite(template: Path, tmp_path: Path) -> Path:
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folder of every model that is built, as it happens."""
     seen: list[str] = []
-    build = evaluator.build_model
 
     def note(directory: Path, **options: Any) -> Any:
         seen.append(directory.name)
-        return build(directory, **options)
+        return build_model(directory, **options)
 
     monkeypatch.setattr(evaluator, "build_model", note)
     return seen
@@ -225,11 +225,11 @@ def test_a_model_of_another_size(suite: Path) -> None:
 
 
 def test_the_last_model_is_let_go_before_the_next_is_built(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build, before = evaluator.build_model, []
+    before: list[weakref.ref[Any]] = []
 
     def check(directory: Path, **options: Any) -> Any:
         assert all(reference() is None for reference in before)
-        built = build(directory, **options)
+        built = build_model(directory, **options)
         before.append(weakref.ref(built))
         return built
 
