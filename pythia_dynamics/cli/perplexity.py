@@ -130,7 +130,8 @@ def _complete(model: Model, phrase: str, settings: EvaluationSettings) -> dict[s
     from pythia_dynamics.evaluation.portrait import completions
 
     steps = requested_steps(settings.steps)
-    lines = completions(model, phrase, settings, step=steps[-1] if steps else None)
+    with app.echo_warnings():
+        lines = completions(model, phrase, settings, step=steps[-1] if steps else None)
     for line in lines:
         app.echo(f"{line.perplexity:10.2f}  {line.given}│{line.generated}")
     return {"model": model.name, "completions": [asdict(line) for line in lines]}

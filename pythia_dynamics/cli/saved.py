@@ -192,7 +192,7 @@ def portrait(
         with answer.collect():
             model = find_model(name, cache).changed(suite)
             app.echo(f"{name} is {model.location}")
-            with app.bar(f"{model.name} portrait", "step") as progress:
+            with app.echo_warnings(), app.bar(f"{model.name} portrait", "step") as progress:
                 dataset = compute_portrait(model, progress=progress, **given)
             files = save_portrait(Results(model.name, results), dataset)
             for file in files:

@@ -104,21 +104,29 @@ def load_corpus(spec: str | Path | Corpus = "lambada", *, limit: int | None = 50
     raise UnknownNameError("corpus", name, DATASETS)
 
 
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint, from its ``tokenizer.json``, without truncation and padding.
+def load_tokenizer(content: bytes, path: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, without truncation and padding.
 
-    Its callers encode with ``add_special_tokens=False``, so that only tokens of the text are scored. Raises
-    `CheckpointError` for a file that is missing or cannot be read.
+    Its callers encode with ``add_special_tokens=False``, so that only tokens of the text are scored.
+
+    Parameters
+    ----------
+    content
+        The bytes of its ``tokenizer.json``.
+    path
+        Where they are from, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        When they are not a tokenizer.
     """
     from tokenizers import Tokenizer
 
-    file = directory / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(f"no tokenizer.json in {directory}; perplexity needs the tokenizer beside the weights")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception for whatever it cannot parse
-        raise CheckpointError(f"cannot read {file}: {error}") from error
+        raise CheckpointError(f"cannot read {path}: {first_line(error)}") from error
     # The file may store truncation and padding of the training run that wrote it.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -1,15 +1,15 @@
-"""A corpus on a device, evaluated by one model whose weights change from checkpoint to checkpoint."""
+"""A model on a device that becomes one checkpoint after the other, and a corpus that is evaluated with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from pythia_dynamics.device import resolve_device, resolve_dtype
 from pythia_dynamics.errors import CheckpointError
+from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus, load_tokenizer
 from pythia_dynamics.evaluation.forward import forward_row, forward_scores
 from pythia_dynamics.evaluation.last_word import encode_targets, last_word_row, last_word_scores
@@ -21,45 +21,106 @@ from pythia_dynamics.evaluation.unmasking import prefix_curves, unmask, unmask_r
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Evaluator", "build", "encode", "load_checkpoint"]
+__all__ = ["Evaluator", "LoadedModel", "encode"]
 
 
-class Evaluator:
-    """One model on the device, built from the config of a checkpoint, and the corpus as token ids.
+class LoadedModel:
+    """The model and the tokenizer of the checkpoint that was loaded last.
 
     Parameters
     ----------
-    directory
-        The checkpoint whose config and tokenizer are used; its weights are not loaded yet.
+    settings
+        How to load.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._model: PreTrainedModel | None = None
+        self._tokenizer: Tokenizer | None = None
+        self._config_sha256 = self._tokenizer_sha256 = ""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, with the weights of the checkpoint."""
+        assert self._model is not None, "no checkpoint is loaded"
+        return self._model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the checkpoint is run with."""
+        assert self._tokenizer is not None, "no checkpoint is loaded"
+        return self._tokenizer
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint, and round W_U where the settings say so.
+
+        The model is built, and the tokenizer read, only where those of the last checkpoint were others. Raises as
+        `load_tokenizer`, `build_model`, `load_weights` and `round_head`; another checkpoint can be loaded afterwards.
+        """
+        tokenizer = checkpoint.tokenizer
+        if tokenizer.sha256 != self._tokenizer_sha256:
+            self._tokenizer = load_tokenizer(tokenizer.content, tokenizer.path)
+            self._tokenizer_sha256 = tokenizer.sha256
+        if checkpoint.config_sha256 != self._config_sha256:
+            # First let go of the last model: the device need not have room for two.
+            self._model, self._config_sha256 = None, ""
+            device, dtype = resolve_device(self._settings.device), resolve_dtype(self._settings.dtype)
+            self._model = build_model(checkpoint.directory, device=device, dtype=dtype)
+            self._config_sha256 = checkpoint.config_sha256
+        load_weights(self.model, checkpoint.directory)
+        if self._settings.head == "ternary":
+            round_head(self.model)
+
+
+class Evaluator:
+    """A corpus, evaluated by one checkpoint after the other, each with its own config and tokenizer.
+
+    Parameters
+    ----------
     corpus
         The passages.
     modes
         The modes that will be evaluated; last-word targets are only made where they are needed.
     settings
         How to load and evaluate. The corpus and steps in it are not used.
-
-    Raises
-    ------
-    CheckpointError
-        As `build` and `encode`.
     """
 
-    def __init__(self, directory: Path, corpus: Corpus, modes: Sequence[Mode], settings: EvaluationSettings) -> None:
+    def __init__(self, corpus: Corpus, modes: Sequence[Mode], settings: EvaluationSettings) -> None:
         self.settings = settings
-        self.model, tokenizer = build(directory, settings)
-        sequences = encode(tokenizer, corpus.texts, self.model)
-        context = context_length(self.model)
-        width = min(context, settings.max_tokens or context)
+        self._corpus = corpus
+        self._modes = modes
+        self._loaded = LoadedModel(settings)
+        self._encoded_for: tuple[str, str] | None = None  # config and tokenizer; the config has the context length
+        self._identity: dict[str, Any] = {}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Load a checkpoint, and encode the corpus with its tokenizer where it is not yet.
+
+        Raises as `LoadedModel.load` and `encode`; another checkpoint can be loaded afterwards.
+        """
+        self._loaded.load(checkpoint)
+        needed = checkpoint.config_sha256, checkpoint.tokenizer.sha256
+        if needed != self._encoded_for:
+            self._encoded_for = None
+            self._encode()
+            self._encoded_for = needed
+        self._identity = checkpoint.identity
+
+    def _encode(self) -> None:
+        model, tokenizer, texts = self._loaded.model, self._loaded.tokenizer, self._corpus.texts
+        sequences = encode(tokenizer, texts, model)
+        context = context_length(model)
+        width = min(context, self.settings.max_tokens or context)
         self.sequences = [sequence[:width] for sequence in sequences]
         unscored = sum(len(sequence) < 2 for sequence in self.sequences)
         truncated = sum(len(sequence) > width for sequence in sequences)
         self._notes = {"unscored": unscored, "truncated": truncated, "context": width}
-        if "last-word" in modes:
+        if "last-word" in self._modes:
             self.targets = encode_targets(
-                corpus.texts,
+                texts,
                 lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
                 context_length=context,
-                prefix_token=prefix_token(self.model),
+                prefix_token=prefix_token(model),
             )
             self._word_notes = {
                 "unscored": sum(len(target.tokens) == target.start for target in self.targets),
@@ -67,43 +128,19 @@ class Evaluator:
                 "context": context,
             }
 
-    def load(self, directory: Path) -> None:
-        """Load the weights of a checkpoint; raises as `load_weights`."""
-        load_checkpoint(self.model, directory, self.settings)
-
-    def notes(self, mode: Mode) -> dict[str, int]:
-        """What holds for every row of a mode: passages unscored and truncated, and the longest sequence read."""
-        return dict(self._word_notes if mode == "last-word" else self._notes)
+    def notes(self, mode: Mode) -> dict[str, Any]:
+        """How a mode evaluates the checkpoint: passages unscored and truncated, longest sequence, its identity."""
+        return {**(self._word_notes if mode == "last-word" else self._notes), **self._identity}
 
     def row(self, mode: Mode) -> Row:
-        """The row of the weights that were loaded last."""
-        budget = self.settings.batch_tokens
+        """The row of the checkpoint that was loaded last."""
+        model, budget = self._loaded.model, self.settings.batch_tokens
         if mode == "forward":
-            return Row(forward_row(forward_scores(self.model, self.sequences, batch_tokens=budget)))
+            return Row(forward_row(forward_scores(model, self.sequences, batch_tokens=budget)))
         if mode == "last-word":
-            return Row(last_word_row(last_word_scores(self.model, self.targets, batch_tokens=budget)))
-        results = unmask(self.model, self.sequences, batch_tokens=budget)
+            return Row(last_word_row(last_word_scores(model, self.targets, batch_tokens=budget)))
+        results = unmask(model, self.sequences, batch_tokens=budget)
         return Row(unmask_row(results), prefix_curves(results))
-
-
-def build(directory: Path, settings: ModelSettings) -> tuple[PreTrainedModel, Tokenizer]:
-    """The model of a checkpoint, without its weights yet, and its tokenizer.
-
-    Raises `CheckpointError` as `build_model` and `load_tokenizer`.
-    """
-    tokenizer = load_tokenizer(directory)
-    device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
-    return build_model(directory, device=device, dtype=dtype), tokenizer
-
-
-def load_checkpoint(model: PreTrainedModel, directory: Path, settings: ModelSettings) -> None:
-    """Load the weights of a checkpoint into the model, and round W_U where ``settings.head`` says so.
-
-    Raises as `load_weights` and `round_head`.
-    """
-    load_weights(model, directory)
-    if settings.head == "ternary":
-        round_head(model)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], model: PreTrainedModel) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Build a model once, and load the weights of one checkpoint after the other into it.
+"""Build a model, and load the weights of one checkpoint after the other into it.
 
 A checkpoint is one safetensors file, one torch file, or shards of either with an index. Names and shapes must match
 exactly. Only buffers that older versions of transformers saved beside the weights are skipped, by name.
@@ -132,7 +132,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
                     raise CheckpointError(f"{file} holds {name}, which the model of its config.json does not have")
                 if parameter.shape != tensor.shape:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
-                    raise CheckpointError(f"{name} of {file} has shape {shapes} as in the first checkpoint evaluated")
+                    raise CheckpointError(f"{name} of {file} has shape {shapes} as its config.json says")
                 if not tensor.is_floating_point():
                     raise FormatError(f"{name} of {file} is {tensor.dtype}, not a floating-point tensor")
                 parameter.copy_(tensor)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.device import matmul_precision
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.evaluation.evaluator import build, encode, load_checkpoint
+from pythia_dynamics.evaluation.checkpoint import CheckpointReader, describe_differences
+from pythia_dynamics.evaluation.evaluator import LoadedModel, encode
 from pythia_dynamics.evaluation.model import context_length
 from pythia_dynamics.evaluation.scoring import head_of
 from pythia_dynamics.evaluation.settings import ModelSettings, requested_steps
@@ -55,7 +57,7 @@ def portrait(
     progress: Progress = silent,
     **settings: Any,
 ) -> xr.Dataset:
-    """Two checkpoints of a model side by side.
+    """Two checkpoints of a model side by side, each with its own config and tokenizer.
 
     Parameters
     ----------
@@ -89,7 +91,13 @@ def portrait(
     UnknownNameError
         For an unknown model, step or setting.
     PythiaDynError
-        For a number of steps other than two, a phrase that is too short, or a checkpoint that cannot be loaded.
+        For a number of steps other than two, a phrase that is too short, or a checkpoint that cannot be loaded; and
+        where the phrase is not cut into the same tokens at both steps, or the models do not have the same size.
+
+    Warns
+    -----
+    UserWarning
+        Where the steps were not run with the same config and a tokenizer of their own.
     """
     import xarray as xr
 
@@ -97,23 +105,29 @@ def portrait(
     source = checkpoint_source(model, chosen_settings.source)
     available = source.revisions()
     chosen = _two_steps(steps, tuple(available), source.location)
+    reader, loaded = CheckpointReader(source, available), LoadedModel(chosen_settings)
     arrays: list[tuple[NDArray[np.float32], ...]] = []
+    words: list[list[str]] = []
+    identities: dict[int, Mapping[str, Any]] = {}
     progress(0, len(chosen))
     with matmul_precision(tf32=chosen_settings.tf32), torch.inference_mode():
-        for _, found in snapshots(source, [available[step] for step in chosen]):
+        for revision, found in snapshots(source, [available[step] for step in chosen]):
             if isinstance(found, Exception):
                 raise found
-            if not arrays:
-                loaded, tokenizer = build(found, chosen_settings)
-                sentence = _phrase_tokens(phrase, loaded, tokenizer)
-                (long,) = encode(tokenizer, [text], loaded)
-                if not long:
-                    raise PythiaDynError("the text holds no token; logits are averaged over at least one")
-            load_checkpoint(loaded, found, chosen_settings)
-            arrays.append(_arrays(loaded, sentence, long[: context_length(loaded)]))
+            checkpoint = reader.read(revision, found)
+            loaded.load(checkpoint)
+            identities[revision.step] = checkpoint.identity
+            sentence = _phrase_tokens(phrase, loaded.model, loaded.tokenizer)
+            words.append([loaded.tokenizer.decode([token]) for token in sentence])
+            (long,) = encode(loaded.tokenizer, [text], loaded.model)
+            if not long:
+                raise PythiaDynError("the text holds no token; logits are averaged over at least one")
+            arrays.append(_arrays(loaded.model, sentence, long[: context_length(loaded.model)]))
             progress(len(arrays), len(chosen))
-        words = [tokenizer.decode([token]) for token in sentence]
-        completed = [asdict(line) for line in illustrate(loaded, sentence, tokenizer.decode)]
+        completed = [asdict(line) for line in illustrate(loaded.model, sentence, loaded.tokenizer.decode)]
+    _check_comparable(chosen, words, arrays, source.location)
+    if differences := describe_differences(identities):
+        warnings.warn(f"{source.name}: {differences}", stacklevel=2)
     variables = {
         "unembedding": (("step", "dimension", "token"), "W_U, first tokens of the vocabulary", "1"),
         "attention": (("step", "head", "query", "key"), "attention of the first layer", "1"),
@@ -126,7 +140,7 @@ def portrait(
     commits = {str(step): available[step].commit for step in chosen}
     about = {"model": source.name, "location": source.location, "commits": commits, "phrase": phrase, "text": text}
     run = {name: getattr(chosen_settings, name) for name in ("dtype", "head", "tf32")}
-    attributes = {**about, "words": words, "completions": completed, **run}
+    attributes = {**about, "words": words[0], "completions": completed, **run}
     return xr.Dataset(data, {"step": np.asarray(chosen, np.int64)}, attributes)
 
 
@@ -134,6 +148,8 @@ def completions(
     model: str | Path | Model | Source, phrase: str, settings: ModelSettings, *, step: int | None = None
 ) -> list[Completion]:
     """How a model completes a phrase from each of its prefixes (Garden, Fig 5).
+
+    A step without a tokenizer is run with that of the nearest earlier step that has one, with a warning.
 
     Parameters
     ----------
@@ -162,11 +178,16 @@ def completions(
     available = source.revisions()
     chosen = max(available) if step is None else step
     _check_step(chosen, available, source.location)
-    directory = source.snapshot(available[chosen])
+    revision = available[chosen]
+    checkpoint = CheckpointReader(source, available).read(revision, source.snapshot(revision))
+    loaded = LoadedModel(settings)
     with matmul_precision(tf32=settings.tf32):
-        loaded, tokenizer = build(directory, settings)
-        load_checkpoint(loaded, directory, settings)
-        return illustrate(loaded, _phrase_tokens(phrase, loaded, tokenizer), tokenizer.decode)
+        loaded.load(checkpoint)
+        tokens = _phrase_tokens(phrase, loaded.model, loaded.tokenizer)
+        lines = illustrate(loaded.model, tokens, loaded.tokenizer.decode)
+    if differences := describe_differences({chosen: checkpoint.identity}):
+        warnings.warn(f"{source.name}: {differences}", stacklevel=2)
+    return lines
 
 
 def _phrase_tokens(phrase: str, model: PreTrainedModel, tokenizer: Tokenizer) -> list[int]:
@@ -191,6 +212,21 @@ def _two_steps(steps: str | Sequence[int] | None, available: tuple[int, ...], lo
     if len(set(wanted)) != 2:
         raise PythiaDynError(f"a portrait needs two different steps; {location} gives {', '.join(map(str, wanted))}")
     return wanted[0], wanted[1]
+
+
+def _check_comparable(
+    steps: tuple[int, int],
+    words: Sequence[Sequence[str]],
+    arrays: Sequence[tuple[NDArray[np.float32], ...]],
+    location: str,
+) -> None:
+    """Raise `PythiaDynError` unless the arrays of both steps have the same shapes and their axes the same labels."""
+    both = f"steps {steps[0]} and {steps[1]} of {location} cannot be shown side by side"
+    if words[0] != words[1]:
+        raise PythiaDynError(f"{both}: their tokenizers cut the phrase into other tokens; give another phrase or steps")
+    shapes = [[array.shape for array in parts] for parts in arrays]
+    if shapes[0] != shapes[1]:
+        raise PythiaDynError(f"{both}: their models have other sizes ({shapes[0]}, {shapes[1]}); give other steps")
 
 
 def _arrays(model: PreTrainedModel, sentence: list[int], long: list[int]) -> tuple[NDArray[np.float32], ...]:

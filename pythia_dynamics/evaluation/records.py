@@ -1,7 +1,9 @@
 """The rows of one mode: kept in memory, written to ``perplexity-<mode>.csv`` as they come, read again by a later run.
 
-Beside the table, ``perplexity-<mode>.json`` holds the settings under which the rows were computed and the commit that
-each came from. Rows of other settings are never mixed with new ones.
+Beside the table, ``perplexity-<mode>.json`` holds the settings under which the rows were computed, the commit that each
+came from, and notes on how it was evaluated. Rows of other settings are never mixed with new ones. As most suites are
+evaluated in one way throughout, ``notes`` are those of the first row, and ``notes_by_step`` has those of the rows whose
+notes are others; it is left out where there are none.
 """
 
 from __future__ import annotations
@@ -93,15 +95,13 @@ class Records:
     ----------
     missing
         Reason by step, of the steps that could not be evaluated.
-    notes
-        What holds for every row of the mode, such as the number of passages that were cut.
     """
 
     def __init__(self, mode: Mode, directory: Path | None, settings: Mapping[str, Any]) -> None:
         self.mode = mode
         self.settings = dict(settings)
         self.missing: dict[int, str] = {}
-        self.notes: dict[str, Any] = {}
+        self._notes: dict[int, dict[str, Any]] = {}
         self._commits: dict[int, str | None] = {}
         self._rows: dict[int, Row] = {}
         self._lines: dict[int, tuple[str, str]] = {}  # CSV text of each row, so that a flush formats only new rows
@@ -115,17 +115,34 @@ class Records:
         """Whether there is a row of a step that was computed from this commit."""
         return step in self._rows and self._commits.get(step) == commit
 
-    def add(self, step: int, commit: str | None, row: Row) -> None:
-        """Add the row of a step, or replace it. `commit` identifies the checkpoint; None where it has no identity."""
+    def notes(self, step: int) -> Mapping[str, Any]:
+        """How the row of a step was evaluated; empty where there is no row."""
+        return self._notes.get(step, {})
+
+    def add(self, step: int, commit: str | None, row: Row, notes: Mapping[str, Any] | None = None) -> None:
+        """Add the row of a step, or replace it.
+
+        Parameters
+        ----------
+        step
+            The step.
+        commit
+            What identifies the checkpoint; None where it has no identity.
+        row
+            The row.
+        notes
+            How it was evaluated, such as the number of passages that were cut; values that JSON can hold.
+        """
         self.missing.pop(step, None)
         self._lines.pop(step, None)
         self._commits[step] = commit
         self._rows[step] = row
+        self._notes[step] = dict(notes or {})
         self._changed = True
 
     def add_missing(self, step: int, reason: str) -> None:
         """Record that a step could not be evaluated; its row is empty and it is tried again next time."""
-        for known in (self._rows, self._lines, self._commits):
+        for known in (self._rows, self._lines, self._commits, self._notes):
             known.pop(step, None)
         self.missing[step] = reason
         self._changed = True
@@ -156,7 +173,8 @@ class Records:
         steps
             The `step` coordinate; a step without a row is NaN.
         attributes
-            Attributes of the dataset besides the settings, the notes, the mode and the missing steps.
+            Attributes of the dataset besides the settings, the notes, the mode and the missing steps. The notes are
+            those of the first of `steps` that has a row; where there are others, ``notes_by_step`` has them.
 
         Returns
         -------
@@ -184,17 +202,27 @@ class Records:
                 variables[name] = (("step", "prefix"), padded, _attributes(name))
         wanted = set(steps)
         absent = {str(step): reason for step, reason in sorted(self.missing.items()) if step in wanted}
-        known = {**attributes, **self.settings, **self.notes, "mode": self.mode, "missing": absent}
+        notes, by_step = self._notes_of(steps)
+        notes |= {"notes_by_step": by_step} if by_step else {}
+        known = {**attributes, **self.settings, **notes, "mode": self.mode, "missing": absent}
         return xr.Dataset(variables, coordinates, known)
+
+    def _notes_of(self, steps: Iterable[int]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """The notes of the first of the steps that has a row, and by step those of the others where they differ."""
+        notes = [(step, self._notes[step]) for step in sorted(steps) if step in self._notes]
+        first = dict(notes[0][1]) if notes else {}
+        return first, {str(step): dict(others) for step, others in notes if others != first}
 
     @property
     def _stem(self) -> str:
         return f"perplexity-{self.mode}"
 
     def _sidecar(self) -> dict[str, Any]:
+        notes, by_step = self._notes_of(self._notes)
         return {
             "settings": self.settings,
-            "notes": self.notes,
+            "notes": notes,
+            **({"notes_by_step": by_step} if by_step else {}),
             "missing": {str(step): reason for step, reason in sorted(self.missing.items())},
             "revisions": {str(step): commit for step, commit in sorted(self._commits.items())},
         }
@@ -223,8 +251,9 @@ class Records:
             if not changed:
                 commits = {int(step): commit for step, commit in before["revisions"].items()}
                 missing = {int(step): str(reason) for step, reason in before["missing"].items()}
-                found = self._read(directory), commits, missing, dict(before["notes"])
-                self._rows, self._commits, self.missing, self.notes = found
+                rows, by_step = self._read(directory), before.get("notes_by_step", {})
+                notes = {step: dict(by_step.get(str(step), before["notes"])) for step in rows}
+                self._rows, self._commits, self.missing, self._notes = rows, commits, missing, notes
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             changed = ["they cannot be read"]
         if changed:

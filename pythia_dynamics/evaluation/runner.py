@@ -1,12 +1,14 @@
 """Perplexity over training: every checkpoint of a model, evaluated in one or several modes.
 
-The model is built once. The weights of each revision are loaded into it while the next revision is downloaded. A row
-is written as soon as it is known, and a later call continues from the rows that are there. A revision that is missing
-or cannot be loaded gives an empty row with its reason; the run continues with the next revision.
+Each revision is evaluated with its own config and tokenizer. Where they are those of the revision before, as in most
+suites, its weights are loaded into the same model, while the next revision is downloaded. A row is written as soon as
+it is known, and a later call continues from the rows that are there. A revision that is missing or cannot be loaded
+gives an empty row with its reason; the run continues with the next revision.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +17,12 @@ import torch
 import transformers
 
 from pythia_dynamics import __version__
+from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Revision, Source
 from pythia_dynamics.device import describe_device, matmul_precision, resolve_device
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
+from pythia_dynamics.evaluation.checkpoint import IDENTITY, CheckpointReader, describe_differences
 from pythia_dynamics.evaluation.corpus import Corpus, load_corpus
 from pythia_dynamics.evaluation.evaluator import Evaluator
 from pythia_dynamics.evaluation.records import Records
@@ -66,8 +70,18 @@ def perplexity(
         The columns of the mode's table as float64 variables over `step`; unmasking adds curves over `prefix`. A step
         that is missing is NaN, with its reason in ``attrs["missing"]``. A sentence whose perplexity is not finite or
         below 1 is counted in `nonfinite` and left out of the means, which are over the other `sentences`; a step
-        without a valid sentence is NaN. ``attrs["unscored"]`` counts the passages that are too short to score,
-        ``attrs["truncated"]`` those that were cut.
+        without a valid sentence is NaN.
+
+        ``attrs["unscored"]`` counts the passages that are too short to score, ``attrs["truncated"]`` those that were
+        cut, ``attrs["context"]`` is the longest sequence read, in tokens; ``config_sha256`` and ``tokenizer_sha256``
+        are digests of what the checkpoint was run with, and ``tokenizer_step`` is there where it has no tokenizer of
+        its own: the earlier step whose tokenizer was used. These are of the first step with a row;
+        ``attrs["notes_by_step"]`` has them for the steps where any of them is another, and is left out where none is.
+
+    Warns
+    -----
+    UserWarning
+        In one line after the run, where the steps were not all run with the same config and a tokenizer of their own.
 
     Raises
     ------
@@ -109,7 +123,7 @@ def evaluate(
     Raises
     ------
     UnknownNameError, CorpusError, CheckpointError
-        As `perplexity`.
+        As `perplexity`, which also says what is warned of.
     """
     chosen = check_modes(modes)
     corpus = load_corpus(settings.corpus, limit=settings.limit)
@@ -118,10 +132,11 @@ def evaluate(
     wanted = _wanted_steps(settings, available, source.location)
     row_settings = _row_settings(source, corpus, settings)
     records = {mode: Records(mode, None if out is None else Path(out), row_settings) for mode in chosen}
-    todo = _steps_to_evaluate(available, wanted, records)
+    reader = CheckpointReader(source, available)
+    todo = _steps_to_evaluate(source, available, reader, wanted, records)
     done = len(wanted) - len(todo)
     progress(done, len(wanted))
-    evaluator: Evaluator | None = None
+    evaluator = Evaluator(corpus, chosen, settings)
     try:
         with matmul_precision(tf32=settings.tf32):
             revisions = [available[step] for step in todo]
@@ -129,16 +144,15 @@ def evaluate(
                 try:
                     if isinstance(found, Exception):
                         raise found
-                    evaluator = evaluator or Evaluator(found, corpus, chosen, settings)
-                    evaluator.load(found)
+                    evaluator.load(reader.read(revision, found))
                 except (PythiaDynError, OSError) as error:
                     reason = " ".join((str(error) or type(error).__name__).split())
                     for mode in todo[revision.step]:
                         records[mode].add_missing(revision.step, reason)
                 else:
                     for mode in todo[revision.step]:
-                        records[mode].notes = evaluator.notes(mode)
-                        records[mode].add(revision.step, revision.commit, evaluator.row(mode))
+                        notes = evaluator.notes(mode)
+                        records[mode].add(revision.step, revision.commit, evaluator.row(mode), notes)
                 for record in records.values():
                     record.flush()
                 done += 1
@@ -153,6 +167,8 @@ def evaluate(
         if all(step in record.missing for step in wanted):
             first = record.missing[wanted[0]]
             raise CheckpointError(f"none of {len(wanted)} revisions of {source.location} gave a perplexity: {first}")
+    if differences := describe_differences(_identities(wanted, records)):
+        warnings.warn(f"{source.name}: {differences}", stacklevel=2)
     return results
 
 
@@ -177,7 +193,11 @@ def _row_settings(source: Source, corpus: Corpus, settings: EvaluationSettings) 
 
 
 def _steps_to_evaluate(
-    available: Mapping[int, Revision], wanted: Sequence[int], records: Mapping[Mode, Records]
+    source: Source,
+    available: Mapping[int, Revision],
+    reader: CheckpointReader,
+    wanted: Sequence[int],
+    records: Mapping[Mode, Records],
 ) -> dict[int, list[Mode]]:
     """The modes that lack a row, for each step that lacks any; steps without a revision are recorded as missing."""
     todo: dict[int, list[Mode]] = {}
@@ -186,7 +206,31 @@ def _steps_to_evaluate(
             for record in records.values():
                 record.add_missing(step, "there is no such revision")
             continue
-        commit = available[step].commit
-        if modes := [mode for mode, record in records.items() if not record.has(step, commit)]:
+        revision = available[step]
+        kept = [mode for mode, record in records.items() if record.has(step, revision.commit)]
+        # The commit of a folder stands for its weights only; config and tokenizer are files that one edits.
+        if kept and isinstance(source, LocalSource):
+            now = _identity(source, reader, revision)
+            kept = [mode for mode in kept if now == _identity_of(records[mode].notes(step))]
+        if modes := [mode for mode in records if mode not in kept]:
             todo[step] = modes
     return todo
+
+
+def _identity(source: LocalSource, reader: CheckpointReader, revision: Revision) -> Mapping[str, Any] | None:
+    """What a checkpoint would be run with now; None where it cannot be run."""
+    try:
+        return reader.read(revision, source.snapshot(revision)).identity
+    except (PythiaDynError, OSError):
+        return None
+
+
+def _identity_of(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row was computed with, from its notes; empty for a row of a version that did not note it."""
+    return {name: notes[name] for name in IDENTITY if name in notes}
+
+
+def _identities(wanted: Sequence[int], records: Mapping[Mode, Records]) -> dict[int, dict[str, Any]]:
+    """What the rows of each step were computed with, for the steps of which that is known."""
+    found = [(step, _identity_of(record.notes(step))) for record in records.values() for step in wanted]
+    return {step: identity for step, identity in found if identity}

@@ -96,6 +96,27 @@ def test_a_step_without_a_perplexity_is_told_beside_a_model_that_fails(run: Run,
     assert line.endswith("; 1 steps have no perplexity (see above); run the same command again to retry them")
 
 
+def test_steps_with_a_tokenizer_of_their_own_are_told_in_one_line(run: Run, tmp_path: Path) -> None:
+    for step in (1000, 3000, 4000):
+        write_checkpoint(tmp_path / "own" / f"step{step}", model(step))
+    for step in (3000, 4000):
+        file = tmp_path / "own" / f"step{step}" / "tokenizer.json"
+        content = json.loads(file.read_text())
+        vocabulary = content["model"]["vocab"]
+        vocabulary["o"], vocabulary["z"] = vocabulary["z"], vocabulary["o"]
+        file.write_text(json.dumps(content))
+    note = "steps 3000, 4000 have another tokenizer than step 1000; each was evaluated with its own"
+    for _ in range(2):  # the second run takes up the rows of the first
+        result = run("--model", tmp_path / "own")
+        assert result.exit_code == 0, result.stderr
+        assert [line for line in result.output.splitlines() if "note:" in line] == [f"  note: own: {note}"]
+    (tmp_path / "own" / "step4000" / "tokenizer.json").unlink()
+    result = run("--model", tmp_path / "own", "--show", "the cat sat")
+    assert result.exit_code == 0, (result.output, result.exception)
+    (line,) = [line for line in result.output.splitlines() if "note:" in line]
+    assert line == "  note: own: step 4000 has no tokenizer and was evaluated with that of step 3000"
+
+
 def test_every_option_reaches_the_settings(
     run: Run, suites: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,10 +37,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_tables_have_integers_for_counts_and_empty_fields_for_nan(tmp_path: Path) -> None:
     made = Records("unmask", tmp_path, SETTINGS)
-    made.add(10, "abc", Row(VALUES, CURVES))
-    made.add(2, None, Row(VALUES, CURVES))
+    made.add(10, "abc", Row(VALUES, CURVES), {"unscored": 1})
+    made.add(2, None, Row(VALUES, CURVES), {"unscored": 1})
     made.add_missing(3, "no weights … here")
-    made.notes = {"unscored": 1}
     made.flush(force=True)
     assert (tmp_path / "perplexity-unmask.csv").read_text() == f"{HEADER}2,{LINE}3,,,,,,,,\n10,{LINE}"
     curves = "step,prefix,nll_mean,entropy,sentences\n2,1,0.5,1.0,3\n2,2,,2.0,0\n10,1,0.5,1.0,3\n10,2,,2.0,0\n"
@@ -68,6 +67,28 @@ def test_a_later_run_reads_the_same_rows_and_writes_the_same_text(tmp_path: Path
     second.add_missing(3, "gone")
     second.flush(force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_notes_belong_to_rows(tmp_path: Path) -> None:
+    file = tmp_path / "perplexity-forward.json"
+    first = Records("forward", tmp_path, SETTINGS)
+    for step, notes in ((4, {"cut": 1}), (2, {"cut": 0}), (3, {"cut": 0})):
+        first.add(step, None, Row(VALUES), notes)
+    first.flush(force=True)
+    assert json.loads(file.read_text())["notes"] == {"cut": 0}
+    assert json.loads(file.read_text())["notes_by_step"] == {"4": {"cut": 1}}
+    again = Records("forward", tmp_path, SETTINGS)
+    assert [again.notes(step) for step in (1, 2, 3, 4)] == [{}, {"cut": 0}, {"cut": 0}, {"cut": 1}]
+    everything = again.dataset([1, 2, 3, 4], {}).attrs
+    assert (everything["cut"], everything["notes_by_step"]) == (0, {"4": {"cut": 1}})
+    assert again.dataset([4], {}).attrs["cut"] == 1
+    assert "notes_by_step" not in again.dataset([4], {}).attrs
+    again.add(1, None, Row(VALUES), {"cut": 1})
+    again.add_missing(2, "gone")
+    again.flush(force=True)
+    written = json.loads(file.read_text())
+    assert (written["notes"], written["notes_by_step"]) == ({"cut": 1}, {"3": {"cut": 0}})
+    assert list(written["missing"]) == ["2"]
 
 
 def test_a_row_that_is_replaced_or_lost_is_written_so(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from support.tiny_models import TEXTS, encode, model, tokenizer, write_checkpoin
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.source import AccessError, Revision
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
+from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.evaluator import Evaluator
 from pythia_dynamics.evaluation.evaluator import encode as encode_for
@@ -56,9 +57,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     load, row = Evaluator.load, Evaluator.row
     current: list[str] = []
 
-    def note_load(self: Evaluator, directory: Path) -> None:
-        current[:] = [directory.name]
-        load(self, directory)
+    def note_load(self: Evaluator, checkpoint: Checkpoint) -> None:
+        current[:] = [checkpoint.directory.name]
+        load(self, checkpoint)
 
     def note_row(self: Evaluator, mode: Any) -> object:
         seen.append((current[0], mode))
