@@ -11,6 +11,7 @@ from .history.fetch import fetch as fetch
 from .history.history import History as History
 from .history.report import FetchReport as FetchReport
 from .history.request import FetchRequest as FetchRequest
+from .history.tensor import tensor as tensor
 from .measures.analyse import analyse as analyse
 from .measures.bifurcation import bifurcation as bifurcation
 from .measures.density import density as density

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,13 +17,15 @@ from pythia_dynamics.checkpoints.ranges import LinkCache, read_range
 from pythia_dynamics.checkpoints.retry import Failure, RateLimitGate, RetryableError, RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Revision, Traffic
 from pythia_dynamics.checkpoints.suite import GENERIC, Reference, Suite, chosen_steps
-from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, revisions_in
+from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, is_shared, revisions_in
 from pythia_dynamics.checkpoints.view import as_checkpoint
-from pythia_dynamics.errors import CheckpointError, HubError
+from pythia_dynamics.errors import CheckpointError, HubError, UnknownNameError
 
 __all__ = ["HubSource"]
 
 T = TypeVar("T")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _MAX_PAGES = 100
 """Pages of one listing, of 1,000 entries each: far more files than a checkpoint has, so that a loop of pages ends."""
@@ -78,7 +81,7 @@ class HubSource:
         self._revisions: dict[int, Revision] | None = None
         self._names: dict[str, dict[str, str]] | None = None
         self._tree_of_all: dict[str, tuple[int, str | None]] | None = None
-        self._downloaded: set[str] = set()
+        self._downloaded: dict[tuple[str, str], list[Path]] = {}
 
     @property
     def traffic(self) -> Traffic:
@@ -106,6 +109,16 @@ class HubSource:
                 )
             self._revisions = found
         return self._revisions
+
+    def revision(self, ref: str) -> Revision:
+        """The revision of a branch, a tag or a commit. Raises `UnknownNameError` when there is none of that name."""
+        names = self._refs()
+        commit = names["branches"].get(ref) or names["tags"].get(ref) or (ref if _COMMIT.fullmatch(ref) else None)
+        if commit is None:
+            known = (*names["branches"], *names["tags"])
+            raise UnknownNameError("revision", ref, known, where=self.location)
+        named = self.suite.step_name(ref)
+        return Revision(named.step if named else 0, ref, commit)
 
     def _revisions_of(self, kind: Reference) -> tuple[dict[int, Revision], list[str]]:
         """The checkpoints of a kind by step, and the names among which they were looked for."""
@@ -206,20 +219,33 @@ class HubSource:
             except (ValueError, KeyError, TypeError):
                 raise RetryableError("the Hub sent an invalid response", Failure.INVALID_RESPONSE) from None
 
-        cached = [try_to_load_from_cache(repository, file, revision=commit) for file in wanted or ()]
+        absent = [
+            file
+            for file in wanted or ()
+            if not isinstance(try_to_load_from_cache(repository, file, revision=commit), str)
+        ]
         folder = Path(client.attempts(subject).run(download))
-        if not all(isinstance(path, str) for path in cached):
-            self._downloaded.add(commit)
+        if absent:
+            weights = (file for file in absent if not is_shared(PurePosixPath(file).name))
+            self._downloaded[commit, revision.path_of_all] = [folder / file for file in weights]
         return as_checkpoint(folder / revision.folder, revision, self.suite)
 
     def evict(self, revision: Revision) -> None:
         """Remove a revision from the Hugging Face cache, if `snapshot` had to download it."""
         from huggingface_hub import constants, scan_cache_dir
 
-        if revision.address in self._downloaded:
+        files = self._downloaded.pop((revision.address, revision.path_of_all), None)
+        if files is None:
+            return
+        if not revision.path_of_all:
             # The directory is given, because the library fixes its own default when it is imported.
             scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(revision.address).execute()
-            self._downloaded.discard(revision.address)
+            return
+        for link in files:  # the other steps are of the same commit, and may have a file of the same content
+            content = link.resolve()
+            link.unlink(missing_ok=True)
+            if not any(other.resolve() == content for files in self._downloaded.values() for other in files):
+                content.unlink(missing_ok=True)
 
     def with_own_traffic(self) -> HubSource:
         """The same source, counting into a new `Traffic`; what has been listed and `cancel` are shared."""

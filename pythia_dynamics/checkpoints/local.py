@@ -12,7 +12,7 @@ from pythia_dynamics.checkpoints.source import ByteStream, FileMissingError, Rev
 from pythia_dynamics.checkpoints.suite import GENERIC, Suite
 from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, revisions_in, weight_files
 from pythia_dynamics.checkpoints.view import as_checkpoint
-from pythia_dynamics.errors import CheckpointError, FormatError
+from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
 
 __all__ = ["LocalSource"]
 
@@ -75,6 +75,19 @@ class LocalSource:
         raise CheckpointError(
             f"{self.location} holds no checkpoints named step1000, ckpt_10.pt … (there: {names}); {hint}"
         )
+
+    def revision(self, ref: str) -> Revision:
+        """The revision of a folder or a file. Raises `UnknownNameError` when there is none of that name."""
+        path = self._path / require_relative_path(ref)
+        named = self.suite.step_name(ref)
+        step = named.step if named else 0
+        if path.is_dir():
+            return Revision(step, ref, kind="folder", folder=ref)
+        if path.is_file():
+            folder, _, file = ref.rpartition("/")
+            return Revision(step, ref, kind="file", folder=folder, file=file)
+        folders, files = self._listing()
+        raise UnknownNameError("revision", ref, (*folders, *weight_files(files)), where=self.location)
 
     def _listing(self) -> tuple[list[str], list[str]]:
         """The paths of all folders and files of the directory, except what lies deeper than checkpoints may."""

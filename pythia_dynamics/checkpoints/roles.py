@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,7 @@ __all__ = [
     "Roles",
     "config_is_needed",
     "find_roles",
+    "prefixes_removed",
     "without_prefixes",
 ]
 
@@ -76,9 +77,20 @@ def without_prefixes(name: str) -> str:
     name
         ``module._orig_mod.lm_head.weight`` becomes ``lm_head.weight``.
     """
+    return next(reversed([name, *prefixes_removed(name)]))
+
+
+def prefixes_removed(name: str) -> Iterator[str]:
+    """The name of a tensor without one, two … of the prefixes that wrappers of a model add.
+
+    Parameters
+    ----------
+    name
+        ``module._orig_mod.lm_head.weight`` gives ``_orig_mod.lm_head.weight``, then ``lm_head.weight``.
+    """
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
         name = name.removeprefix(prefix)
-    return name
+        yield name
 
 
 def config_is_needed(names: Collection[str]) -> bool:

@@ -83,6 +83,11 @@ class Revision:
         """What to request from the Hub: the commit where known, so that a branch that moves changes nothing."""
         return self.commit or ("main" if self.repository else self.ref)
 
+    @property
+    def path_of_all(self) -> str:
+        """The path of its folder or its file in the source; empty where its files are all there are."""
+        return f"{self.folder}/{self.file}".strip("/")
+
     def path(self, file: str) -> str:
         """The path of one of its files in the source. Raises `FormatError` for a file outside of it."""
         return f"{self.folder}/{require_relative_path(file)}" if self.folder else require_relative_path(file)
@@ -216,6 +221,9 @@ class Source(Protocol):
 
     def revisions(self) -> Mapping[int, Revision]:
         """Every revision by step, in increasing order. Raises `CheckpointError` when there is none."""
+
+    def revision(self, ref: str) -> Revision:
+        """The revision of a branch, tag, commit, folder or file by name. Raises `UnknownNameError`."""
 
     def files(self, revision: Revision) -> Mapping[str, int]:
         """Size in bytes of every file of a revision, by path."""

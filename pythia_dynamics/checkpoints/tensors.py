@@ -192,6 +192,7 @@ def find_tensors(
     if file:
         layout = Layout.of_file(file)
         yield from _find_in_file(layout, _File(file, f"*.{layout.format}"), query)
+        cache.add(replace(layout, entry_file=f"*.{layout.format}"))
         return
     listed = False
     layouts = [*cache.layouts, *(layout for layout in LAYOUTS if layout not in cache.layouts)]

@@ -80,14 +80,14 @@ def perplexity(
 ) -> None:
     """Forward, causal-unmasking and last-word perplexity of every checkpoint."""
     from pythia_dynamics.evaluation.corpus import load_corpus
-    from pythia_dynamics.history.cache import find_model
+    from pythia_dynamics.history.cache import choose_model
 
     names = app.model_names(models, cache)
     settings = EvaluationSettings.from_mapping(options)
     answer, found = app.Answer("perplexity"), {}
     for name in names:
         with answer.collect():
-            found[name] = find_model(name, cache).changed(suite)
+            found[name] = choose_model(name, cache, suite)
     if show is None and found:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
     for name, model in found.items():

@@ -182,7 +182,7 @@ def portrait(
 ) -> None:
     """First and last step of a model side by side: W_U, attention, logits (Fig 1), and a phrase completed (Fig 5)."""
     from pythia_dynamics.evaluation.portrait import portrait as compute_portrait
-    from pythia_dynamics.history.cache import find_model
+    from pythia_dynamics.history.cache import choose_model
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import save_portrait
 
@@ -190,7 +190,7 @@ def portrait(
     answer = app.Answer("portrait")
     for name in app.model_names(models, cache):
         with answer.collect():
-            model = find_model(name, cache).changed(suite)
+            model = choose_model(name, cache, suite)
             app.echo(f"{name} is {model.location}")
             with app.echo_warnings(), app.bar(f"{model.name} portrait", "step") as progress:
                 dataset = compute_portrait(model, progress=progress, **given)

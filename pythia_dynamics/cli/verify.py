@@ -145,7 +145,7 @@ def _repositories(models: tuple[str, ...], cache: Path, suite: dict[str, Any], a
     """The repositories that names and globs mean, each once. A name that means none is a failure."""
     from pythia_dynamics.checkpoints.registry import aliases
     from pythia_dynamics.errors import PythiaDynError
-    from pythia_dynamics.history.cache import cached, find_model
+    from pythia_dynamics.history.cache import cached, choose_model
 
     names: list[str] = []
     for name in models:  # one by one, so that a glob that matches nothing does not end the command
@@ -154,7 +154,7 @@ def _repositories(models: tuple[str, ...], cache: Path, suite: dict[str, Any], a
     found: dict[str, Model] = {}
     for name in names if models else app.model_names((), cache):
         with answer.collect():
-            model = find_model(name, cache).changed(suite)
+            model = choose_model(name, cache, suite)
             if model.is_local:
                 raise PythiaDynError(f"{model.location} is a directory; --remote checks the Hub, so name a repository")
             found.setdefault(model.location, model)

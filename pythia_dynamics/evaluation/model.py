@@ -1,7 +1,8 @@
 """Build a model, and load the weights of one checkpoint after the other into it.
 
-A checkpoint is one safetensors file, one torch file, or shards of either with an index. Names and shapes must match
-exactly. Only buffers that older versions of transformers saved beside the weights are skipped, by name.
+A checkpoint is one safetensors file, one torch file, or shards of either. Names and shapes must match exactly, except
+for the prefixes of wrappers. Only buffers that older versions of transformers saved beside the weights are skipped, by
+name. The matrices of a GPT-2 of nanoGPT, whose linear layers store them transposed, are turned.
 """
 
 from __future__ import annotations
@@ -9,20 +10,28 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
+from pythia_dynamics.checkpoints.local import LocalSource
+from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.registry import FILE_NAMES
+from pythia_dynamics.checkpoints.roles import ALL, prefixes_removed
+from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.errors import CheckpointError, FormatError, first_line
 from pythia_dynamics.evaluation.scoring import head_of
 
 __all__ = ["build_model", "context_length", "load_weights", "prefix_token", "round_head", "weight_files"]
 
-_FILES = ("model.safetensors", "pytorch_model.bin")
+_DEFAULT_CONTEXT = 2048
+"""Context of models whose config states none, since their positions have no limit (BLOOM's was trained with 2,048)."""
+
 _MASK_OR_ROTARY_BUFFER = re.compile(r"(^|\.)(attention|attn)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|cos|sin)\b")
 
 
@@ -47,11 +56,9 @@ def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         # Building draws initial weights; the random state of the caller must not change.
         with torch.random.fork_rng(devices=cuda), torch.device(device):
-            build = AutoModelForCausalLM.from_config
-            model = build(config, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+            model = _from_config(config, dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(f"cannot build a model from {directory}/config.json: {first_line(error)}") from error
-    assert isinstance(model, PreTrainedModel)
     model.eval()  # type: ignore[no-untyped-call]
     model.requires_grad_(False)
     probe = torch.arange(min(4, config.vocab_size), device=device)[None]
@@ -63,9 +70,24 @@ def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
     return model
 
 
+def _from_config(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a config, with fused attention where its architecture has it."""
+    build = AutoModelForCausalLM.from_config
+    try:
+        model = build(config, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        model = build(config, dtype=dtype, attn_implementation="eager")  # type: ignore[no-untyped-call]
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 def context_length(model: PreTrainedModel) -> int:
     """Longest sequence, in tokens, that the model was trained for."""
-    return int(model.config.max_position_embeddings)
+    names = ("max_position_embeddings", "seq_length", "max_seq_len", "max_sequence_length")
+    stated = (getattr(model.config, name, None) for name in names)
+    return next((length for length in stated if isinstance(length, int)), _DEFAULT_CONTEXT)
 
 
 def prefix_token(model: PreTrainedModel) -> int | None:
@@ -78,17 +100,19 @@ def prefix_token(model: PreTrainedModel) -> int | None:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights of a checkpoint; safetensors files are preferred to torch files.
+    """The files that hold the weights of a checkpoint, as fetch reads them; safetensors files are preferred.
 
     Raises `CheckpointError` when there are none or a shard is missing, `FormatError` for an index that cannot be read.
     """
-    for single in _FILES:
-        index = directory / f"{single}.index.json"
-        if (directory / single).is_file():
-            return [directory / single]
-        if index.is_file():
-            return _shards(index)
-    raise CheckpointError(f"{directory} holds no weights (model.safetensors, pytorch_model.bin or shards of either)")
+    found = Layout.among(path.name for path in directory.iterdir() if path.is_file())
+    if not found:
+        raise CheckpointError(
+            f"{directory} holds no weights (model.safetensors, pytorch_model.bin or shards of either)"
+        )
+    layout = found[0]
+    if layout.has_index:
+        return _shards(directory / layout.entry_file)
+    return [directory / name for name in layout.shards or (layout.entry_file,)]
 
 
 def _shards(index: Path) -> list[Path]:
@@ -122,24 +146,42 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     missing = set(dict(model.named_parameters()))
     names = {in_file: name for name, in_file in FILE_NAMES.get(model.config.model_type, {}).items()}
+    turned: bool | None = None
+    conv1d = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     with torch.inference_mode():
         for file in weight_files(directory):
             for name, tensor in _tensors(file):
                 if _MASK_OR_ROTARY_BUFFER.search(name):
                     continue
-                parameter = parameters.get(names.get(name, name))
+                parameter = parameters.get(known := _known_name(name, names, parameters))
                 if parameter is None:
                     raise CheckpointError(f"{file} holds {name}, which the model of its config.json does not have")
+                if known in conv1d and tensor.dim() == 2:
+                    if turned is None and tensor.shape != parameter.shape:  # the first ones are not square
+                        turned = tensor.T.shape == parameter.shape
+                    tensor = tensor.T if turned else tensor
                 if parameter.shape != tensor.shape:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
                     raise CheckpointError(f"{name} of {file} has shape {shapes} as its config.json says")
                 if not tensor.is_floating_point():
                     raise FormatError(f"{name} of {file} is {tensor.dtype}, not a floating-point tensor")
                 parameter.copy_(tensor)
-                missing.discard(names.get(name, name))
+                missing.discard(known)
+    if turned and all(name.endswith(".bias") for name in missing):  # a GPT-2 of nanoGPT, trained without biases
+        for name in missing:
+            parameters[name].data.zero_()
+        missing.clear()
     if missing:
         first = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
         raise CheckpointError(f"{directory} lacks {len(missing)} weights: {first}")
+
+
+def _known_name(name: str, names: Mapping[str, str], parameters: Container[str]) -> str:
+    """The name that a tensor of a file has in the model: without what wrappers put before it."""
+    for shorter in (name, *prefixes_removed(name)):
+        if (known := names.get(shorter, shorter)) in parameters:
+            return known
+    return name
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -153,13 +195,22 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         return
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except pickle.UnpicklingError:  # beside the weights it has objects, which our interpreter does not make
+        state = {}
+    except (RuntimeError, EOFError, ValueError) as error:
         raise FormatError(
             f"cannot read {file} as a zip-format torch file of weights only: {first_line(error)}"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise FormatError(f"{file} is not a state dict of tensors")
-    yield from state.items()
+    if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
+        yield from state.items()
+        return
+    source = LocalSource(file.parent)
+    reader = RevisionReader(source, Revision(0, file.name, kind="file", file=file.name))
+    for request in reader.find((ALL,), LayoutCache(), listings=ListingBudget(0)):
+        content = bytearray(b"".join(reader.read(request)))
+        tensor = torch.frombuffer(content, dtype=getattr(torch, request.tensor.dtype))
+        yield request.tensor.name, tensor.reshape(request.tensor.shape)
+    reader.close()
 
 
 def round_head(model: PreTrainedModel) -> None:

@@ -28,6 +28,7 @@ from pythia_dynamics.evaluation.evaluator import Evaluator
 from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, check_modes, requested_steps
 from pythia_dynamics.evaluation.snapshots import checkpoint_source, snapshots
+from pythia_dynamics.files import portable
 from pythia_dynamics.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -130,8 +131,9 @@ def evaluate(
     source = checkpoint_source(model, settings.source)
     available = source.revisions()
     wanted = _wanted_steps(settings, available, source.location)
-    row_settings = _row_settings(source, corpus, settings)
-    records = {mode: Records(mode, None if out is None else Path(out), row_settings) for mode in chosen}
+    folder = None if out is None else Path(out)
+    row_settings = _row_settings(source, corpus, settings, folder)
+    records = {mode: Records(mode, folder, row_settings) for mode in chosen}
     reader = CheckpointReader(source, available)
     todo = _steps_to_evaluate(source, available, reader, wanted, records)
     done = len(wanted) - len(todo)
@@ -183,13 +185,19 @@ def _wanted_steps(settings: EvaluationSettings, available: Mapping[int, Revision
     return wanted
 
 
-def _row_settings(source: Source, corpus: Corpus, settings: EvaluationSettings) -> dict[str, Any]:
+def _row_settings(source: Source, corpus: Corpus, settings: EvaluationSettings, out: Path | None) -> dict[str, Any]:
     """What decides the values of a row, besides the checkpoint; written beside the rows."""
     text = {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "passages": len(corpus.texts)}
     device = resolve_device(settings.device).type
+    # results/<model>/, or results/<model>/<head>/: a suite in the same project is found in a copy of the project too.
+    project = None if out is None else out.resolve().parents[1 if settings.head == "as-is" else 2]
     model = {"dtype": settings.dtype, "device": device, "head": settings.head, "tf32": settings.tf32}
     versions = {"pythia_dynamics": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    return {"location": source.location, **text, **model, "max_tokens": settings.max_tokens, **versions}
+    given = {key: value for key in ("config", "tokenizer") if (value := getattr(source.suite, key)) is not None}
+    places = {"location": source.location, **given}
+    if out is not None and project is not None:
+        places = {key: portable(place, out, project) for key, place in places.items()}
+    return {**places, **text, **model, "max_tokens": settings.max_tokens, **versions}
 
 
 def _steps_to_evaluate(

@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pythia_dynamics.checkpoints.open import HUB, SourceName, open_source
-from pythia_dynamics.checkpoints.registry import Model, resolve
+from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.history.cache import find_model
 
 __all__ = ["checkpoint_source", "snapshots"]
 
@@ -24,7 +25,8 @@ def checkpoint_source(model: str | Path | Model | Source, source: SourceName | s
     Parameters
     ----------
     model
-        An alias, a repository id, a directory of checkpoints, or a `Model`. A `Source` is returned as it is.
+        An alias, a repository id, a directory of checkpoints, the name of a store, or a `Model`. A `Source` is returned
+        as it is.
     source
         ``"hub"``, or a directory to read instead.
 
@@ -36,7 +38,7 @@ def checkpoint_source(model: str | Path | Model | Source, source: SourceName | s
         For a directory that does not exist.
     """
     if isinstance(model, str | Path):
-        model = resolve(model)
+        model = find_model(model)
     return open_source(model, source) if isinstance(model, Model) else model
 
 

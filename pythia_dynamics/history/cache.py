@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ __all__ = [
     "as_history",
     "cache_directory",
     "cached",
+    "choose_model",
     "find_model",
     "open_histories",
     "open_history",
@@ -73,6 +74,30 @@ def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
         if str(model) != DEMO:
             raise
         raise StoreError(f"{DEMO} is not in {cache_directory(cache)}/: `pythia-dyn demo` makes it") from None
+
+
+def choose_model(
+    model: str | Path, cache: Path | str | None = None, suite: Mapping[str, Any] | str | Path | None = None
+) -> Model:
+    """The model that a name means, with other values of its suite, which a store of it remembers from now on.
+
+    Parameters
+    ----------
+    model, cache
+        As for `find_model`.
+    suite
+        As for `pythia_dynamics.history.request.FetchRequest`.
+
+    Raises
+    ------
+    PythiaDynError
+        As `find_model` and `Model.changed`; or the store cannot be written.
+    """
+    found = find_model(model, cache).changed(suite)
+    path = store_path(found.name, cache)
+    if suite and Store.exists(path):
+        Store.create(path, source=found.location, suite=found.suite)
+    return found
 
 
 def store_path(name: str, cache: Path | str | None = None) -> Path:

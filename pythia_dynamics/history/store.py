@@ -113,9 +113,10 @@ class Store:
             raise StoreError(f"{path} is a Zarr group but not a weight store of pythia-dyn; name another --cache")
         if attributes.get("format") != _FORMAT:
             raise StoreError(f"{path} was written by a newer pythia-dyn; update it, or name another --cache")
-        source, suite = str(attributes["source"]), attributes.get("suite", {})
+        source, suite = str(attributes["source"]), dict(attributes.get("suite", {}))
         if attributes.get("directory"):  # relative to the store, if it lies in the same project
             source = str((path.parent / source).resolve())
+        suite |= {key: str((path.parent / suite[key]).resolve()) for key in suite.pop("directories", ())}
         return cls(path, source, Suite.from_mapping(suite))
 
     @classmethod
@@ -155,13 +156,13 @@ class Store:
                 store.suite = suite or found.suite
                 if store.suite != found.suite:
                     group = _open(path, zarr.open_group, "r+")
-                    group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": store.suite.as_json}
+                    group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": store._recorded_suite()}
             else:
                 attributes = {
                     "format": _FORMAT,
                     "source": store.recorded_source,
                     "directory": Path(source).is_absolute(),
-                    "suite": store.suite.as_json,
+                    "suite": store._recorded_suite(),
                     "version": __version__,
                 }
                 zarr.create_group(path, attributes={_ATTRIBUTE: attributes})
@@ -179,7 +180,17 @@ class Store:
     @property
     def recorded_source(self) -> str:
         """`source` as files of the store record it."""
-        return portable(self.source, self.path.parent, self.path.parent.resolve().parent)
+        return self._portable(self.source)
+
+    def _portable(self, place: str) -> str:
+        return portable(place, self.path.parent, self.path.parent.resolve().parent)
+
+    def _recorded_suite(self) -> dict[str, Any]:
+        """The suite as the store records it, its directories like `recorded_source`."""
+        values = self.suite.as_json
+        directories = [key for key in ("config", "tokenizer") if key in values and Path(values[key]).is_absolute()]
+        values |= {key: self._portable(values[key]) for key in directories}
+        return values | ({"directories": directories} if directories else {})
 
     @property
     def tensors(self) -> dict[str, TensorSpec]:

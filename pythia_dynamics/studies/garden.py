@@ -22,7 +22,7 @@ from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode
 from pythia_dynamics.figures.gallery import COMPARISON_FOLDER, comparison_figures
 from pythia_dynamics.figures.specs import save_figures
-from pythia_dynamics.history.cache import find_model
+from pythia_dynamics.history.cache import choose_model
 from pythia_dynamics.history.estimate import FetchPlan, preview
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.history import History
@@ -161,7 +161,7 @@ def plan(
     """
     plans = []
     for name in dict.fromkeys(models):
-        model = find_model(name, cache).changed(suite)
+        model = choose_model(name, cache, suite)
         fetch = preview(model, steps=steps, cache=cache)
         evaluated = min(_evaluated(Results(model.name, results), mode) for mode in MODES)
         checkpoints = 0 if skip_perplexity else max(0, fetch.steps - fetch.missing - evaluated)
@@ -234,7 +234,7 @@ def run(
     settings = EvaluationSettings.from_mapping(evaluation)
     for name in dict.fromkeys(models):
         try:
-            model = find_model(name, cache).changed(suite)
+            model = choose_model(name, cache, suite)
             out = Results(model.name, results)
             request = {"steps": steps, "cache": cache, "workers": workers}
             gaps, made = _reproduce_model(model, out, stage, None if skip_perplexity else settings, **request)

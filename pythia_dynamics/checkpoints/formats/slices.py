@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pythia_dynamics.checkpoints.roles import ALL, ROLES, UNEMBEDDING, Role, find_roles
+from pythia_dynamics.checkpoints.roles import ALL, ROLES, UNEMBEDDING, Role, find_roles, prefixes_removed
 from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
 
 __all__ = [
@@ -123,7 +123,8 @@ def select(
     names
         Names of all tensors; the matches of one glob keep their order.
     patterns
-        Exact names; roles (``unembedding``, ``embedding``); ``all``; and globs, which distinguish case.
+        Exact names, also without the prefixes of wrappers; roles (``unembedding``, ``embedding``); ``all``; and globs,
+        which distinguish case.
     where
         The revision or file, for messages.
     roles
@@ -145,6 +146,7 @@ def select(
             chosen[_of_role(pattern, roles, known, where)] = None
         else:
             matches = [name for name in known if pattern == ALL or fnmatch.fnmatchcase(name, pattern)]
+            matches = matches or [name for name in known if pattern in prefixes_removed(name)]
             other = roles.get(UNEMBEDDING, pattern)
             if not matches and UNEMBEDDING in find_roles([pattern]) and other != pattern:
                 raise CheckpointError(f"{where} has no {pattern}: its {UNEMBEDDING} is {other}")

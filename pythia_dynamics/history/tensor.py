@@ -1,0 +1,107 @@
+"""One tensor of one checkpoint, as an array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
+
+from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.open import HUB
+from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.registry import Model
+from pythia_dynamics.checkpoints.roles import UNEMBEDDING
+from pythia_dynamics.checkpoints.source import Source
+from pythia_dynamics.checkpoints.tensors import TensorRequest
+from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError
+from pythia_dynamics.history.request import FetchRequest
+from pythia_dynamics.history.spec import TensorSpec
+
+__all__ = ["tensor"]
+
+_ATTEMPTS = 3
+"""How often a tensor that fails its checksum is read, as in a fetch."""
+
+
+def tensor(
+    model: str | Path | Model,
+    name: str = UNEMBEDDING,
+    revision: int | str = "main",
+    *,
+    source: str | Path | Source = HUB,
+    suite: Mapping[str, Any] | str | Path | None = None,
+) -> NDArray[Any]:
+    """One tensor of one checkpoint, at the cost of its bytes: nothing is stored, and nothing else is downloaded.
+
+    ``pyd.tensor("allenai/OLMo-2-0425-1B", "lm_head.weight", "stage1-step140000-tokens294B")``
+
+    Parameters
+    ----------
+    model
+        An alias (``70m``), a repository id, the name of a store, a directory of checkpoints, or a `Model`.
+    name
+        The tensor's name in the checkpoint, its role (``unembedding``, ``embedding``), or a glob that matches one.
+    revision
+        The step as a number; or a branch, a tag, a commit, or the folder or file of a directory by name.
+    source, suite
+        As for `FetchRequest`.
+
+    Returns
+    -------
+    array
+        float16, bfloat16, float32 or float64, in the tensor's shape. Every range was of the pinned commit and of the
+        right length, and the checksum of a torch file was compared; a safetensors file has none for one tensor.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such model, revision or tensor.
+    IntegrityError
+        The tensor fails its checksum.
+    PythiaDynError
+        `name` matches several tensors; or as `pythia_dynamics.fetch`.
+    """
+    opened = FetchRequest(model, name, source=source, suite=suite).open_source()
+    if isinstance(revision, str):
+        found = opened.revision(revision)
+    else:
+        revisions = opened.revisions()
+        if revision not in revisions:
+            raise UnknownNameError("step", revision, revisions, where=opened.location)
+        found = revisions[revision]
+    cache = LayoutCache(rule=opened.suite.roles)
+    for attempt in range(1, _ATTEMPTS + 1):
+        reader = RevisionReader(opened, found)
+        try:
+            found_tensors = reader.find((name,), cache, listings=ListingBudget())
+            arrays = {request.tensor.name: _read(reader, request) for request in _only_one(found_tensors, name)}
+        except IntegrityError:
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            break
+        finally:
+            reader.close()
+    (array,) = arrays.values()
+    return array
+
+
+def _only_one(requests: Iterator[TensorRequest], name: str) -> Iterator[TensorRequest]:
+    """The only request. Raises when a second one comes."""
+    yield next(requests)
+    if (second := next(requests, None)) is not None:
+        raise PythiaDynError(f"{name!r} matches several tensors, {second.tensor.name} among them; name one")
+
+
+def _read(reader: RevisionReader, request: TensorRequest) -> NDArray[Any]:
+    found = request.tensor
+    spec = TensorSpec(found.name, found.dtype, found.shape)
+    content = bytearray(b"".join(reader.read(request)))
+    if found.crc32 is not None and crc32(content) != found.crc32:
+        raise IntegrityError(f"{found.name} of {reader.revision.ref} fails the checksum of {found.file}")
+    array: NDArray[Any] = np.frombuffer(content, spec.numpy_dtype).reshape(spec.shape)
+    return array
