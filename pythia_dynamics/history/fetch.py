@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -198,7 +198,8 @@ class _Job:
         todo = [revisions[step] for step in self.steps if step in revisions and step not in self.present]
         self._require_space(len(todo))
         stop = threading.Event()
-        common = (_Stores(self.path), self.specs, cache, listings, stop if executor is None else None)
+        wanted = {self._asked_as(spec): spec for spec in self.specs}
+        common = (_Stores(self.path), wanted, cache, listings, stop if executor is None else None)
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
         for step in set(self.steps) - set(revisions):
@@ -272,6 +273,14 @@ class _Job:
         store = Store.create(self.path, source=self.source.location, suite=self.source.suite)
         store.ensure(specs, self.steps, tokens)
         self._read_store(specs)
+
+    def _asked_as(self, spec: TensorSpec) -> str:
+        """What each revision is asked for to get a tensor: its role where that was requested, else its name.
+
+        Some revisions of a tied model have the unembedding under its own name as well, others do not.
+        """
+        roles = [role for role in spec.roles or () if role in self.patterns]
+        return roles[0] if roles and spec.name not in self.patterns else spec.name
 
     def _knows_tensors(self) -> bool:
         """Whether the store has a tensor of each requested name; if so, find out which of their steps it has."""
@@ -360,7 +369,7 @@ def _fetch_revision(
     revision: Revision,
     held: frozenset[str],
     stores: _Stores,
-    specs: Sequence[TensorSpec],
+    wanted: Mapping[str, TensorSpec],
     cache: LayoutCache,
     listings: ListingBudget,
     stop: threading.Event | None,
@@ -369,15 +378,18 @@ def _fetch_revision(
     done = set(held)
     reasons: dict[str, str] = {}
     reader = RevisionReader(source, revision)
-    names = [spec.name for spec in specs]
-    by_name = {spec.name: spec for spec in specs}
+    names = [spec.name for spec in wanted.values()]
+    patterns = [pattern for pattern, spec in wanted.items() if spec.name not in held]
     fatal: PythiaDynError | None = None
     try:
         if stop is not None and stop.is_set():
             return _Outcome(revision, source.traffic)
         store = stores.get()
-        for request in reader.find(names, cache, skip=held, listings=listings):
-            spec = by_name[request.tensor.name]
+        for request in reader.find(patterns, cache, listings=listings):
+            asked = (request.tensor.name, *(request.roles or ()))
+            spec = next(wanted[pattern] for pattern in patterns if pattern in asked)
+            if spec.name in done:  # two roles that one tensor has at other steps
+                continue
             try:
                 _store_tensor(store, spec, reader, request, stop)
                 done.add(spec.name)
@@ -399,7 +411,7 @@ def _store_tensor(
 ) -> None:
     """Write one tensor into its chunk as it arrives. Raises `IntegrityError` when it fails its checksum every time."""
     tensor, revision = request.tensor, reader.revision
-    found = TensorSpec(tensor.name, tensor.dtype, tensor.shape)
+    found = TensorSpec(spec.name, tensor.dtype, tensor.shape)
     if found != spec:
         raise FormatError(f"{tensor.name} is {found} at {revision.ref}, elsewhere {spec}")
     for attempt in range(1, _CHECKSUM_ATTEMPTS + 1):
@@ -408,13 +420,14 @@ def _store_tensor(
             "ref": revision.ref,
             "commit": revision.commit,
             "file": tensor.file,
+            "tensor": tensor.name,
             "start": tensor.start,
             "stop": tensor.stop,
             "dtype": tensor.dtype,
             "version": __version__,
         }
         try:
-            with store.writer(tensor.name, revision.step, record) as writer:
+            with store.writer(spec.name, revision.step, record) as writer:
                 checksum = 0
                 for piece in reader.read(request):
                     if stop is not None and stop.is_set():
