@@ -101,6 +101,8 @@ class Entry:
     ----------
     title
         Its name in words.
+    example
+        The name of one of its checkpoints.
     suite
         What holds for all of its models.
     repositories
@@ -111,6 +113,7 @@ class Entry:
     """
 
     title: str
+    example: str
     suite: Suite
     repositories: tuple[str, ...]
     models: Mapping[str, tuple[str, Mapping[str, Any]]]
@@ -128,11 +131,11 @@ def _entries() -> Mapping[str, Entry]:
     entries = {}
     for name, values in _registry()["suites"].items():
         values = dict(values)
-        title, repositories = values.pop("title"), tuple(values.pop("repositories"))
+        title, example, repositories = (values.pop(key) for key in ("title", "example", "repositories"))
         models = {alias: dict(model) for alias, model in values.pop("models", {}).items()}
         suite = Suite.from_mapping({"name": name, **values})
         by_alias = {alias: (model.pop("repository"), model) for alias, model in models.items()}
-        entries[name] = Entry(title, suite, repositories, by_alias)
+        entries[name] = Entry(title, example, suite, tuple(repositories), by_alias)
     return entries
 
 

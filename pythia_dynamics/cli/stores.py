@@ -126,7 +126,7 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
 @app.main.command()
 @app.with_json
 def models() -> None:
-    """List the registry: shapes (Table 1 of the paper, corrected), aliases, seeds, steps."""
+    """List the registry: shapes of Pythia (Table 1 of the paper, corrected), aliases, seeds, steps; other suites."""
     from pythia_dynamics.checkpoints.registry import (
         ALL_STEPS,
         PAPER_STEPS,
@@ -134,6 +134,7 @@ def models() -> None:
         TOKENIZER_ENTRIES,
         V0_DOUBLE_BATCH,
         aliases,
+        other_suites,
         resolve,
     )
 
@@ -175,9 +176,18 @@ def models() -> None:
         f"the tokenizer has {TOKENIZER_ENTRIES} entries, the other rows of W_U are padding "
         f"(--drop-padding {TOKENIZER_ENTRIES})",
         "Table 1 of the paper gives 14M eight heads; the published model has four",
+        "",
+        f"{'other suites':24} {'a step is':10} {'of a name like':58} models",
     ):
         app.echo(line)
-    answer.finish(steps=ALL_STEPS, tokenizer_entries=TOKENIZER_ENTRIES)
+    suites = []
+    for entry in other_suites():
+        kind = entry.suite.references[0]
+        app.echo(f"{entry.title:24} {kind:10} {entry.example:58} {', '.join(entry.models)}")
+        repositories = {alias: repository for alias, (repository, _) in entry.models.items()}
+        facts = {"title": entry.title, "example": entry.example, **entry.suite.as_json, "models": repositories}
+        suites.append(facts)
+    answer.finish(steps=ALL_STEPS, tokenizer_entries=TOKENIZER_ENTRIES, suites=suites)
 
 
 @app.main.command()

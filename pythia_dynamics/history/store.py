@@ -165,7 +165,9 @@ class Store:
                     "suite": store._recorded_suite(),
                     "version": __version__,
                 }
-                zarr.create_group(path, attributes={_ATTRIBUTE: attributes})
+                # The second attribute is a convention of CF: xarray makes coordinates of these arrays.
+                known = " ".join(name for name in _COORDINATES if name != "step")
+                zarr.create_group(path, attributes={_ATTRIBUTE: attributes, "coordinates": known})
         if store._scratch.is_dir():
             remove_stale(store._scratch)
         return store
