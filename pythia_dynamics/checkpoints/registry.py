@@ -291,7 +291,8 @@ def _pythia(match: re.Match[str], text: str, suggestions: Iterable[str]) -> Mode
     parts = [f"pythia-{size}", "deduped" if deduped else "", seed.lower() if seed else "", "v0" if v0 else ""]
     name = "-".join(part for part in parts if part)
     suite, peak = _entries()[_PYTHIA].suite, _registry()["pythia_peaks"][size]
-    suite = suite.changed({"learning_rate": {**_registry()["pythia_learning_rate"], "peak": peak}})
+    if not v0:  # the publisher does not say what it was for v0
+        suite = suite.changed({"learning_rate": {**_registry()["pythia_learning_rate"], "peak": peak}})
     return Model(f"EleutherAI/{name}", name, architecture=SIZES[size], suite=suite)
 
 
