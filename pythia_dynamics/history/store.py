@@ -14,7 +14,6 @@ and processes may write one store. Layout, for a tensor of shape (vocab, d_model
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from pythia_dynamics.checkpoints.suite import GENERIC, Suite
 from pythia_dynamics.errors import IntegrityError, StoreError, UnknownNameError
 from pythia_dynamics.files import atomic_file, portable, remove_stale, store_errors
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter
+from pythia_dynamics.history.coordinates import COORDINATES, NO_STEP, open_node, read_coordinate, write_coordinate
 from pythia_dynamics.history.spec import TensorSpec
 
 __all__ = ["Store"]
@@ -49,18 +49,8 @@ _POLL_SECONDS = 0.004
 """Wait between two attempts to take the writers' lock. Writing one record takes about 4 ms, so a shorter wait would
 only use the processor."""
 
-_NO_STEP = -1
-"""Fill value of the step coordinate."""
 
-_COORDINATES: dict[str, tuple[str, dict[str, Any]]] = {
-    "step": ("int64", {"long_name": "training step", "units": "1"}),
-    "tokens": ("float64", {"long_name": "tokens seen", "units": "1"}),
-    "learning_rate": ("float64", {"long_name": "learning rate", "units": "1"}),
-}
-"""dtype and attributes of the coordinates of the steps. Tokens are floats, so that an unknown number is NaN; they are
-exact below 2^53."""
-
-_UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", *(f"{name}/c/*.partial" for name in _COORDINATES))
+_UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", *(f"{name}/c/*.partial" for name in COORDINATES))
 """What zarr names metadata files while it writes them."""
 
 
@@ -108,7 +98,7 @@ class Store:
         path = Path(path)
         if not cls.exists(path):
             raise StoreError(f"no weight store at {path}; make one with pythia-dyn fetch")
-        attributes = _open(path, zarr.open_group).attrs.get(_ATTRIBUTE)
+        attributes = open_node(path, zarr.open_group).attrs.get(_ATTRIBUTE)
         if not isinstance(attributes, Mapping) or "source" not in attributes:
             raise StoreError(f"{path} is a Zarr group but not a weight store of pythia-dyn; name another --cache")
         if attributes.get("format") != _FORMAT:
@@ -155,7 +145,7 @@ class Store:
                     raise StoreError(f"{why}; name another --cache or remove it")
                 store.suite = suite or found.suite
                 if store.suite != found.suite:
-                    group = _open(path, zarr.open_group, "r+")
+                    group = open_node(path, zarr.open_group, "r+")
                     group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": store._recorded_suite()}
             else:
                 attributes = {
@@ -166,7 +156,7 @@ class Store:
                     "version": __version__,
                 }
                 # The second attribute is a convention of CF: xarray makes coordinates of these arrays.
-                known = " ".join(name for name in _COORDINATES if name != "step")
+                known = " ".join(name for name in COORDINATES if name != "step")
                 zarr.create_group(path, attributes={_ATTRIBUTE: attributes, "coordinates": known})
         if store._scratch.is_dir():
             remove_stale(store._scratch)
@@ -198,7 +188,7 @@ class Store:
     def tensors(self) -> dict[str, TensorSpec]:
         """The tensors of the store, by name."""
         names = (path.parent.name for path in sorted(self.path.glob("*/zarr.json")))
-        return {name: self._spec(name) for name in names if name not in _COORDINATES}
+        return {name: self._spec(name) for name in names if name not in COORDINATES}
 
     def select(self, patterns: Sequence[str] = ()) -> tuple[str, ...]:
         """The tensors of the store that patterns mean.
@@ -246,17 +236,12 @@ class Store:
 
         The index of a step is the index of its chunk. A write that failed may have left fill values at the end.
         """
-        if not self._has_array("step"):
-            return ()
-        stored = np.asarray(_open(self.path / "step", zarr.open_array)[:]).tolist()
-        return tuple(takewhile(lambda step: step != _NO_STEP, stored))
+        return tuple(takewhile(lambda step: step != NO_STEP, read_coordinate(self.path, "step")))
 
     def coordinate(self, name: str) -> dict[int, float] | None:
         """The values of ``tokens`` or ``learning_rate`` by step, where they are known; None where none is."""
-        if not self._has_array(name):
-            return None
-        values = np.asarray(_open(self.path / name, zarr.open_array)[:]).tolist()
-        return {step: value for step, value in zip(self.steps, values, strict=False) if value == value}
+        values = dict(zip(self.steps, read_coordinate(self.path, name), strict=False))
+        return {step: value for step, value in values.items() if value == value} if values else None
 
     def has(self, tensor: str, step: int) -> bool:
         """Whether the weights of `tensor` at `step` are stored: there is a record, and a chunk of the right length."""
@@ -331,7 +316,7 @@ class Store:
             known = self.steps
             grown = (*known, *sorted(set(steps) - set(known)))
             if len(grown) > len(known) or not known:
-                self._write_coordinate("step", grown, _NO_STEP)
+                write_coordinate(self.path, "step", grown, NO_STEP)
             self._write_known(grown, tokens or {})
             present = self.tensors
             for spec in tensors:
@@ -344,10 +329,10 @@ class Store:
                         "name another --cache or remove the store"
                     )
                 elif spec.roles is not None and present[spec.name].roles != spec.roles:
-                    _open(self.path / spec.name, zarr.open_array, "r+").attrs["roles"] = spec.roles
+                    open_node(self.path / spec.name, zarr.open_array, "r+").attrs["roles"] = spec.roles
                     self._specs.pop(spec.name, None)
             for name in present:
-                array = _open(self.path / name, zarr.open_array, "r+")
+                array = open_node(self.path / name, zarr.open_array, "r+")
                 if array.shape[0] < len(grown):
                     array.resize((len(grown), *array.shape[1:]))
 
@@ -446,7 +431,7 @@ class Store:
         """The records of a tensor, by attribute and step; empty for a tensor that the store does not have."""
         if not self._has_array(tensor):
             return {"provenance": {}, "missing": {}}
-        attributes = dict(_open(self.path / tensor, zarr.open_array).attrs)
+        attributes = dict(open_node(self.path / tensor, zarr.open_array).attrs)
         if not all(isinstance(attributes.get(key), Mapping) for key in ("provenance", "missing")):
             raise StoreError(f"{self.path / tensor} has no valid records; move it away and fetch again")
         return attributes
@@ -455,7 +440,7 @@ class Store:
         if tensor not in self._specs:
             if not self._has_array(tensor):
                 raise UnknownNameError("tensor", tensor, self.tensors, where=str(self.path))
-            array = _open(self.path / tensor, zarr.open_array)
+            array = open_node(self.path / tensor, zarr.open_array)
             roles: Any = array.attrs.get("roles")
             roles = None if roles is None else tuple(roles)
             self._specs[tensor] = TensorSpec(tensor, np.dtype(array.dtype).name, tuple(array.shape[1:]), roles)
@@ -477,26 +462,7 @@ class Store:
             values["learning_rate"] = self.suite.learning_rate.at(steps).tolist()
         for name, of_steps in values.items():
             if np.isfinite(of_steps).any() and self.coordinate(name) != dict(zip(steps, of_steps, strict=True)):
-                self._write_coordinate(name, of_steps, math.nan)
-
-    def _write_coordinate(self, name: str, values: Sequence[float], fill_value: float) -> None:
-        """Write a coordinate of all steps, in their order of arrival."""
-        dtype, attributes = _COORDINATES[name]
-        if self._has_array(name):
-            array = _open(self.path / name, zarr.open_array, "r+")
-            array.resize((len(values),))
-        else:
-            array = zarr.create_array(
-                self.path / name,
-                shape=(len(values),),
-                chunks=(4096,),  # 32 KB: more steps than any suite has published, in one file
-                dtype=dtype,
-                dimension_names=["step"],
-                fill_value=fill_value,
-                compressors=None,
-                attributes=attributes,
-            )
-        array[:] = np.array(values, dtype=dtype)
+                write_coordinate(self.path, name, of_steps)
 
     def _create_array(self, spec: TensorSpec, length: int, *, is_head: bool) -> None:
         """Create the array of a tensor. With `is_head` it may have the axes vocab and d_model, which one tensor has."""
@@ -517,7 +483,7 @@ class Store:
     ) -> None:
         """Add entries to the attributes of a tensor, and remove the one named by an attribute and a step."""
         with self._writing():
-            array = _open(self.path / tensor, zarr.open_array, "r+")
+            array = open_node(self.path / tensor, zarr.open_array, "r+")
             attributes = dict(array.attrs)
             changed = {key: {**attributes.get(key, {}), **new} for key, new in additions.items()}
             if remove is not None and remove[1] in attributes.get(remove[0], {}):
@@ -528,12 +494,3 @@ class Store:
 def _in_words(source: str, part: Mapping[Any, str]) -> str:
     """A source, and the part of it that is taken."""
     return " ".join((source, *(f"{name} {value}" for name, value in sorted(part.items()))))
-
-
-def _open(path: Path, opener: Any, mode: str = "r") -> Any:
-    """Open an array or a group; every error of zarr on a damaged one becomes a `StoreError`."""
-    try:
-        return opener(path, mode=mode, zarr_format=3)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(f"{path} is not a readable Zarr v3 node ({reason}); move it away and fetch again") from None
