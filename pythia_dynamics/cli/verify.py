@@ -52,7 +52,8 @@ def verify(
     if remote:
         _verify_remote(models, steps, cache, results, weights=weights, suite=suite)
         return
-    for option, value in (("--steps", steps), ("--weights", weights), ("a suite", suite)):
+    of_suite = ((f"--{'revision-pattern' if key == 'pattern' else key}", value) for key, value in suite.items())
+    for option, value in (("--steps", steps), ("--weights", weights), *of_suite):
         if value:
             raise click.UsageError(f"{option} is for --remote; without it all steps in the cache are checked")
     from pythia_dynamics.results.folder import Results
