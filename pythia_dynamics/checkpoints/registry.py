@@ -221,8 +221,10 @@ class Model:
         values = values if isinstance(values, Mapping) else read_suite(values)
         suite = self.suite.changed(values)
         chosen = [part for part in PARTS if suite.part.get(part) != self.suite.part.get(part)]
-        parts = (f"-{part}{suite.part[part].removeprefix(part).lstrip('-')}" for part in chosen)
-        return replace(self, suite=suite, name=self.name + "".join(parts))
+        name = self.name
+        for part in chosen:  # in place of that of a store which has another one
+            name = name.removesuffix(f"-{part}{self.suite.part.get(part)}") + f"-{part}{suite.part[part]}"
+        return replace(self, suite=suite, name=name)
 
 
 def aliases() -> tuple[str, ...]:
