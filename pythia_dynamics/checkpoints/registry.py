@@ -259,7 +259,7 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
     UnknownNameError
         `name` is none of these; the message names the nearest aliases.
     CheckpointError
-        `name` is the path of a directory that does not exist.
+        `name` is the path of a file, or of a directory that does not exist.
     """
     text = str(name)
     suggestions = dict.fromkeys((*known, *SIZES, *aliases()))
@@ -273,6 +273,8 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
     if text and path.is_dir():
         directory = path.resolve()
         return Model(str(directory), directory.name or "root", is_local=True)
+    if text and path.is_file():
+        raise CheckpointError(f"{text} is a file; give the directory that holds step1000/, ckpt_10.pt …")
     if isinstance(name, Path) or text.startswith((".", "/", "~")):
         raise CheckpointError(f"no directory {text}; give a directory that holds step1000/, step2000/ …")
     if _REPO_ID.fullmatch(text) and ".." not in text:

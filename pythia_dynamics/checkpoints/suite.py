@@ -246,7 +246,7 @@ class Suite:
             elif name == "part" and isinstance(value, Mapping):
                 changes["part"] |= {key: _bare(key, str(chosen)) for key, chosen in value.items()}
             elif name == "learning_rate":
-                changes[name] = LearningRate(**value) if isinstance(value, Mapping) else value
+                changes[name] = _learning_rate(value)
             elif name in known:
                 changes[name] = self._checked(name, value)
             else:
@@ -349,6 +349,16 @@ def _number(text: str | None) -> int | None:
     if match and value is None:
         return int(match[1]) * _UNITS[match[2].lower()]
     return int(value) if value is not None and value == int(value) else None
+
+
+def _learning_rate(value: Any) -> LearningRate | None:
+    """A schedule, from the mapping of its values that a file has."""
+    if value is None or isinstance(value, LearningRate):
+        return value
+    known = [each.name for each in fields(LearningRate)]
+    if not isinstance(value, Mapping) or not {"peak", "total_steps"} <= value.keys() <= set(known):
+        raise PythiaDynError(f"a learning_rate has peak, total_steps and any of {', '.join(known[2:])}; not {value!r}")
+    return LearningRate(**value)
 
 
 def _bare(part: str, value: str) -> str:
