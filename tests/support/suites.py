@@ -68,9 +68,7 @@ def _config(kind: Kind) -> PretrainedConfig:
         )
     if kind == "bert":
         return transformers.BertConfig(**_SIZE)
-    return transformers.LlamaConfig(
-        **_SIZE, **_ENDS, num_key_value_heads=2, tie_word_embeddings=kind == "llama-tied"
-    )
+    return transformers.LlamaConfig(**_SIZE, **_ENDS, num_key_value_heads=2, tie_word_embeddings=kind == "llama-tied")
 
 
 @functools.cache
