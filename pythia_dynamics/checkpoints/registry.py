@@ -224,8 +224,10 @@ class Model:
         values = values if isinstance(values, Mapping) else read_suite(values)
         suite = self.suite.changed(values)
         chosen = [part for part in PARTS if suite.part.get(part) != self.suite.part.get(part)]
-        parts = (f"-{part}{suite.part[part].removeprefix(part).lstrip('-')}" for part in chosen)
-        return replace(self, suite=suite, name=self.name + "".join(parts))
+        name = self.name
+        for part in chosen:  # in place of that of a store which has another one
+            name = name.removesuffix(f"-{part}{self.suite.part.get(part)}") + f"-{part}{suite.part[part]}"
+        return replace(self, suite=suite, name=name)
 
 
 def aliases() -> tuple[str, ...]:
@@ -260,7 +262,7 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
     UnknownNameError
         `name` is none of these; the message names the nearest aliases.
     CheckpointError
-        `name` is the path of a directory that does not exist.
+        `name` is the path of a file, or of a directory that does not exist.
     """
     text = str(name)
     suggestions = dict.fromkeys((*known, *SIZES, *aliases()))
@@ -274,6 +276,8 @@ def resolve(name: str | Path, *, known: Iterable[str] = ()) -> Model:
     if text and path.is_dir():
         directory = path.resolve()
         return Model(str(directory), directory.name or "root", is_local=True)
+    if text and path.is_file():
+        raise CheckpointError(f"{text} is a file; give the directory that holds step1000/, ckpt_10.pt …")
     if isinstance(name, Path) or text.startswith((".", "/", "~")):
         raise CheckpointError(f"no directory {text}; give a directory that holds step1000/, step2000/ …")
     if _REPO_ID.fullmatch(text) and ".." not in text:

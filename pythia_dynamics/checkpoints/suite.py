@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pythia_dynamics.checkpoints.roles import EMBEDDING, UNEMBEDDING, Role
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
@@ -242,11 +242,11 @@ class Suite:
         changes: dict[str, Any] = {"part": dict(self.part)}
         for name, value in values.items():
             if name in PARTS:
-                changes["part"][name] = str(value)
+                changes["part"][name] = _bare(name, str(value))
             elif name == "part" and isinstance(value, Mapping):
-                changes["part"] |= {key: str(chosen) for key, chosen in value.items()}
+                changes["part"] |= {key: _bare(key, str(chosen)) for key, chosen in value.items()}
             elif name == "learning_rate":
-                changes[name] = LearningRate(**value) if isinstance(value, Mapping) else value
+                changes[name] = _learning_rate(value)
             elif name in known:
                 changes[name] = self._checked(name, value)
             else:
@@ -324,8 +324,8 @@ class Suite:
             if step is None or (tokens is None and groups.get("tokens")):
                 found = groups["step"] if step is None else groups["tokens"]
                 raise PythiaDynError(f"the pattern {pattern.pattern!r} finds {found!r} in {name}, which is no number")
-            parts = {part: groups[part] for part in PARTS if groups.get(part) is not None}
-            return StepName(step, tokens, cast("dict[Part, str]", parts))
+            parts = {part: _bare(part, value) for part in PARTS if (value := groups.get(part)) is not None}
+            return StepName(step, tokens, parts)
         return None
 
     @property
@@ -349,6 +349,21 @@ def _number(text: str | None) -> int | None:
     if match and value is None:
         return int(match[1]) * _UNITS[match[2].lower()]
     return int(value) if value is not None and value == int(value) else None
+
+
+def _learning_rate(value: Any) -> LearningRate | None:
+    """A schedule, from the mapping of its values that a file has."""
+    if value is None or isinstance(value, LearningRate):
+        return value
+    known = [each.name for each in fields(LearningRate)]
+    if not isinstance(value, Mapping) or not {"peak", "total_steps"} <= value.keys() <= set(known):
+        raise PythiaDynError(f"a learning_rate has peak, total_steps and any of {', '.join(known[2:])}; not {value!r}")
+    return LearningRate(**value)
+
+
+def _bare(part: str, value: str) -> str:
+    """``stage2`` and ``stage-2`` are stage ``2``, in the name of a checkpoint and where a user chooses one."""
+    return value.removeprefix(part).lstrip("-") or value
 
 
 def read_suite(path: Path | str) -> dict[str, Any]:
@@ -406,10 +421,9 @@ def chosen_steps(
         values = {named.parts.get(part, _NONE): ref for ref, named in reversed(left)}
         wanted = suite.part.get(part)
         if wanted is not None and values.keys() - {_NONE}:
-            value = wanted.removeprefix(part).lstrip("-")
-            if value not in values:
+            if wanted not in values:
                 raise UnknownNameError(part, wanted, sorted(values), where=where)
-            left = [ref for ref in left if ref[1].parts.get(part, _NONE) == value]
+            left = [ref for ref in left if ref[1].parts.get(part, _NONE) == wanted]
         elif len(values) > 1:
             shown = ", ".join(value if value != _NONE else f"none, as {values[value]}" for value in sorted(values))
             raise CheckpointError(f"{where} has several {part}s ({shown}); choose one with --{part}")

@@ -346,7 +346,7 @@ class Weights:
         """The history of each tensor of each model. A model that cannot be opened is a failure."""
         from pythia_dynamics.history.cache import open_histories
 
-        for name in model_names(self.models, self.cache):
+        for name in model_names(self.models, self.cache, answer):
             found: list[History] = []
             with answer.collect():
                 found = open_histories(name, self.tensors, cache=self.cache, steps=self.steps)
@@ -451,8 +451,8 @@ def echo_outcome(outcome: Outcome) -> None:
         echo(f"  {path}")
 
 
-def expanded(models: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
-    """The names of models, with the known names that match in place of each glob. Raises for a glob without any."""
+def expanded(models: tuple[str, ...], known: Iterable[str], answer: Answer) -> tuple[str, ...]:
+    """The names of models, with the known names that match in place of each glob. One without any is a failure."""
     names: dict[str, None] = {}
     known = list(known)
     for model in models:
@@ -460,17 +460,17 @@ def expanded(models: tuple[str, ...], known: Iterable[str]) -> tuple[str, ...]:
         if any(character in model for character in "*?[") and not Path(model).exists():
             matches = [name for name in known if fnmatch.fnmatchcase(name, model)]
             if not matches:
-                raise UnknownNameError("model", model, known)
+                answer.fail(str(UnknownNameError("model", model, known)))
         names |= dict.fromkeys(matches)
     return tuple(names)
 
 
-def model_names(models: tuple[str, ...], cache: Path) -> tuple[str, ...]:
-    """The given names of models, or all models in the cache if none is given."""
+def model_names(models: tuple[str, ...], cache: Path, answer: Answer) -> tuple[str, ...]:
+    """The given names of models as `expanded` has them, or all models in the cache if none is given."""
     from pythia_dynamics.history.cache import cached
 
-    names = expanded(models, cached(cache)) or cached(cache)
-    if not names:
+    names = expanded(models, cached(cache), answer) if models else cached(cache)
+    if not names and not models:
         raise PythiaDynError(f"no weights in {cache}; run pythia-dyn fetch --model 70m, or pythia-dyn demo")
     return names
 

@@ -82,10 +82,9 @@ def perplexity(
     from pythia_dynamics.evaluation.corpus import load_corpus
     from pythia_dynamics.history.cache import choose_model
 
-    names = app.model_names(models, cache)
     settings = EvaluationSettings.from_mapping(options)
     answer, found = app.Answer("perplexity"), {}
-    for name in names:
+    for name in app.model_names(models, cache, answer):
         with answer.collect():
             found[name] = choose_model(name, cache, suite)
     if show is None and found:  # loaded once for all models

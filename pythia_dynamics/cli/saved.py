@@ -48,7 +48,7 @@ def _measured(
     if not known and not models:
         raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
     names: dict[str, None] = {}
-    for model in app.expanded(models, known) or known:
+    for model in app.expanded(models, known, answer) if models else known:
         with answer.collect():
             names[_name_of(model, known, cache, results)] = None
     chosen: list[Results] = []
@@ -188,7 +188,7 @@ def portrait(
 
     given = {name: value for name, value in options.items() if value is not None}
     answer = app.Answer("portrait")
-    for name in app.model_names(models, cache):
+    for name in app.model_names(models, cache, answer):
         with answer.collect():
             model = choose_model(name, cache, suite)
             app.echo(f"{name} is {model.location}")

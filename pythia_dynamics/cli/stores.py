@@ -51,7 +51,7 @@ def fetch(
     from pythia_dynamics.history.request import FetchRequest
 
     answer = app.Answer("fetch")
-    for name in app.expanded(models, aliases()):
+    for name in app.expanded(models, aliases(), answer):
         with answer.collect():
             request = FetchRequest(name, tensors, steps, source, cache, suite)
             model = request.resolved
@@ -92,7 +92,7 @@ def fetch(
 def list_stores(models: tuple[str, ...], cache: Path) -> None:
     """List the steps in the cache, and the missing steps with their reasons."""
     answer = app.Answer("stores")
-    for name in app.model_names(models, cache):
+    for name in app.model_names(models, cache, answer):
         with answer.collect():
             store = app.open_store(name, cache)
             for tensor, spec in store.tensors.items():
@@ -219,7 +219,7 @@ def plan(
     from pythia_dynamics.history.request import FetchRequest
 
     answer, total = app.Answer("plan"), 0
-    for name in app.expanded(models, aliases()) or tuple(SIZES):
+    for name in app.expanded(models, aliases(), answer) if models else tuple(SIZES):
         with answer.collect():
             request = FetchRequest(name, tensors, steps, source, cache, suite)
             model, found = request.resolved, preview(request)

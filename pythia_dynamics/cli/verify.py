@@ -60,7 +60,7 @@ def verify(
     from pythia_dynamics.studies.pipeline import save_findings
 
     answer, count = app.Answer("verify"), 0
-    for name in app.model_names(models, cache):
+    for name in app.model_names(models, cache, answer):
         with answer.collect():
             verified = _verify_stored(name, cache)
             for found in verified:
@@ -148,12 +148,9 @@ def _repositories(models: tuple[str, ...], cache: Path, suite: dict[str, Any], a
     from pythia_dynamics.errors import PythiaDynError
     from pythia_dynamics.history.cache import cached, choose_model
 
-    names: list[str] = []
-    for name in models:  # one by one, so that a glob that matches nothing does not end the command
-        with answer.collect():
-            names += app.expanded((name,), (*aliases(), *cached(cache)))
+    names = app.expanded(models, (*aliases(), *cached(cache)), answer)
     found: dict[str, Model] = {}
-    for name in names if models else app.model_names((), cache):
+    for name in names if models else app.model_names((), cache, answer):
         with answer.collect():
             model = choose_model(name, cache, suite)
             if model.is_local:

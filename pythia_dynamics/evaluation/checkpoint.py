@@ -131,8 +131,8 @@ class CheckpointReader:
             if step not in self._without and (found := self._read_tokenizer(self._revisions[step])):
                 self._latest = found
                 return found
-        needs = "the tokenizer is needed beside the weights"
-        raise CheckpointError(f"no {_TOKENIZER} in {directory}, nor at an earlier step; {needs}")
+        place = f"{self._source.location}/{revision.ref}"
+        raise CheckpointError(f"no {_TOKENIZER} in {place}, nor at an earlier step; give one with --tokenizer DIR")
 
     def _read_tokenizer(self, revision: Revision) -> TokenizerFile | None:
         """The tokenizer of another revision, without its weights; None where it has none."""

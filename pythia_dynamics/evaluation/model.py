@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from pythia_dynamics.checkpoints.formats.slices import wrong_file_hint
 from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
@@ -31,6 +32,8 @@ __all__ = ["build_model", "context_length", "load_weights", "prefix_token", "rou
 
 _DEFAULT_CONTEXT = 2048
 """Context of models whose config states none, since their positions have no limit (BLOOM's was trained with 2,048)."""
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _MASK_OR_ROTARY_BUFFER = re.compile(r"(^|\.)(attention|attn)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|cos|sin)\b")
 
@@ -163,8 +166,8 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
                 if parameter.shape != tensor.shape:
                     shapes = f"{tuple(tensor.shape)}, not {tuple(parameter.shape)}"
                     raise CheckpointError(f"{name} of {file} has shape {shapes} as its config.json says")
-                if not tensor.is_floating_point():
-                    raise FormatError(f"{name} of {file} is {tensor.dtype}, not a floating-point tensor")
+                if tensor.dtype not in _DTYPES:  # quantised weights mean nothing without their scales
+                    raise FormatError(f"{name} of {file} is {tensor.dtype}; only floats of 16 bits or more are read")
                 parameter.copy_(tensor)
                 missing.discard(known)
     if turned and all(name.endswith(".bias") for name in missing):  # a GPT-2 of nanoGPT, trained without biases
@@ -191,16 +194,15 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in opened.keys():  # noqa: SIM118  # a handle, not a mapping
                     yield name, opened.get_tensor(name)
         except SafetensorError as error:
-            raise FormatError(f"cannot read {file}: {error}") from error
+            raise FormatError(f"cannot read {file}: {_pointer_hint(file) or error}") from error
         return
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:  # beside the weights it has objects, which our interpreter does not make
         state = {}
     except (RuntimeError, EOFError, ValueError) as error:
-        raise FormatError(
-            f"cannot read {file} as a zip-format torch file of weights only: {first_line(error)}"
-        ) from error
+        reason = _pointer_hint(file) or first_line(error)
+        raise FormatError(f"cannot read {file} as a zip-format torch file of weights only: {reason}") from error
     if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
         yield from state.items()
         return
@@ -211,6 +213,12 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         tensor = torch.frombuffer(content, dtype=getattr(torch, request.tensor.dtype))
         yield request.tensor.name, tensor.reshape(request.tensor.shape)
     reader.close()
+
+
+def _pointer_hint(file: Path) -> str | None:
+    """What a file is instead of weights, if that is known."""
+    with file.open("rb") as opened:
+        return wrong_file_hint(opened.read(64))
 
 
 def round_head(model: PreTrainedModel) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics.checkpoints.registry import Model, parse_steps, resolve
+from pythia_dynamics.checkpoints.suite import GENERIC
 from pythia_dynamics.errors import StoreError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
@@ -20,6 +21,7 @@ __all__ = [
     "cached",
     "choose_model",
     "find_model",
+    "model_with_suite",
     "open_histories",
     "open_history",
     "store_path",
@@ -69,17 +71,29 @@ def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
         store = Store.open(store_path(str(model), cache))
         return replace(resolve(store.source), name=store.name, suite=store.suite)
     try:
-        return resolve(model, known=names)
+        return _remembered(resolve(model, known=names), cache)
     except UnknownNameError:
         if str(model) != DEMO:
             raise
         raise StoreError(f"{DEMO} is not in {cache_directory(cache)}/: `pythia-dyn demo` makes it") from None
 
 
-def choose_model(
+def _remembered(model: Model, cache: Path | str | None) -> Model:
+    """A model with the suite that its store remembers, if it has one of the same source, stage, generation and seed."""
+    path = store_path(model.name, cache)
+    try:
+        store = Store.open(path) if Store.exists(path) else None
+    except StoreError:  # whoever needs the store says what is wrong with it
+        return model
+    if store is None or store.suite == GENERIC or store.source != model.location:
+        return model
+    return replace(model, suite=store.suite) if store.suite.part == model.suite.part else model
+
+
+def model_with_suite(
     model: str | Path, cache: Path | str | None = None, suite: Mapping[str, Any] | str | Path | None = None
 ) -> Model:
-    """The model that a name means, with other values of its suite, which a store of it remembers from now on.
+    """The model that a name means, with other values of its suite.
 
     Parameters
     ----------
@@ -91,9 +105,29 @@ def choose_model(
     Raises
     ------
     PythiaDynError
-        As `find_model` and `Model.changed`; or the store cannot be written.
+        As `find_model` and `Model.changed`.
     """
-    found = find_model(model, cache).changed(suite)
+    found = find_model(model, cache)
+    changed = found.changed(suite)  # of another stage, whose store may remember more
+    return changed if changed.name == found.name else _remembered(changed, cache).changed(suite)
+
+
+def choose_model(
+    model: str | Path, cache: Path | str | None = None, suite: Mapping[str, Any] | str | Path | None = None
+) -> Model:
+    """`model_with_suite`, whose suite a store of the model remembers from now on.
+
+    Parameters
+    ----------
+    model, cache, suite
+        As for `model_with_suite`.
+
+    Raises
+    ------
+    PythiaDynError
+        As `model_with_suite`; or the store cannot be written.
+    """
+    found = model_with_suite(model, cache, suite)
     path = store_path(found.name, cache)
     if suite and Store.exists(path):
         Store.create(path, source=found.location, suite=found.suite)

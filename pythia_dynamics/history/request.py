@@ -13,7 +13,7 @@ from pythia_dynamics.checkpoints.registry import PAPER_STEPS, Model, parse_steps
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.history.cache import find_model, store_path
+from pythia_dynamics.history.cache import model_with_suite, store_path
 
 __all__ = ["FetchRequest"]
 
@@ -100,8 +100,9 @@ class FetchRequest:
     @cached_property
     def resolved(self) -> Model:
         """The model that `model` means."""
-        found = self.model if isinstance(self.model, Model) else find_model(self.model, self.cache)
-        return found.changed(self.suite)
+        if isinstance(self.model, Model):
+            return self.model.changed(self.suite)
+        return model_with_suite(self.model, self.cache, self.suite)
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,9 @@ _PERPLEXITIES = {
     "perplexity-unmask": "Causal-unmasking perplexity",
     "perplexity-last-word": "Last-word perplexity",
 }
+
+_DIRECTORIES = re.compile(r"(?<![\w:/.])(?:/|(?:\.\./)+)(?:[^\s/:;,'\"]+/)*(?=[^\s/])")
+"""What stands before the last component of a local path, absolute or relative. Not that of an address ``https://…``."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def gaps(results: Results) -> list[Gap]:
         for step, reason in _mapping(details.get("missing")).items():
             by_reason.setdefault(str(reason), []).append(int(step))
         for reason, steps in by_reason.items():
-            found.setdefault((format_steps(steps), reason), {})[name] = None
+            found.setdefault((format_steps(steps), _without_directories(reason)), {})[name] = None
     return [Gap(", ".join(names), steps, reason) for (steps, reason), names in found.items()]
 
 
@@ -187,7 +192,13 @@ def findings(results: Results) -> list[Finding] | None:
     """
     try:
         return [
-            Finding(subject["subject"], found["kind"], format_steps(found["steps"]), found["message"], found["fault"])
+            Finding(
+                subject["subject"],
+                found["kind"],
+                format_steps(found["steps"]),
+                _without_directories(found["message"]),
+                found["fault"],
+            )
             for subject in read_json(results.model.path / "verify.json")["verify"]
             for found in subject["findings"]
         ]
@@ -210,7 +221,7 @@ def provenance(results: Results) -> Provenance:
     for details in made.values():
         place, tensor = details.get("source") or details.get("location"), details.get("tensor")
         if place:
-            sources[f"{place}, {tensor}" if tensor else str(place)] = None
+            sources[f"{_name(place)}, {tensor}" if tensor else _name(place)] = None
         versions = ", ".join(f"{name} {version}" for name, version in sorted(_mapping(details.get("packages")).items()))
         python = f"Python {details.get('python')} on {details.get('machine')}"
         software[f"pythia-dynamics {details.get('pythia_dynamics')}, {python}: {versions}"] = None
@@ -231,11 +242,11 @@ def _commands(results: Results, made: Mapping[str, Mapping[str, Any]]) -> Iterat
     if fetched is not None:
         tensor = str(fetched["tensor"])
         option = "" if results.of(tensor).is_unembedding else f" --tensor {shlex.quote(tensor)}"
-        yield f"pythia-dyn fetch --model {shlex.quote(str(fetched['source']))}{option}"
+        yield f"pythia-dyn fetch --model {_place(fetched['source'])}{option}"
     for name, details in made.items():
-        location = shlex.quote(str(details.get("location", results.name)))
+        location = _place(details.get("location", results.name))
         if name.startswith("perplexity-"):
-            corpus = shlex.quote(str(details.get("corpus_dataset") or details.get("corpus")))
+            corpus = _place(details.get("corpus_dataset") or details.get("corpus"))
             yield (
                 f"pythia-dyn perplexity --model {location} --mode {name.removeprefix('perplexity-')} --corpus {corpus}"
                 f" --limit {details.get('corpus_passages')} --dtype {details.get('dtype')}"
@@ -249,6 +260,22 @@ def _commands(results: Results, made: Mapping[str, Mapping[str, Any]]) -> Iterat
             rows = details.get("drop_padding")
             yield results.weights().command_for(name) + (f" --drop-padding {rows}" if rows else "")
     yield f"pythia-dyn report --model {shlex.quote(results.name)}"
+
+
+def _place(value: object) -> str:
+    """A repository or a local path as an argument of a command, which is run where the directory or the file is."""
+    return shlex.quote(_name(value))
+
+
+def _name(place: object) -> str:
+    """A local path as its last component; a repository as it is."""
+    path = PurePath(str(place))
+    return path.name if path.is_absolute() or ".." in path.parts else str(place)
+
+
+def _without_directories(text: str) -> str:
+    """A text in which local paths have their last component only: the others are of no use on another machine."""
+    return _DIRECTORIES.sub("", text)
 
 
 def format_steps(steps: Iterable[int]) -> str:
