@@ -69,11 +69,16 @@ def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
         store = Store.open(store_path(str(model), cache))
         return replace(resolve(store.source), name=store.name, suite=store.suite)
     try:
-        return resolve(model, known=names)
+        found = resolve(model, known=names)
     except UnknownNameError:
         if str(model) != DEMO:
             raise
         raise StoreError(f"{DEMO} is not in {cache_directory(cache)}/: `pythia-dyn demo` makes it") from None
+    if found.name in names:
+        store = Store.open(store_path(found.name, cache))
+        if store.source == found.location:
+            return replace(found, suite=store.suite)
+    return found
 
 
 def choose_model(
