@@ -15,6 +15,7 @@ from pythia_dynamics.checkpoints.listings import list_repository, listings_path
 from pythia_dynamics.checkpoints.registry import ALL_STEPS
 from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
+from pythia_dynamics.checkpoints.suite import Suite
 from pythia_dynamics.checkpoints.verify import verify_remote
 from pythia_dynamics.errors import HubError
 
@@ -169,7 +170,7 @@ def test_olmo_915_three_branches_with_the_same_shards(hub: HubServer) -> None:
     branches = {tokens[step]: files for step, files in zip(steps, run(steps, *shards).values(), strict=True)}
     branches |= {tokens[step]: branches[tokens[300_000]] for step in same}
     hub.add("allenai/OLMo-2-1124-7B", branches)
-    found = verify_remote(HubSource("allenai/OLMo-2-1124-7B", pattern=r"stage1-step(\d+)-tokens\d+B"))
+    found = verify_remote(HubSource("allenai/OLMo-2-1124-7B", suite=Suite(pattern=(r"stage1-step(\d+)-tokens\d+B",))))
     assert kinds(found) == [
         *(("missing", (step,), True) for step in range(130_000, 140_000, 1000)),
         ("equal", same, True),
