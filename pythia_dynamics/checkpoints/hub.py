@@ -158,7 +158,7 @@ class HubSource:
             )
             for step, (name, said) in chosen.items()
         }
-        return revisions, [name for name in candidates if not (kind == "branch" and name == "main")]
+        return revisions, [titles.get(name, name) for name in candidates if not (kind == "branch" and name == "main")]
 
     def _revisions_on_main(self, kind: Reference) -> tuple[dict[int, Revision], list[str]]:
         """The checkpoints that are folders or files of the suite's branch, and the paths of its files."""

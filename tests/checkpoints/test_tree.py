@@ -207,7 +207,7 @@ def test_a_folder_or_file_by_name(tmp_path: Path) -> None:
         10, "out/ckpt_10.pt", kind="file", folder="out", file="ckpt_10.pt"
     )
     assert source.revision("other").step == 0
-    with pytest.raises(UnknownNameError, match="no revision 'stp5' in .*; did you mean step5"):
+    with pytest.raises(UnknownNameError, match=r"no revision 'stp5' in .*; did you mean step5"):
         source.revision("stp5")
     revision = source.revision("step5")
     (tmp_path / "step5/model.safetensors").unlink()
