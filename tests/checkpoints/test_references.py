@@ -292,7 +292,8 @@ def test_a_snapshot_of_a_repository_of_its_own(hub: HubServer) -> None:
     assert "models--org--run-step_1k" in str(folder)
     found.evict(found.revisions()[1000])
     assert not folder.exists()
+    hub.add("org/run-step_3k", {"main": {"model.safetensors": b"x"}})
+    bare = source("org/run", references="repository", pattern=r"-step_(\d+k)$")
+    revision = bare.revisions()[3000]
     with pytest.raises(CheckpointError, match=r"has no config\.json; give one with --config"):
-        hub.add("org/run-step_3k", {"main": {"model.safetensors": b"x"}})
-        bare = source("org/run", references="repository", pattern=r"-step_(\d+k)$")
-        bare.snapshot(bare.revisions()[3000])
+        bare.snapshot(revision)
