@@ -101,9 +101,11 @@ def portable(place: str, folder: Path, project: Path) -> str:
     folder
         The folder of the file that records it.
     project
-        The directory that people copy with all that is in it. A place outside is returned as it is.
+        The directory that people copy with all that is in it. A place outside is returned as it is; so is any place
+        where this is the root of the file system.
     """
-    if Path(place).is_absolute() and Path(place).is_relative_to(project.resolve()):
+    project = project.resolve()
+    if Path(place).is_absolute() and Path(place).is_relative_to(project) and project != Path(project.anchor):
         return Path(os.path.relpath(place, folder.resolve())).as_posix()
     return place
 

@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -80,6 +81,7 @@ class HubSource:
         self._links = LinkCache()
         self._revisions: dict[int, Revision] | None = None
         self._names: dict[str, dict[str, str]] | None = None
+        self._titles: dict[str, str] = {}
         self._tree_of_all: dict[str, tuple[int, str | None]] | None = None
         self._downloaded: dict[tuple[str, str], list[Path]] = {}
 
@@ -111,26 +113,39 @@ class HubSource:
         return self._revisions
 
     def revision(self, ref: str) -> Revision:
-        """The revision of a branch, a tag or a commit. Raises `UnknownNameError` when there is none of that name."""
-        names = self._refs()
+        """The revision of a branch, a tag or a commit; or that of `revisions` with this name.
+
+        Raises `UnknownNameError` when there is none of that name.
+        """
+        names: Mapping[str, Mapping[str, str]] = {"branches": {}, "tags": {}}
+        if self.suite.references != ("repository",):  # then there is none of this id
+            names = self._refs()
         commit = names["branches"].get(ref) or names["tags"].get(ref) or (ref if _COMMIT.fullmatch(ref) else None)
         if commit is None:
-            known = (*names["branches"], *names["tags"])
+            listed: Mapping[int, Revision] = {}
+            with suppress(CheckpointError):  # nothing is a step, or two are the same
+                listed = self.revisions()
+            for found in listed.values():
+                if found.ref == ref:
+                    return found
+            known = dict.fromkeys((*names["branches"], *names["tags"], *(found.ref for found in listed.values())))
             raise UnknownNameError("revision", ref, known, where=self.location)
         named = self.suite.step_name(ref)
-        return Revision(named.step if named else 0, ref, commit)
+        kind: Reference = "tag" if ref in names["tags"] and ref not in names["branches"] else "branch"
+        return Revision(named.step if named else 0, ref, commit, kind)
 
     def _revisions_of(self, kind: Reference) -> tuple[dict[int, Revision], list[str]]:
         """The checkpoints of a kind by step, and the names among which they were looked for."""
         if kind in ("folder", "file"):
             return self._revisions_on_main(kind)
-        candidates = {
+        candidates: Mapping[str, str] = {
             "branch": lambda: self._refs()["branches"],
             "tag": lambda: self._refs()["tags"],
             "commit": self._commits,
             "repository": self._repositories,
         }[kind]()
-        named = [(name, found) for name in candidates if (found := self.suite.step_name(name, kind))]
+        titles = self._titles if kind == "commit" else {}
+        named = [(name, found) for name in candidates if (found := self.suite.step_name(titles.get(name, name), kind))]
         chosen = chosen_steps(self.suite, named, where=self.location, kind=kind)
         revisions = {
             step: Revision(
@@ -143,11 +158,13 @@ class HubSource:
             )
             for step, (name, said) in chosen.items()
         }
-        return revisions, [name for name in candidates if not (kind == "branch" and name == "main")]
+        return revisions, [titles.get(name, name) for name in candidates if not (kind == "branch" and name == "main")]
 
     def _revisions_on_main(self, kind: Reference) -> tuple[dict[int, Revision], list[str]]:
         """The checkpoints that are folders or files of the suite's branch, and the paths of its files."""
         commit = self._refs()["branches"].get(self.suite.branch)
+        if commit is None and not self.suite.is_generic:
+            raise CheckpointError(f"{self.location} has no branch {self.suite.branch}, whose {kind}s are the steps")
         if commit is None:
             return {}, []
         if self._tree_of_all is None:
@@ -167,9 +184,11 @@ class HubSource:
 
         Costs one API request for every 1,000 files. Raises `AccessError` or `HubError` when the list cannot be had.
         """
-        if revision.kind in ("folder", "file") and self._tree_of_all is not None:
+        known = self._names["branches"].get(self.suite.branch) if self._names is not None else None
+        if self._tree_of_all is not None and not revision.repository and revision.commit == known:
             return files_of(revision, self._tree_of_all)
-        return self._tree(revision.repository or self.location, revision.address, revision.ref)
+        tree = self._tree(revision.repository or self.location, revision.address, revision.ref)
+        return files_of(revision, tree)
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `read_range`."""
@@ -241,10 +260,11 @@ class HubSource:
             # The directory is given, because the library fixes its own default when it is imported.
             scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(revision.address).execute()
             return
-        for link in files:  # the other steps are of the same commit, and may have a file of the same content
+        for link in files:  # other steps and commits may have a file of the same content
             content = link.resolve()
             link.unlink(missing_ok=True)
-            if not any(other.resolve() == content for files in self._downloaded.values() for other in files):
+            snapshots = next(folder for folder in link.parents if folder.name == revision.address).parent
+            if not any(other.is_symlink() and other.resolve() == content for other in snapshots.rglob("*")):
                 content.unlink(missing_ok=True)
 
     def with_own_traffic(self) -> HubSource:
@@ -270,7 +290,8 @@ class HubSource:
         return self._names
 
     def _commits(self) -> dict[str, str]:
-        """The commits of the suite's branch by title, the latest first."""
+        """The commits of the suite's branch by title, the latest first. Of one title, all but the latest have their
+        hash in the name; `_titles` has the titles themselves."""
         branch = self.suite.branch
         if branch not in self._refs()["branches"]:
             raise CheckpointError(f"{self.location} has no branch {branch}, whose commits are the steps")
@@ -279,8 +300,8 @@ class HubSource:
             f"{self.location}/commits/{quote(branch, safe='')}", _commit_titles, "the list of commits"
         ):
             for title, commit in page:
-                twice = title in found and self.suite.step_name(title, "commit")
-                found[f"{title} ({commit[:7]})" if twice else title] = commit
+                name = f"{title} ({commit[:7]})" if title in found else title
+                found[name], self._titles[name] = commit, title
         return found
 
     def _repositories(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pythia_dynamics.checkpoints.source import ByteStream, FileMissingError, Revision, Traffic, require_relative_path
 from pythia_dynamics.checkpoints.suite import GENERIC, Suite
-from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, revisions_in, weight_files
+from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, revisions_in, weight_files, without_suffix
 from pythia_dynamics.checkpoints.view import as_checkpoint
 from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
 
@@ -79,7 +79,7 @@ class LocalSource:
     def revision(self, ref: str) -> Revision:
         """The revision of a folder or a file. Raises `UnknownNameError` when there is none of that name."""
         path = self._path / require_relative_path(ref)
-        named = self.suite.step_name(ref)
+        named = self.suite.step_name(without_suffix(ref) if path.is_file() else ref)
         step = named.step if named else 0
         if path.is_dir():
             return Revision(step, ref, kind="folder", folder=ref)

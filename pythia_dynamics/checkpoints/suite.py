@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,6 +27,7 @@ __all__ = [
     "GENERIC",
     "PARTS",
     "REFERENCES",
+    "Decay",
     "LearningRate",
     "Part",
     "Reference",
@@ -42,6 +44,10 @@ the commits of that branch, or a repository of its own. A directory has folders 
 Part = Literal["generation", "stage", "seed"]
 """What tells two runs in one repository apart when their steps have the same numbers."""
 
+Decay = Literal["cosine", "neox", "linear", "constant"]
+"""How a learning rate falls after its peak; see `LearningRate`."""
+
+DECAYS: tuple[Decay, ...] = get_args(Decay)
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -52,6 +58,12 @@ _PLURAL = {kind: f"{kind}s" if not kind.endswith("y") else "repositories" for ki
 
 _NONE = "none"
 """Stands for names without a generation, stage or seed where one is chosen."""
+
+_MAX_DIGITS = 32
+"""Digits of a number in a name, so that reading one takes no time; the point counts."""
+
+_MAX_NUMBER = 2**53
+"""Numbers in names are below this, so that a coordinate of a store holds them exactly. No run has so many tokens."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
@@ -86,7 +98,7 @@ class LearningRate:
     final
         The learning rate at the end, as a fraction of the peak.
     decay
-        ``cosine``, ``linear`` or ``constant``.
+        ``cosine``, ``linear``, ``constant``; or ``neox``, the cosine of GPT-NeoX 1.0 and 2.0.
 
     Raises
     ------
@@ -99,14 +111,16 @@ class LearningRate:
     warmup_steps: int = 0
     decay_start: int | None = None
     final: float = 0.0
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay: Decay = "cosine"
 
     def __post_init__(self) -> None:
-        if self.decay not in ("cosine", "linear", "constant"):
-            raise UnknownNameError("decay of a learning rate", self.decay, ("cosine", "linear", "constant"))
-        numbers = (self.peak, self.total_steps, self.warmup_steps, self.final)
-        if not all(isinstance(number, (int, float)) and math.isfinite(number) and number >= 0 for number in numbers):
+        if self.decay not in DECAYS:
+            raise UnknownNameError("decay of a learning rate", self.decay, DECAYS)
+        numbers = (self.peak, self.total_steps, self.warmup_steps, self._decay_start, self.final)
+        if not all(type(number) in (int, float) and math.isfinite(number) and number >= 0 for number in numbers):
             raise PythiaDynError("a learning rate has peak, total_steps, warmup_steps and final, which are at least 0")
+        if self.final > 1:
+            raise PythiaDynError(f"the final learning rate is a fraction of the peak, not {self.final}")
         if not self.warmup_steps <= self._decay_start < self.total_steps:
             raise PythiaDynError("of a learning rate, warmup_steps ≤ decay_start < total_steps")
 
@@ -117,7 +131,10 @@ class LearningRate:
     def at(self, steps: Iterable[int]) -> NDArray[np.float64]:
         """The learning rate at some steps; float64 of shape (T,).
 
-        The formulas are those of ``AnnealingLR`` in GPT-NeoX, which trained Pythia. After `total_steps` it stays.
+        The formulas are those of ``AnnealingLR`` in GPT-NeoX since pull request 1011 of August 2023: to `final` at
+        `total_steps`, where it stays. ``neox`` is the formula before pull request 1008, in version 1.0, which trained
+        Pythia: half a cosine over `total_steps` from the end of the warmup towards 0, but not below `final`, and no
+        change in the last `warmup_steps`.
 
         Parameters
         ----------
@@ -128,12 +145,17 @@ class LearningRate:
 
         step = np.asarray(tuple(steps), dtype=np.float64)
         done = np.clip((step - self._decay_start) / (self.total_steps - self._decay_start), 0, 1)
-        height = {
-            "cosine": (1 + np.cos(np.pi * done)) / 2,
-            "linear": 1 - done,
-            "constant": np.ones_like(done),
-        }[self.decay]
-        rate = self.peak * (self.final + (1 - self.final) * height)
+        if self.decay == "neox":
+            since = np.minimum(step, self.total_steps - self.warmup_steps) - self._decay_start
+            height = (1 + np.cos(np.pi * np.maximum(since, 0) / self.total_steps)) / 2
+            rate = self.peak * np.maximum(height, self.final)
+        else:
+            height = {
+                "cosine": (1 + np.cos(np.pi * done)) / 2,
+                "linear": 1 - done,
+                "constant": np.ones_like(done),
+            }[self.decay]
+            rate = self.peak * (self.final + (1 - self.final) * height)
         warm = step < self.warmup_steps
         return np.where(warm, self.peak * step / max(self.warmup_steps, 1), rate)
 
@@ -209,6 +231,9 @@ class Suite:
     documented: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("references", "pattern"):
+            if not getattr(self, name):
+                raise PythiaDynError(f"a suite has at least one entry in {name}")
         for kind in self.references:
             if kind not in REFERENCES:
                 raise UnknownNameError("kind of reference", kind, REFERENCES)
@@ -231,7 +256,8 @@ class Suite:
         ----------
         values
             Values of fields by name; a single string stands for a tuple of one. ``stage``, ``generation`` and ``seed``
-            are entries of `part`. ``learning_rate`` is a mapping.
+            are entries of `part`. ``learning_rate`` is a mapping. Where another stage or generation than before is
+            chosen, `learning_rate` and `tokens_per_step` are those of the old one, and are dropped unless given.
 
         Raises
         ------
@@ -239,31 +265,41 @@ class Suite:
             As the class; or there is no field of that name.
         """
         known = [each.name for each in fields(self)]
-        changes: dict[str, Any] = {"part": dict(self.part)}
+        changes: dict[str, Any] = {}
+        part: dict[Any, str] = dict(self.part)
         for name, value in values.items():
             if name in PARTS:
-                changes["part"][name] = _bare(name, str(value))
+                part[name] = _part_value(name, self._checked(name, value))
             elif name == "part" and isinstance(value, Mapping):
-                changes["part"] |= {key: _bare(key, str(chosen)) for key, chosen in value.items()}
-            elif name == "learning_rate":
-                changes[name] = _learning_rate(value)
+                part |= {key: _part_value(key, self._checked(key, chosen)) for key, chosen in value.items()}
             elif name in known:
                 changes[name] = self._checked(name, value)
             else:
                 raise UnknownNameError("key of a suite", name, (*known, *PARTS))
-        return replace(self, **changes)
+        if any(self.part.get(key, part.get(key)) != part.get(key) for key in ("stage", "generation")):
+            changes = {"learning_rate": None, "tokens_per_step": None} | changes
+        return replace(self, part=part, **changes)
 
     @staticmethod
-    def _checked(name: str, value: Any) -> Any:
+    def _checked(name: Any, value: Any) -> Any:
         """A value of the type that its field has."""
         if name in ("references", "pattern", "unembedding", "embedding", "documented"):
-            value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (None,)
-            if all(isinstance(each, str) for each in value):
+            listed = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (None,)
+            if all(isinstance(each, str) for each in listed):
+                return listed
+        elif name == "learning_rate":
+            if isinstance(value, Mapping):
+                return _learning_rate(value)
+            if value is None or isinstance(value, LearningRate):
                 return value
-        elif isinstance(value, int if name == "tokens_per_step" else str) or (
-            value is None and name not in ("name", "branch")
-        ):
-            return value
+        elif name == "tokens_per_step":
+            if value is None or (type(value) is int and value > 0):
+                return value
+        elif name in ("name", "branch", "config", "tokenizer"):
+            if isinstance(value, str) or (value is None and name in ("config", "tokenizer")):
+                return value
+        elif name != "part" and type(value) in (int, str):
+            return str(value)
         raise PythiaDynError(f"the suite's {name} cannot be {value!r}")
 
     @property
@@ -324,7 +360,7 @@ class Suite:
             if step is None or (tokens is None and groups.get("tokens")):
                 found = groups["step"] if step is None else groups["tokens"]
                 raise PythiaDynError(f"the pattern {pattern.pattern!r} finds {found!r} in {name}, which is no number")
-            parts = {part: _bare(part, value) for part in PARTS if (value := groups.get(part)) is not None}
+            parts = {part: _part_value(part, value) for part in PARTS if (value := groups.get(part)) is not None}
             return StepName(step, tokens, parts)
         return None
 
@@ -343,27 +379,29 @@ GENERIC = Suite()
 
 
 def _number(text: str | None) -> int | None:
-    """``20k`` → 20,000; None where it is no whole number."""
+    """``20k`` → 20,000; None where it is no whole number below 2^53."""
     match = _NUMBER.fullmatch(text) if text else None
-    value = float(match[1]) * _UNITS[match[2].lower()] if match and "." in match[1] else None
-    if match and value is None:
-        return int(match[1]) * _UNITS[match[2].lower()]
-    return int(value) if value is not None and value == int(value) else None
+    if match is None or len(match[1].lstrip("0")) > _MAX_DIGITS:
+        return None
+    value = Fraction(match[1].lstrip("0").rjust(1, "0")) * _UNITS[match[2].lower()]
+    return int(value) if value.denominator == 1 and value < _MAX_NUMBER else None
 
 
-def _learning_rate(value: Any) -> LearningRate | None:
-    """A schedule, from the mapping of its values that a file has."""
-    if value is None or isinstance(value, LearningRate):
-        return value
+def _part_value(part: Any, text: str) -> str:
+    """A generation, stage or seed without this word: ``stage2`` is stage ``2``."""
+    return text.removeprefix(part).lstrip("-") or text
+
+
+def _learning_rate(values: Mapping[str, Any]) -> LearningRate:
+    """A learning rate from its values by name."""
     known = [each.name for each in fields(LearningRate)]
-    if not isinstance(value, Mapping) or not {"peak", "total_steps"} <= value.keys() <= set(known):
-        raise PythiaDynError(f"a learning_rate has peak, total_steps and any of {', '.join(known[2:])}; not {value!r}")
-    return LearningRate(**value)
-
-
-def _bare(part: str, value: str) -> str:
-    """``stage2`` and ``stage-2`` are stage ``2``, in the name of a checkpoint and where a user chooses one."""
-    return value.removeprefix(part).lstrip("-") or value
+    for name in values:
+        if name not in known:
+            raise UnknownNameError("key of a learning rate", name, known)
+    try:
+        return LearningRate(**values)
+    except TypeError:  # without the peak or the number of steps
+        raise PythiaDynError("a learning rate has at least peak and total_steps") from None
 
 
 def read_suite(path: Path | str) -> dict[str, Any]:
@@ -421,9 +459,10 @@ def chosen_steps(
         values = {named.parts.get(part, _NONE): ref for ref, named in reversed(left)}
         wanted = suite.part.get(part)
         if wanted is not None and values.keys() - {_NONE}:
-            if wanted not in values:
+            same = {value for value in values if _part_value(part, value) == _part_value(part, wanted)}
+            if not same:
                 raise UnknownNameError(part, wanted, sorted(values), where=where)
-            left = [ref for ref in left if ref[1].parts.get(part, _NONE) == wanted]
+            left = [ref for ref in left if ref[1].parts.get(part, _NONE) in same]
         elif len(values) > 1:
             shown = ", ".join(value if value != _NONE else f"none, as {values[value]}" for value in sorted(values))
             raise CheckpointError(f"{where} has several {part}s ({shown}); choose one with --{part}")

@@ -199,18 +199,19 @@ def find_tensors(
     while layouts:
         layout = layouts.pop(0)
         try:
-            yield from _find_in_layout(layout, query)
+            if listed or not layout.shards:  # how many shards this revision has, only its list of files tells
+                yield from _find_in_layout(layout, query)
+                cache.add(layout)
+                return
         except FileMissingError as error:
-            if error.file != layout.entry_file and (listed or error.file not in layout.shards):
+            if error.file not in (layout.entry_file, *layout.shards):
                 what = f"its index names {error.file}, which does not exist"
                 raise CheckpointError(f"{where} is incomplete: {what}") from None
-        else:
-            cache.add(layout)
-            return
         if not listed:
             listed = True
             files = yield ListingRequest()
             if not isinstance(files, Mapping):
+                layouts = [layout, *layouts] if layout.shards else layouts
                 continue
             layouts = Layout.among(files)
             if not layouts:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.checkpoints.suite import Reference, StepName, Suite, chosen_steps
 
-__all__ = ["checkpoint_files", "files_of", "is_shared", "revisions_in", "weight_files"]
+__all__ = ["checkpoint_files", "files_of", "is_shared", "revisions_in", "weight_files", "without_suffix"]
 
 T = TypeVar("T")
 
@@ -64,12 +64,17 @@ def _folders(suite: Suite, folders: Iterable[str]) -> dict[str, StepName]:
 
 def _files(suite: Suite, files: Iterable[str]) -> dict[str, StepName]:
     """The weight files that are named like a step; of several formats of one, the preferred one."""
-    by_stem: dict[str, str] = {}
+    files, by_stem = list(files), dict[str, str]()
     for suffix in _SUFFIXES:
         for path in files:
             if path.endswith(suffix):
                 by_stem.setdefault(path.removesuffix(suffix), path)
     return {path: named for stem, path in by_stem.items() if (named := suite.step_name(stem, "file"))}
+
+
+def without_suffix(path: str) -> str:
+    """The path of a file without the suffix of a format of weights: what a suite's pattern is compared with."""
+    return next((path.removesuffix(suffix) for suffix in _SUFFIXES if path.endswith(suffix)), path)
 
 
 def _revision(suite: Suite, kind: Reference, ref: str, named: StepName) -> Revision:
@@ -105,20 +110,23 @@ def is_shared(name: str) -> bool:
 def weight_files(names: Iterable[str]) -> list[str]:
     """The files at the top of a checkpoint that hold its weights, sorted; with the index of shards.
 
-    Where there are safetensors files, torch files are left out; where there is a file of the usual name
-    (``model.safetensors``, ``pytorch_model.bin``, or shards of one), the others are.
+    Where there are files of the usual name (``model.safetensors``, ``pytorch_model.bin``, or shards of one), the others
+    are left out; then, where there are safetensors files, torch files are.
 
     Parameters
     ----------
     names
         Paths of all files of the checkpoint.
     """
-    top = sorted(name for name in names if "/" not in name and not name.startswith(_TRAINING_STATE))
-    for suffixes, usual in (((".safetensors",), "model"), (_TORCH_SUFFIXES, "pytorch_model")):
-        found = [name for name in top if name.removesuffix(_INDEX).endswith(suffixes)]
-        if found:
-            return [name for name in found if name.startswith((f"{usual}.", f"{usual}-"))] or found
-    return []
+    top = sorted(
+        name for name in names if "/" not in name and not name.startswith(_TRAINING_STATE) and not is_shared(name)
+    )
+    formats = (((".safetensors",), ("model.", "model-")), (_TORCH_SUFFIXES, ("pytorch_model.", "pytorch_model-")))
+    of_format = [
+        ([name for name in top if name.removesuffix(_INDEX).endswith(suffixes)], usual) for suffixes, usual in formats
+    ]
+    named = [[name for name in found if name.startswith(usual)] for found, usual in of_format]
+    return next((found for found in (*named, *(found for found, _ in of_format)) if found), [])
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:

@@ -147,6 +147,7 @@ class Store:
                 if store.suite != found.suite:
                     group = open_node(path, zarr.open_group, "r+")
                     group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": store._recorded_suite()}
+                    store._write_known(store.steps, {step: store.suite.tokens_at(step) for step in store.steps})
             else:
                 attributes = {
                     "format": _FORMAT,
@@ -455,12 +456,14 @@ class Store:
 
     def _write_known(self, steps: tuple[int, ...], tokens: Mapping[int, int | None]) -> None:
         """Write the tokens and the learning rate of these steps, as far as they are known."""
-        known = self.coordinate("tokens") or {}
-        known |= {step: float(count) for step, count in tokens.items() if count is not None}
-        values = {"tokens": [known.get(step, math.nan) for step in steps]}
-        if self.suite.learning_rate is not None:
-            values["learning_rate"] = self.suite.learning_rate.at(steps).tolist()
-        for name, of_steps in values.items():
+        schedule = self.suite.learning_rate
+        news = {
+            "tokens": {step: float(count) for step, count in tokens.items() if count is not None},
+            "learning_rate": dict(zip(steps, schedule.at(steps).tolist(), strict=True)) if schedule else {},
+        }
+        for name, new in news.items():
+            known = (self.coordinate(name) or {}) | new
+            of_steps = [known.get(step, math.nan) for step in steps]
             if np.isfinite(of_steps).any() and self.coordinate(name) != dict(zip(steps, of_steps, strict=True)):
                 write_coordinate(self.path, name, of_steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def tensor(
         reader = RevisionReader(opened, found)
         try:
             found_tensors = reader.find((name,), cache, listings=ListingBudget())
-            arrays = {request.tensor.name: _read(reader, request) for request in _only_one(found_tensors, name)}
+            array = _read(reader, _only_one(found_tensors, name))
         except IntegrityError:
             if attempt == _ATTEMPTS:
                 raise
@@ -86,15 +87,16 @@ def tensor(
             break
         finally:
             reader.close()
-    (array,) = arrays.values()
     return array
 
 
-def _only_one(requests: Iterator[TensorRequest], name: str) -> Iterator[TensorRequest]:
-    """The only request. Raises when a second one comes."""
-    yield next(requests)
-    if (second := next(requests, None)) is not None:
-        raise PythiaDynError(f"{name!r} matches several tensors, {second.tensor.name} among them; name one")
+def _only_one(requests: Iterator[TensorRequest], name: str) -> TensorRequest:
+    """The only request. Raises when there are several, before any is read."""
+    first, *others = islice(requests, 2)
+    if others:
+        both = f"{first.tensor.name} and {others[0].tensor.name}"
+        raise PythiaDynError(f"{name!r} matches several tensors, {both} among them; name one")
+    return first
 
 
 def _read(reader: RevisionReader, request: TensorRequest) -> NDArray[Any]:

@@ -101,7 +101,7 @@ def state(kind: Kind, seed: int) -> dict[str, torch.Tensor]:
 def files(kind: Kind, seed: int, *, shards: bool = False) -> dict[str, bytes]:
     """The checkpoint that transformers saves of a model, with a tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
-        options = {"max_shard_size": "20KB"} if shards else {}
+        options: dict[str, Any] = {"max_shard_size": "20KB"} if shards else {}
         model(kind, seed).save_pretrained(folder, **options)
         made = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     return {**made, "tokenizer.json": tokenizer().to_str().encode()}

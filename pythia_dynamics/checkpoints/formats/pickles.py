@@ -120,6 +120,10 @@ class _Global:
     name: str
 
 
+KEYS = (str, float, bool, type(None), _Global, Opaque)
+"""Types of keys besides integers. Old versions of Lightning save their callbacks by class."""
+
+
 def read_pickle(data: bytes, *, file: str) -> object:
     """The object a pickle describes: of dicts, lists, tuples, strings, numbers, `PickledTensor` and `Opaque` only.
 
@@ -148,7 +152,7 @@ def type_name(value: object) -> str:
 
 
 class _Reader:
-    """Interpreter of protocols 2 to 5. Keys are strings and integers only: no hash recurses or is costly."""
+    """Interpreter of protocols 2 to 5. Keys are of `KEYS` and integers only: no hash recurses or is costly."""
 
     def __init__(self, data: bytes, file: str) -> None:
         self.data, self.file, self.position = data, file, 0
@@ -262,7 +266,7 @@ class _Reader:
         if type(target) is not dict or len(items) % 2:
             self.damaged("sets items of an object that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str and not (type(key) is int and abs(key) < MAX_INT):
+            if type(key) not in KEYS and not (type(key) is int and abs(key) < MAX_INT):
                 self.refuse(f"a {type_name(key)} as a key")
             target[key] = value
 
@@ -288,14 +292,14 @@ class _Reader:
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if type(function) is not _Global or type(arguments) is not tuple:
+        if type(function) not in (_Global, Opaque) or type(arguments) is not tuple:
             self.refuse(f"a call of {type_name(function)}")
-        call = CALLS.get(function.name)
+        call = CALLS.get(function.name) if type(function) is _Global else None
         self.push(call(self, arguments) if call else Opaque(function.name))
 
     def new(self) -> None:
         arguments, kind = self.pop(), self.pop()
-        if type(kind) is not _Global or type(arguments) is not tuple:
+        if type(kind) not in (_Global, Opaque) or type(arguments) is not tuple:  # a class inside another is an Opaque
             self.refuse(f"an object of {type_name(kind)}")
         self.push(Opaque(kind.name))
 
