@@ -54,7 +54,7 @@ def tensor(
     Returns
     -------
     array
-        float16, bfloat16, float32 or float64, in the tensor's shape. Every range was of the pinned commit and of the
+        float16, bfloat16 or float32, in the tensor's shape. Every range was of the pinned commit and of the
         right length, and the checksum of a torch file was compared; a safetensors file has none for one tensor.
 
     Raises
