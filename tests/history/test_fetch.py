@@ -31,7 +31,7 @@ KIB = 1024
 WIDE: dict[str, Any] = {"vocab": 1024, "d_model": 48, "layers": 3}
 
 
-def impatient(repo: str = REPO, **options: str) -> HubSource:
+def impatient(repo: str = REPO, **options: Any) -> HubSource:
     """A source that does not wait long between tries."""
     return HubSource(repo, policy=RetryPolicy(first_wait=0.001, max_wait=0.01), **options)
 
