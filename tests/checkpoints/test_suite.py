@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from pythia_dynamics.checkpoints import registry
 from pythia_dynamics.checkpoints.suite import (
     GENERIC,
     LearningRate,
+    Part,
     Reference,
     StepName,
     Suite,
@@ -26,9 +27,8 @@ NO_STEP: Any = None
 B = 10**9
 
 
-def step(number: int, tokens: int | None = None, **parts: Any) -> StepName:
-    named: Any = parts
-    return StepName(number, tokens, named)
+def step(number: int, tokens: int | None = None, **parts: str) -> StepName:
+    return StepName(number, tokens, cast("dict[Part, str]", parts))
 
 
 # -- the names of the registry --------------------------------------------------------------------------------

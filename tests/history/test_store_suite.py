@@ -99,11 +99,11 @@ def test_a_store_of_an_older_version_has_no_suite(tmp_path: Path) -> None:
 
 def test_coordinates_of_the_steps(tmp_path: Path) -> None:
     store = filled(tmp_path / "m.zarr", (20, 5), {5: 500, 20: None})
-    assert store.steps == (5, 20)
+    assert list(store.steps) == [5, 20]
     assert store.coordinate("tokens") == {5: 500.0}
     assert store.coordinate("learning_rate") == dict(zip((5, 20), RATE.at((5, 20)), strict=True))
     store.ensure([W_U], (50, 1), {1: 100, 5: None})
-    assert store.steps == (5, 20, 1, 50)
+    assert list(store.steps) == [5, 20, 1, 50]
     assert store.coordinate("tokens") == {5: 500.0, 1: 100.0}
     history = History.from_store(store)
     assert history.steps.tolist() == [1, 5, 20, 50]

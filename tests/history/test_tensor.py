@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +136,11 @@ def test_a_glob_is_refused_before_anything_is_read(hub: HubServer) -> None:
 def test_what_is_not_there_is_one_line(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, {"step10": checkpoint(state(1)), "main": {"README.md": b""}})
     place = write(tmp_path / "runs" / "step10", checkpoint(state(1))).parent
-    for model, where in ((REPO, REPO), (place, str(place))):
-        one_line(lambda: pyd.tensor(model, HEAD, 11), UnknownNameError, f"no step 11 in {where}; did you mean 10")
-        one_line(lambda: pyd.tensor(model, HEAD, "stp10"), UnknownNameError, "no revision 'stp10' in .* mean step10")
-        one_line(lambda: pyd.tensor(model, "embed_uot.weight", 10), UnknownNameError, f"did you mean {HEAD}")
+    for model in (REPO, str(place)):
+        read = partial(pyd.tensor, model)
+        one_line(partial(read, HEAD, 11), UnknownNameError, f"no step 11 in {model}; did you mean 10")
+        one_line(partial(read, HEAD, "stp10"), UnknownNameError, "no revision 'stp10' in .* mean step10")
+        one_line(partial(read, "embed_uot.weight", 10), UnknownNameError, f"did you mean {HEAD}")
     one_line(lambda: pyd.tensor(place), UnknownNameError, "no revision 'main'")
     one_line(lambda: pyd.tensor(REPO), CheckpointError, "main holds no weights")
     one_line(lambda: pyd.tensor("70n"), UnknownNameError, "did you mean 70m")
@@ -180,7 +182,7 @@ def test_a_tensor_that_fails_once_is_read_again(hub: HubServer) -> None:
     class Flaky(HubSource):
         reads = 0
 
-        def read(self, revision, file, start=0, stop=None):  # type: ignore[no-untyped-def]
+        def read(self, revision, file, start=0, stop=None):
             stream = super().read(revision, file, start, stop)
             if file.endswith(".bin"):
                 type(self).reads += 1
