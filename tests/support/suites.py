@@ -42,7 +42,7 @@ Kind = Literal["gpt-neox", "llama", "llama-tied", "olmo2", "gpt2", "bloom", "ber
 Files = Mapping[str, bytes]
 """The files of a checkpoint by name."""
 
-_ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+_ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZE: dict[str, Any] = {
     "vocab_size": 304,
     "hidden_size": 32,
@@ -101,7 +101,7 @@ def state(kind: Kind, seed: int) -> dict[str, torch.Tensor]:
 def files(kind: Kind, seed: int, *, shards: bool = False) -> dict[str, bytes]:
     """The checkpoint that transformers saves of a model, with a tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
-        options = {"max_shard_size": "20KB"} if shards else {}
+        options: dict[str, Any] = {"max_shard_size": "20KB"} if shards else {}
         model(kind, seed).save_pretrained(folder, **options)
         made = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     return {**made, "tokenizer.json": tokenizer().to_str().encode()}
