@@ -42,7 +42,7 @@ Kind = Literal["gpt-neox", "llama", "llama-tied", "olmo2", "gpt2", "bloom", "ber
 Files = Mapping[str, bytes]
 """The files of a checkpoint by name."""
 
-_ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+_ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 _SIZE: dict[str, Any] = {
     "vocab_size": 304,
     "hidden_size": 32,
