@@ -458,7 +458,7 @@ def chosen_steps(
     for part in PARTS:
         values = {named.parts.get(part, _NONE): ref for ref, named in reversed(left)}
         wanted = suite.part.get(part)
-        if wanted is not None and values.keys() - {_NONE}:
+        if wanted is not None and left and not (wanted == _NONE and values.keys() == {_NONE}):
             same = {value for value in values if _part_value(part, value) == _part_value(part, wanted)}
             if not same:
                 raise UnknownNameError(part, wanted, sorted(values), where=where)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -50,7 +52,7 @@ def as_checkpoint(folder: Path, revision: Revision, suite: Suite) -> Path:
         files |= {
             name: path for name, path in _shared_files(suite.tokenizer, "tokenizer").items() if _is_tokenizer(name)
         }
-    view = Path(tempfile.mkdtemp(dir=_scratch().name))
+    view = Path(tempfile.mkdtemp(dir=_scratch()))
     for name, path in files.items():
         (view / name).symlink_to(path.resolve())
     return view
@@ -89,5 +91,8 @@ def _downloaded(repository: str, kind: str) -> Path:
 
 
 @cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="pythia-dyn-")
+def _scratch() -> str:
+    """The directory of all views, which is removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="pythia-dyn-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -411,9 +411,11 @@ def test_several_stages_want_a_choice() -> None:
         chosen(GENERIC.changed({"stage": "2-ingredent1"}), *OLMO)
 
 
-def test_steps_are_in_order_and_a_part_that_nothing_has_does_not_matter() -> None:
+def test_steps_are_in_order_and_a_part_that_nothing_has_cannot_be_chosen() -> None:
     assert list(chosen(GENERIC, "step10", "step9", "step100")) == [9, 10, 100]
-    assert chosen(GENERIC.changed({"stage": "1"}), "step5") == {5: "step5"}
+    assert chosen(GENERIC.changed({"stage": "none"}), "step5") == {5: "step5"}
+    with pytest.raises(UnknownNameError, match="no stage '1' in org/m"):
+        chosen(GENERIC.changed({"stage": "1"}), "step5")
     assert chosen(GENERIC) == {}
 
 
