@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, Literal, Optional
 
@@ -14,6 +15,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.measures.catalogue import BUILT_IN
 from pythia_dynamics.measures.measure import Option, compute_measures
 from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.frames import NonFiniteWarning
 
 AB = Literal["a", "b"]
 
@@ -57,3 +59,15 @@ def test_progress_counts_thousandths_over_all_passes(names: tuple[str, ...], sha
     assert done[-1] == 1000
     assert set(shares) - {0} <= set(done)
     assert 0 <= done[0] <= 500
+
+
+@pytest.mark.parametrize("names", [("msd",), ("spectrum",), ("msd", "spectrum"), ("spectrum", "rank", "density")])
+def test_a_step_that_is_not_finite_is_named_once(names: tuple[str, ...]) -> None:
+    frames = walk(4, 40, 8, np.float16)
+    frames[2, 0, 0] = np.nan
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        compute_measures(frames, [BUILT_IN[name] for name in names])
+    (warning,) = seen
+    assert issubclass(warning.category, NonFiniteWarning)
+    assert "step 2" in str(warning.message)
