@@ -12,9 +12,12 @@ import xarray as xr
 from support.walks import walk
 
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.catalogue import BUILT_IN
-from pythia_dynamics.measures.measure import Option, compute_measures
+from pythia_dynamics.measures.measure import Measure, Option, compute_measures
 from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.counts import Counts
+from pythia_dynamics.sweep.dataset import Variable, step_dataset
 from pythia_dynamics.sweep.frames import NonFiniteWarning
 
 AB = Literal["a", "b"]
@@ -71,3 +74,14 @@ def test_a_step_that_is_not_finite_is_named_once(names: tuple[str, ...]) -> None
     (warning,) = seen
     assert issubclass(warning.category, NonFiniteWarning)
     assert "step 2" in str(warning.message)
+
+
+def test_an_option_without_a_default_must_be_given() -> None:
+    def finish(history: History, counts: Counts, *, factor: float) -> xr.Dataset:
+        return step_dataset(history, {"scaled": Variable(factor * counts.moments.mean, "")}, at=counts.indices)
+
+    scaled = Measure("scaled", "Scaled mean", "here", finish, (Counts,))
+    frames = walk(3, 5, 4, np.float64)
+    np.testing.assert_allclose(scaled(frames, factor=2)["scaled"], 2 * frames.mean(axis=(1, 2)))
+    with pytest.raises(PythiaDynError, match="scaled needs the option factor"):
+        scaled(frames)
