@@ -102,6 +102,14 @@ def test_the_dip_tells_two_modes_from_one():
     assert dips_of(constant[None].astype(np.float32))["dip_p"].item() == 1
 
 
+def test_a_value_that_occurs_once_is_a_value():
+    weights = np.array([[0.0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0]], np.float16)
+    found = dips_of(weights)
+    assert found["dip"][0] >= 1 / 14  # the least dip of seven numbers
+    assert found["dip_p"][0] < 1
+    assert (float(found["dip"][1]), float(found["dip_p"][1])) == (0, 1)
+
+
 def test_a_missing_step_has_no_dip():
     weights = np.random.default_rng(1).normal(0, 0.05, (3, 60, 40)).astype(np.float16)
     with pytest.warns(MissingStepsWarning):

@@ -70,6 +70,9 @@ def test_weights_that_do_not_move_have_no_msd(dtype):
         assert (result[name] == 0).all(), name
     np.testing.assert_allclose(result["msd"], result["msd_null"], rtol=1e-6)
     assert "peak_step" not in result["msd"].attrs
+    for seed in range(5):  # the ratio to the null is 1, but for rounding: no peak either
+        still = np.broadcast_to(walk(1, 50, 7, dtype, seed), (9, 50, 7))
+        assert "peak_over_null_step" not in msd(still)["msd"].attrs
 
 
 def test_ballistic_motion_grows_with_the_square_of_the_displacement():
@@ -183,6 +186,8 @@ def test_peaks_are_interior():
         assert interior_peak(steps, np.array([ends[0], 3.0, 1, ends[1]]), margin) == peak
     assert interior_peak(steps, np.array([np.nan, 1, 3, 2])) == 10  # three are enough
     assert interior_peak(steps, np.array([np.nan, np.nan, 3, 2])) is None
+    for curve in ([-4.0, -3, -2, -1], [-1.0, -2, -3, -4]):  # a share of a negative value is below that value
+        assert interior_peak(steps, np.array(curve), 0.1) is None
 
 
 def test_variables_say_what_they_are():
@@ -190,3 +195,38 @@ def test_variables_say_what_they_are():
     assert list(result.data_vars) == list(CURVES)
     assert all({"units", "long_name"} <= set(result[name].attrs) for name in CURVES)
     assert result.attrs["source"] == "suite"
+
+
+def test_the_peak_of_the_ratio_to_the_null():
+    # straight on for twelve steps, then a walk of the same step sizes: the ratio is greatest between the ends, while
+    # both curves grow until the last step
+    rng = np.random.default_rng(0)
+    moves = rng.standard_normal((40, 300))
+    moves[:12] = moves[0]
+    w = np.cumsum(moves, axis=0)
+    steps = np.arange(40) * 7
+    result = msd(History.from_array(w[:, None, :], steps))
+    expected = oracles.msd(w) | oracles.nulls(w)
+    ratio = expected["msd"] / expected["msd_null"]
+    assert 0 < np.argmax(ratio) < 39
+    assert result["msd"].attrs["peak_over_null_step"] == steps[np.argmax(ratio)]
+    assert "peak_step" not in result["msd"].attrs
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_msd_is_negative(dtype):
+    # every second step undoes the spread of the one before: what is left of the sums is equal for all weights
+    rng = np.random.default_rng(0)
+    spread = rng.integers(-64, 64, 300) / 64
+    levels = rng.standard_normal(30)
+    w = np.concatenate([[level + spread, level - spread] for level in levels]).astype(dtype)
+    found = msd(w[:, :, None])["msd"].to_numpy()
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found[1::2], 0, atol=1e-9)
+
+
+def test_steps_whose_squares_are_too_large_are_named():
+    w = walk(4, 30, 5, np.float32)
+    w[2] *= 1e25
+    with pytest.raises(PythiaDynError, match="at step 2 are too large for their squares"):
+        msd(w)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, Literal, Optional
 
@@ -11,9 +12,13 @@ import xarray as xr
 from support.walks import walk
 
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.catalogue import BUILT_IN
-from pythia_dynamics.measures.measure import Option, compute_measures
+from pythia_dynamics.measures.measure import Measure, Option, compute_measures
 from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.counts import Counts
+from pythia_dynamics.sweep.dataset import Variable, step_dataset
+from pythia_dynamics.sweep.frames import NonFiniteWarning
 
 AB = Literal["a", "b"]
 
@@ -57,3 +62,26 @@ def test_progress_counts_thousandths_over_all_passes(names: tuple[str, ...], sha
     assert done[-1] == 1000
     assert set(shares) - {0} <= set(done)
     assert 0 <= done[0] <= 500
+
+
+@pytest.mark.parametrize("names", [("msd",), ("spectrum",), ("msd", "spectrum"), ("spectrum", "rank", "density")])
+def test_a_step_that_is_not_finite_is_named_once(names: tuple[str, ...]) -> None:
+    frames = walk(4, 40, 8, np.float16)
+    frames[2, 0, 0] = np.nan
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        compute_measures(frames, [BUILT_IN[name] for name in names])
+    (warning,) = seen
+    assert issubclass(warning.category, NonFiniteWarning)
+    assert "step 2" in str(warning.message)
+
+
+def test_an_option_without_a_default_must_be_given() -> None:
+    def finish(history: History, counts: Counts, *, factor: float) -> xr.Dataset:
+        return step_dataset(history, {"scaled": Variable(factor * counts.moments.mean, "")}, at=counts.indices)
+
+    scaled = Measure("scaled", "Scaled mean", "here", finish, (Counts,))
+    frames = walk(3, 5, 4, np.float64)
+    np.testing.assert_allclose(scaled(frames, factor=2)["scaled"], 2 * frames.mean(axis=(1, 2)))
+    with pytest.raises(PythiaDynError, match="scaled needs the option factor"):
+        scaled(frames)

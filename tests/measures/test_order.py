@@ -195,6 +195,11 @@ def test_the_break_and_its_p_from_their_definition(count, dependence):
     assert break_in_line(x, y) == break_in_line(x, y, draws=999, seed=0)
 
 
+def test_a_loss_that_does_not_change_has_no_break():
+    fit = break_in_line(np.arange(10.0), np.full(10, 3.0), draws=99)
+    assert (fit.f, fit.p, fit.slope_before, fit.slope_after) == pytest.approx((0, 1, 0, 0), abs=1e-12)
+
+
 def test_the_grid_of_the_autocorrelations_rises_to_one():
     assert _PHI_GRID[0] == 0
     assert np.all(np.diff(_PHI_GRID) > 0)
@@ -210,6 +215,17 @@ def test_the_unit_of_the_loss_does_not_matter(unit):
     assert (other.at, other.p) == (one.at, one.p)
     assert other.f == pytest.approx(one.f, rel=1e-6)
     assert break_in_line(x, unit * x, draws=99).f == 0
+
+
+@pytest.mark.parametrize("level", [1e4, -1e8, 1e12])
+def test_the_level_of_the_loss_does_not_matter(level):
+    rng = np.random.default_rng(2)
+    x = np.arange(20.0)
+    y = level + (np.maximum(x - 9, 0) + rng.standard_normal(20))
+    found, expected = break_in_line(x, y, draws=99), break_in_line(x, y - level, draws=99)
+    assert (found.at, found.p) == (expected.at, expected.p)
+    assert found.f == pytest.approx(expected.f, rel=1e-3)
+    assert found.f > 1
 
 
 def test_a_break_needs_six_points_and_five_places():

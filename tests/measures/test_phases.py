@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,7 +11,7 @@ import xarray as xr
 import pythia_dynamics as pyd
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.phases import DETECTORS, agreement, change_points, phases
+from pythia_dynamics.measures.phases import DETECTORS, _slope, agreement, change_points, phases
 
 T = 80
 STEPS = np.arange(T) * 1000
@@ -45,6 +47,16 @@ def test_the_signals_against_their_formulas() -> None:
         assert np.isnan(result[kind][4])
     assert np.isnan(result["direction"].to_numpy()[[0, -1]]).all()
     assert pyd.phases is phases
+
+
+def test_the_change_per_step_of_a_coefficient() -> None:
+    steps = np.array([0, 1, 4, 8, 100, 1000])
+    np.testing.assert_allclose(_slope(steps, 2.0 * steps), [np.nan, 2, 2, 2, 2, 2])
+    gaps = np.array([np.nan, 3, np.nan, 17, 1, np.nan])
+    np.testing.assert_allclose(_slope(steps, gaps), [np.nan, np.nan, np.nan, 2, -16 / 92, np.nan])
+    np.testing.assert_allclose(_slope(steps[1:3], np.array([1.0, 2.5])), [np.nan, 0.5])
+    for known in (0, 1):
+        assert np.isnan(_slope(steps, np.where(steps < known, 5.0, np.nan))).all()
 
 
 # -- planted changes ------------------------------------------------------------------------------------------
@@ -189,6 +201,14 @@ def test_steps_that_are_close_together_at_the_end_of_a_long_training(span: int) 
     assert change_points(steps, values) == (steps[10],)
 
 
+def test_the_level_of_a_signal_does_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    values = np.where(np.arange(60) < 27, 0.0, 3.0) + rng.normal(size=60)
+    assert len(change_points(STEPS[:60], values)) == 1
+    for level in (1e5, -1e7, 1e9):
+        assert change_points(STEPS[:60], level + values) == change_points(STEPS[:60], values)
+
+
 def test_eight_values_can_have_two_phases() -> None:
     values = np.array([0, 0, 0, 0, 5.0, 5, 5, 5])
     assert change_points(np.arange(8), values) == (4,)
@@ -230,8 +250,9 @@ def test_who_agrees_and_who_would_by_chance() -> None:
     assert edge.models_by_chance == pytest.approx(0.07)
     two = rows["c", "displacement_rate", 55].models_by_chance
     assert two == pytest.approx((1 - 0.9**2) + 0.1)
-    with pytest.raises(PythiaDynError, match="0 to 1"):
-        agreement(models, tolerance=2)
+    for tolerance in (2, -0.5):
+        with pytest.raises(PythiaDynError, match="0 to 1"):
+            agreement(models, tolerance=tolerance)
     assert agreement(models, tolerance=0)[0].detectors == 0
     assert agreement(models, tolerance=1)[0].detectors == 2
 
@@ -246,3 +267,13 @@ def test_chance_and_levels_at_the_ends() -> None:
     assert last.any_by_chance == pytest.approx(1 - (1 - 0.08) ** 2)  # 92 to 100
     assert (last.before, last.after) == (60.0, 98.5)  # of 24 … 96, of 97 … 100
     assert agreement({"a": result(direction=[50])})[0].any_by_chance == 0
+
+
+def test_the_number_of_the_first_step_does_not_matter() -> None:
+    models = {
+        "a": result(displacement_rate=[20, 60], direction=[24], bimodality=[66]),
+        "b": result(displacement_rate=[61], direction=[2, 50]),
+    }
+    later = {name: one.assign_coords(step=one["step"] + 1000) for name, one in models.items()}
+    expected = tuple(replace(row, step=row.step + 1000) for row in agreement(models))
+    assert agreement(later) == expected

@@ -14,9 +14,9 @@ import pythia_dynamics.sweep.frame_gram as frame_grams
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.rank import covariance_rank
-from pythia_dynamics.measures.spectrum import power_law, spectrum
+from pythia_dynamics.measures.spectrum import frame_spectrum, power_law, spectrum
 from pythia_dynamics.sweep.compute import Compute
-from pythia_dynamics.sweep.frame_gram import frame_gram
+from pythia_dynamics.sweep.frame_gram import FrameGram, frame_gram
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 NAMES = ("entropy", "effective_rank", "stable_rank", "condition_number", "mean_row_fraction")
@@ -205,3 +205,21 @@ def test_what_float32_does_not_resolve_is_computed_in_float64(kind):
         for convention, level in (("absolute", tolerance), ("relative", tolerance * sigma[0] ** 2)):
             found = ranks.sel({"tolerance": tolerance, "convention": convention})
             assert float(found) == np.count_nonzero(sigma**2 > level)
+
+
+def test_nothing_is_known_where_no_step_is_finite():
+    with pytest.warns(NonFiniteWarning, match="steps 0, 1, 2"):
+        result = spectrum(np.full((3, 6, 4), np.nan, np.float32))
+    assert result["singular_values"].shape == (3, 0)  # no step has any
+    assert all(np.isnan(result[name]).all() for name in (*NAMES, "alpha"))
+
+
+@pytest.mark.parametrize("least", [1e-9, 1e-6])
+def test_eigenvalues_below_a_share_of_the_largest_are_rounding_errors(least):
+    eigenvalues = np.array([16.0, 4.0, 16 * least])
+    found = frame_spectrum(FrameGram(10, np.diag(eigenvalues), np.zeros(3), eigenvalues, resolution=1e-7))
+    sigma = np.sqrt(eigenvalues[: 2 if least < 1e-7 else 3])
+    p = sigma / sigma.sum()
+    assert found.entropy == pytest.approx(-np.sum(p * np.log(p)), rel=1e-12)
+    assert found.condition_number == (np.inf if least < 1e-7 else pytest.approx(least**-0.5))
+    np.testing.assert_allclose(found.singular_values, np.sqrt(eigenvalues))

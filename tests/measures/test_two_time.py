@@ -151,6 +151,28 @@ def test_the_exponent_and_its_interval_from_their_definition(count, even):
             np.testing.assert_allclose([found.value, found.low, found.high], expected, rtol=1e-9)
 
 
+def test_the_longest_lag_is_a_share_of_the_span():
+    # the number of the first step does not matter
+    w = walk(61, 20, 5, np.float64)
+    for first in (0, 1000):
+        steps = first + 5 * np.arange(61)
+        lags, table = lag_table(steps, oracles.displacement(w.reshape(61, -1)))
+        found = two_time(History.from_array(w, steps))["displacement_by_lag"].attrs
+        expected = oracles.exponent(lags, table, 0.1 * 300)
+        assert [found["exponent"], found["exponent_low"], found["exponent_high"]] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_displacement_by_lag_is_the_mean_over_its_pairs():
+    steps = np.array([3, 4, 6, 10, 11, 20])
+    w = walk(6, 20, 5, np.float64)
+    moved = oracles.displacement(w.reshape(6, -1))
+    result = two_time(History.from_array(w, steps))
+    for lag, mean, count in zip(*(result[name] for name in ("lag", "displacement_by_lag", "pairs")), strict=True):
+        pairs = [moved[i, j] for i in range(6) for j in range(6) if steps[j] - steps[i] == lag]
+        assert int(count) == len(pairs)
+        assert float(mean) == pytest.approx(np.mean(pairs), rel=1e-9)
+
+
 def test_two_lags_have_a_slope():
     lags, table = np.array([1, 4]), np.array([[1.0, 8.0], [1.0, 8.0], [1.0, 8.0], [1.0, 8.0]])
     assert fit_exponent(lags, table, longest=4).value == pytest.approx(1.5)
