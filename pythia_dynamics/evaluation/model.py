@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Container, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -208,11 +209,11 @@ def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
         return
     source = LocalSource(file.parent)
     reader = RevisionReader(source, Revision(0, file.name, kind="file", file=file.name))
-    for request in reader.find((ALL,), LayoutCache(), listings=ListingBudget(0)):
-        content = bytearray(b"".join(reader.read(request)))
-        tensor = torch.frombuffer(content, dtype=getattr(torch, request.tensor.dtype))
-        yield request.tensor.name, tensor.reshape(request.tensor.shape)
-    reader.close()
+    with closing(reader):
+        for request in reader.find((ALL,), LayoutCache(), listings=ListingBudget(0)):
+            content = bytearray(b"".join(reader.read(request)))
+            tensor = torch.frombuffer(content, dtype=getattr(torch, request.tensor.dtype))
+            yield request.tensor.name, tensor.reshape(request.tensor.shape)
 
 
 def _pointer_hint(file: Path) -> str | None:

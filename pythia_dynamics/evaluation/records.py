@@ -204,7 +204,7 @@ class Records:
         absent = {str(step): reason for step, reason in sorted(self.missing.items()) if step in wanted}
         notes, by_step = self._notes_of(steps)
         notes |= {"notes_by_step": by_step} if by_step else {}
-        known = {**attributes, **self.settings, **notes, "mode": self.mode, "missing": absent}
+        known = {**self.settings, **attributes, **notes, "mode": self.mode, "missing": absent}
         return xr.Dataset(variables, coordinates, known)
 
     def _notes_of(self, steps: Iterable[int]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -163,7 +163,7 @@ def evaluate(
         for record in records.values():
             record.flush(force=True)
     device_name = describe_device(resolve_device(settings.device))
-    attributes = {"model": source.name, "device_name": device_name, **corpus.provenance}
+    attributes = {"model": source.name, "device_name": device_name, **corpus.provenance, **_places(source)}
     results = {mode: record.dataset(wanted, attributes) for mode, record in records.items()}
     for record in records.values():
         if all(step in record.missing for step in wanted):
@@ -193,11 +193,17 @@ def _row_settings(source: Source, corpus: Corpus, settings: EvaluationSettings, 
     project = None if out is None else out.resolve().parents[1 if settings.head == "as-is" else 2]
     model = {"dtype": settings.dtype, "device": device, "head": settings.head, "tf32": settings.tf32}
     versions = {"pythia_dynamics": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    given = {key: value for key in ("config", "tokenizer") if (value := getattr(source.suite, key)) is not None}
-    places = {"location": source.location, **given}
+    places = _places(source)
     if out is not None and project is not None:
         places = {key: portable(place, out, project) for key, place in places.items()}
     return {**places, **text, **model, "max_tokens": settings.max_tokens, **versions}
+
+
+def _places(source: Source) -> dict[str, str]:
+    """Where the checkpoints are, and their config and tokenizer where these are elsewhere."""
+    suite = source.suite
+    places = {"location": source.location, "config": suite.config, "tokenizer": suite.tokenizer}
+    return {name: place for name, place in places.items() if place is not None}
 
 
 def _steps_to_evaluate(

@@ -51,6 +51,9 @@ _PERPLEXITY_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """Columns that a table of perplexities always has."""
 
+_PLACES = ("source", "location")
+"""Entries of the provenance that may be the path of a directory, which is recorded relative to the folder."""
+
 _OF_WEIGHTS = ("source", "tensor", "drop_padding", "steps", "commits")
 """Entries of the provenance that identify the weights of a result."""
 
@@ -309,7 +312,12 @@ class Results:
             self._check_steps(dataset, known_measures().get(name))
         except FormatError as error:
             raise self._damaged(path, name, error) from None
-        return dataset
+        return dataset.assign_attrs({key: self._located(dataset.attrs[key]) for key in _PLACES if key in dataset.attrs})
+
+    def _located(self, place: Any) -> Any:
+        """A place as it is recorded in this folder: the absolute path, if it is a directory near it."""
+        near = isinstance(place, str) and place.startswith("../") and (self.path / place).is_dir()
+        return str((self.path / place).resolve()) if near else place
 
     def _check_steps(self, dataset: xr.Dataset, measure: Measure | None) -> None:
         """Check that a result has the steps that the provenance of its measure records."""
@@ -388,7 +396,7 @@ class Results:
     def _portable(self, details: Mapping[str, Any]) -> dict[str, Any]:
         """Details in which a directory that the weights are from is relative to this folder, if it is near."""
         project = self._root.resolve().parent
-        places = {key: details[key] for key in ("source", "location") if isinstance(details.get(key), str)}
+        places = {key: details[key] for key in _PLACES if isinstance(details.get(key), str)}
         return {**details} | {key: portable(place, self.path, project) for key, place in places.items()}
 
     def require_same_weights(self, names: Iterable[str] | None = None) -> None:

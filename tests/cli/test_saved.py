@@ -202,5 +202,6 @@ def test_a_portrait_is_saved_and_drawn(run: Run, tmp_path: Path, drawn: list[Pat
     assert taken.attrs["phrase"] == "the cat sat"
     assert np.isfinite(taken["logits"]).all()
     recorded = json.loads((results.path / "provenance.json").read_text())["first_last"]
-    assert recorded["location"] == str(tmp_path / "tiny")
+    assert recorded["location"] == "../../tiny"  # relative to the file: it holds in a copy of the project
+    assert taken.attrs["location"] == str((tmp_path / "tiny").resolve())
     assert "run pythia-dyn fetch" in fails(run("portrait"))
