@@ -12,21 +12,19 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from pythia_dynamics.checkpoints.hub import HubSource
+from pythia_dynamics.checkpoints.layout import WeightFormat
 from pythia_dynamics.checkpoints.source import AccessError, Revision
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["FORMATS", "Files", "Listing", "WeightFormat", "list_repository", "listings_path", "weight_files"]
+__all__ = ["FORMATS", "Files", "Listing", "list_repository", "listings_path", "weight_files"]
 
 Files = Mapping[str, tuple[int, str | None]]
 """(size in bytes, sha256) of each file of a revision, by path; the sha256 is None for files that are not in LFS."""
-
-WeightFormat = Literal["safetensors", "torch"]
-"""The formats of weight files."""
 
 FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
 _SUFFIXES: Mapping[WeightFormat, str] = {"safetensors": ".safetensors", "torch": ".bin"}

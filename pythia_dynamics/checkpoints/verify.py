@@ -21,7 +21,8 @@ from pythia_dynamics.checkpoints.findings import (
     groups_of_equal,
 )
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.listings import FORMATS, Listing, WeightFormat, list_repository, weight_files
+from pythia_dynamics.checkpoints.layout import WeightFormat
+from pythia_dynamics.checkpoints.listings import FORMATS, Listing, list_repository, weight_files
 from pythia_dynamics.checkpoints.registry import is_pythia, resolve
 from pythia_dynamics.errors import listed, size
 from pythia_dynamics.progress import Progress, silent
