@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pythia_dynamics.checkpoints.findings import EQUAL_IN_PYTHIA, Finding, Verification
-from pythia_dynamics.checkpoints.layout import WeightFormat
-from pythia_dynamics.checkpoints.listings import FORMATS, Listing
+from pythia_dynamics.checkpoints.listings import Listing
 from pythia_dynamics.checkpoints.registry import is_pythia
+from pythia_dynamics.checkpoints.tree import FORMATS, WeightFormat
 from pythia_dynamics.checkpoints.verify import content_of, verify_listing
 from pythia_dynamics.errors import listed
 

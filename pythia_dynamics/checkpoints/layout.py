@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import cast
 
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
 from pythia_dynamics.checkpoints.formats.statedict import StorageView
 from pythia_dynamics.checkpoints.roles import Role, Roles
-from pythia_dynamics.checkpoints.tree import weight_files
+from pythia_dynamics.checkpoints.tree import WeightFormat, is_index, weight_files
 
-__all__ = ["FIRST_HEADER_BYTES", "FIRST_TAIL_BYTES", "LAYOUTS", "CacheKey", "Layout", "LayoutCache", "WeightFormat"]
+__all__ = ["FIRST_HEADER_BYTES", "FIRST_TAIL_BYTES", "LAYOUTS", "CacheKey", "Layout", "LayoutCache"]
 
 FIRST_HEADER_BYTES = 24 * 1024
 """First guess at the header of a safetensors file. Pythia's take 10 KB (70m) to 65 KB (12b); up to 160m (21 KB) the
@@ -22,9 +22,6 @@ FIRST_TAIL_BYTES = 48 * 1024
 
 MAX_CACHED = 64
 """Entries of each table of `LayoutCache`. For Pythia 12b, with 544 tensors, a full one takes about 20 MB."""
-
-WeightFormat = Literal["safetensors", "torch"]
-"""The file formats weights are read from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class Layout:
         files = list(files)
         if usual := [layout for layout in LAYOUTS if layout.entry_file in files]:
             return usual
-        weights = [file for file in weight_files(files) if not file.endswith(".index.json")]
+        weights = [file for file in weight_files(files) if not is_index(file)]
         if len(weights) > 1:
             return [cls(cls.of_file(weights[0]).format, "", tuple(weights))]
         return [cls.of_file(file) for file in weights]
@@ -70,7 +67,7 @@ class Layout:
     @property
     def has_index(self) -> bool:
         """Whether the weights are spread over several files, which an index lists."""
-        return self.entry_file.endswith(".index.json")
+        return is_index(self.entry_file)
 
     @property
     def files_read(self) -> int:

@@ -12,22 +12,19 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
 
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.layout import WeightFormat
 from pythia_dynamics.checkpoints.source import AccessError, Revision
+from pythia_dynamics.checkpoints.suite import Reference
+from pythia_dynamics.checkpoints.tree import WeightFormat, is_index, weights_by_format
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["FORMATS", "Files", "Listing", "list_repository", "listings_path", "weight_files"]
+__all__ = ["Files", "Listing", "list_repository", "listings_path", "weight_files"]
 
 Files = Mapping[str, tuple[int, str | None]]
 """(size in bytes, sha256) of each file of a revision, by path; the sha256 is None for files that are not in LFS."""
-
-FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
-_SUFFIXES: Mapping[WeightFormat, str] = {"safetensors": ".safetensors", "torch": ".bin"}
 
 _CACHE_FORMAT = "pythia-dyn listings 1"
 _SAVE_EVERY = 50
@@ -45,8 +42,12 @@ class Listing:
         Short name of the model.
     location
         The repository's id.
+    kind
+        What a checkpoint of it is: a branch, a folder, …
+    branch
+        The branch whose folders, files or commits they are.
     steps
-        All steps that the repository has a branch for, in increasing order.
+        All steps that it has, in increasing order.
     asked
         The steps to which the listing was restricted; None if it was not.
     revisions
@@ -56,13 +57,15 @@ class Listing:
     unreadable
         Why the files of each other revision could not be listed.
     listed
-        When the branches were listed, in UTC.
+        When the checkpoints were listed, in UTC.
     requests
         How many file lists were requested; the others were in the cache.
     """
 
     name: str
     location: str
+    kind: Reference
+    branch: str
     steps: tuple[int, ...]
     asked: tuple[int, ...] | None
     revisions: Mapping[int, Revision]
@@ -82,7 +85,7 @@ class Listing:
 
 
 def weight_files(files: Files, format: WeightFormat) -> dict[str, tuple[int, str | None]]:
-    """The weight files of one format among the files of a revision, sorted by name.
+    """The weight files of one format among the files of a revision, without an index of shards, sorted by name.
 
     Parameters
     ----------
@@ -91,11 +94,7 @@ def weight_files(files: Files, format: WeightFormat) -> dict[str, tuple[int, str
     format
         The format.
     """
-    return {
-        name: entry
-        for name, entry in sorted(files.items())
-        if "/" not in name and name.endswith(_SUFFIXES[format]) and name.startswith(("model", "pytorch_model"))
-    }
+    return {name: files[name] for name in weights_by_format(files)[format] if not is_index(name)}
 
 
 def listings_path(location: str, cache: Path) -> Path:
@@ -139,7 +138,7 @@ def list_repository(
     AccessError
         The repository does not exist, is gated, or cannot be reached.
     CheckpointError
-        The repository has no branch that is a step.
+        The repository has nothing that is a step.
     StoreError
         The cache cannot be written.
     """
@@ -179,9 +178,18 @@ def list_repository(
         pool.shutdown(cancel_futures=True)
         if path is not None and new:
             _save(path, source.location, new)
-    files = dict(sorted(files.items()))
     return Listing(
-        source.name, source.location, tuple(revisions), asked, chosen, files, unreadable, listed, len(wanted)
+        name=source.name,
+        location=source.location,
+        kind=next(iter(revisions.values())).kind,
+        branch=source.suite.branch,
+        steps=tuple(revisions),
+        asked=asked,
+        revisions=chosen,
+        files=dict(sorted(files.items())),
+        unreadable=unreadable,
+        listed=listed,
+        requests=len(wanted),
     )
 
 

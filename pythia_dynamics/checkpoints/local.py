@@ -10,7 +10,15 @@ from pathlib import Path
 
 from pythia_dynamics.checkpoints.source import ByteStream, FileMissingError, Revision, Traffic, require_relative_path
 from pythia_dynamics.checkpoints.suite import GENERIC, Suite
-from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, revisions_in, weight_files, without_suffix
+from pythia_dynamics.checkpoints.tree import (
+    SUFFIXES,
+    checkpoint_files,
+    files_of,
+    is_index,
+    revisions_in,
+    weight_files,
+    without_suffix,
+)
 from pythia_dynamics.checkpoints.view import as_checkpoint
 from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
 
@@ -152,8 +160,8 @@ class LocalSource:
         """What stands for the commit of a revision."""
         folder = self._path / revision.folder
         paths = [folder / revision.file] if revision.file else sorted(folder.iterdir())
-        weights = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".ckpt")
-        files = [(path.name, path.stat()) for path in paths if path.name.endswith(weights) and path.is_file()]
+        weights = [path for path in paths if path.name.endswith(SUFFIXES) or is_index(path.name)]
+        files = [(path.name, path.stat()) for path in weights if path.is_file()]
         text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
         return f"local-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 

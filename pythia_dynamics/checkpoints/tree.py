@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.checkpoints.suite import Reference, StepName, Suite, chosen_steps
 
-__all__ = ["checkpoint_files", "files_of", "is_shared", "revisions_in", "weight_files", "without_suffix"]
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "WeightFormat",
+    "checkpoint_files",
+    "files_of",
+    "is_index",
+    "is_shared",
+    "revisions_in",
+    "weight_files",
+    "weights_by_format",
+    "without_suffix",
+]
 
 T = TypeVar("T")
 
-_TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+WeightFormat = Literal["safetensors", "torch"]
+"""The file formats weights are read from, the preferred one first."""
+
+FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
+
+_SUFFIXES_OF: Mapping[WeightFormat, tuple[str, ...]] = {
+    "safetensors": (".safetensors",),
+    "torch": (".ckpt", ".pt", ".pth", ".bin"),
+}
+SUFFIXES = tuple(suffix for format in FORMATS for suffix in _SUFFIXES_OF[format])
 """How the name of a file ends that may hold weights, the preferred one first."""
+
+_USUAL: Mapping[WeightFormat, tuple[str, ...]] = {
+    "safetensors": ("model.", "model-"),
+    "torch": ("pytorch_model.", "pytorch_model-"),
+}
+"""How the names begin that transformers gives to weights, in one file or in shards."""
 
 _INDEX = ".index.json"
 """How the name of an index of shards ends, after the name that the file would have in one piece."""
@@ -65,7 +91,7 @@ def _folders(suite: Suite, folders: Iterable[str]) -> dict[str, StepName]:
 def _files(suite: Suite, files: Iterable[str]) -> dict[str, StepName]:
     """The weight files that are named like a step; of several formats of one, the preferred one."""
     files, by_stem = list(files), dict[str, str]()
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         for path in files:
             if path.endswith(suffix):
                 by_stem.setdefault(path.removesuffix(suffix), path)
@@ -74,7 +100,7 @@ def _files(suite: Suite, files: Iterable[str]) -> dict[str, StepName]:
 
 def without_suffix(path: str) -> str:
     """The path of a file without the suffix of a format of weights: what a suite's pattern is compared with."""
-    return next((path.removesuffix(suffix) for suffix in _SUFFIXES if path.endswith(suffix)), path)
+    return next((path.removesuffix(suffix) for suffix in SUFFIXES if path.endswith(suffix)), path)
 
 
 def _revision(suite: Suite, kind: Reference, ref: str, named: StepName) -> Revision:
@@ -107,11 +133,16 @@ def is_shared(name: str) -> bool:
     return name in _MODEL_FILES + _TOKENIZER_FILES or name.startswith(("tokenizer", "vocab"))
 
 
-def weight_files(names: Iterable[str]) -> list[str]:
-    """The files at the top of a checkpoint that hold its weights, sorted; with the index of shards.
+def is_index(name: str) -> bool:
+    """Whether a file is an index of shards."""
+    return name.endswith(_INDEX)
+
+
+def weights_by_format(names: Iterable[str]) -> dict[WeightFormat, list[str]]:
+    """The files at the top of a checkpoint that hold its weights in each format, sorted; with the index of shards.
 
     Where there are files of the usual name (``model.safetensors``, ``pytorch_model.bin``, or shards of one), the others
-    are left out; then, where there are safetensors files, torch files are.
+    are left out.
 
     Parameters
     ----------
@@ -121,12 +152,22 @@ def weight_files(names: Iterable[str]) -> list[str]:
     top = sorted(
         name for name in names if "/" not in name and not name.startswith(_TRAINING_STATE) and not is_shared(name)
     )
-    formats = (((".safetensors",), ("model.", "model-")), (_TORCH_SUFFIXES, ("pytorch_model.", "pytorch_model-")))
-    of_format = [
-        ([name for name in top if name.removesuffix(_INDEX).endswith(suffixes)], usual) for suffixes, usual in formats
-    ]
-    named = [[name for name in found if name.startswith(usual)] for found, usual in of_format]
-    return next((found for found in (*named, *(found for found, _ in of_format)) if found), [])
+    found = {
+        format: [name for name in top if name.removesuffix(_INDEX).endswith(_SUFFIXES_OF[format])] for format in FORMATS
+    }
+    usual = {format: [name for name in found[format] if name.startswith(_USUAL[format])] for format in FORMATS}
+    return usual if any(usual.values()) else found
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """The files at the top of a checkpoint that its weights are read from: those of the preferred format that it has.
+
+    Parameters
+    ----------
+    names
+        Paths of all files of the checkpoint.
+    """
+    return next((found for found in weights_by_format(names).values() if found), [])
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:

@@ -21,9 +21,9 @@ from pythia_dynamics.checkpoints.findings import (
     groups_of_equal,
 )
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.layout import WeightFormat
-from pythia_dynamics.checkpoints.listings import FORMATS, Listing, list_repository, weight_files
+from pythia_dynamics.checkpoints.listings import Listing, list_repository, weight_files
 from pythia_dynamics.checkpoints.registry import is_pythia, resolve
+from pythia_dynamics.checkpoints.tree import FORMATS, WeightFormat
 from pythia_dynamics.errors import listed, size
 from pythia_dynamics.progress import Progress, silent
 
@@ -60,7 +60,7 @@ def verify_remote(
     source, cache, threads, progress
         As for `list_repository`.
     steps
-        The steps to check. Default: every branch, and for Pythia every published step.
+        The steps to check. Default: all that there are, and for Pythia every published step.
 
     Returns
     -------
@@ -96,7 +96,9 @@ def verify_listing(listing: Listing, grid: Iterable[int] = ()) -> Verification:
     else:
         wanted = listing.asked
     absent = [step for step in wanted if step not in listing.revisions]
-    findings = [Finding("missing", (step,), f"{listing.location} has no branch for step {step}") for step in absent]
+    findings = [
+        Finding("missing", (step,), f"{listing.location} has no {listing.kind} for step {step}") for step in absent
+    ]
     incomplete: set[int] = set()
     for step, revision in listing.revisions.items():
         if step in listing.unreadable:

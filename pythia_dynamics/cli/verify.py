@@ -155,7 +155,10 @@ def _repositories(models: tuple[str, ...], cache: Path, suite: dict[str, Any], a
             model = choose_model(name, cache, suite)
             if model.is_local:
                 raise PythiaDynError(f"{model.location} is a directory; --remote checks the Hub, so name a repository")
-            found.setdefault(model.location, model)
+            other = found.setdefault(model.location, model)
+            if other.suite.part != model.suite.part:  # findings name steps, which begin again in each of them
+                both = f"{other.name} and {model.name} are parts of {model.location}"
+                raise PythiaDynError(f"{both}; verify one stage, generation or seed at a time")
     return list(found.values())
 
 

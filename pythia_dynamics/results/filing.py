@@ -10,10 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.findings import Finding, FindingKind, Verification
-from pythia_dynamics.checkpoints.listings import FORMATS, Listing, weight_files
+from pythia_dynamics.checkpoints.listings import Listing, weight_files
+from pythia_dynamics.checkpoints.source import Revision
+from pythia_dynamics.checkpoints.suite import Reference
+from pythia_dynamics.checkpoints.tree import FORMATS, SUFFIXES
 from pythia_dynamics.errors import StoreError, listed
 from pythia_dynamics.files import atomic_file, store_errors
 
@@ -50,12 +54,12 @@ _WORDINGS: Mapping[FindingKind, _Wording] = {
     ),
     "disagree": _Wording(
         "the safetensors and the torch files are of different steps",
-        "Both formats of a branch have the weights of the same step, so that steps which are equal in one format are "
-        "equal in the other.",
+        "Both formats of a checkpoint have the weights of one step, so steps that are equal in one format are equal in "
+        "the other.",
     ),
     "mixed": _Wording(
         "steps have a shard of another step",
-        "All shards of a branch are of one step, so no shard occurs in two of them.",
+        "All shards of a checkpoint are of one step, so no shard occurs in two of them.",
     ),
     "size": _Wording(
         "weights have another size than at the other steps",
@@ -63,7 +67,7 @@ _WORDINGS: Mapping[FindingKind, _Wording] = {
     ),
     "missing": _Wording(
         "steps are missing or have no weights",
-        "Each of these steps has a branch with all of its weights, as the other steps have.",
+        "Each of these steps has a checkpoint with all of its weights, as the other steps have.",
     ),
 }
 """The kinds that a publisher can repair."""
@@ -100,14 +104,14 @@ def filing_text(found: Verification, listings: Mapping[str, Listing]) -> str:
     lines = [
         f"# {found.location}: {'; '.join(subjects)}",
         "",
-        f"- Repository: https://huggingface.co/{found.location}",
-        f"- Listed: {own.listed:%Y-%m-%d %H:%M} UTC; {len(own.steps)} step branches, {len(found.checked)} steps "
-        "checked",
+        f"- Repository: {_address(own)}",
+        f"- Listed: {own.listed:%Y-%m-%d %H:%M} UTC; {len(own.steps)} steps there, each a {own.kind}; "
+        f"{len(found.checked)} checked",
         f"- Tool: pythia-dynamics {__version__}, `pythia-dyn verify --remote`. It compares the sizes and SHA-256 "
         "checksums that the Hub states for each commit.",
         *([f"- Compared with: {', '.join(others)}"] if others else []),
         "",
-        "The commits below are those of the branches at that time. A branch may have been repaired since.",
+        "The commits below are those at that time. What they show may have been repaired since.",
     ]
     for number, kind in enumerate(kinds, 1):
         wording = _WORDINGS[kind]
@@ -205,7 +209,7 @@ def _rows(finding: Finding, listings: Mapping[str, Listing], location: str) -> I
         where = revision.ref if repository == location else f"{repository} {revision.ref}"
         begin = (f"`{where}`", f"`{revision.commit}`")
         for name, (count, sha256) in shown.items():
-            yield (*begin, f"`{name}`", str(count), f"`{sha256}`" if sha256 else "not in LFS")
+            yield (*begin, f"`{revision.path(name)}`", str(count), f"`{sha256}`" if sha256 else "not in LFS")
         if not shown:
             yield (*begin, "no weight files", "", "")
 
@@ -214,7 +218,7 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """A Markdown table of files, with an empty line before it; nothing without rows."""
     if not rows:
         return []
-    head = [("branch", "commit", "file", "bytes", "SHA-256"), ("---", "---", "---", "---:", "---")]
+    head = [("checkpoint", "commit", "file", "bytes", "SHA-256"), ("---", "---", "---", "---:", "---")]
     return ["", *(f"| {' | '.join(row)} |" for row in [*head, *rows])]
 
 
@@ -226,67 +230,100 @@ def _checks(
     lines = []
     if examples:
         lines += [
-            "The checksums that the Hub states for some of these revisions (the others alike):",
+            "The checksums that the Hub states for some of these checkpoints (the others alike):",
             "",
             "```python",
             "from huggingface_hub import HfApi",
             "",
-            "revisions = [",
-            *(f'    ("{repository}", "{ref}", "{commit}"),' for repository, ref, commit in examples),
+            "checkpoints = [  # repository, commit, folder",
+            *(f"    {example}," for example in examples),
             "]",
-            "for repository, branch, commit in revisions:",
-            "    for file in HfApi().list_repo_tree(repository, revision=commit):",
-            '        if file.path.endswith((".safetensors", ".bin")):',
-            "            print(repository, branch, file.path, file.size, file.lfs and file.lfs.sha256)",
+            "for repository, commit, folder in checkpoints:",
+            "    for file in HfApi().list_repo_tree(repository, folder, revision=commit):",
+            f"        if file.path.endswith({SUFFIXES}):",
+            "            print(repository, commit, file.path, file.size, file.lfs and file.lfs.sha256)",
             "```",
             "",
             "```bash",
-            *(
-                f'curl -s "${{HF_ENDPOINT:-https://huggingface.co}}/api/models/{repository}/tree/{commit}?recursive=true"'
-                for repository, _, commit in examples
-            ),
+            *(f'curl -s "{_tree(*example)}"' for example in examples),
             "```",
         ]
     if absent:
+        what, expression = _THERE[own.kind]
         lines += [
             *([""] if lines else []),
-            f"The branches of the repository, without {listed(absent)}:",
+            f"The {what}, without {listed(absent)}:",
             "",
             "```python",
             "from huggingface_hub import HfApi",
             "",
-            f'print(sorted(branch.name for branch in HfApi().list_repo_refs("{own.location}").branches))',
+            f"repository, branch = {own.location!r}, {own.branch!r}",
+            f"print(sorted({expression}))",
             "```",
         ]
-    if any(not finding.sha256 for finding in by_kind.get("discontinuous", ())):
+    if any(not finding.sha256 for finding in by_kind.get("discontinuous", ())) and own.kind != "file":
         lines += ["", *_cosine_check(by_kind["discontinuous"], own)]
     return lines
+
+
+_FILES = "file.path for file in HfApi().list_repo_tree(repository, revision=branch, recursive=True)"
+_THERE: Mapping[Reference, tuple[str, str]] = {
+    "branch": ("branches of the repository", "ref.name for ref in HfApi().list_repo_refs(repository).branches"),
+    "tag": ("tags of the repository", "ref.name for ref in HfApi().list_repo_refs(repository).tags"),
+    "folder": ("files of the branch", _FILES),
+    "file": ("files of the branch", _FILES),
+    "commit": (
+        "commits of the branch",
+        "commit.title for commit in HfApi().list_repo_commits(repository, revision=branch)",
+    ),
+    "repository": (
+        "repositories",
+        'model.id for model in HfApi().list_models(author=repository.split("/")[0], search=repository.split("/")[1])',
+    ),
+}
+"""What a checkpoint is among, and the Python expression that lists it."""
+
+
+def _place(location: str, revision: Revision) -> tuple[str, str, str]:
+    """Repository, commit and folder of a revision."""
+    return revision.repository or location, revision.address, revision.folder
+
+
+def _tree(repository: str, commit: str, folder: str) -> str:
+    """The address at which the Hub lists the files of a folder."""
+    path = "/".join(filter(None, (repository, "tree", commit, quote(folder))))
+    return f"${{HF_ENDPOINT:-https://huggingface.co}}/api/models/{path}?recursive=true"
+
+
+def _address(own: Listing) -> str:
+    """The page of a repository, or of those that begin like it."""
+    page = "https://huggingface.co/"
+    return f"{page}models?search={quote(own.location)}" if own.kind == "repository" else f"{page}{own.location}"
 
 
 def _examples(
     by_kind: Mapping[FindingKind, Sequence[Finding]], listings: Mapping[str, Listing], own: Listing
 ) -> list[tuple[str, str, str]]:
-    """(repository, ref, commit) of a few revisions: the first two and the last one of each finding."""
+    """(repository, commit, folder) of a few checkpoints: the first two and the last one of each finding."""
     found: dict[tuple[str, str, str], None] = {}
     for finding in (finding for findings in by_kind.values() for finding in findings):
         places = [
             (place, step) for place, step in _revisions(finding, own.location) if step in listings[place].revisions
         ]
         for place, step in [*places[:2], *places[-1:]]:
-            revision = listings[place].revisions[step]
-            found[place, revision.ref, revision.address] = None
+            found[_place(place, listings[place].revisions[step])] = None
     return list(found)[:_EXAMPLES]
 
 
 def _absent(missing: Sequence[Finding], own: Listing) -> list[int]:
-    """The missing steps that have no branch."""
+    """The missing steps that have no checkpoint."""
     return sorted({step for finding in missing for step in finding.steps if step not in own.steps})
 
 
 def _cosine_check(findings: Sequence[Finding], own: Listing) -> list[str]:
     """How to compare the embeddings of two steps."""
     before, after = next(finding.steps for finding in findings if not finding.sha256)
-    commits = ", ".join(f'"{own.revisions[step].address}"' for step in (before, after) if step in own.revisions)
+    pair = [own.revisions[step] for step in (before, after) if step in own.revisions]
     return [
         f"The cosine of the embeddings of steps {before} and {after}, which is close to 1 if the run continues:",
         "",
@@ -295,9 +332,12 @@ def _cosine_check(findings: Sequence[Finding], own: Listing) -> list[str]:
         "from transformers import AutoModelForCausalLM",
         "",
         "before, after = (",
-        f'    AutoModelForCausalLM.from_pretrained("{own.location}", revision=commit).get_input_embeddings().weight',
-        f"    for commit in ({commits})",
+        "    AutoModelForCausalLM.from_pretrained(repository, revision=commit, subfolder=folder)",
+        "    .get_input_embeddings().weight.flatten().float()",
+        "    for repository, commit, folder in (",
+        *(f"        {_place(own.location, revision)}," for revision in pair),
+        "    )",
         ")",
-        "print(torch.nn.functional.cosine_similarity(before.flatten().float(), after.flatten().float(), dim=0))",
+        "print(torch.nn.functional.cosine_similarity(before, after, dim=0))",
         "```",
     ]

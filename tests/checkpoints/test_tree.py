@@ -11,7 +11,14 @@ from pythia_dynamics.checkpoints.layout import Layout
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.checkpoints.suite import Suite
-from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, is_shared, revisions_in, weight_files
+from pythia_dynamics.checkpoints.tree import (
+    checkpoint_files,
+    files_of,
+    is_shared,
+    revisions_in,
+    weight_files,
+    weights_by_format,
+)
 from pythia_dynamics.errors import CheckpointError, UnknownNameError
 
 STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin", "trainer_state.json")
@@ -62,6 +69,20 @@ def inside(folder: str, *names: str) -> list[str]:
 )
 def test_weight_files(names: tuple[str, ...], weights: list[str]) -> None:
     assert weight_files(iter(names)) == weights
+
+
+@pytest.mark.parametrize(
+    ("names", "safetensors", "torch"),
+    [
+        (("pytorch_model.bin", "model.safetensors", "x.pt"), ["model.safetensors"], ["pytorch_model.bin"]),
+        (("pytorch_model.bin", "a.safetensors"), [], ["pytorch_model.bin"]),
+        (("ckpt_1.pt", "a.safetensors", "optimizer.bin"), ["a.safetensors"], ["ckpt_1.pt"]),
+        (("model.safetensors.index.json",), ["model.safetensors.index.json"], []),
+        (("config.json",), [], []),
+    ],
+)
+def test_weights_of_each_format(names: tuple[str, ...], safetensors: list[str], torch: list[str]) -> None:
+    assert weights_by_format(iter(names)) == {"safetensors": safetensors, "torch": torch}
 
 
 def test_the_files_of_a_model_are_those_that_a_reader_would_take() -> None:

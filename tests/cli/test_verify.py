@@ -11,9 +11,13 @@ from click.testing import CliRunner, Result
 from support.checkpoints import checkpoint, state
 from support.hubserver import Fault, HubServer
 from support.runs import run as branches_of
+from support.runs import weights
 
 from pythia_dynamics.checkpoints.registry import ALL_STEPS
+from pythia_dynamics.checkpoints.suite import Suite
 from pythia_dynamics.cli.app import main
+from pythia_dynamics.history.cache import store_path
+from pythia_dynamics.history.store import Store
 
 SEEDS = [f"EleutherAI/pythia-14m-seed{k}" for k in range(1, 10)]
 Run = Callable[..., Result]
@@ -149,6 +153,37 @@ def test_branches_with_other_names(hub: HubServer, run: Run) -> None:
     assert "--revision-pattern" in run("org/other").stderr
     result = run("org/other", options=("--revision-pattern", r"^w(\d+)$"))
     assert "6 steps checked, nothing found" in result.stdout
+
+
+def test_files_that_are_the_steps(hub: HubServer, run: Run, tmp_path: Path) -> None:
+    steps = {f"ckpt_{step}.pt": weights(step) for step in range(100, 1300, 100) if step != 600}
+    steps["ckpt_400.pt"] = steps["ckpt_300.pt"]
+    hub.add("org/files", {"main": steps})
+    result = run("org/files")
+    assert [line.split()[:2] for line in result.stdout.partition("\nrepository ")[2].splitlines()[1:3]] == [
+        ["org/files", "missing"],
+        ["org/files", "equal"],
+    ]
+    assert "org/files has no file for step 600" in result.stdout
+    assert "steps 300, 400 have the same torch files" in result.stdout
+    assert "`ckpt_300.pt`" in (tmp_path / "results" / "files" / "filing.md").read_text()
+
+
+def test_two_parts_of_a_repository_are_not_verified_together(hub: HubServer, run: Run, tmp_path: Path) -> None:
+    """Findings name steps, which begin again in each part; what is left out is said, and the others are checked."""
+    branches = branches_of((1000, 2000))
+    hub.add("org/two", {f"stage{stage}-{name}": files for stage in (1, 2) for name, files in branches.items()})
+    hub.add("org/other", branches_of((1, 2)))
+    first, second = (store_path(f"two-{stage}", tmp_path / "cache") for stage in (1, 2))
+    for stage, path in ((1, first), (2, second)):
+        Store.create(path, source="org/two", suite=Suite(part={"stage": str(stage)}))
+    together = run("two-1", "two-2", "org/other")
+    assert together.exit_code == 1
+    (line,) = together.stderr.splitlines()
+    assert "two-1 and two-2 are parts of org/two; verify one stage, generation or seed at a time" in line
+    assert "two-1  files on the Hub: 2 steps checked, nothing found" in together.stdout
+    assert "other  files on the Hub: 2 steps checked, nothing found" in together.stdout
+    assert (run("two-1", "two-1").exit_code, run("two-2").exit_code) == (0, 0)
 
 
 def test_options_of_remote_need_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -21,7 +22,8 @@ from pythia_dynamics.checkpoints.defects import verify_repositories
 from pythia_dynamics.checkpoints.findings import Finding, Verification
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.listings import Listing, list_repository
-from pythia_dynamics.errors import StoreError
+from pythia_dynamics.checkpoints.suite import Reference, Suite
+from pythia_dynamics.errors import StoreError, listed
 from pythia_dynamics.results.filing import FILING, filing_text, reported, save_filing
 
 A, B = "org/a", "org/b"
@@ -76,7 +78,7 @@ def test_the_report_names_every_branch_commit_and_checksum(planted: dict[str, Li
     assert title.startswith(f"# {A}: different steps have the same weights (")
     assert "steps are missing or have no weights (2 steps)" in title
     assert f"https://huggingface.co/{A}" in text
-    assert f"{own.listed:%Y-%m-%d %H:%M} UTC; 13 step branches, 14 steps checked" in text
+    assert f"{own.listed:%Y-%m-%d %H:%M} UTC; 13 steps there, each a branch; 14 checked" in text
     assert f"pythia-dynamics {__version__}" in text
     assert f"Compared with: {B}" in text
     assert text.count("Expected: ") == 7
@@ -100,14 +102,76 @@ def test_the_checks_of_the_report_show_what_it_says(planted: dict[str, Listing],
     lines = {tuple(line.split()) for line in printed.splitlines()}
     for step in (2, 3):
         size, sha256 = own.files[step][SAFETENSORS]
-        assert (A, f"step{step}", SAFETENSORS, str(size), sha256) in lines
+        assert (A, own.revisions[step].commit, SAFETENSORS, str(size), sha256) in lines
     names = output_of(sys.executable, "-c", branches)
     assert "'step11'" in names
     assert "'step10'" not in names
     if shutil.which("curl"):
         for line in code(text, "bash")[0].splitlines():
-            listed = json.loads(output_of("bash", "-c", line))
-            assert {entry["type"] for entry in listed} == {"file"}
+            entries = json.loads(output_of("bash", "-c", line))
+            assert {entry["type"] for entry in entries} == {"file"}
+
+
+KINDS: dict[Reference, str] = {
+    "branch": r"^step(\d+)$",
+    "tag": r"^step(\d+)$",
+    "folder": r"^runs/step(\d+)$",
+    "file": r"^ckpt_(\d+)$",
+    "commit": r"^Step (\d+)$",
+    "repository": r"-step_(\d+)$",
+}
+
+
+def publish(hub: HubServer, kind: Reference, steps: Mapping[int, bytes]) -> None:
+    """A repository whose steps are of this kind, on a branch ``dev`` where they are on one."""
+    if kind == "repository":
+        for step, content in steps.items():
+            hub.add(f"{A}-step_{step}", {"main": {SAFETENSORS: content}})
+        return
+    hub.add(A, {f"step{step}": {SAFETENSORS: content} for step, content in steps.items()} if kind == "branch" else {})
+    if kind == "tag":
+        hub.tag(A, {f"step{step}": {SAFETENSORS: content} for step, content in steps.items()})
+    if kind == "folder":
+        hub.commit(A, "dev", {f"runs/step{step}/{SAFETENSORS}": content for step, content in steps.items()})
+    if kind == "file":
+        hub.commit(A, "dev", {f"ckpt_{step}.pt": content for step, content in steps.items()})
+    if kind == "commit":
+        for step, content in steps.items():
+            hub.commit(A, "dev", {SAFETENSORS: content}, title=f"Step {step}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_checks_hold_for_every_kind_of_checkpoint(kind: Reference, hub: HubServer) -> None:
+    steps = {step: weights(("a", step)) for step in range(100, 1300, 100) if step != 600}
+    steps[400] = steps[300]
+    publish(hub, kind, steps)
+    suite = Suite(references=(kind,), pattern=(KINDS[kind],), branch="dev")
+    known = {A: list_repository(HubSource(A, suite=suite))}
+    (found,) = verify_repositories(list(known.values()))
+    assert [(finding.kind, finding.steps) for finding in found.findings] == [("missing", (600,)), ("equal", (300, 400))]
+    assert found.findings[0].message == f"{A} has no {kind} for step 600"
+    text = filing_text(found, known)
+    own = known[A]
+    assert f"11 steps there, each a {kind}; 12 checked" in text
+    rows = {row for row in text.splitlines() if row.startswith("| `")}
+    name, digest = ("ckpt_{}.pt" if kind == "file" else SAFETENSORS), hashlib.sha256(steps[300]).hexdigest()
+    folder = "runs/step{}/" if kind == "folder" else ""
+    for step in (300, 400):
+        revision, file = own.revisions[step], (folder + name).format(step)
+        assert f"| `{revision.ref}` | `{revision.commit}` | `{file}` | 256 | `{digest}` |" in rows
+    assert len(rows) == 2
+    checksums, there = (
+        output_of(sys.executable, "-c", f"import warnings; warnings.simplefilter('ignore')\n{each}")
+        for each in code(text, "python")
+    )
+    printed = [line.split() for line in checksums.splitlines()]
+    assert len([line for line in printed if line[-1] == digest]) == 2
+    assert f"without {listed([600])}:" in text
+    assert "1200" in there
+    assert "600" not in there
+    if shutil.which("curl"):
+        for line in code(text, "bash")[0].splitlines():
+            assert digest in output_of("bash", "-c", line)
 
 
 def test_what_is_harmless_or_unreadable_is_not_for_the_publisher(hub: HubServer) -> None:
@@ -128,7 +192,7 @@ def test_a_break_that_weights_show_comes_with_a_check_of_weights(hub: HubServer)
     (_, check) = code(text, "python")
     compile(check, "check", "exec")
     for step in (0, 1):
-        assert f'"{known[A].revisions[step].commit}"' in check
+        assert f"('org/a', '{known[A].revisions[step].commit}', '')" in check
 
 
 # -- the file -------------------------------------------------------------------------------------------------

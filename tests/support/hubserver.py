@@ -381,8 +381,9 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         files = repository.commits[commit]
         if verb == ["commits"]:
-            listed = [{"id": id, "title": title, "message": ""} for id, title in repository.history[revision]]
-            return self._page(listed, urlsplit(self.path).path + "?")
+            made = {"message": "", "authors": [{"user": "publisher"}], "date": "2026-01-01T00:00:00.000Z"}
+            commits = [{"id": id, "title": title, **made} for id, title in repository.history[revision]]
+            return self._page(commits, urlsplit(self.path).path + "?")
         if verb == ["tree"]:
             return self._tree(files, "/".join(rest[1:]))
         if verb == ["paths-info"]:
