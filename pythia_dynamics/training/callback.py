@@ -44,7 +44,7 @@ class WeightDynamicsCallback(TrainerCallback):
     path
         The store, for instance ``cache/my-run.zarr``.
     tensors
-        Names of parameters or globs; by default the head.
+        As for `WeightMonitor`.
     when
         ``log`` records at logging steps, ``save`` at saving steps.
     with_gram

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pythia_dynamics.checkpoints.formats.slices import select
 from pythia_dynamics.checkpoints.registry import EMBED_OUT, FILE_NAMES
-from pythia_dynamics.checkpoints.roles import ROLES, Role
+from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
@@ -38,8 +38,9 @@ class WeightMonitor:
     path
         The store, for instance ``cache/my-run.zarr``. Every analysis finds it by that name.
     tensors
-        Names of parameters or globs. Default: the head W_U, as `get_output_embeddings` of the model gives it. That of
-        GPT-NeoX is stored as ``embed_out.weight``, as in its files; a tied head under the head's name.
+        Names of parameters, globs, ``all`` or roles (``unembedding``, ``embedding``). Default: the unembedding W_U, as
+        `get_output_embeddings` of the model gives it. That of GPT-NeoX is stored as ``embed_out.weight``, as in its
+        files; a tied one under the head's name.
     source
         The origin of the weights that a new store names. Default: its path.
     with_gram
@@ -61,7 +62,9 @@ class WeightMonitor:
     ) -> None:
         path = Path(path)
         self.path = path if path.suffix == ".zarr" else path.with_name(f"{path.name}.zarr")
-        self.patterns = (tensors,) if isinstance(tensors, str) else None if tensors is None else tuple(tensors)
+        self.patterns = (
+            (tensors,) if isinstance(tensors, str) else (UNEMBEDDING,) if tensors is None else tuple(tensors)
+        )
         self.with_gram = with_gram
         self.seconds = 0.0
         self._source = source
@@ -207,7 +210,7 @@ class WeightMonitor:
         return np.memmap(self.store.chunk_path(name, step), dtype=spec.numpy_dtype, mode="r", shape=(size,))
 
 
-def find_tensors(model: torch.nn.Module, patterns: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
+def find_tensors(model: torch.nn.Module, patterns: Sequence[str] = (UNEMBEDDING,)) -> dict[str, torch.Tensor]:
     """The tensors of a model that match patterns.
 
     Parameters
@@ -215,8 +218,8 @@ def find_tensors(model: torch.nn.Module, patterns: Sequence[str] | None = None) 
     model
         The model, or a wrapper of it (`DistributedDataParallel`, `torch.compile`).
     patterns
-        Names or globs of parameters, by the name in the model or in files. A tied tensor is found by either of its
-        names. None means the head.
+        Names of parameters in the model or in its files, globs, ``all`` and roles. A tied tensor is found by either of
+        its names.
 
     Returns
     -------
@@ -227,40 +230,38 @@ def find_tensors(model: torch.nn.Module, patterns: Sequence[str] | None = None) 
     ------
     UnknownNameError
         For a pattern that matches nothing.
-    PythiaDynError
-        For a model without a head where `patterns` is None.
+    CheckpointError
+        For a role that no tensor is known to have.
     """
     model = _unwrapped(model)
     file_names = FILE_NAMES.get(getattr(getattr(model, "config", None), "model_type", ""), {})
     named = {file_names.get(name, name): tensor for name, tensor in model.named_parameters(remove_duplicate=False)}
-    if patterns is None:
-        get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-        head = get_head()
-        if head is None:
-            first = ", ".join(list(named)[:4])
-            kind = type(model).__name__
-            raise PythiaDynError(f"{kind} has no output embeddings; name what to record, tensors=[...]: {first} …")
-        name = next(f"{place}.weight" for place, module in model.named_modules() if module is head)
-        return {file_names.get(name, name): head.weight}
-    found: dict[str, torch.Tensor] = {}
-    for pattern in patterns:
-        known = {file_names.get(pattern, pattern)} | {name for name in named if fnmatchcase(name, pattern)}
-        matched = [name for name in named if name in known]
-        if not matched:
-            raise UnknownNameError("tensor", pattern, named, where=type(model).__name__)
-        found |= {name: named[name] for name in matched}
-    return found
+    places = {module: name for name, module in model.named_modules()}
+    roles = {role: f"{places[module]}.weight" for role, module in _embeddings(model).items() if module in places}
+    names = select(
+        named,
+        [file_names.get(pattern, pattern) for pattern in patterns],
+        where=type(model).__name__,
+        roles={role: file_names.get(name, name) for role, name in roles.items()} or find_roles(named),
+    )
+    return {name: named[name] for name in names}
+
+
+def _embeddings(model: torch.nn.Module) -> dict[Role, torch.nn.Module]:
+    """The modules of a model that embed and unembed, as one of transformers says."""
+    modules: dict[Role, torch.nn.Module] = {}
+    for role, name in zip(ROLES, ("get_output_embeddings", "get_input_embeddings"), strict=True):
+        with suppress(NotImplementedError):  # transformers raises it for models without embeddings of tokens
+            module: Any = getattr(model, name, lambda: None)()
+            if isinstance(module, torch.nn.Module) and hasattr(module, "weight"):
+                modules[role] = module
+    return modules
 
 
 def _roles(model: torch.nn.Module, tensor: torch.Tensor) -> tuple[Role, ...] | None:
     """What a tensor of a model is for; None where the model does not say, as one that is not of transformers."""
-    modules: dict[Role, Any] = {}
-    for role, name in zip(ROLES, ("get_output_embeddings", "get_input_embeddings"), strict=True):
-        with suppress(NotImplementedError):  # transformers raises it for models without embeddings of tokens
-            modules[role] = getattr(model, name, lambda: None)()
-    if all(module is None for module in modules.values()):
-        return None
-    return tuple(role for role, module in modules.items() if getattr(module, "weight", None) is tensor)
+    modules = _embeddings(model)
+    return tuple(role for role, module in modules.items() if module.weight is tensor) if modules else None
 
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:

@@ -72,7 +72,10 @@ def test_without_a_known_role_several_tensors_are_an_error_that_lists_them(place
     suite = write(place / "mine", tie_word_embeddings=False)
     missing = run("fetch", "--model", suite)
     assert missing.exit_code == 1
-    assert "no tensor known to be its unembedding; name one with --tensor (it has transformer." in missing.stderr
+    assert (
+        "no tensor known to be its unembedding; name one, with --tensor on the command line (it has transformer."
+        in missing.stderr
+    )
     assert run("fetch", "--model", suite, "--tensor", "*.c_proj.weight", "--tensor", WTE).exit_code == 0
     unknown = run("order")
     assert unknown.exit_code == 1

@@ -290,7 +290,7 @@ def test_a_tied_head_is_the_embedding(hub: HubServer, tmp_path: Path) -> None:
         assert download("org/unclear", cache=tmp_path, tensors="*.dense.weight").complete
         shutil.rmtree(tmp_path / "unclear.zarr")
     hub.add("org/untied", {"step1": checkpoint(tied)})
-    with pytest.raises(CheckpointError, match="no tensor known to be its unembedding; name one with --tensor"):
+    with pytest.raises(CheckpointError, match="no tensor known to be its unembedding; name one, with --tensor"):
         download("org/untied", cache=tmp_path)
 
 

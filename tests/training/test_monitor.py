@@ -11,7 +11,7 @@ import pytest
 import torch
 import zarr
 from support import tiny_models
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXForCausalLM
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, GPTNeoXForCausalLM
 
 import pythia_dynamics as pyd
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, StoreError, UnknownNameError
@@ -223,8 +223,26 @@ def test_wrappers_are_looked_through_and_other_models_say_what_to_do() -> None:
     compiled = torch.nn.Module()  # what torch.compile makes, without its import of everything
     compiled._orig_mod = neox
     assert list(find_tensors(compiled)) == ["embed_out.weight"]
-    with pytest.raises(PythiaDynError, match=r"Walk has no output embeddings; name what to record.*layer\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"^Walk has no tensor known to be its unembedding; name one.*layer\.weight"
+    ):
         find_tensors(Walk())
+
+
+def test_roles_and_all_are_recorded_by_these_words() -> None:
+    neox, tied = GPTNeoXForCausalLM(tiny_models.config()), GPT2LMHeadModel(GPT2Config(**SMALL))
+    assert list(find_tensors(neox, ["embedding", "unembedding"])) == ["gpt_neox.embed_in.weight", "embed_out.weight"]
+    assert list(find_tensors(tied, ["embedding"])) == ["transformer.wte.weight"]
+    everything = find_tensors(neox, ["all"])
+    assert {id(tensor) for tensor in everything.values()} == {id(tensor) for tensor in neox.parameters()}
+    own = torch.nn.ModuleDict({"wte": torch.nn.Embedding(7, 3), "lm_head": torch.nn.Linear(3, 7)})  # as nanoGPT's
+    assert list(find_tensors(own)) == ["lm_head.weight"]
+    assert find_tensors(own, ["embedding"])["wte.weight"] is own["wte"].weight
+    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    encoder = BertModel(BertConfig(vocab_size=40, **sizes))  # has input embeddings only
+    assert list(find_tensors(encoder, ["embedding"])) == ["embeddings.word_embeddings.weight"]
+    with pytest.raises(CheckpointError, match=r"^BertModel has no tensor known to be its unembedding"):
+        find_tensors(encoder)
 
 
 def test_tensors_that_cannot_be_recorded(tmp_path: Path) -> None:

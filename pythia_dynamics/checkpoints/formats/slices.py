@@ -162,7 +162,9 @@ def _of_role(role: str, roles: Mapping[Role, str], known: Collection[str], where
         if name == role:
             return tensor
     shown = ", ".join(list(known)[:_SHOWN_NAMES]) + (", …" if len(known) > _SHOWN_NAMES else "")
-    raise CheckpointError(f"{where} has no tensor known to be its {role}; name one with --tensor (it has {shown})")
+    raise CheckpointError(
+        f"{where} has no tensor known to be its {role}; name one, with --tensor on the command line (it has {shown})"
+    )
 
 
 def parse_index(text: bytes, *, file: str) -> dict[str, str]:
