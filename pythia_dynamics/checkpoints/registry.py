@@ -212,7 +212,8 @@ class Model:
         Parameters
         ----------
         values
-            As for `Suite.changed`, or a TOML file with them; None or an empty mapping changes nothing.
+            As for `Suite.changed`, or a TOML file with them; None or an empty mapping changes nothing. ``config`` and
+            ``tokenizer`` may be directories relative to the current one.
 
         Raises
         ------
@@ -221,7 +222,10 @@ class Model:
         """
         if not values:
             return self
-        values = values if isinstance(values, Mapping) else read_suite(values)
+        values = dict(values) if isinstance(values, Mapping) else read_suite(values)
+        for key in ("config", "tokenizer"):
+            if isinstance(values.get(key), (str, Path)) and Path(values[key]).is_dir():
+                values[key] = str(Path(values[key]).resolve())
         suite = self.suite.changed(values)
         chosen = [part for part in PARTS if suite.part.get(part) != self.suite.part.get(part)]
         name = self.name

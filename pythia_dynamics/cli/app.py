@@ -291,9 +291,6 @@ def with_suite(command: Command) -> Command:
 
         suite = {} if suite_file is None else read_suite(suite_file)
         given = {key: options.pop(name) for name, key in _SUITE.items()}
-        for key in ("config", "tokenizer"):
-            if given[key] is not None and Path(given[key]).is_dir():
-                given[key] = str(Path(given[key]).resolve())
         return command(
             *args, suite=suite | {key: value for key, value in given.items() if value is not None}, **options
         )

@@ -92,3 +92,15 @@ def test_steps_are_read(spec: str, steps: tuple[int, ...] | None) -> None:
 def test_other_steps_are_refused(spec: str) -> None:
     with pytest.raises(PythiaDynError, match="steps"):
         suites.parse_steps(spec)
+
+
+def test_directories_given_from_python_are_those_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf").mkdir()
+    monkeypatch.chdir(tmp_path)
+    changed = suites.resolve("14m").changed({"config": "conf", "tokenizer": Path("conf")}).suite
+    assert (changed.config, changed.tokenizer) == (str(tmp_path / "conf"),) * 2
+    assert suites.resolve("14m").changed({"tokenizer": "owner/conf"}).suite.tokenizer == "owner/conf"
+    with pytest.raises(PythiaDynError, match="the suite's config cannot be"):
+        suites.resolve("14m").changed({"config": 3})
+    with pytest.raises(PythiaDynError, match=r"no/such"):
+        suites.resolve("14m").changed({"config": Path("no/such")})

@@ -215,6 +215,13 @@ def test_eight_values_can_have_two_phases() -> None:
     assert change_points(np.arange(7), values[:-1]) == ()
 
 
+def test_three_steps_have_one_direction() -> None:
+    weights = walk(np.random.default_rng(5), np.random.default_rng(6).normal(size=(2, 30, 7)))
+    one, other = (step.reshape(-1).astype(float) for step in np.diff(weights, axis=0))
+    cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+    np.testing.assert_allclose(phases(weights)["direction"], [np.nan, cosine, np.nan], atol=1e-6)
+
+
 def test_short_and_still_histories() -> None:
     for weights in (np.ones((1, 3, 2)), np.ones((2, 3, 2)), np.ones((30, 3, 2)), np.zeros((30, 3, 2))):
         assert found(phases(weights)) == {kind: [] for kind in DETECTORS}

@@ -20,7 +20,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from support.checkpoints import torch_file
-from support.tiny_models import tokenizer
+from support.tiny_models import SIZE, tokenizer
 
 __all__ = [
     "Kind",
@@ -43,23 +43,14 @@ Files = Mapping[str, bytes]
 """The files of a checkpoint by name."""
 
 _ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-_SIZE: dict[str, Any] = {
-    "vocab_size": 304,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 48,
-    "initializer_range": 0.2,
-}
 _GPT2: dict[str, Any] = {"vocab_size": 304, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
 
 
 def _config(kind: Kind) -> PretrainedConfig:
     if kind == "gpt-neox":
-        return transformers.GPTNeoXConfig(**_SIZE, **_ENDS)
+        return transformers.GPTNeoXConfig(**SIZE, **_ENDS)
     if kind == "olmo2":
-        return transformers.Olmo2Config(**_SIZE, **_ENDS)
+        return transformers.Olmo2Config(**SIZE, **_ENDS)
     if kind == "gpt2":
         return transformers.GPT2Config(**_GPT2, **_ENDS, n_positions=48)
     if kind == "bloom":
@@ -67,8 +58,8 @@ def _config(kind: Kind) -> PretrainedConfig:
             vocab_size=304, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, **_ENDS
         )
     if kind == "bert":
-        return transformers.BertConfig(**_SIZE)
-    return transformers.LlamaConfig(**_SIZE, **_ENDS, num_key_value_heads=2, tie_word_embeddings=kind == "llama-tied")
+        return transformers.BertConfig(**SIZE)
+    return transformers.LlamaConfig(**SIZE, **_ENDS, num_key_value_heads=2, tie_word_embeddings=kind == "llama-tied")
 
 
 @functools.cache

@@ -34,23 +34,24 @@ def tokenizer() -> Tokenizer:
     return result
 
 
+SIZE: dict[str, Any] = {
+    "vocab_size": 304,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 48,
+    "initializer_range": 0.2,  # large, so that the likeliest token is far from the next one
+}
+"""Values of a config by which a model is tiny."""
+
+
 def encode(text: str) -> list[int]:
     return list(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
 def config(**changes: Any) -> GPTNeoXConfig:
-    settings: dict[str, Any] = {
-        "vocab_size": 304,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 48,
-        "initializer_range": 0.2,  # large, so that the likeliest token is far from the next one
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    return GPTNeoXConfig(**{**settings, **changes})
+    return GPTNeoXConfig(**{**SIZE, "bos_token_id": 0, "eos_token_id": 0, **changes})
 
 
 def model(seed: int = 0, **changes: Any) -> GPTNeoXForCausalLM:
