@@ -209,6 +209,13 @@ def test_the_level_of_a_signal_does_not_matter() -> None:
         assert change_points(STEPS[:60], level + values) == change_points(STEPS[:60], values)
 
 
+def test_rounding_is_no_noise_that_lines_could_explain() -> None:
+    steps = np.arange(143) * 10
+    for values in (np.linspace(0, 1 / 3, 143), np.arange(143) * 0.1 + 7, np.arange(143) * np.pi * 1e3 + 1e5):
+        assert change_points(steps, values) == ()
+    assert change_points(steps, np.maximum(steps - 580, 0) * 0.1) == (580,)
+
+
 def test_eight_values_can_have_two_phases() -> None:
     values = np.array([0, 0, 0, 0, 5.0, 5, 5, 5])
     assert change_points(np.arange(8), values) == (4,)
