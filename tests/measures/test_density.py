@@ -171,6 +171,7 @@ def xr_equal(a, b):
         ({"bins": [1]}, "increasing"),
         ({"bins": [[0, 1], [2, 3]]}, "increasing"),
         ({"quantiles": [2]}, "between 0 and 1"),
+        ({"quantiles": [-0.5, 0.5]}, "between 0 and 1"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -228,6 +229,19 @@ def test_modes_are_those_of_a_kernel_estimate(centres, spread, shift):
     rng = np.random.default_rng(len(centres))
     sample = np.concatenate([rng.normal(centre + shift, spread, 3000) for centre in centres])
     values, counts = np.unique(np.round(sample, 2), return_counts=True)
+    assert count_modes(values, counts) == kernel_estimate_modes(values, counts)
+
+
+@pytest.mark.parametrize("seed", [2, 4, 14, 22, 24, 27, 28, 37])
+def test_modes_of_mixtures_with_heavy_tails_far_from_zero(seed):
+    """In some the standard deviation decides the width of the kernel, in others the distance of the quartiles."""
+    rng = np.random.default_rng(seed)
+    count, centre = rng.integers(1, 4), rng.normal(0, 5)
+    parts = [
+        rng.normal(centre + rng.normal(0, 3), rng.uniform(0.2, 1), rng.integers(100, 400)) for _ in range(count)
+    ]
+    parts.append(rng.standard_t(2, size=100) * 2 + centre)
+    values, counts = np.unique(np.round(np.concatenate(parts), 2), return_counts=True)
     assert count_modes(values, counts) == kernel_estimate_modes(values, counts)
 
 

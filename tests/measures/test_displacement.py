@@ -225,6 +225,13 @@ def test_no_msd_is_negative(dtype):
     np.testing.assert_allclose(found[1::2], 0, atol=1e-9)
 
 
+def test_a_low_peak_between_the_ends_is_one():
+    base = np.random.default_rng(1).normal(size=(30, 5))
+    base -= base.mean()
+    moved = np.array([1.0, 1, 1, -0.2])[:, None, None] * base  # the integral is 1, 2, 3 and 2.8 times the base
+    assert msd(moved)["msd"].attrs["peak_step"] == 2
+
+
 def test_steps_whose_squares_are_too_large_are_named():
     w = walk(4, 30, 5, np.float32)
     w[2] *= 1e25
