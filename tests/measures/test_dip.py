@@ -12,7 +12,15 @@ from support.walks import DTYPES
 
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.density import density
-from pythia_dynamics.measures.dip import _DIP_QUANTILES, SAMPLE_SIZE, TAIL_PROBABILITIES, dip, dip_p, dip_test
+from pythia_dynamics.measures.dip import (
+    _DIP_QUANTILES,
+    SAMPLE_SIZE,
+    TAIL_PROBABILITIES,
+    _rounding_intervals,
+    dip,
+    dip_p,
+    dip_test,
+)
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 
@@ -67,6 +75,32 @@ def test_each_weight_is_moved_within_its_rounding(dtype):
     moved = low + (high - low) * rng.random(200)
     assert float(found["dip"][0]) == pytest.approx(dip(moved), rel=1e-12)
     assert float(found["dip_p"][0]) == pytest.approx(dip_p(dip(moved), 200), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rounding_intervals_end_half_way_and_at_the_greatest_values(dtype):
+    largest = float(ml_dtypes.finfo(dtype).max)
+    low, high = _rounding_intervals(np.array([-largest, 1.0, largest]), dtype)
+    spacing = float(ml_dtypes.finfo(dtype).eps)  # above 1; below it is half of that
+    next_to_largest = largest - largest / (2 / spacing - 1)
+    assert low.tolist() == [-largest, 1 - spacing / 4, (largest + next_to_largest) / 2]
+    assert high.tolist() == [-(largest + next_to_largest) / 2, 1 + spacing / 2, largest]
+
+
+def test_two_thousand_weights_are_drawn():
+    weights = np.sort(np.random.default_rng(3).normal(0, 0.1, 5000)).astype(np.float16)
+    found = dips_of(History.from_array(weights.reshape(1, 50, 100), [7000]))
+    rng = np.random.default_rng(7000)
+    drawn = weights[np.sort(rng.choice(5000, 2000, replace=False, shuffle=False))].astype(np.float64)
+    low, high = _rounding_intervals(drawn, "float16")
+    assert float(found["dip"][0]) == pytest.approx(dip(low + (high - low) * rng.random(2000)), rel=1e-12)
+
+
+def test_a_step_with_a_weight_that_is_not_finite_has_no_dip():
+    weights = np.random.default_rng(1).normal(0, 0.05, (2, 60, 40)).astype(np.float16)
+    weights[1, 3, 4] = np.inf
+    with pytest.warns(NonFiniteWarning):
+        assert np.isnan(dips_of(weights)["dip"]).values.tolist() == [False, True]
 
 
 def test_dips_that_are_known():
