@@ -72,6 +72,12 @@ def test_many_rows_are_added_in_blocks():
     np.testing.assert_allclose(gram.mean_row, exact.mean(axis=0), rtol=1e-12, atol=1e-15)
 
 
+def test_a_power_law_with_an_exponent_below_two_is_found():
+    values = 1 + np.random.default_rng(5).pareto(0.5, 400)
+    assert power_law(values) == pytest.approx(1.5, abs=0.1)
+    assert power_law(values) == pytest.approx(oracles.power_law(values), rel=1e-12)
+
+
 def test_the_power_law_is_found():
     rng = np.random.default_rng(3)
     pareto = (1 - rng.uniform(size=3000)) ** (-1 / 1.5)  # density ~ λ^−2.5
