@@ -3,6 +3,7 @@
 from .checkpoints.registry import resolve as resolve
 from .claims.scorecard import judge as judge
 from .errors import PythiaDynError as PythiaDynError
+from .evaluation.paired import paired_difference as paired_difference
 from .evaluation.portrait import portrait as portrait
 from .evaluation.runner import perplexity as perplexity
 from .history.cache import open_history as open_history

@@ -117,7 +117,7 @@ def below_one(saved: SavedResults) -> Decision:
             curve = Curve.of(table[column])
             if len(curve):
                 least[mode], steps[f"steps_{mode}"] = float(curve.values.min()), len(curve)
-            nonfinite += int(np.nansum(table["nonfinite"].to_numpy()))
+            nonfinite += int(np.nansum(table["nonfinite"].to_numpy() + table["overflow"].to_numpy()))
     if not least:
         saved.read("perplexity-forward.csv", known=_published(saved))
         raise NotTestableError("perplexity-forward.csv has no finite perplexity", _published(saved))

@@ -272,6 +272,9 @@ with_bandwidth = click.option(
     show_default=True,
     help="MB/s, for the estimate of the time.",
 )
+with_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Replace tables of perplexities that were computed under other settings."
+)
 with_steps = click.option("--steps", help="paper (1000 … 143000), all, 1000,2000 or 1000:143000:1000.")
 
 

@@ -33,6 +33,7 @@ __all__ = ["garden"]
 )
 @click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Passages.")
 @app.with_device
+@app.with_overwrite
 @app.with_workers
 @app.with_bandwidth
 @click.option("--plan", "only_plan", is_flag=True, help="Print the plan and stop.")
@@ -49,6 +50,7 @@ def garden(
     corpus: str,
     limit: int,
     device: str,
+    overwrite: bool,
     workers: int,
     bandwidth: float,
     only_plan: bool,
@@ -91,6 +93,7 @@ def garden(
             cache=cache,
             results=results,
             device=device,
+            overwrite=overwrite,
             suite=suite,
         )
     for name, reasons in result.missing.items():

@@ -63,6 +63,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     callback=_gigabytes,
     help="GB of downloads on disk.  [default: one checkpoint ahead]",
 )
+@app.with_overwrite
 @app.with_suite
 @click.option("--show", metavar="PHRASE", default=None, help="Print the completion of each prefix of a phrase (Fig 5).")
 @app.with_cache
@@ -98,8 +99,8 @@ def perplexity(
                 answer.facts.append(_complete(model, show, settings))
     if gaps := sum(len(fact.get("missing", ())) for fact in answer.facts):
         answer.fail(f"{gaps} steps have no perplexity (see above); run the same command again to retry them")
-    elif nonfinite := sum(fact.get("nonfinite", 0) for fact in answer.facts):
-        answer.fail(f"{nonfinite} sentences have no finite perplexity; the column nonfinite counts them by step")
+    elif invalid := sum(fact.get("nonfinite", 0) + fact.get("overflow", 0) for fact in answer.facts):
+        answer.fail(f"{invalid} sentences have no perplexity; the columns nonfinite and overflow count them by step")
     answer.finish()
 
 

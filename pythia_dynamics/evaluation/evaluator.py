@@ -11,12 +11,12 @@ from pythia_dynamics.device import resolve_device, resolve_dtype
 from pythia_dynamics.errors import CheckpointError
 from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus, load_tokenizer
-from pythia_dynamics.evaluation.forward import forward_row, forward_scores
-from pythia_dynamics.evaluation.last_word import encode_targets, last_word_row, last_word_scores
+from pythia_dynamics.evaluation.forward import forward_scores
+from pythia_dynamics.evaluation.last_word import encode_targets, last_word_scores
 from pythia_dynamics.evaluation.model import build_model, context_length, load_weights, prefix_token, round_head
-from pythia_dynamics.evaluation.records import Row
+from pythia_dynamics.evaluation.rows import Row
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
-from pythia_dynamics.evaluation.unmasking import prefix_curves, unmask, unmask_row
+from pythia_dynamics.evaluation.unmasking import prefix_curves, unmask, unmask_scores
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -136,11 +136,11 @@ class Evaluator:
         """The row of the checkpoint that was loaded last."""
         model, budget = self._loaded.model, self.settings.batch_tokens
         if mode == "forward":
-            return Row(forward_row(forward_scores(model, self.sequences, batch_tokens=budget)))
+            return Row(forward_scores(model, self.sequences, batch_tokens=budget))
         if mode == "last-word":
-            return Row(last_word_row(last_word_scores(model, self.targets, batch_tokens=budget)))
+            return Row(last_word_scores(model, self.targets, batch_tokens=budget))
         results = unmask(model, self.sequences, batch_tokens=budget)
-        return Row(unmask_row(results), prefix_curves(results))
+        return Row(unmask_scores(results), prefix_curves(results))
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], model: PreTrainedModel) -> list[list[int]]:

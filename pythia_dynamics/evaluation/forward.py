@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from pythia_dynamics.evaluation.scoring import Sentences, score, summarise
+from pythia_dynamics.evaluation.scoring import Sentences, score
 
-__all__ = ["forward_row", "forward_scores"]
+__all__ = ["forward_scores"]
 
 
 def forward_scores(
@@ -34,8 +34,3 @@ def forward_scores(
         When a single sentence does not fit in memory.
     """
     return score(model, sequences, [1] * len(sequences), batch_tokens=batch_tokens)
-
-
-def forward_row(scores: Sentences) -> dict[str, float]:
-    """One row of ``perplexity-forward.csv``; `summarise` explains the columns."""
-    return summarise(scores.nll, scores.entropy, scores.tokens)

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from pythia_dynamics.evaluation.scoring import Sentences, score, valid_sentences
+from pythia_dynamics.evaluation.scoring import (
+    Sentences,
+    count_sentences,
+    score,
+    standard_error,
+    valid_sentences,
+)
 
 __all__ = ["Target", "encode_targets", "last_word_row", "last_word_scores", "split_last_word"]
 
@@ -123,12 +129,20 @@ def last_word_row(scores: Sentences) -> dict[str, float]:
     -------
     dict
         ``ppl``, exp of the mean NLL of a target, and ``accuracy``, the share of targets that are predicted: both over
-        the valid targets, and NaN when there is none. ``sentences`` counts the valid targets; ``nonfinite`` those that
-        were scored but have exp(NLL) not finite or below 1.
+        the valid targets, and NaN when there is none. ``ppl_se`` and ``accuracy_se`` are their standard errors over
+        targets, that of ``ppl`` by the delta method. ``sentences``, ``nonfinite`` and ``overflow`` are those of
+        `count_sentences`, with the word in the place of the tokens.
     """
     words = (scores.tokens > 0).astype(np.int64)
     valid = valid_sentences(scores.nll, words)
-    row = {"sentences": int(valid.sum()), "nonfinite": int(words.sum() - valid.sum())}
+    row = count_sentences(scores.nll, words)
     if not valid.any():
-        return {"ppl": np.nan, "accuracy": np.nan} | row
-    return {"ppl": float(np.exp(scores.nll[valid].mean())), "accuracy": float(scores.greedy[valid].mean())} | row
+        return dict.fromkeys(("ppl", "accuracy", "ppl_se", "accuracy_se"), np.nan) | row
+    nll, greedy = scores.nll[valid], scores.greedy[valid].astype(np.float64)
+    perplexity = float(np.exp(nll.mean()))
+    return {
+        "ppl": perplexity,
+        "accuracy": float(greedy.mean()),
+        "ppl_se": perplexity * standard_error(nll),
+        "accuracy_se": standard_error(greedy),
+    } | row

@@ -1,81 +1,59 @@
-"""The rows of one mode: kept in memory, written to ``perplexity-<mode>.csv`` as they come, read again by a later run.
+"""The rows of one mode: kept in memory, written as they come, read again by a later run or another process.
 
-Beside the table, ``perplexity-<mode>.json`` holds the settings under which the rows were computed, the commit that each
-came from, and notes on how it was evaluated. Rows of other settings are never mixed with new ones. As most suites are
+The files of a mode in the results of a model:
+
+* ``perplexity-<mode>.zarr``: the scores of every passage at every step (`pythia_dynamics.evaluation.archive`);
+* ``perplexity-<mode>.json``: the settings under which all rows were computed, and for every row its index in the
+  archive, the commit that it came from, and notes on how it was evaluated. A row is there as soon as this file, which
+  is replaced whole, has it;
+* ``perplexity-<mode>.csv``, and ``perplexity-unmask-prefix.csv``: the tables, made from these two.
+
+Several processes may write rows of one table: whoever writes holds a lock, reads first what the others have written,
+and adds its own rows. Rows of other settings are never mixed, and only replaced on request. As most suites are
 evaluated in one way throughout, ``notes`` are those of the first row, and ``notes_by_step`` has those of the rows whose
 notes are others; it is left out where there are none.
 """
 
 from __future__ import annotations
 
-import math
+import shutil
 import time
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from filelock import FileLock
 
+from pythia_dynamics.errors import PythiaDynError, StoreError
+from pythia_dynamics.evaluation.archive import Archive
+from pythia_dynamics.evaluation.rows import FIELDS, Row, curve_lines, dataset_of, header, line
 from pythia_dynamics.evaluation.settings import Mode
-from pythia_dynamics.files import atomic_file
-from pythia_dynamics.tables import csv_text, read_csv, read_json, write_json
+from pythia_dynamics.files import atomic_file, store_errors
+from pythia_dynamics.tables import read_json, write_json
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["COLUMNS", "CURVES", "Records", "Row"]
+__all__ = ["Records"]
 
-_SENTENCES = ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "sentences", "nonfinite", "tokens", "entropy")
-COLUMNS: Mapping[Mode, tuple[str, ...]] = {
-    "forward": _SENTENCES,
-    "unmask": _SENTENCES,
-    "last-word": ("ppl", "accuracy", "sentences", "nonfinite"),
-}
-"""Columns of ``perplexity-<mode>.csv`` after `step`, and variables of the mode's dataset."""
-
-CURVES = {"nll_mean": "prefix_nll", "entropy": "prefix_entropy", "sentences": "prefix_sentences"}
-"""Columns of ``perplexity-unmask-prefix.csv`` after `step` and `prefix`, and their names in the dataset."""
-
-_COUNTS = ("sentences", "nonfinite", "tokens")
-"""Columns that are written as integers."""
-
-_UNITS_AND_NAMES: Mapping[str, tuple[str, str]] = {
-    "ppl": ("1", "perplexity of the last word"),
-    "ppl_mean": ("1", "mean perplexity of a sentence"),
-    "ppl_median": ("1", "median perplexity of a sentence"),
-    "ppl_corpus": ("1", "perplexity over all tokens"),
-    "nll_mean": ("nat", "mean over sentences of the NLL per token"),
-    "accuracy": ("1", "share of last words that greedy decoding gives"),
-    "sentences": ("1", "sentences with a valid perplexity"),
-    "nonfinite": ("1", "sentences whose perplexity is not finite, or below 1"),
-    "tokens": ("1", "tokens scored"),
-    "entropy": ("nat", "mean over sentences of the entropy per predicted token"),
-    "prefix_nll": ("nat", "mean NLL per generated token"),
-    "prefix_entropy": ("nat", "mean entropy per generated token"),
-    "prefix_sentences": ("1", "sentences longer than the prefix"),
-}
 _FLUSH_SECONDS = 1.0
 """Least time between two writes. A write replaces the files and waits for the disk, and it takes longer the more rows
 there are; once a second it stays a small part of the run, and a run that is killed loses one second of rows."""
 
+_POLL_SECONDS = 0.02
+"""Wait between two attempts to take the lock, which is held for some 50 ms."""
+
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """The result of one revision in one mode.
+class _Kept:
+    """A row, the commit that it came from, how it was evaluated, and its index in the archive once it is written."""
 
-    Parameters
-    ----------
-    values
-        Value of each column of `COLUMNS`; NaN, or no entry, where there is none.
-    curves
-        Only of unmasking: for each column of `CURVES` the values by prefix length 1 … K, shape (K,), float64.
-    """
-
-    values: Mapping[str, float]
-    curves: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    row: Row
+    commit: str | None
+    notes: Mapping[str, Any]
+    index: int | None = None
 
 
 class Records:
@@ -86,38 +64,61 @@ class Records:
     mode
         Which table the rows belong to.
     directory
-        Where the files are; rows found there that were computed under the same `settings` are used again, others are
-        replaced with a warning. None keeps the rows in memory only.
+        Where the files are; rows found there are used again. None keeps the rows in memory only.
     settings
-        What decides the values of a row besides the checkpoint; values that JSON can hold.
+        What decides the values of a row besides the checkpoint, up to rounding; values that JSON can hold.
+    overwrite
+        Replace rows that were computed under other settings, when the first new row is written.
 
     Attributes
     ----------
-    missing
-        Reason by step, of the steps that could not be evaluated.
+    added_elsewhere
+        The steps whose rows another process has written since this object was made.
+
+    Raises
+    ------
+    PythiaDynError
+        There are rows of other settings, or files that cannot be read, and `overwrite` is not set.
     """
 
-    def __init__(self, mode: Mode, directory: Path | None, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, mode: Mode, directory: Path | None, settings: Mapping[str, Any], *, overwrite: bool = False
+    ) -> None:
         self.mode = mode
         self.settings = dict(settings)
-        self.missing: dict[int, str] = {}
-        self._notes: dict[int, dict[str, Any]] = {}
-        self._commits: dict[int, str | None] = {}
-        self._rows: dict[int, Row] = {}
-        self._lines: dict[int, tuple[str, str]] = {}  # CSV text of each row, so that a flush formats only new rows
+        self.added_elsewhere: set[int] = set()
         self._directory = directory
+        self._overwrite = overwrite
+        self._rows: dict[int, _Kept] = {}
+        self._missing: dict[int, str] = {}
+        self._failed: dict[int, str] = {}
+        self._lines: dict[int, tuple[_Kept, str, str]] = {}  # CSV text of each row: a write formats only new rows
+        self._replaces = False
+        self._read_state: object = False  # nothing was read
+        self._used = 0  # indices of the archive that the files refer to are below this
         self._changed = False
         self._flushed = time.monotonic()
-        if directory is not None:
-            self._load(directory)
+        if directory is not None and directory.is_dir():
+            with self._locked(directory):
+                self._remove_unfinished(directory)
+                self._merge(directory)
+            self.added_elsewhere.clear()
+            # A process that was killed may have written the rows, and not yet the tables.
+            self._changed = bool(self._rows) and any(_text(path) != text for path, text in self._tables(directory))
+
+    @property
+    def missing(self) -> dict[int, str]:
+        """Reason by step, of the steps that could not be evaluated: by this run, or by an earlier one."""
+        earlier = {step: reason for step, reason in self._missing.items() if step not in self._rows}
+        return {**earlier, **self._failed}
 
     def has(self, step: int, commit: str | None) -> bool:
         """Whether there is a row of a step that was computed from this commit."""
-        return step in self._rows and self._commits.get(step) == commit
+        return step in self._rows and self._rows[step].commit == commit
 
     def notes(self, step: int) -> Mapping[str, Any]:
         """How the row of a step was evaluated; empty where there is no row."""
-        return self._notes.get(step, {})
+        return self._rows[step].notes if step in self._rows else {}
 
     def add(self, step: int, commit: str | None, row: Row, notes: Mapping[str, Any] | None = None) -> None:
         """Add the row of a step, or replace it.
@@ -133,35 +134,47 @@ class Records:
         notes
             How it was evaluated, such as the number of passages that were cut; values that JSON can hold.
         """
-        self.missing.pop(step, None)
-        self._lines.pop(step, None)
-        self._commits[step] = commit
-        self._rows[step] = row
-        self._notes[step] = dict(notes or {})
+        self._failed.pop(step, None)
+        self._rows[step] = _Kept(row, commit, dict(notes or {}))
         self._changed = True
 
     def add_missing(self, step: int, reason: str) -> None:
-        """Record that a step could not be evaluated; its row is empty and it is tried again next time."""
-        for known in (self._rows, self._lines, self._commits, self._notes):
-            known.pop(step, None)
-        self.missing[step] = reason
+        """Record that a step could not be evaluated. It is tried again next time.
+
+        A row of the step that is there, of an earlier commit, stays in the files, but is not in `dataset`.
+        """
+        self._failed[step] = reason
         self._changed = True
+
+    def refresh(self) -> None:
+        """Take over the rows that other processes have written. Raises as the class."""
+        if self._directory is not None and self._state(self._directory) != self._read_state:
+            with self._locked(self._directory):
+                self._merge(self._directory)
 
     def flush(self, *, force: bool = False) -> None:
         """Write what has changed, unless the last write was less than a second ago and `force` is not set.
 
-        Each file appears whole or not at all. Raises `StoreError`.
+        Each file appears whole or not at all.
+
+        Raises
+        ------
+        StoreError
+            A file cannot be written.
+        PythiaDynError
+            Another process has written rows of other settings since.
         """
         if self._directory is None or not self._changed:
             return
         if not force and time.monotonic() - self._flushed < _FLUSH_SECONDS:
             return
-        table, curves = self._tables()
-        if self.mode == "unmask":
-            _write_text(self._directory / f"{self._stem}-prefix.csv", curves)
-        _write_text(self._directory / f"{self._stem}.csv", table)
-        # Last: a run that ends before this line leaves rows that are computed again, never rows of wrong settings.
-        write_json(self._directory / f"{self._stem}.json", self._sidecar())
+        with store_errors(self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        with self._locked(self._directory):
+            self._merge(self._directory)
+            if self._replaces and all(kept.index is not None for kept in self._rows.values()):
+                return  # there is nothing yet to replace the other rows with
+            self._write(self._directory)
         self._changed = False
         self._flushed = time.monotonic()
 
@@ -179,108 +192,179 @@ class Records:
         Returns
         -------
         xarray.Dataset
-            One float64 variable for each column; unmasking adds the curves over `prefix`, NaN beyond the longest
-            prefix of a step.
+            As `dataset_of`.
         """
-        import xarray as xr
-
-        empty = Row({})
-        rows = [self._rows.get(step, empty) for step in steps]
-        variables: dict[str, Any] = {
-            name: ("step", np.array([row.values.get(name, np.nan) for row in rows], np.float64), _attributes(name))
-            for name in COLUMNS[self.mode]
-        }
-        coordinates: dict[str, Any] = {"step": np.asarray(steps, np.int64)}
-        if self.mode == "unmask":
-            longest = max((len(curve) for row in rows for curve in row.curves.values()), default=0)
-            coordinates["prefix"] = ("prefix", np.arange(1, longest + 1), {"long_name": "tokens given"})
-            for column, name in CURVES.items():
-                padded = np.full((len(rows), longest), np.nan)
-                for line, row in zip(padded, rows, strict=True):
-                    curve = row.curves.get(column, padded[0, :0])
-                    line[: len(curve)] = curve
-                variables[name] = (("step", "prefix"), padded, _attributes(name))
-        wanted = set(steps)
-        absent = {str(step): reason for step, reason in sorted(self.missing.items()) if step in wanted}
-        notes, by_step = self._notes_of(steps)
+        wanted = {step: self._rows[step].row if self._is_known(step) else None for step in steps}
+        missing = self.missing
+        absent = {str(step): missing[step] for step in sorted(missing) if step in wanted}
+        notes, by_step = self._notes_of(step for step in wanted if self._is_known(step))
         notes |= {"notes_by_step": by_step} if by_step else {}
         known = {**self.settings, **attributes, **notes, "mode": self.mode, "missing": absent}
-        return xr.Dataset(variables, coordinates, known)
+        return dataset_of(self.mode, wanted).assign_attrs(known)
 
-    def _notes_of(self, steps: Iterable[int]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """The notes of the first of the steps that has a row, and by step those of the others where they differ."""
-        notes = [(step, self._notes[step]) for step in sorted(steps) if step in self._notes]
-        first = dict(notes[0][1]) if notes else {}
-        return first, {str(step): dict(others) for step, others in notes if others != first}
+    # -- files ------------------------------------------------------------------------------------------------
 
     @property
     def _stem(self) -> str:
         return f"perplexity-{self.mode}"
 
+    @contextmanager
+    def _locked(self, directory: Path) -> Iterator[None]:
+        """Hold the lock of the table. An `OSError` inside becomes a `StoreError`."""
+        path = directory / self._stem
+        with store_errors(path), FileLock(directory / f".{self._stem}.lock", poll_interval=_POLL_SECONDS):
+            yield
+
+    def _archive(self, directory: Path) -> Archive:
+        return Archive(directory / f"{self._stem}.zarr", FIELDS[self.mode])
+
+    def _sidecar_path(self, directory: Path) -> Path:
+        return directory / f"{self._stem}.json"
+
+    def _state(self, directory: Path) -> object:
+        """What changes whenever the file of the rows is replaced."""
+        try:
+            found = self._sidecar_path(directory).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _remove_unfinished(self, directory: Path) -> None:
+        """Remove files that a killed process did not finish: only who holds the lock writes here."""
+        archive = self._archive(directory).path
+        for path in (*directory.glob(f".{self._stem}[.-]*.partial"), *archive.rglob("*.partial")):
+            path.unlink(missing_ok=True)
+
+    def _merge(self, directory: Path) -> None:
+        """Take over the rows in the files. Own rows that are not written yet stay."""
+        state = self._state(directory)
+        if state == self._read_state:
+            return
+        self._replaces = False
+        new = {step: kept for step, kept in self._rows.items() if kept.index is None}
+        path = self._sidecar_path(directory)
+        if state is None:
+            if path.with_suffix(".csv").exists():
+                self._refuse(path, f"rows that cannot be read ({path.name} is not there)")
+            self._rows, self._missing, self._used, self._read_state = new, {}, 0, None
+            return
+        try:
+            found = read_json(path)
+            differences = _differences(found["settings"], self.settings)
+            indices = {int(step): int(index) for step, index in found["indices"].items()}
+            listed = {step: (index, found["revisions"][str(step)]) for step, index in indices.items()}
+            by_step, first = found.get("notes_by_step", {}), dict(found["notes"])
+            missing = {int(step): str(reason) for step, reason in found["missing"].items()}
+            if differences and listed:
+                count = "1 row" if len(listed) == 1 else f"{len(listed)} rows"
+                raise _OtherSettingsError(f"{count} of other settings ({'; '.join(differences)})")
+            missing = {} if differences else missing
+            rows = self._read(directory, listed, by_step, first)
+        except _OtherSettingsError as error:
+            self._refuse(path, str(error))
+            return
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, PythiaDynError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._refuse(path, f"rows that cannot be read ({reason})")
+            return
+        self.added_elsewhere |= {step for step, kept in rows.items() if self._rows.get(step) is not kept} - new.keys()
+        self._rows, self._missing, self._read_state = {**rows, **new}, missing, state
+        self._used = max(indices.values(), default=-1) + 1
+
+    def _refuse(self, path: Path, what: str) -> None:
+        """Raise an error, unless rows are to be replaced."""
+        if not self._overwrite:
+            table = path.with_suffix(".csv")
+            raise PythiaDynError(f"{table} has {what}; --overwrite replaces them, another --results keeps them")
+        self._replaces = True
+
+    def _read(
+        self,
+        directory: Path,
+        listed: Mapping[int, tuple[int, str | None]],
+        by_step: Mapping[str, Mapping[str, Any]],
+        first: Mapping[str, Any],
+    ) -> dict[int, _Kept]:
+        """The rows that the files list; those that are known already are not read again."""
+        found = {
+            step: self._rows[step]
+            for step, (index, _) in listed.items()
+            if step in self._rows and self._rows[step].index == index
+        }
+        new = [step for step in listed if step not in found]
+        fields = self._archive(directory).read(listed[step][0] for step in new)
+        for step, values in zip(new, fields, strict=True):
+            if (values["sentence_tokens"] < 0).any():
+                raise StoreError(f"there are no scores of step {step}")
+            index, commit = listed[step]
+            found[step] = _Kept(Row.from_fields(values), commit, dict(by_step.get(str(step), first)), index)
+        return found
+
+    def _write(self, directory: Path) -> None:
+        """Write the rows that are new, then which rows there are, then the tables."""
+        archive = self._archive(directory)
+        if self._replaces:
+            # First the file without which the others are not read.
+            self._sidecar_path(directory).unlink(missing_ok=True)
+            shutil.rmtree(archive.path, ignore_errors=True)
+            self._replaces, self._used = False, 0
+        new = {step: kept for step, kept in sorted(self._rows.items()) if kept.index is None}
+        indices = archive.write({step: kept.row.fields(self.mode) for step, kept in new.items()}, self._used)
+        self._used += len(new)
+        for step, kept in new.items():
+            self._rows[step] = _Kept(kept.row, kept.commit, kept.notes, indices[step])
+        write_json(self._sidecar_path(directory), self._sidecar())
+        self._read_state = self._state(directory)
+        for path, text in self._tables(directory):
+            with atomic_file(path) as file:
+                file.write(text.encode())
+
     def _sidecar(self) -> dict[str, Any]:
-        notes, by_step = self._notes_of(self._notes)
+        notes, by_step = self._notes_of(self._rows)
+        rows = [(str(step), kept) for step, kept in sorted(self._rows.items())]
         return {
             "settings": self.settings,
             "notes": notes,
             **({"notes_by_step": by_step} if by_step else {}),
-            "missing": {str(step): reason for step, reason in sorted(self.missing.items())},
-            "revisions": {str(step): commit for step, commit in sorted(self._commits.items())},
+            "missing": {str(step): reason for step, reason in sorted(self._without_row().items())},
+            "revisions": {step: kept.commit for step, kept in rows},
+            "indices": {step: kept.index for step, kept in rows},
         }
 
-    def _tables(self) -> tuple[str, str]:
-        """Text of the table and of the curves."""
-        columns, curve_columns = ("step", *COLUMNS[self.mode]), ("step", "prefix", *CURVES)
-        for step in self._rows.keys() - self._lines.keys():
-            row = self._rows[step]
-            values = (_cell(name, row.values.get(name, math.nan)) for name in columns[1:])
-            main = _lines(columns, [(step, *values)])
-            self._lines[step] = (main, _lines(curve_columns, _curve_rows(step, row)))
-        empty = {step: (_lines(columns, [(step, *[None] * (len(columns) - 1))]), "") for step in self.missing}
-        lines = [line for _, line in sorted({**empty, **self._lines}.items())]
-        table = csv_text(columns, ()) + "".join(main for main, _ in lines)
-        return table, csv_text(curve_columns, ()) + "".join(curves for _, curves in lines)
-
-    def _load(self, directory: Path) -> None:
-        """Use the rows that are there, or warn that they will be replaced."""
-        table, sidecar = directory / f"{self._stem}.csv", directory / f"{self._stem}.json"
-        if not table.is_file():
-            return
-        try:
-            before = read_json(sidecar)
-            changed = _differences(before["settings"], self.settings)
-            if not changed:
-                commits = {int(step): commit for step, commit in before["revisions"].items()}
-                missing = {int(step): str(reason) for step, reason in before["missing"].items()}
-                rows, by_step = self._read(directory), before.get("notes_by_step", {})
-                notes = {step: dict(by_step.get(str(step), before["notes"])) for step in rows}
-                self._rows, self._commits, self.missing, self._notes = rows, commits, missing, notes
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            changed = ["they cannot be read"]
-        if changed:
-            reason = f"rows of {table} were computed under other settings and are replaced ({'; '.join(changed)})"
-            warnings.warn(reason, stacklevel=2)
-
-    def _read(self, directory: Path) -> dict[int, Row]:
-        """The rows of the files that are not empty."""
-        curves: dict[int, list[tuple[float, ...]]] = {}
+    def _tables(self, directory: Path) -> list[tuple[Path, str]]:
+        """Path and text of the table, and of that of the curves."""
+        for step, kept in self._rows.items():
+            if step not in self._lines or self._lines[step][0].row is not kept.row:
+                curves = curve_lines(step, kept.row) if self.mode == "unmask" else ""
+                self._lines[step] = (kept, line(self.mode, step, kept.row), curves)
+        known = {step: self._lines[step][1:] for step in self._rows}
+        empty = {step: (line(self.mode, step, None), "") for step in self._without_row()}
+        lines = [each for _, each in sorted({**empty, **known}.items())]
+        table, curves = (start + "".join(texts) for start, *texts in zip(header(self.mode), *lines, strict=True))
+        tables = [(directory / f"{self._stem}.csv", table)]
         if self.mode == "unmask":
-            for record in read_csv(directory / f"{self._stem}-prefix.csv"):
-                line = tuple(_number(record[name]) for name in CURVES)
-                curves.setdefault(int(record["step"]), []).append(line)
-        rows = {}
-        for record in read_csv(directory / f"{self._stem}.csv"):
-            step = int(record["step"])
-            if not record["sentences"]:
-                continue  # a missing step, which is tried again
-            values = {name: _number(record[name]) for name in COLUMNS[self.mode]}
-            by_prefix = np.array(curves.get(step, [])).reshape(-1, len(CURVES)).T
-            rows[step] = Row(values, dict(zip(CURVES, by_prefix, strict=True)) if self.mode == "unmask" else {})
-        return rows
+            tables.insert(0, (directory / f"{self._stem}-prefix.csv", curves))
+        return tables
+
+    # -- rows -------------------------------------------------------------------------------------------------
+
+    def _is_known(self, step: int) -> bool:
+        """Whether there is a row that is of the present checkpoint, as far as this run knows."""
+        return step in self._rows and step not in self._failed
+
+    def _without_row(self) -> dict[int, str]:
+        """The missing steps that have no row at all."""
+        return {step: reason for step, reason in self.missing.items() if step not in self._rows}
+
+    def _notes_of(self, steps: Iterable[int]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """The notes of the first of the steps that has a row, and by step those of the others where they differ."""
+        notes = [(step, self._rows[step].notes) for step in sorted(steps) if step in self._rows]
+        first = dict(notes[0][1]) if notes else {}
+        return first, {str(step): dict(others) for step, others in notes if others != first}
 
 
-def _attributes(name: str) -> dict[str, str]:
-    units, long_name = _UNITS_AND_NAMES[name]
-    return {"units": units, "long_name": long_name}
+class _OtherSettingsError(PythiaDynError):
+    """The files have rows of other settings."""
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -289,26 +373,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     return [f"{name}: {before.get(name)} → {now.get(name)}" for name in names if before.get(name) != now.get(name)]
 
 
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
-
-
-def _cell(name: str, value: float) -> float:
-    """A value as its column is written: counts as integers."""
-    return int(value) if name in _COUNTS and not math.isnan(value) else float(value)
-
-
-def _curve_rows(step: int, row: Row) -> Iterable[Sequence[float]]:
-    values = zip(*(row.curves[name].tolist() for name in CURVES), strict=True) if row.curves else ()
-    for prefix, line in enumerate(values, start=1):
-        yield step, prefix, *(_cell(name, value) for name, value in zip(CURVES, line, strict=True))
-
-
-def _lines(columns: Sequence[str], rows: Iterable[Sequence[float | None]]) -> str:
-    """The rows as CSV text without the line of the columns."""
-    return csv_text(columns, rows).removeprefix(csv_text(columns, ()))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_file(path) as file:
-        file.write(text.encode())
+def _text(path: Path) -> str | None:
+    """The text of a file; None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None

@@ -57,21 +57,22 @@ def perplexity(
         ``"forward"``, ``"unmask"`` or ``"last-word"``, see `Mode`.
     out
         Directory (``results/<name>``) for ``perplexity-<mode>.csv``. Steps it already has, computed from the same
-        commits under the same settings, are not computed again; rows of other settings are replaced, with a warning.
-        None writes nothing.
+        commits under the same settings, are not computed again, whoever wrote them: several processes may work on the
+        steps of one model. None writes nothing.
     progress
         Called with the number of revisions that are done and their total.
     **settings
         Fields of `EvaluationSettings`: corpus, limit, steps, device, dtype, head, tf32, source, batch_tokens,
-        max_tokens, disk_budget. Their meanings and defaults are there.
+        max_tokens, disk_budget, overwrite. Their meanings and defaults are there.
 
     Returns
     -------
     xarray.Dataset
-        The columns of the mode's table as float64 variables over `step`; unmasking adds curves over `prefix`. A step
-        that is missing is NaN, with its reason in ``attrs["missing"]``. A sentence whose perplexity is not finite or
-        below 1 is counted in `nonfinite` and left out of the means, which are over the other `sentences`; a step
-        without a valid sentence is NaN.
+        The columns of the mode's table as float64 variables over `step`, the scores of each passage over `step` and
+        `sentence`; unmasking adds curves over `prefix`. A step that is missing is NaN, with its reason in
+        ``attrs["missing"]``. A sentence whose perplexity is not finite or below 1 is counted in `nonfinite` or
+        `overflow` and left out of the means, which are over the other `sentences`; a step without a valid sentence is
+        NaN. Columns that end in ``_se`` are standard errors over sentences.
 
         ``attrs["unscored"]`` counts the passages that are too short to score, ``attrs["truncated"]`` those that were
         cut, ``attrs["context"]`` is the longest sequence read, in tokens; ``config_sha256`` and ``tokenizer_sha256``
@@ -92,6 +93,8 @@ def perplexity(
         For a text that cannot be loaded.
     CheckpointError
         When no revision could be evaluated.
+    PythiaDynError
+        The table in `out` was computed under other settings, and the setting `overwrite` is not set.
     """
     (chosen,) = check_modes([mode])
     return evaluate(model, [chosen], EvaluationSettings.from_mapping(settings), out=out, progress=progress)[chosen]
@@ -123,7 +126,7 @@ def evaluate(
 
     Raises
     ------
-    UnknownNameError, CorpusError, CheckpointError
+    PythiaDynError
         As `perplexity`, which also says what is warned of.
     """
     chosen = check_modes(modes)
@@ -133,27 +136,29 @@ def evaluate(
     wanted = _wanted_steps(settings, available, source.location)
     folder = None if out is None else Path(out)
     row_settings = _row_settings(source, corpus, settings, folder)
-    records = {mode: Records(mode, folder, row_settings) for mode in chosen}
+    records = {mode: Records(mode, folder, row_settings, overwrite=settings.overwrite) for mode in chosen}
     reader = CheckpointReader(source, available)
     todo = _steps_to_evaluate(source, available, reader, wanted, records)
     done = len(wanted) - len(todo)
     progress(done, len(wanted))
-    evaluator = Evaluator(corpus, chosen, settings)
+    evaluator, provenance = Evaluator(corpus, chosen, settings), _provenance(settings)
     try:
         with matmul_precision(tf32=settings.tf32):
             revisions = [available[step] for step in todo]
             for revision, found in snapshots(source, revisions, disk_budget=settings.disk_budget):
+                modes = [mode for mode in todo[revision.step] if not _is_done_elsewhere(records[mode], revision)]
                 try:
                     if isinstance(found, Exception):
                         raise found
-                    evaluator.load(reader.read(revision, found))
+                    if modes:
+                        evaluator.load(reader.read(revision, found))
                 except (PythiaDynError, OSError) as error:
                     reason = " ".join((str(error) or type(error).__name__).split())
-                    for mode in todo[revision.step]:
+                    for mode in modes:
                         records[mode].add_missing(revision.step, reason)
                 else:
-                    for mode in todo[revision.step]:
-                        notes = evaluator.notes(mode)
+                    for mode in modes:
+                        notes = {**evaluator.notes(mode), **provenance}
                         records[mode].add(revision.step, revision.commit, evaluator.row(mode), notes)
                 for record in records.values():
                     record.flush()
@@ -162,8 +167,7 @@ def evaluate(
     finally:
         for record in records.values():
             record.flush(force=True)
-    device_name = describe_device(resolve_device(settings.device))
-    attributes = {"model": source.name, "device_name": device_name, **corpus.provenance, **_places(source)}
+    attributes = {"model": source.name, **corpus.provenance, **_places(source)}
     results = {mode: record.dataset(wanted, attributes) for mode, record in records.items()}
     for record in records.values():
         if all(step in record.missing for step in wanted):
@@ -186,17 +190,28 @@ def _wanted_steps(settings: EvaluationSettings, available: Mapping[int, Revision
 
 
 def _row_settings(source: Source, corpus: Corpus, settings: EvaluationSettings, out: Path | None) -> dict[str, Any]:
-    """What decides the values of a row, besides the checkpoint; written beside the rows."""
+    """What decides the values of a row, besides the checkpoint, up to rounding; written beside the rows."""
     text = {"corpus": corpus.name, "corpus_sha256": corpus.sha256, "passages": len(corpus.texts)}
-    device = resolve_device(settings.device).type
     # results/<model>/, or results/<model>/<head>/: a suite in the same project is found in a copy of the project too.
     project = None if out is None else out.resolve().parents[1 if settings.head == "as-is" else 2]
-    model = {"dtype": settings.dtype, "device": device, "head": settings.head, "tf32": settings.tf32}
-    versions = {"pythia_dynamics": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    model = {"dtype": settings.dtype, "head": settings.head, "tf32": settings.tf32}
     places = _places(source)
     if out is not None and project is not None:
         places = {key: portable(place, out, project) for key, place in places.items()}
-    return {**places, **text, **model, "max_tokens": settings.max_tokens, **versions}
+    return {**places, **text, **model, "max_tokens": settings.max_tokens}
+
+
+def _provenance(settings: EvaluationSettings) -> dict[str, Any]:
+    """With what a row is computed: it decides the rounding, and is noted with the row."""
+    device = resolve_device(settings.device)
+    versions = {"pythia_dynamics": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"device": device.type, "device_name": describe_device(device), **versions}
+
+
+def _is_done_elsewhere(record: Records, revision: Revision) -> bool:
+    """Whether another process has written the row of a checkpoint meanwhile."""
+    record.refresh()
+    return revision.step in record.added_elsewhere and record.has(revision.step, revision.commit)
 
 
 def _places(source: Source) -> dict[str, str]:

@@ -23,11 +23,13 @@ from pythia_dynamics.evaluation.products import linear
 __all__ = [
     "Sentences",
     "TokenStatistics",
+    "count_sentences",
     "default_batch_tokens",
     "head_of",
     "head_statistics",
     "right_pad",
     "score",
+    "standard_error",
     "summarise",
     "valid_sentences",
 ]
@@ -247,8 +249,7 @@ def _score_batch(
 def valid_sentences(nll: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which sentences have a valid perplexity exp(NLL/T): finite, at least 1, over at least one token.
 
-    A perplexity below 1 would be a probability above 1. Sentences that are scored but not valid are errors of the
-    arithmetic and are counted as ``nonfinite``.
+    A perplexity below 1 would be a probability above 1.
 
     Parameters
     ----------
@@ -266,38 +267,74 @@ def valid_sentences(nll: NDArray[np.float64], tokens: NDArray[np.int64]) -> NDAr
         return np.asarray(np.isfinite(perplexity) & (perplexity >= 1), dtype=np.bool_)
 
 
-def summarise(nll: NDArray[np.float64], entropy: NDArray[np.float64], tokens: NDArray[np.int64]) -> dict[str, float]:
+def count_sentences(nll: NDArray[np.float64], tokens: NDArray[np.int64]) -> dict[str, int]:
+    """How many sentences are valid, and what is wrong with the others that were scored.
+
+    Parameters
+    ----------
+    nll, tokens
+        As for `valid_sentences`.
+
+    Returns
+    -------
+    dict
+        ``sentences``, the valid ones; ``nonfinite``, those whose NLL is NaN, infinite or below 0, which are errors of
+        the arithmetic; ``overflow``, those whose NLL is right but whose perplexity is beyond the range of float64.
+    """
+    valid = valid_sentences(nll, tokens)
+    overflow = ~valid & (tokens > 0) & np.isfinite(nll) & (nll > 0)
+    nonfinite = ~valid & (tokens > 0) & ~overflow
+    return {"sentences": int(valid.sum()), "nonfinite": int(nonfinite.sum()), "overflow": int(overflow.sum())}
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """The standard error of the mean of independent values, shape (S,): their standard deviation / √S. NaN for one."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
+
+
+def summarise(scores: Sentences) -> dict[str, float]:
     """One row of ``perplexity-forward.csv`` or ``perplexity-unmask.csv``.
 
     Parameters
     ----------
-    nll, entropy
-        Sums over the scored tokens of each sentence, nats, shape (S,).
-    tokens
-        Number of scored tokens T of each sentence, shape (S,).
+    scores
+        NLL and entropy of each sentence, and its number T of scored tokens.
 
     Returns
     -------
     dict
         ``ppl_mean`` and ``ppl_median`` of the perplexities exp(NLL/T) of the sentences (Garden Eq 6), ``ppl_corpus``
         over all tokens alike, ``nll_mean`` and ``entropy``, means over sentences of the values per token (nats). All
-        are over the valid sentences (see `valid_sentences`), and NaN when there is none. ``sentences`` counts the valid
-        sentences, ``tokens`` their scored tokens, ``nonfinite`` the sentences that were scored but are not valid.
+        are over the valid sentences (see `valid_sentences`), and NaN when there is none. ``sentences``, ``nonfinite``
+        and ``overflow`` are those of `count_sentences`, ``tokens`` counts the scored tokens of the valid sentences.
+
+        ``ppl_mean_se``, ``ppl_corpus_se`` and ``nll_mean_se`` are standard errors over sentences, taken as independent;
+        that of ``ppl_corpus`` is the first order of the delta method for the exponential of a ratio of sums. NaN for a
+        single sentence.
     """
-    valid = valid_sentences(nll, tokens)
-    row = {
-        "sentences": int(valid.sum()),
-        "nonfinite": int((tokens > 0).sum() - valid.sum()),
-        "tokens": int(tokens[valid].sum()),
-    }
+    valid = valid_sentences(scores.nll, scores.tokens)
+    nll, entropy, tokens = scores.nll[valid], scores.entropy[valid], scores.tokens[valid]
+    row = count_sentences(scores.nll, scores.tokens) | {"tokens": int(tokens.sum())}
     if not valid.any():
-        return dict.fromkeys(("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "entropy"), np.nan) | row
-    per_token = nll[valid] / tokens[valid]
+        return dict.fromkeys(_OF_VALID, np.nan) | row
+    per_token = nll / tokens
     perplexity = np.exp(per_token)
+    mean_nll = nll.sum() / tokens.sum()
+    ppl_corpus = float(np.exp(mean_nll))
+    residual = (nll - mean_nll * tokens) / tokens.mean()
     return {
         "ppl_mean": float(perplexity.mean()),
         "ppl_median": float(np.median(perplexity)),
-        "ppl_corpus": float(np.exp(nll[valid].sum() / tokens[valid].sum())),
+        "ppl_corpus": ppl_corpus,
         "nll_mean": float(per_token.mean()),
-        "entropy": float((entropy[valid] / tokens[valid]).mean()),
+        "entropy": float((entropy / tokens).mean()),
+        "ppl_mean_se": standard_error(perplexity),
+        "ppl_corpus_se": ppl_corpus * standard_error(residual),
+        "nll_mean_se": standard_error(per_token),
     } | row
+
+
+_OF_VALID = (
+    *("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "entropy"),
+    *("ppl_mean_se", "ppl_corpus_se", "nll_mean_se"),
+)

@@ -119,6 +119,9 @@ class EvaluationSettings(ModelSettings):
         context of the model.
     disk_budget
         Bytes of downloaded checkpoints to keep on disk. None keeps the current one and the next one.
+    overwrite
+        Replace a table of results that was computed under other settings, once there is a row to replace it with.
+        Otherwise it is an error, and the table stays.
 
     Raises
     ------
@@ -132,6 +135,7 @@ class EvaluationSettings(ModelSettings):
     batch_tokens: int | None = None
     max_tokens: int | None = None
     disk_budget: int | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,9 +28,9 @@ from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
 from pythia_dynamics.evaluation.lockstep import LockstepCache
 from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import transposed_linear_layers
-from pythia_dynamics.evaluation.scoring import head_of, head_statistics, right_pad, summarise, valid_sentences
+from pythia_dynamics.evaluation.scoring import Sentences, head_of, head_statistics, right_pad, valid_sentences
 
-__all__ = ["Completion", "Unmasking", "cached_positions", "illustrate", "prefix_curves", "unmask", "unmask_row"]
+__all__ = ["Completion", "Unmasking", "cached_positions", "illustrate", "prefix_curves", "unmask", "unmask_scores"]
 
 
 _Number = TypeVar("_Number", np.int64, np.float32)
@@ -274,20 +274,20 @@ def _assemble(
     )
 
 
-def _sums(results: Sequence[Unmasking]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """NLL, entropy and number of all tokens generated for each sentence."""
-    nll = np.array([result.per_prefix(result.nll).sum() for result in results])
-    entropy = np.array([result.per_prefix(result.entropy).sum() for result in results])
-    tokens = np.array([result.prefixes * (result.prefixes + 1) // 2 for result in results], dtype=np.int64)
-    return nll, entropy, tokens
+def unmask_scores(results: Sequence[Unmasking]) -> Sentences:
+    """NLL, entropy and number of the t(t−1)/2 tokens that were generated for all prefixes of each sentence.
 
-
-def unmask_row(results: Sequence[Unmasking]) -> dict[str, float]:
-    """One row of ``perplexity-unmask.csv``; `summarise` explains the columns.
-
-    The tokens of a sentence are the t(t−1)/2 tokens generated for all of its prefixes.
+    Parameters
+    ----------
+    results
+        From `unmask`. `greedy` of the scores is True: every token is the likeliest one.
     """
-    return summarise(*_sums(results))
+    return Sentences(
+        nll=np.array([result.per_prefix(result.nll).sum() for result in results], dtype=np.float64),
+        entropy=np.array([result.per_prefix(result.entropy).sum() for result in results], dtype=np.float64),
+        tokens=np.array([result.prefixes * (result.prefixes + 1) // 2 for result in results], dtype=np.int64),
+        greedy=np.ones(len(results), dtype=np.bool_),
+    )
 
 
 def prefix_curves(results: Sequence[Unmasking]) -> dict[str, NDArray[np.float64]]:
@@ -305,8 +305,8 @@ def prefix_curves(results: Sequence[Unmasking]) -> dict[str, NDArray[np.float64]
         k tokens of their NLL and entropy per generated token, NaN where there is no such sentence; ``sentences``, the
         number of these sentences.
     """
-    nll, _, tokens = _sums(results)
-    valid = valid_sentences(nll, tokens)
+    scores = unmask_scores(results)
+    valid = valid_sentences(scores.nll, scores.tokens)
     longest = max((result.prefixes for result in results), default=0)
     sums = np.zeros((2, longest))
     sentences = np.zeros(longest)

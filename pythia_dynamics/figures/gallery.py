@@ -117,7 +117,7 @@ def perplexity_figure(results: Results, mode: Mode) -> FigureSpec:
     """
     table = results.read_table(f"perplexity-{mode}")
     curve = table["ppl" if mode == "last-word" else "ppl_corpus"]
-    invalid = int(np.nansum(table["nonfinite"].to_numpy()))
+    invalid = int(np.nansum(table["nonfinite"].to_numpy() + table["overflow"].to_numpy()))
     caption = f"{_MODES[mode]} perplexity, linear and logarithmic: {from_to(curve, '.4g')}"
     if np.isfinite(curve).any():
         caption += f", least at step {int(curve.idxmin()):,}"

@@ -43,11 +43,11 @@ _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy",
 _OPTIONAL = ("loss", "dloss_db")
 """Columns that a table of this package has only where the loss is known."""
 
-_OF_SENTENCES = ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "sentences", "nonfinite")
+_OF_SENTENCES = ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "sentences", "nonfinite", "overflow")
 _PERPLEXITY_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "perplexity-forward": _OF_SENTENCES,
     "perplexity-unmask": _OF_SENTENCES,
-    "perplexity-last-word": ("ppl", "accuracy", "sentences", "nonfinite"),
+    "perplexity-last-word": ("ppl", "accuracy", "sentences", "nonfinite", "overflow"),
 }
 """Columns that a table of perplexities always has."""
 

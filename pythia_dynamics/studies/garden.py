@@ -214,7 +214,7 @@ def run(
     suite
         Values of the models' suites, as for `FetchRequest`.
     **evaluation
-        Fields of `EvaluationSettings`: corpus, limit, device, dtype.
+        Fields of `EvaluationSettings`: corpus, limit, device, dtype, overwrite.
 
     Returns
     -------

@@ -266,10 +266,11 @@ def draw_perplexity(
         files = [results.path / f"{kind}.csv", *save_figures([perplexity_figure(results, mode)])]
         results.record(kind, dataset.attrs)
         first, last = ends(dataset["ppl" if mode == "last-word" else "ppl_corpus"])
-        nonfinite = int(np.nansum(dataset["nonfinite"].to_numpy()))
+        nonfinite, overflow = (int(np.nansum(dataset[name].to_numpy())) for name in ("nonfinite", "overflow"))
         summary = f"{mode} perplexity {first:.4g} → {last:.4g}"
-        summary += f"; {nonfinite} sentences over all steps had none" if nonfinite else ""
-        facts = {"first": first, "last": last, "nonfinite": nonfinite, "missing": dataset.attrs["missing"]}
+        summary += f"; {nonfinite + overflow} sentences over all steps had none" if nonfinite + overflow else ""
+        facts = {"first": first, "last": last, "nonfinite": nonfinite, "overflow": overflow}
+        facts["missing"] = dataset.attrs["missing"]
         outcomes.append(Outcome(kind, tuple(files), summary, facts))
         progress(done, len(scores))
     return outcomes

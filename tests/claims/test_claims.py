@@ -94,7 +94,7 @@ def write(results: Results, kind: str, table: xr.Dataset) -> None:
 
 def scores(ppl: np.ndarray, steps: np.ndarray = STEPS) -> xr.Dataset:
     columns = {"ppl_corpus": ppl, "ppl_mean": ppl, "ppl_median": ppl, "nll_mean": np.log(ppl)}
-    columns |= {"sentences": np.full(len(ppl), 9), "nonfinite": np.zeros(len(ppl))}
+    columns |= {"sentences": np.full(len(ppl), 9), "nonfinite": np.zeros(len(ppl)), "overflow": np.zeros(len(ppl))}
     return xr.Dataset({name: ("step", values) for name, values in columns.items()}, {"step": steps})
 
 

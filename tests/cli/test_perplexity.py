@@ -161,3 +161,39 @@ def test_a_rounded_head_has_results_of_its_own(run: Run, suites: dict[str, Path]
     assert plain.read_text() != rounded.read_text()
     settings = json.loads(rounded.with_suffix(".json").read_text())["settings"]
     assert settings["head"] == "ternary"
+
+
+# -- results that are there stay ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    for step in (10, 20, 30, 40):
+        write_checkpoint(tmp_path / "long" / f"step{step}", model(step))
+    return tmp_path / "long"
+
+
+def table(tmp_path: Path) -> list[str]:
+    return (tmp_path / "results" / "long" / "perplexity-forward.csv").read_text().splitlines()
+
+
+def test_a_short_try_replaces_no_table(run: Run, long: Path, tmp_path: Path) -> None:
+    assert run("--model", long).exit_code == 0
+    before = table(tmp_path)
+    assert len(before) == 5
+    line = failure(run("--model", long, "--limit", 2, "--steps", "10,20"))
+    assert "perplexity-forward.csv has 4 rows of other settings (" in line
+    assert "passages: 6 → 2" in line
+    assert "--overwrite replaces them" in line
+    assert table(tmp_path) == before
+    assert run("--model", long, "--limit", 2, "--steps", "10,20", "--overwrite").exit_code == 0
+    assert len(table(tmp_path)) == 3
+
+
+def test_steps_that_are_asked_for_one_after_the_other_add_up(run: Run, long: Path, tmp_path: Path) -> None:
+    for steps in ("20,40", "10", "20,30"):
+        assert run("--model", long, "--steps", steps).exit_code == 0
+    whole = table(tmp_path)
+    assert [line.split(",")[0] for line in whole[1:]] == ["10", "20", "30", "40"]
+    assert run("--model", long, "--overwrite").exit_code == 0  # of the same settings: nothing to replace
+    assert table(tmp_path) == whole

@@ -26,10 +26,11 @@ from pythia_dynamics.evaluation import evaluator
 from pythia_dynamics.evaluation.checkpoint import describe_differences
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.evaluator import LoadedModel
-from pythia_dynamics.evaluation.forward import forward_row, forward_scores
+from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.model import build_model
 from pythia_dynamics.evaluation.portrait import completions, portrait
 from pythia_dynamics.evaluation.runner import evaluate, perplexity
+from pythia_dynamics.evaluation.scoring import summarise
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode, ModelSettings
 
 STEPS = (1, 2, 3, 10)
@@ -180,7 +181,7 @@ def test_each_step_is_run_with_its_own_files(
         folder = suite / f"step{step}"
         own = Tokenizer.from_file(str(folder / "tokenizer.json"))
         weights = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        expected = forward_row(forward_scores(weights, [own.encode(text).ids[:8] for text in TEXTS[:3]]))
+        expected = summarise(forward_scores(weights, [own.encode(text).ids[:8] for text in TEXTS[:3]]))
         row = results["forward"].sel(step=step)
         for name, value in expected.items():
             np.testing.assert_allclose(row[name], value, rtol=1e-6)

@@ -9,8 +9,8 @@ from support.tiny_models import TEXTS, encode, model
 from transformers import GPTNeoXForCausalLM
 
 from pythia_dynamics.evaluation import scoring
-from pythia_dynamics.evaluation.forward import forward_row, forward_scores
-from pythia_dynamics.evaluation.scoring import summarise
+from pythia_dynamics.evaluation.forward import forward_scores
+from pythia_dynamics.evaluation.scoring import Sentences, summarise
 
 SENTENCES = [encode(text) for text in TEXTS]
 
@@ -34,7 +34,7 @@ def test_each_sentence_as_in_a_plain_loop(batch_tokens: int) -> None:
     some = scores.tokens > 0
     np.testing.assert_allclose(scores.nll[some] / scores.tokens[some], expected[:, 0], rtol=1e-5)
     np.testing.assert_allclose(scores.entropy[some] / scores.tokens[some], expected[:, 1], rtol=1e-5)
-    row = forward_row(scores)
+    row = summarise(scores)
     perplexities = np.exp(expected[:, 0])
     assert row["ppl_mean"] == pytest.approx(perplexities.mean(), rel=1e-5)
     assert row["ppl_median"] == pytest.approx(np.median(perplexities), rel=1e-5)
@@ -82,7 +82,7 @@ def test_the_largest_logit_is_the_first_of_equals(vocab: int) -> None:
 def test_a_head_of_zeros_gives_the_uniform_distribution() -> None:
     weights = model()
     torch.nn.init.zeros_(weights.lm_head.weight)
-    row = forward_row(forward_scores(weights, SENTENCES))
+    row = summarise(forward_scores(weights, SENTENCES))
     for column in ("ppl_mean", "ppl_median", "ppl_corpus"):
         assert row[column] == pytest.approx(304, rel=1e-6)
     assert row["entropy"] == pytest.approx(math.log(304), rel=1e-6)
@@ -96,7 +96,7 @@ def test_a_model_that_is_certain_has_perplexity_one_not_less() -> None:
         weights.gpt_neox.final_layer_norm.bias.fill_(1.0)
         weights.lm_head.weight[7] = 3.0  # logit 96 for token 7, 0 for the others
     scores = forward_scores(weights, [[7] * 9, [5, 7]])
-    row = forward_row(scores)
+    row = summarise(scores)
     assert (scores.nll >= 0).all()
     assert row["ppl_mean"] == 1.0
     assert row["nonfinite"] == 0
@@ -106,8 +106,8 @@ def test_a_model_that_is_certain_has_perplexity_one_not_less() -> None:
 def test_sentences_without_a_token_to_score() -> None:
     scores = forward_scores(model(), [[], [3], [3, 4]])
     assert scores.tokens.tolist() == [0, 0, 1]
-    assert forward_row(scores)["sentences"] == 1
-    nothing = forward_row(forward_scores(model(), [[], [3]]))
+    assert summarise(scores)["sentences"] == 1
+    nothing = summarise(forward_scores(model(), [[], [3]]))
     assert nothing["sentences"] == nothing["nonfinite"] == 0
     assert math.isnan(nothing["ppl_mean"])
 
@@ -117,14 +117,14 @@ def test_weights_that_are_nan_are_counted_not_dropped() -> None:
     with torch.no_grad():
         weights.gpt_neox.embed_in.weight[encode("moon")[-1]] = torch.nan
     scores = forward_scores(weights, SENTENCES)
-    row = forward_row(scores)
+    row = summarise(scores)
     spoilt = sum(not np.isfinite(value) for value in scores.nll)
     scored = (scores.tokens > 0).sum()
     assert 0 < spoilt < scored
     assert (row["nonfinite"], row["sentences"]) == (spoilt, scored - spoilt)
     assert math.isfinite(row["ppl_mean"])
     torch.nn.init.constant_(weights.lm_head.weight, torch.nan)
-    row = forward_row(forward_scores(weights, SENTENCES))
+    row = summarise(forward_scores(weights, SENTENCES))
     assert (row["nonfinite"], row["sentences"]) == (scored, 0)
     assert all(math.isnan(row[name]) for name in ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "entropy"))
 
@@ -132,8 +132,8 @@ def test_weights_that_are_nan_are_counted_not_dropped() -> None:
 def test_what_is_no_perplexity_is_nonfinite() -> None:
     nll = np.array([2.0, -0.5, np.inf, np.nan, 4.0, 0.0, 800.0])
     tokens = np.array([1, 1, 1, 1, 2, 0, 1])
-    row = summarise(nll, np.ones(7), tokens)
-    assert (row["sentences"], row["nonfinite"], row["tokens"]) == (2, 4, 3)
+    row = summarise(Sentences(nll, np.ones(7), tokens, np.ones(7, np.bool_)))
+    assert (row["sentences"], row["nonfinite"], row["overflow"], row["tokens"]) == (2, 3, 1, 3)
     assert row["ppl_mean"] == row["ppl_corpus"] == pytest.approx(math.exp(2))
 
 
@@ -156,8 +156,8 @@ def test_float16_overflow_is_reported() -> None:
         layer.mlp.dense_h_to_4h.weight.normal_(std=1e4)
         layer.post_attention_layernorm.weight.fill_(20.0)
         layer.mlp.dense_4h_to_h.weight.fill_(1e-6)
-    assert forward_row(forward_scores(weights, SENTENCES))["nonfinite"] == 0
-    row = forward_row(forward_scores(weights.half(), SENTENCES))
+    assert summarise(forward_scores(weights, SENTENCES))["nonfinite"] == 0
+    row = summarise(forward_scores(weights.half(), SENTENCES))
     assert row["nonfinite"] == len(SENTENCES)
     assert math.isnan(row["ppl_mean"])
 

@@ -24,13 +24,14 @@ from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.evaluator import Evaluator
 from pythia_dynamics.evaluation.evaluator import encode as encode_for
-from pythia_dynamics.evaluation.forward import forward_row, forward_scores
+from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.model import build_model, load_weights, round_head, weight_files
 from pythia_dynamics.evaluation.portrait import completions
 from pythia_dynamics.evaluation.runner import evaluate, perplexity
+from pythia_dynamics.evaluation.scoring import summarise
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, ModelSettings
 from pythia_dynamics.evaluation.snapshots import snapshots
-from pythia_dynamics.evaluation.unmasking import unmask, unmask_row
+from pythia_dynamics.evaluation.unmasking import unmask, unmask_scores
 
 CORPUS = Corpus("texts", TEXTS)
 OPTIONS: dict[str, Any] = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
@@ -87,8 +88,8 @@ def test_every_mode_over_all_revisions_in_one_pass(suite: Path, tmp_path: Path) 
     for i, step in enumerate((1, 2, 10)):
         weights = from_scratch(suite / f"step{step}")
         for mode, expected in (
-            ("forward", forward_row(forward_scores(weights, sentences))),
-            ("unmask", unmask_row(unmask(weights, sentences))),
+            ("forward", summarise(forward_scores(weights, sentences))),
+            ("unmask", summarise(unmask_scores(unmask(weights, sentences)))),
         ):
             for name, value in expected.items():
                 np.testing.assert_allclose(results[mode][name][i], value, rtol=1e-6)
@@ -98,14 +99,19 @@ def test_every_mode_over_all_revisions_in_one_pass(suite: Path, tmp_path: Path) 
     assert forward["ppl_mean"].attrs["units"] == "1"
     assert forward.attrs["missing"] == {}
     assert forward.attrs["truncated"] == sum(len(encode(text)) > 8 for text in TEXTS)
-    assert set(results["last-word"].data_vars) == {"ppl", "accuracy", "sentences", "nonfinite"}
+    columns = {"ppl", "accuracy", "sentences", "nonfinite", "overflow", "ppl_se", "accuracy_se"}
+    scores = {f"sentence_{name}" for name in ("nll", "entropy", "tokens", "greedy")}
+    assert set(results["last-word"].data_vars) == columns | scores
+    per_token = (forward["sentence_nll"] / forward["sentence_tokens"]).mean("sentence")
+    np.testing.assert_allclose(per_token, forward["nll_mean"], rtol=1e-12)
     assert results["last-word"].attrs["truncated"] == 0
     assert [results[mode].attrs["unscored"] for mode in MODES] == [0, 0, 0]
     assert results["unmask"]["prefix_entropy"].dims == ("step", "prefix")
     assert results["unmask"]["prefix"].values.tolist() == list(range(1, 8))
-    files = sorted(path.name for path in out.iterdir())
+    files = sorted(path.name for path in out.glob("[!.]*"))
     assert files == sorted(
-        [f"perplexity-{m}.{suffix}" for m in MODES for suffix in ("csv", "json")] + ["perplexity-unmask-prefix.csv"]
+        [f"perplexity-{m}.{suffix}" for m in MODES for suffix in ("csv", "json", "zarr")]
+        + ["perplexity-unmask-prefix.csv"]
     )
     header, *lines = (out / "perplexity-forward.csv").read_text().splitlines()
     assert header.startswith("step,ppl_mean,ppl_median,ppl_corpus,nll_mean,sentences,nonfinite")
@@ -117,7 +123,7 @@ def test_every_mode_over_all_revisions_in_one_pass(suite: Path, tmp_path: Path) 
 def test_one_mode_is_one_dataset_and_nothing_is_written_without_out(suite: Path) -> None:
     before = sorted(suite.rglob("*"))
     result = perplexity(LocalSource(suite), steps=[2], **OPTIONS)
-    assert result.sizes == {"step": 1}
+    assert result.sizes == {"step": 1, "sentence": 6}
     assert sorted(suite.rglob("*")) == before
 
 
@@ -171,24 +177,77 @@ def test_a_checkpoint_that_changed_is_evaluated_again(
         {"corpus": Corpus("texts", TEXTS[::-1])},
     ],
 )
-def test_rows_of_other_settings_are_replaced_with_a_warning(
+def test_rows_of_other_settings_are_replaced_on_request_only(
     suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]], change: dict[str, Any]
 ) -> None:
     options = {**OPTIONS, "out": tmp_path / "results"}
     perplexity(suite, **options)
+    before = contents(tmp_path / "results")
     evaluated.clear()
-    with pytest.warns(UserWarning, match="other settings"):
-        perplexity(suite, steps=[2], **{**options, **change})
+    other = {**options, **change, "steps": [2]}
+    with pytest.raises(PythiaDynError, match=r"has 3 rows of other settings \(.* → .*\); --overwrite replaces them"):
+        perplexity(suite, **other)
+    assert (evaluated, contents(tmp_path / "results")) == ([], before)
+    with pytest.raises(UnknownNameError, match="no step 7"):  # nothing is lost by a run that fails
+        perplexity(suite, overwrite=True, **{**other, "steps": [7]})
+    (suite / "step1" / "config.json").rename(suite / "config.json")
+    with pytest.raises(CheckpointError, match="none of 1 revisions"):
+        perplexity(suite, overwrite=True, **{**other, "steps": [1]})
+    assert contents(tmp_path / "results") == before
+    perplexity(suite, overwrite=True, **other)
     assert evaluated == [("step2", "forward")]
     lines = (tmp_path / "results" / "perplexity-forward.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["step", "2"]
+    evaluated.clear()
+    perplexity(suite, overwrite=True, **other)  # once more of the same settings
+    assert evaluated == []
 
 
-def test_files_of_somebody_else_are_not_taken_for_ours(suite: Path, tmp_path: Path) -> None:
-    (tmp_path / "perplexity-forward.csv").write_text("step,ppl\n1,2.0\n")
-    with pytest.warns(UserWarning, match="cannot be read"):
-        result = perplexity(suite, out=tmp_path, **OPTIONS)
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by its path."""
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_versions_and_devices_are_noted_and_replace_nothing(
+    suite: Path, tmp_path: Path, evaluated: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**OPTIONS, "out": tmp_path / "results"}
+    first = perplexity(suite, steps=[1, 2], **options)
+    evaluated.clear()
+    monkeypatch.setattr("transformers.__version__", "99.0")
+    second = perplexity(suite, **options)
+    assert evaluated == [("step10", "forward")]
+    assert second["ppl_mean"].values[:2].tolist() == first["ppl_mean"].values.tolist()
+    assert first.attrs["transformers"] != "99.0"
+    assert second.attrs["transformers"] == first.attrs["transformers"]
+    assert second.attrs["notes_by_step"]["10"]["transformers"] == "99.0"
+    assert (second.attrs["device"], second.attrs["device_name"]) == ("cpu", first.attrs["device_name"])
+
+
+@pytest.mark.parametrize("file", ["csv", "json"])
+def test_files_of_somebody_else_are_not_taken_for_ours(suite: Path, tmp_path: Path, file: str) -> None:
+    theirs = tmp_path / f"perplexity-forward.{file}"
+    theirs.write_text("step,ppl\n1,2.0\n")
+    with pytest.raises(PythiaDynError, match=r"perplexity-forward\.csv has rows that cannot be read"):
+        perplexity(suite, out=tmp_path, **OPTIONS)
+    assert theirs.read_text() == "step,ppl\n1,2.0\n"
+    result = perplexity(suite, out=tmp_path, overwrite=True, **OPTIONS)
     assert result["sentences"].values.tolist() == [6, 6, 6]
+    assert perplexity(suite, out=tmp_path, **OPTIONS).identical(result)
+
+
+@pytest.mark.parametrize("part", ["sentence_nll/zarr.json", "sentence_tokens/c/1/0", "sentence_nll/c/0/0"])
+def test_damaged_scores_are_not_taken_for_rows(suite: Path, tmp_path: Path, part: str) -> None:
+    perplexity(suite, out=tmp_path, **OPTIONS)
+    archive = tmp_path / "perplexity-forward.zarr"
+    content = (archive / part).read_bytes()
+    (archive / part).unlink()
+    if part.startswith("sentence_nll/c"):
+        (archive / part).write_bytes(content[:7])
+    with pytest.raises(PythiaDynError, match=r"rows that cannot be read \(.*\); --overwrite"):
+        perplexity(suite, out=tmp_path, **OPTIONS)
+    (archive / part).write_bytes(content)
+    assert perplexity(suite, out=tmp_path, **OPTIONS).attrs["missing"] == {}
 
 
 def test_what_is_missing_or_broken_is_a_named_gap(
@@ -207,7 +266,7 @@ def test_what_is_missing_or_broken_is_a_named_gap(
         assert missing["3"] == "there is no such revision"
         assert "cannot read" in missing["10"]
     lines = (tmp_path / "results" / "perplexity-forward.csv").read_text().splitlines()
-    assert lines[1] == "1" + "," * 8
+    assert lines[1] == "1" + "," * 12
     assert (
         json.loads((tmp_path / "results" / "perplexity-forward.json").read_text())["missing"].keys() == missing.keys()
     )
@@ -258,7 +317,7 @@ def test_nan_weights_are_a_row_with_a_count_not_a_gap(suite: Path, tmp_path: Pat
         assert result.attrs["missing"] == {}
     assert np.isnan(results["forward"]["ppl_mean"].values[1])
     line = (tmp_path / "results" / "perplexity-forward.csv").read_text().splitlines()[2]
-    assert line == "2,,,,,0,6,0,"
+    assert line == "2,,,,,0,6,0,0,,,,"
 
 
 def relayout(folder: Path, layout: str) -> None:
@@ -356,7 +415,7 @@ def test_a_ternary_head_has_three_values(suite: Path) -> None:
     torch.testing.assert_close(weights.lm_head.weight.detach(), expected)
     assert len(weights.lm_head.weight.detach().unique()) == 3
     ternary = perplexity(suite, steps=[1], head="ternary", **OPTIONS)
-    row = forward_row(forward_scores(weights, [encode(text)[:8] for text in TEXTS]))
+    row = summarise(forward_scores(weights, [encode(text)[:8] for text in TEXTS]))
     assert float(ternary["ppl_mean"][0]) == pytest.approx(row["ppl_mean"], rel=1e-6)
     torch.nn.init.zeros_(weights.lm_head.weight)
     round_head(weights)

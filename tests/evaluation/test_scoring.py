@@ -24,33 +24,39 @@ from pythia_dynamics.evaluation.scoring import (
 )
 
 
+def sentences(nll: list[float], entropy: list[float], tokens: list[int]) -> Sentences:
+    return Sentences(np.array(nll), np.array(entropy), np.array(tokens), np.ones(len(nll), np.bool_))
+
+
 @pytest.mark.parametrize(
-    ("nll", "tokens", "valid"),
+    ("nll", "tokens", "counted"),
     [
-        (0.0, 1, True),  # a perplexity of exactly 1
-        (-1e-12, 1, False),  # below 1 by rounding is below 1
-        (-1e-12, 1000, False),
-        (2.0, 0, False),  # nothing scored
-        (0.0, 0, False),
-        (709.0, 1, True),  # the largest whole NLL whose exponential is a float64
-        (710.0, 1, False),
-        (7090.0, 10, True),  # per token, not per sentence
-        (math.inf, 3, False),
-        (-math.inf, 3, False),
-        (math.nan, 3, False),
+        (0.0, 1, "sentences"),  # a perplexity of exactly 1
+        (-1e-12, 1, "nonfinite"),  # below 1 by rounding is below 1
+        (-1e-12, 1000, "nonfinite"),
+        (2.0, 0, None),  # nothing scored
+        (0.0, 0, None),
+        (709.0, 1, "sentences"),  # the largest whole NLL whose exponential is a float64
+        (710.0, 1, "overflow"),
+        (7090.0, 10, "sentences"),  # per token, not per sentence
+        (7100.0, 10, "overflow"),
+        (math.inf, 3, "nonfinite"),
+        (-math.inf, 3, "nonfinite"),
+        (math.nan, 3, "nonfinite"),
     ],
 )
-def test_a_perplexity_is_finite_and_at_least_one(nll: float, tokens: int, valid: bool) -> None:
+def test_a_perplexity_is_finite_and_at_least_one(nll: float, tokens: int, counted: str | None) -> None:
+    valid = counted == "sentences"
     assert valid_sentences(np.array([nll]), np.array([tokens])).tolist() == [valid]
-    row = summarise(np.array([nll]), np.array([1.0]), np.array([tokens]))
-    assert (row["sentences"], row["nonfinite"]) == (int(valid), int(tokens > 0 and not valid))
+    row = summarise(sentences([nll], [1.0], [tokens]))
+    for name in ("sentences", "nonfinite", "overflow"):
+        assert row[name] == int(name == counted)
     assert row["tokens"] == (tokens if valid else 0)
     assert math.isfinite(row["ppl_mean"]) == valid
 
 
 def test_each_column_by_hand() -> None:
-    nll, entropy = np.array([2.0, 9.0, 8.0, math.nan, 0.0]), np.array([1.0, 6.0, 2.0, 5.0, 7.0])
-    row = summarise(nll, entropy, np.array([1, 3, 2, 4, 0]))
+    row = summarise(sentences([2.0, 9.0, 8.0, math.nan, 0.0], [1.0, 6.0, 2.0, 5.0, 7.0], [1, 3, 2, 4, 0]))
     # NLL per token 2, 3 and 4; six tokens with 19 nats; entropy per token 1, 2 and 1.
     assert row == {
         "ppl_mean": pytest.approx((math.exp(2) + math.exp(3) + math.exp(4)) / 3, rel=1e-14),
@@ -58,19 +64,50 @@ def test_each_column_by_hand() -> None:
         "ppl_corpus": pytest.approx(math.exp(19 / 6), rel=1e-14),
         "nll_mean": pytest.approx(3.0, rel=1e-14),
         "entropy": pytest.approx(4 / 3, rel=1e-14),
+        "ppl_mean_se": pytest.approx(np.std(np.exp([2, 3, 4]), ddof=1) / math.sqrt(3), rel=1e-14),
+        # Of the ratio 19/6: residuals 2 - 19/6, 9 - 57/6, 8 - 38/6 of sentences of 2 tokens in the mean.
+        "ppl_corpus_se": pytest.approx(
+            math.exp(19 / 6) * math.sqrt(((-7 / 6) ** 2 + (-1 / 2) ** 2 + (5 / 3) ** 2) / 2 / 3) / 2, rel=1e-13
+        ),
+        "nll_mean_se": pytest.approx(1 / math.sqrt(3), rel=1e-14),
         "sentences": 3,
         "nonfinite": 1,
+        "overflow": 0,
         "tokens": 6,
     }
-    assert list(row)[-3:] == ["sentences", "nonfinite", "tokens"]
-    assert all(type(row[name]) is int for name in ("sentences", "nonfinite", "tokens"))
+    assert all(type(row[name]) is int for name in ("sentences", "nonfinite", "overflow", "tokens"))
+
+
+def test_standard_errors_are_the_spread_of_repeated_corpora() -> None:
+    """1,000 corpora of 200 sentences: the spread of each column, and the mean of what the column with `_se` says."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(5, 60, size=(1000, 200))
+    nll = tokens * rng.normal(2.0, 0.4, size=tokens.shape) + rng.normal(0, 2, size=tokens.shape)
+    greedy = rng.random(tokens.shape) < 0.3
+    for name in ("ppl_mean", "ppl_corpus", "nll_mean", "ppl", "accuracy"):
+        rows = []
+        for i in range(len(tokens)):
+            scores = Sentences(nll[i], nll[i], tokens[i], greedy[i])
+            words = Sentences(nll[i] / tokens[i], nll[i], np.ones(200, np.int64), greedy[i])
+            rows.append(summarise(scores) if name.startswith(("ppl_", "nll")) else last_word_row(words))
+        spread, stated = np.std([row[name] for row in rows]), np.mean([row[f"{name}_se"] for row in rows])
+        assert stated == pytest.approx(spread, rel=0.1), name  # the spread of 1,000 has an error of 2.2 %
+    assert math.isnan(summarise(sentences([2.0], [1.0], [3]))["nll_mean_se"])
 
 
 def test_the_last_word_is_scored_per_word() -> None:
     nll = np.array([1.0, 3.0, 710.0, 5.0, -0.1])
     tokens, greedy = np.array([1, 2, 8, 0, 1]), np.array([True, False, True, True, True])
     row = last_word_row(Sentences(nll, np.zeros(5), tokens, greedy))
-    assert row == {"ppl": pytest.approx(math.exp(2), rel=1e-14), "accuracy": 0.5, "sentences": 2, "nonfinite": 2}
+    assert row == {
+        "ppl": pytest.approx(math.exp(2), rel=1e-14),
+        "accuracy": 0.5,
+        "ppl_se": pytest.approx(math.exp(2), rel=1e-14),  # the NLL 1 and 3: standard deviation √2, divided by √2
+        "accuracy_se": pytest.approx(0.5, rel=1e-14),
+        "sentences": 2,
+        "nonfinite": 1,
+        "overflow": 1,
+    }
 
 
 def test_a_sentence_without_scored_tokens_counts_nothing() -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from support.tiny_models import TEXTS, encode, model, tokenizer
 from transformers import GPTNeoXForCausalLM
 
-from pythia_dynamics.evaluation.unmasking import Unmasking, illustrate, prefix_curves, unmask, unmask_row
+from pythia_dynamics.evaluation.scoring import summarise
+from pythia_dynamics.evaluation.unmasking import Unmasking, illustrate, prefix_curves, unmask, unmask_scores
 
 SENTENCES = [encode(text)[:14] for text in TEXTS]
 
@@ -107,7 +108,7 @@ def test_end_of_text_does_not_stop_a_completion() -> None:
     assert weights.config.eos_token_id == 0
     (result,) = unmask(weights, [SENTENCES[1]])
     assert result.tokens[0].tolist() == [SENTENCES[1][0], *[0] * 13]
-    row = unmask_row([result])
+    row = summarise(unmask_scores([result]))
     assert row["ppl_mean"] == pytest.approx(1.0, abs=1e-4)
     assert row["ppl_mean"] >= 1
 
@@ -116,7 +117,7 @@ def test_rows_and_curves_are_means_over_what_was_generated() -> None:
     weights = model(6)
     results = unmask(weights, SENTENCES)
     per_sentence = [float(np.nanmean(r.nll.astype(np.float64))) for r in results if r.prefixes]
-    row = unmask_row(results)
+    row = summarise(unmask_scores(results))
     assert row["nll_mean"] == pytest.approx(np.mean(per_sentence))
     assert row["ppl_mean"] == pytest.approx(np.mean(np.exp(per_sentence)))
     assert row["ppl_median"] == pytest.approx(np.median(np.exp(per_sentence)))
@@ -138,7 +139,7 @@ def test_degenerate_sentences() -> None:
     assert (empty.prefixes, one.prefixes, two.prefixes) == (0, 0, 1)
     assert two.tokens.tolist() == by_generate(weights, [5, 6])
     assert unmask(weights, []) == []
-    row = unmask_row([empty, one])
+    row = summarise(unmask_scores([empty, one]))
     assert (row["sentences"], row["nonfinite"]) == (0, 0)
     assert math.isnan(row["ppl_mean"])
     assert prefix_curves([empty])["entropy"].shape == (0,)
@@ -149,12 +150,12 @@ def test_nan_weights_are_counted() -> None:
     with torch.no_grad():
         weights.gpt_neox.embed_in.weight[encode("yes")[0]] = torch.nan
     results = unmask(weights, [*SENTENCES, [*encode("yes"), 4, 5]])
-    row = unmask_row(results)
+    row = summarise(unmask_scores(results))
     assert row["nonfinite"] >= 1
     assert row["sentences"] + row["nonfinite"] == sum(r.prefixes > 0 for r in results)
     torch.nn.init.constant_(weights.lm_head.weight, torch.nan)
     results = unmask(weights, SENTENCES)
-    row = unmask_row(results)
+    row = summarise(unmask_scores(results))
     assert (row["sentences"], row["nonfinite"]) == (0, sum(r.prefixes > 0 for r in results))
     assert math.isnan(row["ppl_mean"])
     assert np.isnan(prefix_curves(results)["entropy"]).all()

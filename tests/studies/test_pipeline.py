@@ -253,6 +253,7 @@ def test_perplexities_are_drawn_with_their_facts(results: Results) -> None:
             "nll_mean": ("step", [2.0, np.nan, 1.0]),
             "sentences": ("step", [20.0, np.nan, 18.0]),
             "nonfinite": ("step", [0.0, np.nan, 2.0]),
+            "overflow": ("step", [1.0, np.nan, 0.0]),
         },
         {"step": [1, 2, 3]},
         {"missing": {"2": "lost"}},
@@ -260,5 +261,5 @@ def test_perplexities_are_drawn_with_their_facts(results: Results) -> None:
     results.path.mkdir(parents=True)
     (results.path / "perplexity-forward.csv").write_text(table.to_dataframe().to_csv())
     (outcome,) = pipeline.draw_perplexity(results, {"forward": table})
-    assert (outcome.facts["first"], outcome.facts["last"], outcome.facts["nonfinite"]) == (7, 3, 2)
-    assert outcome.summary == "forward perplexity 7 → 3; 2 sentences over all steps had none"
+    assert [outcome.facts[name] for name in ("first", "last", "nonfinite", "overflow")] == [7, 3, 2, 1]
+    assert outcome.summary == "forward perplexity 7 → 3; 3 sentences over all steps had none"

@@ -25,7 +25,7 @@ def perplexity_table(seed: int, steps: np.ndarray = STEPS, *, last_word: bool = 
     count = len(steps)
     values = 5 + 100 * np.exp(-np.arange(count) / 2) + np.random.default_rng(seed).random(count)
     values[steps == GONE] = np.nan
-    counts = {"sentences": np.full(count, 9.0), "nonfinite": np.zeros(count)}
+    counts = {"sentences": np.full(count, 9.0), "nonfinite": np.zeros(count), "overflow": np.zeros(count)}
     if last_word:
         columns = {"ppl": values, "accuracy": 1 / values, **counts}
     else:
