@@ -239,7 +239,7 @@ def test_modes_of_mixtures_with_heavy_tails_far_from_zero(seed):
     count, centre = rng.integers(1, 4), rng.normal(0, 5)
     parts = [rng.normal(centre + rng.normal(0, 3), rng.uniform(0.2, 1), rng.integers(100, 400)) for _ in range(count)]
     parts.append(rng.standard_t(2, size=100) * 2 + centre)
-    values, counts = np.unique(np.round(np.concatenate(parts).astype(np.float64), 2), return_counts=True)
+    values, counts = np.unique(np.concatenate(parts).round(2).astype(np.float64), return_counts=True)
     assert count_modes(values, counts) == kernel_estimate_modes(values, counts)
 
 
