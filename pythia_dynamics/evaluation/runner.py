@@ -260,6 +260,11 @@ def _identity_of(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _identities(wanted: Sequence[int], records: Mapping[Mode, Records]) -> dict[int, dict[str, Any]]:
-    """What the rows of each step were computed with, for the steps of which that is known."""
-    found = [(step, _identity_of(record.notes(step))) for record in records.values() for step in wanted]
+    """What the rows of each step were computed with, for the steps that have any."""
+    found = [
+        (step, _identity_of(record.notes(step)))
+        for record in records.values()
+        for step in wanted
+        if step not in record.missing
+    ]
     return {step: identity for step, identity in found if identity}

@@ -167,8 +167,7 @@ def _dip(x: Any, c: Any) -> Any:
             slope = (c[a + 1] - c[b + 1]) / (x[a] - x[b])
             for at in range(max(b, right), a + 1):
                 depth = max(depth, c[a + 1] - slope * (x[a] - x[at]) - c[at])
-        if left == low and right == high:
-            break
+        # Smaller than before: at either end of it the two differ by one rise at most, which is no gap above `depth`.
         low, high = left, right
     return depth / (2 * c[-1])
 

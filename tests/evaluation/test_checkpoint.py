@@ -334,8 +334,13 @@ def test_resuming_changes_neither_rows_nor_notes(
     for mode in MODES:
         assert resumed[mode].identical(fresh[mode])
         assert again[mode].identical(fresh[mode])
-    for file in (tmp_path / "fresh").iterdir():
+    for file in (tmp_path / "fresh").glob("*.csv"):
         assert file.read_bytes() == (tmp_path / "resumed" / file.name).read_bytes()
+    for mode in MODES:
+        one, other = (
+            json.loads((tmp_path / name / f"perplexity-{mode}.json").read_text()) for name in ("fresh", "resumed")
+        )
+        assert one | {"indices": other["indices"]} == other  # rows are in the archive in the order of arrival
 
 
 def test_an_interrupted_run_goes_on(suite: Path, tmp_path: Path, builds: list[str]) -> None:

@@ -36,6 +36,11 @@ def test_the_dip_is_the_least_distance_to_one_mode(sample):
     assert dip(np.array(sample)) == pytest.approx(oracles.dip(sample), abs=1e-7)
 
 
+@pytest.mark.parametrize("sample", [[4, 1, 4, 1, 5, 0], [1, 1, 2, 3, 3, 3, 7], [0, 0, 5, 5], [2, 2, 2, 3, 9, 9, 9, 4]])
+def test_equal_numbers_are_one_rise(sample):
+    assert dip(np.array(sample, dtype=float)) == pytest.approx(oracles.dip(sample), abs=1e-7)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_dip_of_samples_with_modes(seed):
     rng = np.random.default_rng(seed)
@@ -142,6 +147,14 @@ def test_a_value_that_occurs_once_is_a_value():
     assert found["dip"][0] >= 1 / 14  # the least dip of seven numbers
     assert found["dip_p"][0] < 1
     assert (float(found["dip"][1]), float(found["dip_p"][1])) == (0, 1)
+
+
+def test_a_step_of_one_value_leaves_the_later_ones():
+    weights = np.random.default_rng(1).normal(0, 0.05, (3, 60, 40)).astype(np.float16)
+    weights[1] = 0.25
+    found = dips_of(weights)
+    assert (float(found["dip"][1]), float(found["dip_p"][1])) == (0, 1)
+    assert (found["dip"].values[[0, 2]] > 0).all()
 
 
 def test_a_missing_step_has_no_dip():
