@@ -30,6 +30,7 @@ DEFAULTS = {
     "batch_tokens": None,
     "max_tokens": None,
     "disk_budget": None,
+    "overwrite": False,
 }
 
 
