@@ -5,6 +5,7 @@ All modes use it. It knows the lengths of sequences only, no models and no tenso
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -67,24 +68,29 @@ def plan(lengths: Sequence[int], budget: int, cost: Cost = padded_tokens) -> lis
 def evaluate_in_batches(
     lengths: Sequence[int],
     budget: int,
-    evaluate: Callable[[Batch], _Result],
+    evaluate: Callable[[Batch, int], _Result],
     *,
     out_of_memory: Callable[[BaseException], bool],
     free: Callable[[], None],
     cost: Cost = padded_tokens,
+    least: Callable[[int], int] | None = None,
 ) -> Iterator[tuple[Batch, _Result]]:
     """Evaluate every batch of the plan; a batch that does not fit in memory is halved, and later ones with it.
+
+    Where that happens a warning says with which budget the run would take the same course again.
 
     Parameters
     ----------
     lengths, budget, cost
         As for `plan`.
     evaluate
-        Computes the result of a batch.
+        Computes the result of a batch within a budget; that of a single sequence may be less than its cost.
     out_of_memory
         Whether an exception of `evaluate` means that a smaller batch may fit; other exceptions are raised.
     free
         Returns cached memory to the device, before the smaller batch is tried.
+    least
+        The least budget with which a single sequence of some width can be evaluated. Default: its cost.
 
     Yields
     ------
@@ -93,14 +99,16 @@ def evaluate_in_batches(
     Raises
     ------
     PythiaDynError
-        When a single sequence does not fit.
+        When a single sequence does not fit with the least budget, or `budget` is below 1.
     """
+    if budget < 1:
+        raise PythiaDynError(f"the number of tokens held at once must be at least 1, not {budget}")
     order = [i for batch in plan(lengths, budget, cost) for i in batch.members]
     while order:
         batch = _next_batch(order, lengths, budget, cost)
         fits = True
         try:
-            result = evaluate(batch)
+            result = evaluate(batch, budget)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -108,12 +116,18 @@ def evaluate_in_batches(
         if not fits:
             # Outside the handler: its exception keeps frames alive, and the tensors in them.
             free()
-            if len(batch.members) == 1:
+            whole = cost(1, batch.width)
+            smallest = whole if least is None else least(batch.width)
+            if len(batch.members) > 1:
+                budget = cost(len(batch.members) // 2, batch.width)
+            elif min(budget, whole) > smallest:
+                budget = max(min(budget, whole) // 2, smallest)
+            else:
                 raise PythiaDynError(
                     f"out of memory on a single sequence of {batch.width} tokens;"
                     " take a smaller dtype, shorter passages or a larger device"
                 )
-            budget = cost(len(batch.members) // 2, batch.width)
+            warnings.warn(f"out of memory; goes on with --batch-tokens {budget}", stacklevel=2)
             continue
         yield batch, result
         order = order[len(batch.members) :]

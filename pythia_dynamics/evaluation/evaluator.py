@@ -15,8 +15,9 @@ from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.last_word import encode_targets, last_word_scores
 from pythia_dynamics.evaluation.model import build_model, context_length, load_weights, prefix_token, round_head
 from pythia_dynamics.evaluation.rows import Row
+from pythia_dynamics.evaluation.scoring import default_batch_tokens, head_of
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
-from pythia_dynamics.evaluation.unmasking import prefix_curves, unmask, unmask_scores
+from pythia_dynamics.evaluation.unmasking import default_cached_positions, prefix_curves, unmask, unmask_scores
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -129,12 +130,24 @@ class Evaluator:
             }
 
     def notes(self, mode: Mode) -> dict[str, Any]:
-        """How a mode evaluates the checkpoint: passages unscored and truncated, longest sequence, its identity."""
-        return {**(self._word_notes if mode == "last-word" else self._notes), **self._identity}
+        """How a mode evaluates the checkpoint: passages unscored and truncated, longest sequence, its identity, the
+        kind of attention of its model and the tokens held at once, which decide the rounding."""
+        passages = self._word_notes if mode == "last-word" else self._notes
+        attention = getattr(self._loaded.model.config, "_attn_implementation", None)
+        return {**passages, **self._identity, "attention": attention, "batch_tokens": self._budget(mode)}
+
+    def _budget(self, mode: Mode) -> int:
+        """Tokens held at once."""
+        if self.settings.batch_tokens is not None:
+            return self.settings.batch_tokens
+        model = self._loaded.model
+        return (
+            default_cached_positions(model) if mode == "unmask" else default_batch_tokens(head_of(model).weight.device)
+        )
 
     def row(self, mode: Mode) -> Row:
         """The row of the checkpoint that was loaded last."""
-        model, budget = self._loaded.model, self.settings.batch_tokens
+        model, budget = self._loaded.model, self._budget(mode)
         if mode == "forward":
             return Row(forward_scores(model, self.sequences, batch_tokens=budget))
         if mode == "last-word":

@@ -201,17 +201,18 @@ def score(
     Raises
     ------
     PythiaDynError
-        When a single sequence does not fit in memory.
+        When a single sequence does not fit in memory, or `batch_tokens` is below 1.
     """
     device = head_of(model).weight.device
     count = len(sequences)
     result = Sentences(np.zeros(count), np.zeros(count), np.zeros(count, np.int64), np.ones(count, np.bool_))
     scored = [i for i in range(count) if len(sequences[i]) > starts[i]]
 
-    def evaluate(batch: Batch) -> None:
+    def evaluate(batch: Batch, budget: int) -> None:
         _score_batch(model, [scored[i] for i in batch.members], sequences, starts, result)
 
-    lengths, budget = [len(sequences[i]) for i in scored], batch_tokens or default_batch_tokens(device)
+    lengths = [len(sequences[i]) for i in scored]
+    budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     free = partial(free_cached_memory, device)
     with torch.inference_mode():
         for _ in evaluate_in_batches(lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Self, TypeVar
 
 import numpy as np
@@ -30,7 +31,16 @@ from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cach
 from pythia_dynamics.evaluation.products import transposed_linear_layers
 from pythia_dynamics.evaluation.scoring import Sentences, head_of, head_statistics, right_pad, valid_sentences
 
-__all__ = ["Completion", "Unmasking", "cached_positions", "illustrate", "prefix_curves", "unmask", "unmask_scores"]
+__all__ = [
+    "Completion",
+    "Unmasking",
+    "cached_positions",
+    "default_cached_positions",
+    "illustrate",
+    "prefix_curves",
+    "unmask",
+    "unmask_scores",
+]
 
 
 _Number = TypeVar("_Number", np.int64, np.float32)
@@ -48,6 +58,14 @@ class _Statistics:
     def empty(cls, shape: tuple[int, int]) -> Self:
         """Zeros of a shape."""
         return cls(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+
+    @classmethod
+    def concatenated(cls, parts: Sequence[_Statistics], width: int) -> _Statistics:
+        """The rows of all parts, of this width."""
+        if not parts:
+            return _Statistics.empty((0, width))
+        names = ("tokens", "nll", "entropy")
+        return _Statistics(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,7 @@ class Completion:
     prefix
         Number of tokens given.
     given, generated
-        Text of the prefix, and what the model added to it.
+        Text of the prefix up to its last whole character, and the rest of the completion.
     perplexity
         Of the generated tokens.
     entropy
@@ -105,6 +123,10 @@ class _Rows:
     sentence: NDArray[np.int64]
     prefix: NDArray[np.int64]
     last: NDArray[np.int64]
+
+    def __getitem__(self, part: slice) -> Self:
+        """Some of the rows."""
+        return type(self)(self.sentence[part], self.prefix[part], self.last[part])
 
 
 def cached_positions(count: int, width: int) -> int:
@@ -127,8 +149,9 @@ def unmask(
     sequences
         Token ids of each sentence, no longer than the model's context.
     batch_tokens
-        Bound on the key-value positions held at once; None takes what fits in 1 GiB, or in half of the free memory of
-        a GPU. It is halved when memory is short.
+        Bound on the key-value positions held at once, beside those of the sentences themselves; None takes what fits in
+        1 GiB, on CUDA in 8 GiB. The prefixes of a sentence that needs more are completed in several waves. It is halved
+        when memory is short.
 
     Returns
     -------
@@ -138,38 +161,44 @@ def unmask(
     Raises
     ------
     PythiaDynError
-        When a single sentence does not fit in memory.
+        When a single sentence does not fit in memory, or `batch_tokens` is below 1.
     """
     device = head_of(model).weight.device
     results = [Unmasking.empty((0, len(sequence))) for sequence in sequences]
     work = [i for i, sequence in enumerate(sequences) if len(sequence) > 1]
 
-    def evaluate(batch: Batch) -> list[Unmasking]:
-        return list(_complete_batch(model, [sequences[work[i]] for i in batch.members], device))
+    def evaluate(batch: Batch, budget: int) -> list[Unmasking]:
+        return list(_complete_batch(model, [sequences[work[i]] for i in batch.members], device, budget))
 
     lengths = [len(sequences[i]) for i in work]
-    budget = batch_tokens or cached_positions_budget(device, _bytes_per_position(model))
+    budget = default_cached_positions(model) if batch_tokens is None else batch_tokens
     free = partial(free_cached_memory, device)
     with torch.inference_mode(), transposed_linear_layers(model, exclude=head_of(model)):
         for batch, done in evaluate_in_batches(
-            lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free, cost=cached_positions
+            lengths,
+            budget,
+            evaluate,
+            out_of_memory=is_out_of_memory,
+            free=free,
+            cost=cached_positions,
+            least=lambda width: width,  # one row at a time
         ):
             for member, unmasking in zip(batch.members, done, strict=True):
                 results[work[member]] = unmasking
     return results
 
 
-def _bytes_per_position(model: PreTrainedModel) -> int:
-    """Size of the keys and values of one position in all layers."""
-    config = model.config
-    itemsize = head_of(model).weight.element_size()
-    return int(2 * config.num_hidden_layers * config.hidden_size * itemsize)
+def default_cached_positions(model: PreTrainedModel) -> int:
+    """Key-value positions held at once, where the caller gives no number."""
+    config, weight = model.config, head_of(model).weight
+    bytes_per_position = int(2 * config.num_hidden_layers * config.hidden_size * weight.element_size())
+    return cached_positions_budget(weight.device, bytes_per_position)
 
 
 def _complete_batch(
-    model: PreTrainedModel, sentences: Sequence[Sequence[int]], device: torch.device
+    model: PreTrainedModel, sentences: Sequence[Sequence[int]], device: torch.device, budget: int
 ) -> Iterator[Unmasking]:
-    """Complete all prefixes of a batch of sentences, each of at least two tokens."""
+    """Complete all prefixes of a batch of sentences, each of at least two tokens, in waves within a budget."""
     lengths = np.array([len(sentence) for sentence in sentences])
     count, width = len(sentences), int(lengths.max())
     tokens = right_pad(sentences, device)
@@ -183,7 +212,8 @@ def _complete_batch(
     given = tokens.cpu().numpy()
     diverges = first.tokens != given[:, 1:]
     rows = _rows_to_compute(lengths, diverges)
-    computed = _generate(model, cache, rows, width, top)
+    waves = [_generate(model, cache, rows[part], width, top) for part in _waves(rows, width, budget)]
+    computed = _Statistics.concatenated(waves, width)
     for s, t in enumerate(lengths):
         yield _assemble(s, given[s, :t], diverges[s], first, rows, computed)
 
@@ -199,8 +229,6 @@ def _rows_to_compute(lengths: NDArray[np.int64], diverges: NDArray[np.bool_]) ->
 def _generate(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: int, top: torch.Tensor) -> _Statistics:
     """Generate all rows in lockstep; column p of the results, shape (rows, width), belongs to the token at p."""
     device, total = top.device, len(rows.prefix)
-    if not total:
-        return _Statistics.empty((0, width))
     tokens = torch.zeros((total, width), dtype=torch.int64, device=device)
     nll, entropy = torch.zeros((total, width), device=device), torch.zeros((total, width), device=device)
     sentence = torch.from_numpy(rows.sentence).to(device)
@@ -231,6 +259,16 @@ def _generate(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: i
         nll[index, position + 1] = statistics.nll
         entropy[index, position + 1] = statistics.entropy
     return _Statistics(tokens.cpu().numpy(), nll.cpu().numpy(), entropy.cpu().numpy())
+
+
+def _waves(rows: _Rows, width: int, budget: int) -> list[slice]:
+    """The rows that are computed together: all of them if their cache fits, else as many at a time as surely do."""
+    total = len(rows.prefix)
+    if not total:
+        return []
+    most = max(1, budget // width)
+    size = total if _max_active(rows, width) <= most else most
+    return [slice(start, start + size) for start in range(0, total, size)]
 
 
 def _max_active(rows: _Rows, width: int) -> int:
@@ -344,6 +382,9 @@ def illustrate(
         perplexity = np.exp(nll)
     lines = []
     for k, row in enumerate(result.tokens.tolist(), start=1):
-        given = decode(row[:k])
-        lines.append(Completion(k, given, decode(row)[len(given) :], float(perplexity[k - 1]), float(entropy[k - 1])))
+        whole = decode(row)
+        # A prefix that ends inside a character is decoded with a sign in its place: it ends before the character.
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(decode(row[:k]), whole, strict=False))
+        given = "".join(character for character, _ in same)
+        lines.append(Completion(k, given, whole[len(given) :], float(perplexity[k - 1]), float(entropy[k - 1])))
     return lines

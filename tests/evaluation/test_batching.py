@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,12 +26,13 @@ def test_a_plan_covers_all_within_the_budget(lengths: list[int], budget: int) ->
         assert (len(one.members) + 1) * one.width > budget, following
 
 
+@pytest.mark.filterwarnings("ignore:out of memory")
 @given(LENGTHS, st.integers(1, 1000), st.integers(60, 400))
 def test_out_of_memory_makes_batches_smaller_and_loses_nothing(lengths: list[int], budget: int, memory: int) -> None:
     tried: list[int] = []
     freed = []
 
-    def evaluate(batch: Batch) -> tuple[int, ...]:
+    def evaluate(batch: Batch, budget: int) -> tuple[int, ...]:
         tried.append(padded_tokens(len(batch.members), batch.width))
         if tried[-1] > memory:
             raise MemoryError
@@ -53,17 +55,55 @@ def test_out_of_memory_makes_batches_smaller_and_loses_nothing(lengths: list[int
 
 
 def test_a_single_sequence_that_does_not_fit_is_an_error() -> None:
-    def evaluate(batch: Batch) -> None:
+    def evaluate(batch: Batch, budget: int) -> None:
         raise MemoryError
 
-    with pytest.raises(PythiaDynError, match="single sequence of 7 tokens"):
+    with (
+        pytest.warns(UserWarning, match="--batch-tokens 7"),
+        pytest.raises(PythiaDynError, match="single sequence of 7 tokens"),
+    ):
         list(
             evaluate_in_batches([7, 3], 100, evaluate, out_of_memory=lambda _: True, free=lambda: None),
         )
 
 
+def test_a_single_sequence_is_tried_with_less_where_that_is_possible() -> None:
+    tried: list[int] = []
+
+    def evaluate(batch: Batch, budget: int) -> int:
+        tried.append(budget)
+        if budget > 30:
+            raise MemoryError
+        return budget
+
+    options: dict[str, Any] = {"out_of_memory": lambda _: True, "free": lambda: None, "least": lambda width: width}
+    options["cost"] = lambda count, width: count * width**2
+    with pytest.warns(UserWarning, match="out of memory; goes on with --batch-tokens") as warned:
+        ((_, used),) = evaluate_in_batches([10], 1000, evaluate, **options)
+    assert (tried, used) == ([1000, 50, 25], 25)
+    assert [str(one.message).rpartition(" ")[2] for one in warned] == ["50", "25"]
+    tried.clear()
+
+    def never(batch: Batch, budget: int) -> None:
+        tried.append(budget)
+        raise MemoryError
+
+    with (
+        pytest.warns(UserWarning, match=r"--batch-tokens \d+"),
+        pytest.raises(PythiaDynError, match="single sequence of 10 tokens"),
+    ):
+        list(evaluate_in_batches([10], 1000, never, **options))
+    assert tried == [1000, 50, 25, 12, 10]
+
+
+@pytest.mark.parametrize("budget", [0, -5])
+def test_no_tokens_at_once_are_refused(budget: int) -> None:
+    with pytest.raises(PythiaDynError, match=f"at least 1, not {budget}"):
+        list(evaluate_in_batches([7], budget, lambda *_: None, out_of_memory=lambda _: False, free=lambda: None))
+
+
 def test_other_errors_are_not_swallowed() -> None:
-    def evaluate(batch: Batch) -> None:
+    def evaluate(batch: Batch, budget: int) -> None:
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):

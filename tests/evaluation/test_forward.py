@@ -162,6 +162,7 @@ def test_float16_overflow_is_reported() -> None:
     assert math.isnan(row["ppl_mean"])
 
 
+@pytest.mark.filterwarnings("ignore:out of memory; goes on with")
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = model()
     expected = forward_scores(weights, SENTENCES)

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from support.tiny_models import TEXTS, encode, model, tokenizer
 from transformers import GPTNeoXForCausalLM
 
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.evaluation import unmasking
+from pythia_dynamics.evaluation.lockstep import LockstepCache
 from pythia_dynamics.evaluation.scoring import summarise
 from pythia_dynamics.evaluation.unmasking import Unmasking, illustrate, prefix_curves, unmask, unmask_scores
 
@@ -55,7 +58,7 @@ def test_token_for_token_what_generate_gives(seed: int, batch_tokens: int | None
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 303), max_size=9), max_size=5), st.integers(0, 400))
+@given(st.lists(st.lists(st.integers(0, 303), max_size=9), max_size=5), st.integers(1, 400))
 def test_any_mixture_of_lengths(sentences: list[list[int]], batch_tokens: int) -> None:
     weights = model(2)
     for sentence, result in zip(sentences, unmask(weights, sentences, batch_tokens=batch_tokens), strict=True):
@@ -78,6 +81,42 @@ def test_prefixes_that_the_model_continues_as_given_are_not_computed_twice() -> 
     for sentence, result in zip((own, mixed), results, strict=True):
         assert result.tokens.tolist() == by_generate(weights, sentence)
         check_scores(weights, result)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 12])
+def test_a_long_sentence_is_completed_in_waves(most: int) -> None:
+    """No more rows at once than the budget has room for, and the same tokens."""
+    weights, sentence = model(0), SENTENCES[0]
+    seen: list[int] = []
+    hook = weights.gpt_neox.register_forward_pre_hook(
+        lambda _, __, options: seen.append(options["input_ids"].shape[0]), with_kwargs=True
+    )
+    (result,) = unmask(weights, [sentence], batch_tokens=most * len(sentence))
+    hook.remove()
+    assert max(seen) <= most
+    assert result.tokens.tolist() == by_generate(weights, sentence)
+    check_scores(weights, result)
+
+
+def test_memory_that_is_short_makes_smaller_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, sentence = model(0), SENTENCES[0]
+    reserve = LockstepCache
+
+    def limited(source: Any, capacity: int, width: int) -> Any:
+        if capacity > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return reserve(source, capacity, width)
+
+    monkeypatch.setattr(unmasking, "LockstepCache", limited)
+    with pytest.warns(UserWarning, match="out of memory; goes on with --batch-tokens"):
+        (result,) = unmask(weights, [sentence])
+    assert result.tokens.tolist() == by_generate(weights, sentence)
+
+
+@pytest.mark.parametrize("batch_tokens", [0, -1])
+def test_nothing_at_once_is_refused(batch_tokens: int) -> None:
+    with pytest.raises(PythiaDynError, match="at least 1"):
+        unmask(model(), [SENTENCES[0]], batch_tokens=batch_tokens)
 
 
 def test_ties_go_to_the_first_token_as_in_generate() -> None:
@@ -176,6 +215,7 @@ def test_half_precision_generates_its_own_likeliest_tokens(dtype: torch.dtype) -
     assert gap.max() <= 4 * torch.finfo(dtype).eps * logits.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:out of memory; goes on with")
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = model()
     expected = [result.tokens.tolist() for result in unmask(weights, SENTENCES)]
@@ -188,6 +228,19 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(type(weights.gpt_neox), "forward", forward)
     assert [result.tokens.tolist() for result in unmask(weights, SENTENCES)] == expected
+
+
+def test_a_phrase_whose_tokens_split_characters() -> None:
+    """Every byte of these characters is a token of its own; what they are followed by may complete them or not."""
+    phrase = "é☕ the 😀 cat"
+    tokens = encode(phrase)
+    assert len(tokens) > len(phrase)
+    for line, row in zip(
+        illustrate(model(), tokens, tokenizer().decode), unmask(model(), [tokens])[0].tokens, strict=True
+    ):
+        whole = tokenizer().decode(row.tolist())
+        assert line.given + line.generated == whole
+        assert phrase.startswith(line.given.rstrip("\ufffd"))  # of bytes that are no character in the whole either
 
 
 def test_the_illustration_of_a_phrase() -> None:
