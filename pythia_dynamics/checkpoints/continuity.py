@@ -76,7 +76,7 @@ def read_samples(source: Source, *, progress: Progress = silent) -> Sample:
     AccessError
         The repository cannot be read.
     CheckpointError
-        The repository has no branch that is a step.
+        The repository has nothing that is a step.
     """
     early = [revision for step, revision in source.revisions().items() if step <= EARLY_STEPS][:_STEPS_READ]
     cache, listings = LayoutCache(), ListingBudget(len(early))

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -304,15 +304,17 @@ class Records:
         """Write the rows that are new, then which rows there are, then the tables."""
         archive = self._archive(directory)
         if self._replaces:
-            # First the file without which the others are not read.
+            # First the file without which the others are not read. Rows in memory are of the present settings.
             self._sidecar_path(directory).unlink(missing_ok=True)
-            shutil.rmtree(archive.path, ignore_errors=True)
+            self._rows = {step: replace(kept, index=None) for step, kept in self._rows.items()}
             self._replaces, self._used = False, 0
+        if not self._used and archive.path.exists():
+            shutil.rmtree(archive.path)  # replaced, or left by a process that was killed: maybe of another corpus
         new = {step: kept for step, kept in sorted(self._rows.items()) if kept.index is None}
         indices = archive.write({step: kept.row.fields(self.mode) for step, kept in new.items()}, self._used)
         self._used += len(new)
         for step, kept in new.items():
-            self._rows[step] = _Kept(kept.row, kept.commit, kept.notes, indices[step])
+            self._rows[step] = replace(kept, index=indices[step])
         write_json(self._sidecar_path(directory), self._sidecar())
         self._read_state = self._state(directory)
         for path, text in self._tables(directory):

@@ -230,6 +230,35 @@ def test_rows_of_other_settings_that_come_in_between_are_not_mixed(tmp_path: Pat
         one.flush(force=True)
 
 
+def test_rows_that_another_process_has_replaced_are_written_whole_again(tmp_path: Path) -> None:
+    """Rows that were read or written before are in memory only by then."""
+    one = Records("forward", tmp_path, SETTINGS, overwrite=True)
+    one.add(1, "a", ROW)
+    one.flush(force=True)
+    other = Records("forward", tmp_path, {**SETTINGS, "dtype": "bfloat16"}, overwrite=True)
+    other.add(2, "a", ROW)
+    other.flush(force=True)
+    one.add(3, "a", Row(scores(1.0)))
+    one.flush(force=True)
+    again = Records("forward", tmp_path, SETTINGS)
+    assert again.dataset([1, 2, 3], {})["nll_mean"].values.tolist() == [2.0, pytest.approx(math.nan, nan_ok=True), 1.0]
+
+
+def test_what_a_killed_process_left_of_another_corpus_does_no_harm(tmp_path: Path) -> None:
+    many = Row(Sentences(np.ones(9), np.ones(9), np.ones(9, np.int64), np.ones(9, np.bool_)))
+    killed = Records("forward", tmp_path, {**SETTINGS, "passages": 9})
+    killed.add(1, "a", many)
+    killed.flush(force=True)
+    for path in tmp_path.glob("*.[cj]s*"):  # it had come to the archive and no further
+        path.unlink()
+    made = Records("forward", tmp_path, SETTINGS)
+    made.add(1, "a", ROW)
+    made.flush(force=True)
+    found = Records("forward", tmp_path, SETTINGS).dataset([1], {})
+    assert dict(found.sizes) == {"step": 1, "sentence": 2}
+    assert found["nll_mean"].values.tolist() == [2.0]
+
+
 def test_settings_without_rows_bind_nobody(tmp_path: Path) -> None:
     one = Records("forward", tmp_path, SETTINGS)
     one.add_missing(1, "gone")
