@@ -14,6 +14,7 @@ from pythia_dynamics.evaluation.corpus import Corpus, load_tokenizer
 from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.last_word import encode_targets, last_word_scores
 from pythia_dynamics.evaluation.model import build_model, context_length, load_weights, prefix_token, round_head
+from pythia_dynamics.evaluation.products import packed_layers
 from pythia_dynamics.evaluation.rows import Row
 from pythia_dynamics.evaluation.scoring import default_batch_tokens, head_of
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
@@ -131,10 +132,13 @@ class Evaluator:
 
     def notes(self, mode: Mode) -> dict[str, Any]:
         """How a mode evaluates the checkpoint: passages unscored and truncated, longest sequence, its identity, the
-        kind of attention of its model and the tokens held at once, which decide the rounding."""
+        kind of attention of its model, whether its weights are packed, and the tokens held at once, which decide the
+        rounding."""
         passages = self._word_notes if mode == "last-word" else self._notes
         attention = getattr(self._loaded.model.config, "_attn_implementation", None)
-        return {**passages, **self._identity, "attention": attention, "batch_tokens": self._budget(mode)}
+        products = "packed" if packed_layers(self._loaded.model) else "plain"
+        arithmetic = {"attention": attention, "products": products, "batch_tokens": self._budget(mode)}
+        return {**passages, **self._identity, **arithmetic}
 
     def _budget(self, mode: Mode) -> int:
         """Tokens held at once."""

@@ -1,86 +1,138 @@
-"""Matrix products of few rows on a CPU, computed transposed: W·xᵀ instead of x·Wᵀ.
+"""Linear layers on a CPU with weights in the blocked layout of oneDNN.
 
-MKL packs one operand of every product. For x·Wᵀ with few rows that is W, the large one; for W·xᵀ, which has the same
-sums, it is x. `benchmarks/perplexity.py` measures the effect on whole evaluations. Only float32 products of MKL are
-computed so; for other devices, dtypes and libraries nothing changes.
+MKL copies the weight matrix into its own layout in every product, which costs more than the product where there are few
+rows, as in generation. oneDNN takes weights that have been laid out once; inference compilers of torch use it in the
+same way. Whether this is faster is measured at first use, since it depends on the processor and on the libraries: on
+two AVX-512 cores of an Intel Xeon the product of 16 rows with the W_U of a 70m (512 → 50304) takes 10 ms instead of 31,
+with both libraries held to AVX2 17 ms instead of 19. `benchmarks/products.py` measures it for all shapes of a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
 
-__all__ = ["linear", "transposed_linear_layers"]
+__all__ = ["fastest", "pack_weight", "packed_is_faster", "packed_layers", "packed_linear_layers", "packed_product"]
 
-_MIN_ROWS, _MAX_ROWS = 6, 56
-"""Numbers of rows for which the transposed product is used. Measured on two AVX-512 cores with the W_U of a 70m
-(512 → 50304): 1.4 to 2.3 times as fast from 6 to 56 rows, 0.8 to 1.1 times below 6 and 1.0 to 1.2 times from 60 on."""
+_ROWS = (1, 4, 16, 64)
+"""Rows of the products that are compared: the range in which a sentence alone is completed."""
+
+_SAMPLE = (8192, 512)
+"""Shape of the weights of the products that are compared: in float32 16 MiB, more than the caches of a core. It is the
+same for all models, so that one machine always gives the same answer."""
+
+_REPEATS = 5
+"""The fastest of these counts, so that other work on the machine does not decide."""
+
+_LEAST_GAIN = 1.25
+"""Packing is used where it is this much faster. On processors without AVX-512 both ways are equal within 10 %; the
+choice should not depend on the noise of the clock there, because rounding differs between the two."""
 
 
-def linear(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    """``layer(hidden)``, transposed where that is faster.
-
-    Parameters
-    ----------
-    layer
-        The linear layer, with or without a bias.
-    hidden
-        Rows of shape (n, in), in the dtype of the layer.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (n, out); not contiguous where it was computed transposed.
-    """
-    if _is_supported(layer.weight) and _MIN_ROWS <= hidden.shape[0] <= _MAX_ROWS:
-        return _transposed(layer, hidden).t()
-    output: torch.Tensor = layer(hidden)
-    return output
+def packed_layers(model: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a model that compute with packed weights on this machine; it decides the rounding."""
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _can_pack(layer.weight)]
+    return [layer for layer in layers if packed_is_faster(layer.weight.dtype)]
 
 
 @contextmanager
-def transposed_linear_layers(model: nn.Module, *, exclude: nn.Linear) -> Iterator[None]:
-    """Inside the context, the linear layers of a model compute products of few rows transposed.
+def packed_linear_layers(model: nn.Module) -> Iterator[None]:
+    """Inside the context, the linear layers of a model on a CPU compute with packed weights, if that is faster here.
+
+    The packed weights take the place of the others, so that the memory in use grows by one layer at most. A weight
+    that is not only that of linear layers (a tied embedding) is kept beside its packed copy.
 
     Parameters
     ----------
     model
-        The model; its layers are as before after the context.
-    exclude
-        A layer to leave as it is: the unembedding, which `linear` is called for.
+        The model. Its weights have no values inside the context, and their old values after it.
     """
-    layers = [m for m in model.modules() if type(m) is nn.Linear and m is not exclude and _is_supported(m.weight)]
+    layers = packed_layers(model)
+    of_layers = {id(layer.weight) for layer in layers}
+    shared = {
+        id(parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+        if type(module) is not nn.Linear and id(parameter) in of_layers
+    }
+    packed: dict[int, torch.Tensor] = {}
     try:
-        for layer in layers:
-            layer.__class__ = _TransposedLinear
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in layers:
+                weight = layer.weight
+                if id(weight) not in packed:
+                    packed[id(weight)] = pack_weight(weight)
+                layer.packed_weight = packed[id(weight)]
+                layer.__class__ = _PackedLinear
+                if id(weight) not in shared:
+                    weight.data = weight.new_empty(0)
         yield
     finally:
-        for layer in layers:
-            layer.__class__ = nn.Linear
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in layers:
+                if type(layer) is not _PackedLinear:
+                    continue
+                if not layer.weight.numel():
+                    layer.weight.data = layer.packed_weight.to_dense()
+                del layer.packed_weight
+                layer.__class__ = nn.Linear  # type: ignore[assignment]
 
 
-class _TransposedLinear(nn.Linear):
+class _PackedLinear(nn.Linear):
+    packed_weight: torch.Tensor
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        rows = input.numel() // self.in_features
-        if not _MIN_ROWS <= rows <= _MAX_ROWS:
-            return super().forward(input)
-        output = _transposed(self, input.reshape(rows, self.in_features)).t().contiguous()
-        return output.view(*input.shape[:-1], self.out_features)
+        return packed_product(input, self.packed_weight, self.bias)
 
 
-def _transposed(layer: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-    bias: torch.Tensor | None = getattr(layer, "bias", None)
-    if bias is None:
-        return torch.mm(layer.weight, hidden.t())
-    return torch.addmm(bias[:, None], layer.weight, hidden.t())
+@cache
+def packed_is_faster(dtype: torch.dtype) -> bool:
+    """Whether products of few rows are faster with packed weights on this machine, measured once in a process.
+
+    Parameters
+    ----------
+    dtype
+        Of the weights.
+    """
+    with torch.inference_mode():
+        weight = torch.ones(_SAMPLE, dtype=dtype)
+        packed = pack_weight(weight)
+        plain_seconds = packed_seconds = 0.0
+        for rows in _ROWS:
+            states = torch.ones((rows, weight.shape[1]), dtype=dtype)
+            plain_seconds += fastest(lambda: nn.functional.linear(states, weight))  # noqa: B023  # called at once
+            packed_seconds += fastest(lambda: packed_product(states, packed, None))  # noqa: B023
+    return plain_seconds > _LEAST_GAIN * packed_seconds
 
 
-def _is_supported(weight: torch.Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_mkl()
+def fastest(work: Callable[[], torch.Tensor]) -> float:
+    """Seconds of the fastest of some calls, after one that is not counted."""
+    work()
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
-def _has_mkl() -> bool:
-    return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
+def _can_pack(weight: torch.Tensor) -> bool:
+    supported = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # builds for x86; other processors have none
+    return supported and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight of shape (out, in), float32 or bfloat16 on a CPU, in the layout of oneDNN; `to_dense` gives it back."""
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), max(_ROWS))
+    return packed
+
+
+def packed_product(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``states @ weight.T + bias`` of states (..., in) and a weight from `pack_weight`; shape (..., out)."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+    return product

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
 from pythia_dynamics.evaluation.memory import free_cached_memory, is_out_of_memory
-from pythia_dynamics.evaluation.products import linear
+from pythia_dynamics.evaluation.products import packed_linear_layers
 
 __all__ = [
     "Sentences",
@@ -117,12 +117,12 @@ def head_statistics(
         Shape (N,) each, on the device of `hidden`.
     """
     head = head_of(model)
-    vocab = head.weight.shape[0]
+    vocab = head.out_features  # not of the weight, which has no values while packed
     chunk = max(1, _LOGIT_BYTES.get(hidden.device.type, _LOGIT_BYTES["cpu"]) // (4 * vocab))
     rows = max(1, _CACHED_BYTES // (4 * vocab)) if hidden.device.type == "cpu" else chunk
     parts = []
     for i in range(0, hidden.shape[0], chunk):
-        logits = linear(head, hidden[i : i + chunk])
+        logits = head(hidden[i : i + chunk])
         for j in range(0, logits.shape[0], rows):
             part = logits[j : j + rows]
             parts.append(_statistics(part, None if targets is None else targets[i + j : i + j + part.shape[0]]))
@@ -214,7 +214,7 @@ def score(
     lengths = [len(sequences[i]) for i in scored]
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     free = partial(free_cached_memory, device)
-    with torch.inference_mode():
+    with packed_linear_layers(model), torch.inference_mode():
         for _ in evaluate_in_batches(lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free):
             pass
     return result

@@ -28,7 +28,7 @@ from transformers.cache_utils import DynamicCache
 from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
 from pythia_dynamics.evaluation.lockstep import LockstepCache
 from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
-from pythia_dynamics.evaluation.products import transposed_linear_layers
+from pythia_dynamics.evaluation.products import packed_linear_layers
 from pythia_dynamics.evaluation.scoring import Sentences, head_of, head_statistics, right_pad, valid_sentences
 
 __all__ = [
@@ -173,7 +173,7 @@ def unmask(
     lengths = [len(sequences[i]) for i in work]
     budget = default_cached_positions(model) if batch_tokens is None else batch_tokens
     free = partial(free_cached_memory, device)
-    with torch.inference_mode(), transposed_linear_layers(model, exclude=head_of(model)):
+    with packed_linear_layers(model), torch.inference_mode():
         for batch, done in evaluate_in_batches(
             lengths,
             budget,

@@ -51,13 +51,7 @@ def test_logits_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(scoring._LOGIT_BYTES, "cpu", 4 * 304 * 3)
     monkeypatch.setattr(scoring, "_CACHED_BYTES", 4 * 304 * 2)
     seen = []
-    logits_of = scoring.linear  # type: ignore[attr-defined]
-
-    def note(head: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(hidden.shape[0])
-        return logits_of(head, hidden)
-
-    monkeypatch.setattr(scoring, "linear", note)
+    weights.lm_head.register_forward_pre_hook(lambda _, hidden: seen.append(len(hidden[0])))
     chunked = forward_scores(weights, SENTENCES)
     assert max(seen) == 3
     assert sum(seen) == whole.tokens.sum()

@@ -12,7 +12,6 @@ from support.tiny_models import model
 from pythia_dynamics.evaluation import scoring
 from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.last_word import last_word_row
-from pythia_dynamics.evaluation.products import linear
 from pythia_dynamics.evaluation.scoring import (
     Sentences,
     default_batch_tokens,
@@ -164,7 +163,7 @@ def test_logits_of_pythia_are_made_and_read_in_blocks_of_the_budget(monkeypatch:
     weights.set_output_embeddings(torch.nn.Linear(32, 50304, bias=False))
     made, read = [], []
     statistics = scoring._statistics
-    monkeypatch.setattr(scoring, "linear", lambda head, hidden: made.append(len(hidden)) or linear(head, hidden))
+    weights.lm_head.register_forward_pre_hook(lambda _, hidden: made.append(len(hidden[0])))
     monkeypatch.setattr(
         scoring, "_statistics", lambda logits, targets: read.append(len(logits)) or statistics(logits, targets)
     )
