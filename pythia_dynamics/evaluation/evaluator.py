@@ -18,7 +18,7 @@ from pythia_dynamics.evaluation.products import packed_layers
 from pythia_dynamics.evaluation.rows import Row
 from pythia_dynamics.evaluation.scoring import default_batch_tokens, head_of
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
-from pythia_dynamics.evaluation.unmasking import default_cached_positions, prefix_curves, unmask, unmask_scores
+from pythia_dynamics.evaluation.unmasking import Unmasker, default_cached_positions, prefix_curves, unmask_scores
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -94,13 +94,18 @@ class Evaluator:
         self._loaded = LoadedModel(settings)
         self._encoded_for: tuple[str, str] | None = None  # config and tokenizer; the config has the context length
         self._identity: dict[str, Any] = {}
+        self._unmasker: Unmasker | None = None
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Load a checkpoint, and encode the corpus with its tokenizer where it is not yet.
 
         Raises as `LoadedModel.load` and `encode`; another checkpoint can be loaded afterwards.
         """
+        if self._encoded_for is None or self._encoded_for[0] != checkpoint.config_sha256:
+            self._unmasker = None  # which keeps the last model alive
         self._loaded.load(checkpoint)
+        if self._unmasker is None:
+            self._unmasker = Unmasker(self._loaded.model)
         needed = checkpoint.config_sha256, checkpoint.tokenizer.sha256
         if needed != self._encoded_for:
             self._encoded_for = None
@@ -156,7 +161,8 @@ class Evaluator:
             return Row(forward_scores(model, self.sequences, batch_tokens=budget))
         if mode == "last-word":
             return Row(last_word_scores(model, self.targets, batch_tokens=budget))
-        results = unmask(model, self.sequences, batch_tokens=budget)
+        assert self._unmasker is not None, "no checkpoint is loaded"
+        results = self._unmasker.unmask(self.sequences, batch_tokens=budget)
         return Row(unmask_scores(results), prefix_curves(results))
 
 

@@ -1,6 +1,8 @@
-"""A key-value cache of rows that all have the same length, although they start at different positions.
+"""A key-value cache of rows that are all extended at the same position, although they start at different ones.
 
-The forward pass of the model fills and reads it, so that no arithmetic of the model is repeated here.
+The forward pass of the model fills and reads it, so that no arithmetic of the model is repeated here. Its memory is
+allocated once and stays where it is, for rows of any number and width that fit, so that a captured CUDA graph can read
+and write it.
 """
 
 from __future__ import annotations
@@ -14,78 +16,103 @@ __all__ = ["LockstepCache"]
 
 
 class LockstepCache(Cache):
-    """Preallocated keys and values of each layer, shape (capacity, heads, width, head size).
-
-    The first rows are active; all of them hold the same number of positions. A row starts with the keys and values of
-    a prefix of a sentence.
+    """Keys and values of each layer, shape (rows, heads, width, head size), in memory of a fixed size.
 
     Parameters
     ----------
     source
-        Cache of one forward pass over the sentences, from which rows start.
-    capacity
-        Largest number of rows that are active at once.
-    width
-        Largest number of positions of a row.
+        Cache of a forward pass of the model, which gives the shapes.
+    positions
+        Largest number of rows times their width.
     """
 
-    def __init__(self, source: Cache, capacity: int, width: int) -> None:
-        self._lockstep = [_LockstepLayer(layer, capacity, width) for layer in source.layers]
+    def __init__(self, source: Cache, positions: int) -> None:
+        self._lockstep = [_LockstepLayer(layer, positions) for layer in source.layers]
         super().__init__(layers=list(self._lockstep))
 
-    def begin(self, position: int, sentences: torch.Tensor | None) -> None:
-        """Set the common length, and add the rows that start at it.
+    def fill(self, source: Cache, sentences: torch.Tensor, prefix: torch.Tensor, width: int) -> None:
+        """Start rows with prefixes of sentences; what the cache held is lost.
 
         Parameters
         ----------
-        position
-            Number of positions that every active row holds from now on.
+        source
+            Cache of a forward pass over the sentences.
         sentences
-            Index of the sentence of each new row, which starts with the first `position` tokens of it; None adds no
-            row.
+            Index of the sentence of each row, int64, shape (rows,).
+        prefix
+            Number of positions that each row starts with, int64, shape (rows,). What follows them is 0, because a
+            masked value that is not finite would spoil a row.
+        width
+            Positions of a row.
         """
-        for layer in self._lockstep:
-            layer.begin(position, sentences)
+        after = torch.arange(width, device=prefix.device) >= prefix[:, None]
+        for layer, given in zip(self._lockstep, source.layers, strict=True):
+            layer.fill(given, sentences, after[:, None, :, None])
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drop the other rows; `rows` are indices of active rows in increasing order."""
+        """Drop the other rows; `rows` are indices of rows in increasing order, int64."""
         for layer in self._lockstep:
             layer.keep(rows)
 
+    def select(self, count: int, length: int, slots: torch.Tensor | None) -> None:
+        """Set what the next forward pass reads and writes.
+
+        Parameters
+        ----------
+        count
+            It extends the first `count` rows.
+        length
+            It reads the first `length` positions of them.
+        slots
+            The position that it writes of each row, int64, shape (count,); None writes the last that it reads.
+        """
+        for layer in self._lockstep:
+            layer.select(count, length, None if slots is None else slots[:, None, None, None])
+
 
 class _LockstepLayer(DynamicLayer):
-    def __init__(self, source: Any, capacity: int, width: int) -> None:
+    def __init__(self, source: Any, positions: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._sources: tuple[torch.Tensor, torch.Tensor] = (source.keys, source.values)
-        self._buffers = tuple(
-            states.new_empty((capacity, states.shape[1], width, states.shape[3])) for states in self._sources
-        )
-        self._rows = self._length = 0
+        size = positions * source.keys.shape[1] * source.keys.shape[3]
+        self._storage = (source.keys.new_empty(size), source.values.new_empty(size))
+        self._rows: tuple[torch.Tensor, ...] = ()
+        self._count = self._length = 0
+        self._slots: torch.Tensor | None = None
         self.dtype, self.device = source.keys.dtype, source.keys.device
         self.is_initialized = True
 
-    def begin(self, position: int, sentences: torch.Tensor | None) -> None:
-        if sentences is not None:
-            end = self._rows + sentences.shape[0]
-            for buffer, source in zip(self._buffers, self._sources, strict=True):
-                buffer[self._rows : end, :, :position] = source[sentences, :, :position]
-            self._rows = end
-        self._length = position
+    def fill(self, source: Any, sentences: torch.Tensor, after: torch.Tensor) -> None:
+        count, _, width, _ = after.shape
+        states = source.keys, source.values
+        shapes = [(count, given.shape[1], width, given.shape[3]) for given in states]
+        self._rows = tuple(
+            storage[: torch.Size(shape).numel()].view(shape)
+            for storage, shape in zip(self._storage, shapes, strict=True)
+        )
+        for rows, given in zip(self._rows, states, strict=True):
+            known = min(width, given.shape[2])
+            rows[:, :, :known] = given[sentences, :, :known]
+            rows.masked_fill_(after, 0)
 
     def keep(self, rows: torch.Tensor) -> None:
-        self._rows = rows.shape[0]
-        for buffer in self._buffers:
-            # Up to the position that `update` wrote last, inclusive.
-            buffer[: self._rows, :, : self._length + 1] = buffer[rows, :, : self._length + 1]
+        for states in self._rows:
+            states[: rows.shape[0]] = states[rows]
+
+    def select(self, count: int, length: int, slots: torch.Tensor | None) -> None:
+        self._count, self._length, self._slots = count, length, slots
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the states of the new position; return views of the states of all positions so far."""
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[: self._rows, :, self._length] = states[:, :, 0]
-        keys, values = (buffer[: self._rows, :, : self._length + 1] for buffer in self._buffers)
-        return keys, values
+        """Write the states of the new position; return views of the positions that are read."""
+        keys, values = (states[: self._count] for states in self._rows)
+        for states, new in ((keys, key_states), (values, value_states)):
+            if self._slots is None:
+                states[:, :, self._length - 1] = new[:, :, 0]
+            else:
+                states.scatter_(2, self._slots.expand_as(new), new)
+        return keys[:, :, : self._length], values[:, :, : self._length]
 
     def get_seq_length(self) -> int:
-        return self._length
+        """Positions before the one that the next forward pass computes, where it reads no more than it needs."""
+        return self._length - 1

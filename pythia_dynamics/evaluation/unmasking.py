@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import takewhile
-from typing import Self, TypeVar
+from itertools import pairwise, takewhile
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,15 +25,15 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
-from pythia_dynamics.evaluation.lockstep import LockstepCache
+from pythia_dynamics.evaluation.generation import Completions, Generator, Rows
 from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import packed_linear_layers
 from pythia_dynamics.evaluation.scoring import Sentences, head_of, head_statistics, right_pad, valid_sentences
 
 __all__ = [
     "Completion",
+    "Unmasker",
     "Unmasking",
-    "cached_positions",
     "default_cached_positions",
     "illustrate",
     "prefix_curves",
@@ -42,34 +41,11 @@ __all__ = [
     "unmask_scores",
 ]
 
-
 _Number = TypeVar("_Number", np.int64, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class _Statistics:
-    """Tokens, NLL and entropy (nats) on the host, of equal shape."""
-
-    tokens: NDArray[np.int64]
-    nll: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-
-    @classmethod
-    def empty(cls, shape: tuple[int, int]) -> Self:
-        """Zeros of a shape."""
-        return cls(np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
-
-    @classmethod
-    def concatenated(cls, parts: Sequence[_Statistics], width: int) -> _Statistics:
-        """The rows of all parts, of this width."""
-        if not parts:
-            return _Statistics.empty((0, width))
-        names = ("tokens", "nll", "entropy")
-        return _Statistics(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-
-
-@dataclass(frozen=True, slots=True)
-class Unmasking(_Statistics):
+class Unmasking(Completions):
     """All completions of one sentence of t tokens; each array has shape (t − 1, t).
 
     Row k − 1 belongs to the prefix of k tokens. A sentence of fewer than two tokens has no rows.
@@ -116,24 +92,6 @@ class Completion:
     entropy: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The completions to compute, in order of prefix length: sentence, prefix length and last index of each."""
-
-    sentence: NDArray[np.int64]
-    prefix: NDArray[np.int64]
-    last: NDArray[np.int64]
-
-    def __getitem__(self, part: slice) -> Self:
-        """Some of the rows."""
-        return type(self)(self.sentence[part], self.prefix[part], self.last[part])
-
-
-def cached_positions(count: int, width: int) -> int:
-    """Key-value positions that `count` sentences of `width` tokens hold at once: a row of `width` for each prefix."""
-    return count * width * width
-
-
 def unmask(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None
 ) -> list[Unmasking]:
@@ -163,29 +121,7 @@ def unmask(
     PythiaDynError
         When a single sentence does not fit in memory, or `batch_tokens` is below 1.
     """
-    device = head_of(model).weight.device
-    results = [Unmasking.empty((0, len(sequence))) for sequence in sequences]
-    work = [i for i, sequence in enumerate(sequences) if len(sequence) > 1]
-
-    def evaluate(batch: Batch, budget: int) -> list[Unmasking]:
-        return list(_complete_batch(model, [sequences[work[i]] for i in batch.members], device, budget))
-
-    lengths = [len(sequences[i]) for i in work]
-    budget = default_cached_positions(model) if batch_tokens is None else batch_tokens
-    free = partial(free_cached_memory, device)
-    with packed_linear_layers(model), torch.inference_mode():
-        for batch, done in evaluate_in_batches(
-            lengths,
-            budget,
-            evaluate,
-            out_of_memory=is_out_of_memory,
-            free=free,
-            cost=cached_positions,
-            least=lambda width: width,  # one row at a time
-        ):
-            for member, unmasking in zip(batch.members, done, strict=True):
-                results[work[member]] = unmasking
-    return results
+    return Unmasker(model).unmask(sequences, batch_tokens=batch_tokens)
 
 
 def default_cached_positions(model: PreTrainedModel) -> int:
@@ -195,95 +131,108 @@ def default_cached_positions(model: PreTrainedModel) -> int:
     return cached_positions_budget(weight.device, bytes_per_position)
 
 
-def _complete_batch(
-    model: PreTrainedModel, sentences: Sequence[Sequence[int]], device: torch.device, budget: int
-) -> Iterator[Unmasking]:
-    """Complete all prefixes of a batch of sentences, each of at least two tokens, in waves within a budget."""
-    lengths = np.array([len(sentence) for sentence in sentences])
-    count, width = len(sentences), int(lengths.max())
-    tokens = right_pad(sentences, device)
-    cache = DynamicCache()
-    hidden = model.base_model(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=True).last_hidden_state
-    after = head_statistics(model, hidden.reshape(count * (width - 1), -1))
-    del hidden
-    # Entry [s, k - 1] belongs to the token that follows the prefix of k tokens of sentence s.
-    top, nll, entropy = (values.view(count, width - 1) for values in (after.top, after.nll, after.entropy))
-    first = _Statistics(top.cpu().numpy(), nll.cpu().numpy(), entropy.cpu().numpy())
-    given = tokens.cpu().numpy()
-    diverges = first.tokens != given[:, 1:]
-    rows = _rows_to_compute(lengths, diverges)
-    waves = [_generate(model, cache, rows[part], width, top) for part in _waves(rows, width, budget)]
-    computed = _Statistics.concatenated(waves, width)
-    for s, t in enumerate(lengths):
-        yield _assemble(s, given[s, :t], diverges[s], first, rows, computed)
+class Unmasker:
+    """Completes the prefixes of sentences with one model, of which only the weights change between calls.
+
+    On CUDA it keeps the memory and the captured graphs of its steps for further calls, so that those of one checkpoint
+    serve all others.
+
+    Parameters
+    ----------
+    model
+        A model in evaluation mode.
+    generator
+        Computes the completions; None chooses by device.
+    """
+
+    def __init__(self, model: PreTrainedModel, generator: Generator | None = None) -> None:
+        self.model = model
+        self._generator = generator
+
+    def unmask(self, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None) -> list[Unmasking]:
+        """As the function `unmask`."""
+        device = head_of(self.model).weight.device
+        results = [Unmasking.empty((0, len(sequence))) for sequence in sequences]
+        work = [i for i, sequence in enumerate(sequences) if len(sequence) > 1]
+
+        def evaluate(batch: Batch, budget: int) -> list[Unmasking]:
+            return list(self._complete([sequences[work[i]] for i in batch.members], budget))
+
+        def free() -> None:
+            self._release()
+            free_cached_memory(device)
+
+        lengths = [len(sequences[i]) for i in work]
+        budget = default_cached_positions(self.model) if batch_tokens is None else batch_tokens
+        with packed_linear_layers(self.model), torch.inference_mode():
+            if self._generator is None:
+                self._generator = Generator.for_device(self.model)
+            shapes = self._generator.shapes
+            for batch, done in evaluate_in_batches(
+                lengths,
+                budget,
+                evaluate,
+                out_of_memory=is_out_of_memory,
+                free=free,
+                cost=lambda count, width: shapes.rows(count * width) * shapes.width(width),
+                least=shapes.width,  # one row at a time
+            ):
+                for member, unmasking in zip(batch.members, done, strict=True):
+                    results[work[member]] = unmasking
+        if self._generator.graphs is None:
+            self._release()
+        return results
+
+    def _release(self) -> None:
+        if self._generator is not None:
+            self._generator.release()
+
+    def _complete(self, sentences: Sequence[Sequence[int]], budget: int) -> Iterator[Unmasking]:
+        """Complete all prefixes of a batch of sentences, each of at least two tokens, in waves within a budget."""
+        assert self._generator is not None
+        model, generator = self.model, self._generator
+        lengths = np.array([len(sentence) for sentence in sentences])
+        count, width = len(sentences), int(lengths.max())
+        tokens = right_pad(sentences, head_of(model).weight.device)
+        cache = DynamicCache()
+        hidden = model.base_model(input_ids=tokens[:, :-1], past_key_values=cache, use_cache=True).last_hidden_state
+        after = head_statistics(model, hidden.reshape(count * (width - 1), -1))
+        del hidden
+        # Entry [s, k - 1] belongs to the token that follows the prefix of k tokens of sentence s.
+        top, nll, entropy = (values.view(count, width - 1) for values in (after.top, after.nll, after.entropy))
+        first = Completions(top.cpu().numpy(), nll.cpu().numpy(), entropy.cpu().numpy())
+        given = tokens.cpu().numpy()
+        diverges = first.tokens != given[:, 1:]
+        rows = _rows_to_compute(lengths, diverges)
+        waves = _waves(len(rows), generator.shapes.most_rows(budget // generator.shapes.width(width)))
+        parts = [generator.complete(cache, rows[part], width, top) for part in waves]
+        computed = Completions.concatenated(parts, width)
+        for s, t in enumerate(lengths):
+            yield _assemble(s, given[s, :t], diverges[s], first, rows, computed)
 
 
-def _rows_to_compute(lengths: NDArray[np.int64], diverges: NDArray[np.bool_]) -> _Rows:
+def _rows_to_compute(lengths: NDArray[np.int64], diverges: NDArray[np.bool_]) -> Rows:
     """Prefixes whose completion differs from the sentence at its first token and has further tokens."""
     prefix = np.arange(1, diverges.shape[1] + 1)
     wanted = diverges & (prefix < lengths[:, None] - 1)
     index, sentence = np.nonzero(wanted.T)
-    return _Rows(sentence, index + 1, lengths[sentence] - 1)
+    return Rows(sentence, index + 1, lengths[sentence] - 1)
 
 
-def _generate(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: int, top: torch.Tensor) -> _Statistics:
-    """Generate all rows in lockstep; column p of the results, shape (rows, width), belongs to the token at p."""
-    device, total = top.device, len(rows.prefix)
-    tokens = torch.zeros((total, width), dtype=torch.int64, device=device)
-    nll, entropy = torch.zeros((total, width), device=device), torch.zeros((total, width), device=device)
-    sentence = torch.from_numpy(rows.sentence).to(device)
-    lockstep = LockstepCache(cache, _max_active(rows, width), width - 1)
-    active = np.zeros(0, np.int64)  # rows being generated, and the same on the device
-    index = torch.from_numpy(active).to(device)
-    current = tokens[:0, 0]
-    for position in range(int(rows.prefix[0]), width - 1):
-        done = rows.last[active] == position
-        if done.any():
-            kept = torch.from_numpy(np.flatnonzero(~done)).to(device)
-            lockstep.keep(kept)
-            active, index, current = active[~done], index[kept], current[kept]
-        starting = np.searchsorted(rows.prefix, [position, position + 1])
-        sentences = None
-        if starting[0] < starting[1]:
-            new = torch.arange(starting[0], starting[1], device=device)
-            sentences = sentence[new]
-            active, index = np.concatenate([active, np.arange(*starting)]), torch.cat([index, new])
-            current = torch.cat([current, top[sentences, position - 1]])
-        if not active.size:
-            continue
-        lockstep.begin(position, sentences)
-        states = model.base_model(input_ids=current[:, None], past_key_values=lockstep, use_cache=True)
-        statistics = head_statistics(model, states.last_hidden_state[:, 0])
-        current = statistics.top
-        tokens[index, position + 1] = current
-        nll[index, position + 1] = statistics.nll
-        entropy[index, position + 1] = statistics.entropy
-    return _Statistics(tokens.cpu().numpy(), nll.cpu().numpy(), entropy.cpu().numpy())
-
-
-def _waves(rows: _Rows, width: int, budget: int) -> list[slice]:
-    """The rows that are computed together: all of them if their cache fits, else as many at a time as surely do."""
-    total = len(rows.prefix)
-    if not total:
-        return []
-    most = max(1, budget // width)
-    size = total if _max_active(rows, width) <= most else most
-    return [slice(start, start + size) for start in range(0, total, size)]
-
-
-def _max_active(rows: _Rows, width: int) -> int:
-    """The largest number of rows that are active at one position."""
-    change = np.bincount(rows.prefix, minlength=width + 1) - np.bincount(rows.last, minlength=width + 1)
-    return int(np.cumsum(change).max())
+def _waves(total: int, most: int) -> list[slice]:
+    """The rows that are computed together: as few parts of about equal size as there can be of at most `most`."""
+    parts = -(-total // most)
+    bounds = [total * part // max(1, parts) for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(bounds)]
 
 
 def _assemble(
     s: int,
     given: NDArray[np.int64],
     diverges: NDArray[np.bool_],
-    first: _Statistics,
-    rows: _Rows,
-    computed: _Statistics,
+    first: Completions,
+    rows: Rows,
+    computed: Completions,
 ) -> Unmasking:
     """The completions of sentence `s`.
 

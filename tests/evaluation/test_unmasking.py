@@ -12,7 +12,7 @@ from support.tiny_models import TEXTS, encode, model, tokenizer
 from transformers import GPTNeoXForCausalLM
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.evaluation import unmasking
+from pythia_dynamics.evaluation import generation
 from pythia_dynamics.evaluation.lockstep import LockstepCache
 from pythia_dynamics.evaluation.scoring import summarise
 from pythia_dynamics.evaluation.unmasking import Unmasking, illustrate, prefix_curves, unmask, unmask_scores
@@ -102,12 +102,12 @@ def test_memory_that_is_short_makes_smaller_waves(monkeypatch: pytest.MonkeyPatc
     weights, sentence = model(0), SENTENCES[0]
     reserve = LockstepCache
 
-    def limited(source: Any, capacity: int, width: int) -> Any:
-        if capacity > 2:
+    def limited(source: Any, positions: int) -> Any:
+        if positions > 2 * len(sentence):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return reserve(source, capacity, width)
+        return reserve(source, positions)
 
-    monkeypatch.setattr(unmasking, "LockstepCache", limited)
+    monkeypatch.setattr(generation, "LockstepCache", limited)
     with pytest.warns(UserWarning, match="out of memory; goes on with --batch-tokens"):
         (result,) = unmask(weights, [sentence])
     assert result.tokens.tolist() == by_generate(weights, sentence)

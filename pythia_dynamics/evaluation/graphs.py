@@ -1,0 +1,108 @@
+"""CUDA graphs of steps that come again with the same shapes.
+
+A step of generation of a small model is hundreds of short kernels, and launching them takes longer than running them. A
+graph launches all of them at once. It holds the addresses of what it reads and writes, so a step may only use memory
+that stays where it is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+import torch
+
+__all__ = ["StepGraphs", "capture_on_cuda"]
+
+Step = Callable[[], None]
+"""Work of fixed shapes, whose inputs and outputs are in memory that stays where it is."""
+
+Capture = Callable[[Step], Step]
+"""Makes a step that does the same work again without its Python code; it does not do the work itself."""
+
+_MOST = 1024
+"""Graphs that are kept: those of a few hundred combinations of rows and lengths, each with about a megabyte."""
+
+
+class StepGraphs:
+    """Runs steps; one that comes a second time is captured, and from then on replayed.
+
+    A capture costs as much as running the step without a graph does, so one that never comes again is not captured.
+    A step that cannot be captured is run as it is, and so are all later ones.
+
+    Parameters
+    ----------
+    capture
+        `capture_on_cuda`, or a stand-in on a machine without a GPU.
+    """
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = capture
+        self._replays: OrderedDict[Hashable, Step] = OrderedDict()
+        self._seen: set[Hashable] = set()
+        self.failure: str | None = None
+        """Why steps are not captured; None while they are."""
+
+    def __len__(self) -> int:
+        return len(self._replays)
+
+    def clear(self) -> None:
+        """Forget all steps: the memory that they used is gone."""
+        self._replays.clear()
+        self._seen.clear()
+
+    def run(self, key: Hashable, step: Step) -> None:
+        """Do the work of a step.
+
+        Parameters
+        ----------
+        key
+            Stands for the shapes and addresses that the step uses: equal keys stand for equal kernels.
+        step
+            The work.
+        """
+        if key in self._replays:
+            self._replays.move_to_end(key)
+            self._replays[key]()
+        elif key in self._seen and self.failure is None:
+            self._replay_captured(key, step)
+        else:
+            self._seen.add(key)
+            step()
+
+    def _replay_captured(self, key: Hashable, step: Step) -> None:
+        try:
+            replay = self._capture(step)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.failure = str(error).partition("\n")[0]
+            step()
+            return
+        self._replays[key] = replay
+        if len(self._replays) > _MOST:
+            self._replays.popitem(last=False)
+        replay()
+
+
+def capture_on_cuda() -> Capture:
+    """Capture on the current CUDA device; the graphs share one pool of memory, so at most one may run at a time."""
+    pool = torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def capture(step: Step) -> Step:
+        graph = torch.cuda.CUDAGraph()
+        compute = torch.cuda.current_stream()
+        stream.wait_stream(compute)
+        with torch.cuda.stream(stream):
+            # Another thread may upload the next checkpoint meanwhile: its calls must not break this capture.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                step()
+            finally:
+                graph.capture_end()
+        compute.wait_stream(stream)
+        replay: Step = graph.replay
+        return replay
+
+    return capture
