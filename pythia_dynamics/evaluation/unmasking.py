@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
+from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches, no_report
 from pythia_dynamics.evaluation.lockstep import LockstepCache
 from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import transposed_linear_layers
@@ -135,7 +135,11 @@ def cached_positions(count: int, width: int) -> int:
 
 
 def unmask(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int | None = None,
+    reduced: Callable[[int], None] = no_report,
 ) -> list[Unmasking]:
     """Complete every prefix of every sentence, with the tokens that `generate` gives for each prefix alone.
 
@@ -152,6 +156,8 @@ def unmask(
         Bound on the key-value positions held at once, beside those of the sentences themselves; None takes what fits in
         1 GiB, on CUDA in 8 GiB. The prefixes of a sentence that needs more are completed in several waves. It is halved
         when memory is short.
+    reduced
+        Called with each smaller bound that memory makes necessary.
 
     Returns
     -------
@@ -180,6 +186,7 @@ def unmask(
             evaluate,
             out_of_memory=is_out_of_memory,
             free=free,
+            reduced=reduced,
             cost=cached_positions,
             least=lambda width: width,  # one row at a time
         ):
