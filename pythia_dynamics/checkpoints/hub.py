@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from pythia_dynamics.checkpoints.http import LIBRARY, HubClient
+from pythia_dynamics.checkpoints.hub_cache import absent_files, cache_lock, remove_files
 from pythia_dynamics.checkpoints.ranges import LinkCache, read_range
 from pythia_dynamics.checkpoints.retry import Failure, RateLimitGate, RetryableError, RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Revision, Traffic
@@ -27,6 +28,10 @@ __all__ = ["HubSource"]
 T = TypeVar("T")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_MAX_DOWNLOADS = 5
+"""Downloads of a checkpoint, some of whose files are removed each time before it ends. Only a checkpoint of the same
+content that is evicted in that moment does this, and there are few."""
 
 _MAX_PAGES = 100
 """Pages of one listing, of 1,000 entries each: far more files than a checkpoint has, so that a loop of pages ends."""
@@ -83,7 +88,7 @@ class HubSource:
         self._names: dict[str, dict[str, str]] | None = None
         self._titles: dict[str, str] = {}
         self._tree_of_all: dict[str, tuple[int, str | None]] | None = None
-        self._downloaded: dict[tuple[str, str], list[Path]] = {}
+        self._downloaded: dict[tuple[str, str], tuple[Path, list[str]]] = {}
 
     @property
     def traffic(self) -> Traffic:
@@ -201,9 +206,10 @@ class HubSource:
     def snapshot(self, revision: Revision) -> Path:
         """The directory of a whole checkpoint in the Hugging Face cache, downloaded where it is not there yet.
 
-        Raises `CheckpointError` when the revision has no model, `AccessError` or `HubError` when it cannot be had.
+        Threads and processes may take and evict several at once. Raises `CheckpointError` when the revision has no
+        model, `AccessError` or `HubError` when it cannot be had.
         """
-        from huggingface_hub import HfApi, constants, try_to_load_from_cache
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import LocalEntryNotFoundError
         from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
@@ -238,34 +244,32 @@ class HubSource:
             except (ValueError, KeyError, TypeError):
                 raise RetryableError("the Hub sent an invalid response", Failure.INVALID_RESPONSE) from None
 
-        absent = [
-            file
-            for file in wanted or ()
-            if not isinstance(try_to_load_from_cache(repository, file, revision=commit), str)
-        ]
-        folder = Path(client.attempts(subject).run(download))
-        if absent:
-            weights = (file for file in absent if not is_shared(PurePosixPath(file).name))
-            self._downloaded[commit, revision.path_of_all] = [folder / file for file in weights]
+        arrived: dict[str, None] = {}
+        for _ in range(_MAX_DOWNLOADS):
+            absent = absent_files(repository, commit, wanted or ())
+            arrived |= dict.fromkeys(absent)
+            folder = Path(client.attempts(subject).run(download))
+            if not absent:  # nothing was written, maybe nothing can be
+                break
+            with cache_lock(folder):
+                if not absent_files(repository, commit, wanted or ()):
+                    break
+        else:
+            raise HubError(f"{subject}: its files were removed from the Hugging Face cache while they were downloaded")
+        if revision.path_of_all:  # other steps of the commit have the other files too
+            arrived = {file: None for file in arrived if not is_shared(PurePosixPath(file).name)}
+        if arrived:
+            self._downloaded[commit, revision.path_of_all] = folder, list(arrived)
         return as_checkpoint(folder / revision.folder, revision, self.suite)
 
     def evict(self, revision: Revision) -> None:
-        """Remove a revision from the Hugging Face cache, if `snapshot` had to download it."""
-        from huggingface_hub import constants, scan_cache_dir
+        """Remove the files of a revision from the Hugging Face cache that `snapshot` had to download.
 
-        files = self._downloaded.pop((revision.address, revision.path_of_all), None)
-        if files is None:
-            return
-        if not revision.path_of_all:
-            # The directory is given, because the library fixes its own default when it is imported.
-            scan_cache_dir(constants.HF_HUB_CACHE).delete_revisions(revision.address).execute()
-            return
-        for link in files:  # other steps and commits may have a file of the same content
-            content = link.resolve()
-            link.unlink(missing_ok=True)
-            snapshots = next(folder for folder in link.parents if folder.name == revision.address).parent
-            if not any(other.is_symlink() and other.resolve() == content for other in snapshots.rglob("*")):
-                content.unlink(missing_ok=True)
+        Contents that another revision has too stay. Others may be downloaded meanwhile, in any process.
+        """
+        found = self._downloaded.pop((revision.address, revision.path_of_all), None)
+        if found is not None:
+            remove_files(*found, whole=not revision.path_of_all)
 
     def with_own_traffic(self) -> HubSource:
         """The same source, counting into a new `Traffic`; what has been listed and `cancel` are shared."""

@@ -254,7 +254,10 @@ class Source(Protocol):
         """A directory with the whole checkpoint (config, tokenizer, weights), downloaded where necessary."""
 
     def evict(self, revision: Revision) -> None:
-        """Delete what `snapshot` downloaded; what was there before stays."""
+        """Delete what `snapshot` downloaded; what was there before stays.
+
+        Safe while other revisions are downloaded, in this process and in others: these are whole in the end.
+        """
 
     def with_own_traffic(self) -> Source:
         """The same source, counting into a new `Traffic`."""

@@ -55,13 +55,24 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     show_default=True,
     help="W_U to use; ternary: rounded to {−1, 0, +1}·scale, results in a folder of that name.",
 )
-@click.option("--batch-tokens", type=click.IntRange(1), default=None, help="Tokens held at once.  [default: by device]")
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(1),
+    default=None,
+    help="Held at once: tokens read (forward, last-word), cached positions (unmask).  [default: by mode and device]",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(2),
+    default=EvaluationSettings.max_tokens,
+    help="Cut passages after so many tokens (forward, unmask).  [default: the context of the model]",
+)
 @click.option(
     "--disk-budget",
     type=click.FloatRange(0),
     default=None,
     callback=_gigabytes,
-    help="GB of downloads on disk.  [default: one checkpoint ahead]",
+    help="GB of downloads on disk.  [default: up to 3 checkpoints ahead in 16 GB, 1 at least]",
 )
 @app.with_overwrite
 @app.with_suite

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pythia_dynamics.errors import PythiaDynError
 
-__all__ = ["Batch", "Cost", "evaluate_in_batches", "padded_tokens", "plan"]
+__all__ = ["Batch", "Cost", "evaluate_in_batches", "no_report", "padded_tokens", "plan"]
 
 Cost = Callable[[int, int], int]
 """``cost(count, width)``: units of memory of a batch of `count` sequences, the longest of `width` tokens."""
@@ -34,6 +34,10 @@ class Batch:
 
     members: tuple[int, ...]
     width: int
+
+
+def no_report(budget: int) -> None:
+    """Do not report a smaller budget: the default of every `reduced` parameter."""
 
 
 def padded_tokens(count: int, width: int) -> int:
@@ -72,12 +76,14 @@ def evaluate_in_batches(
     *,
     out_of_memory: Callable[[BaseException], bool],
     free: Callable[[], None],
+    reduced: Callable[[int], None] = no_report,
     cost: Cost = padded_tokens,
     least: Callable[[int], int] | None = None,
 ) -> Iterator[tuple[Batch, _Result]]:
-    """Evaluate every batch of the plan; a batch that does not fit in memory is halved, and later ones with it.
+    """Evaluate every batch of the plan; where one does not fit in memory, begin again with half of it as the budget.
 
-    Where that happens a warning says with which budget the run would take the same course again.
+    All batches are evaluated again, so that the last result of each sequence is that of a run with the smaller budget
+    from its beginning. Little is lost, because the longest sequences come first. A warning states the budget.
 
     Parameters
     ----------
@@ -89,12 +95,15 @@ def evaluate_in_batches(
         Whether an exception of `evaluate` means that a smaller batch may fit; other exceptions are raised.
     free
         Returns cached memory to the device, before the smaller batch is tried.
+    reduced
+        Called with each smaller budget.
     least
         The least budget with which a single sequence of some width can be evaluated. Default: its cost.
 
     Yields
     ------
     tuple of Batch and result
+        Those after the budget was reduced replace those before.
 
     Raises
     ------
@@ -103,7 +112,7 @@ def evaluate_in_batches(
     """
     if budget < 1:
         raise PythiaDynError(f"the number of tokens held at once must be at least 1, not {budget}")
-    order = [i for batch in plan(lengths, budget, cost) for i in batch.members]
+    order = whole_order = [i for batch in plan(lengths, budget, cost) for i in batch.members]
     while order:
         batch = _next_batch(order, lengths, budget, cost)
         fits = True
@@ -128,6 +137,8 @@ def evaluate_in_batches(
                     " take a smaller dtype, shorter passages or a larger device"
                 )
             warnings.warn(f"out of memory; goes on with --batch-tokens {budget}", stacklevel=2)
+            reduced(budget)
+            order = whole_order  # longest first, whatever the budget
             continue
         yield batch, result
         order = order[len(batch.members) :]

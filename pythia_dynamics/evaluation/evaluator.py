@@ -95,6 +95,7 @@ class Evaluator:
         self._encoded_for: tuple[str, str] | None = None  # config and tokenizer; the config has the context length
         self._identity: dict[str, Any] = {}
         self._unmasker: Unmasker | None = None
+        self._reduced: dict[Mode, int] = {}  # budgets that memory has made smaller
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Load a checkpoint, and encode the corpus with its tokenizer where it is not yet.
@@ -138,7 +139,11 @@ class Evaluator:
     def notes(self, mode: Mode) -> dict[str, Any]:
         """How a mode evaluates the checkpoint: passages unscored and truncated, longest sequence, its identity, the
         kind of attention of its model, whether its weights are packed, and the tokens held at once, which decide the
-        rounding."""
+        rounding.
+
+        The tokens held at once are those of the last `row` of the mode: with this number it is computed again to the
+        bit, without running short of memory.
+        """
         passages = self._word_notes if mode == "last-word" else self._notes
         attention = getattr(self._loaded.model.config, "_attn_implementation", None)
         products = "packed" if packed_layers(self._loaded.model) else "plain"
@@ -146,23 +151,29 @@ class Evaluator:
         return {**passages, **self._identity, **arithmetic}
 
     def _budget(self, mode: Mode) -> int:
-        """Tokens held at once."""
-        if self.settings.batch_tokens is not None:
-            return self.settings.batch_tokens
-        model = self._loaded.model
-        return (
-            default_cached_positions(model) if mode == "unmask" else default_batch_tokens(head_of(model).weight.device)
-        )
+        """Tokens held at once: no more than what fitted in memory before."""
+        given, model = self.settings.batch_tokens, self._loaded.model
+        if given is None:
+            device = head_of(model).weight.device
+            given = default_cached_positions(model) if mode == "unmask" else default_batch_tokens(device)
+        return min(given, self._reduced.get(mode, given))
 
     def row(self, mode: Mode) -> Row:
-        """The row of the checkpoint that was loaded last."""
+        """The row of the checkpoint that was loaded last.
+
+        Where memory runs short it is computed with a smaller number of tokens held at once; so are later rows.
+        """
+
+        def reduced(budget: int) -> None:
+            self._reduced[mode] = budget
+
         model, budget = self._loaded.model, self._budget(mode)
         if mode == "forward":
-            return Row(forward_scores(model, self.sequences, batch_tokens=budget))
+            return Row(forward_scores(model, self.sequences, batch_tokens=budget, reduced=reduced))
         if mode == "last-word":
-            return Row(last_word_scores(model, self.targets, batch_tokens=budget))
+            return Row(last_word_scores(model, self.targets, batch_tokens=budget, reduced=reduced))
         assert self._unmasker is not None, "no checkpoint is loaded"
-        results = self._unmasker.unmask(self.sequences, batch_tokens=budget)
+        results = self._unmasker.unmask(self.sequences, batch_tokens=budget, reduced=reduced)
         return Row(unmask_scores(results), prefix_curves(results))
 
 

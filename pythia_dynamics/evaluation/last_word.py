@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
+from pythia_dynamics.evaluation.batching import no_report
 from pythia_dynamics.evaluation.scoring import (
     Sentences,
     count_sentences,
@@ -96,7 +97,11 @@ def encode_targets(
 
 
 def last_word_scores(
-    model: PreTrainedModel, targets: Sequence[Target], *, batch_tokens: int | None = None
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    *,
+    batch_tokens: int | None = None,
+    reduced: Callable[[int], None] = no_report,
 ) -> Sentences:
     """Summed NLL of each target, and whether greedy decoding would produce it.
 
@@ -108,13 +113,16 @@ def last_word_scores(
         From `encode_targets`.
     batch_tokens
         Bound on the tokens read at once, padding included; None chooses by device.
+    reduced
+        Called with each smaller bound that memory makes necessary.
 
     Raises
     ------
     PythiaDynError
         When a single text does not fit in memory.
     """
-    return score(model, [t.tokens for t in targets], [t.start for t in targets], batch_tokens=batch_tokens)
+    tokens, starts = [target.tokens for target in targets], [target.start for target in targets]
+    return score(model, tokens, starts, batch_tokens=batch_tokens, reduced=reduced)
 
 
 def last_word_row(scores: Sentences) -> dict[str, float]:

@@ -158,8 +158,9 @@ def evaluate(
                         records[mode].add_missing(revision.step, reason)
                 else:
                     for mode in modes:
-                        notes = {**evaluator.notes(mode), **provenance}
-                        records[mode].add(revision.step, revision.commit, evaluator.row(mode), notes)
+                        row = evaluator.row(mode)
+                        notes = {**evaluator.notes(mode), **provenance}  # after the row: memory may have run short
+                        records[mode].add(revision.step, revision.commit, row, notes)
                 for record in records.values():
                     record.flush()
                 done += 1

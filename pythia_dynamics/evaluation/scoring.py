@@ -6,7 +6,7 @@ chunk: with Pythia's vocabulary they take 200 KB a token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
+from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches, no_report
 from pythia_dynamics.evaluation.memory import free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import packed_linear_layers
 
@@ -179,6 +179,7 @@ def score(
     starts: Sequence[int],
     *,
     batch_tokens: int | None = None,
+    reduced: Callable[[int], None] = no_report,
 ) -> Sentences:
     """Score the tokens of sequences, each given all tokens before it.
 
@@ -192,6 +193,8 @@ def score(
         Index of the first token of each sentence that is scored, at least 1: the first token is context only.
     batch_tokens
         Bound on the tokens read at once, padding included; None chooses by device. It is halved when memory is short.
+    reduced
+        Called with each smaller bound that memory makes necessary.
 
     Returns
     -------
@@ -215,7 +218,9 @@ def score(
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     free = partial(free_cached_memory, device)
     with packed_linear_layers(model), torch.inference_mode():
-        for _ in evaluate_in_batches(lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free):
+        for _ in evaluate_in_batches(
+            lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free, reduced=reduced
+        ):
             pass
     return result
 

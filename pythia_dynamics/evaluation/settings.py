@@ -113,12 +113,14 @@ class EvaluationSettings(ModelSettings):
         Steps to evaluate: numbers, or a specification such as ``"1000:143000:1000"``; None takes all there are.
     batch_tokens
         Bound on what is held at once: tokens read in the modes forward and last-word, key-value positions in
-        unmasking. None chooses by device.
+        unmasking, which are some hundred times as many, so that one number seldom serves both. None chooses by device.
+        It is noted with each row, and smaller there where memory ran short.
     max_tokens
         Number of tokens, at least 2, after which passages are cut in the modes forward and unmask. None cuts at the
         context of the model.
     disk_budget
-        Bytes of downloaded checkpoints to keep on disk. None keeps the current one and the next one.
+        Bytes of downloaded checkpoints to keep on disk; those that are done are kept as well, while they fit. None
+        keeps the current one and up to three that come next: always one, and more while all have at most 16 GB.
     overwrite
         Replace a table of results that was computed under other settings, once there is a row to replace it with.
         Otherwise it is an error, and the table stays.

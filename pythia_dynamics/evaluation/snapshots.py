@@ -1,4 +1,4 @@
-"""Whole checkpoints one after the other: the next one is downloaded while the current one is used.
+"""Whole checkpoints one after the other: the next ones are downloaded while the current one is used.
 
 Disk use stays bounded: checkpoints that were downloaded are removed when they are no longer needed.
 """
@@ -16,7 +16,17 @@ from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.cache import find_model
 
-__all__ = ["checkpoint_source", "snapshots"]
+__all__ = ["checkpoint_source", "checkpoints_on_disk", "snapshots"]
+
+_MAX_AHEAD = 3
+"""Downloads at once. One alone waits for the Hub between its files, while a small model is evaluated in less time than
+its checkpoint takes to arrive. Each has connections of its own for several files, so that more would hardly be faster,
+and would come nearer to the rate limit of the Hub."""
+
+_AHEAD_BYTES = 16_000_000_000
+"""Bytes of checkpoints up to which more than one is fetched ahead. Four of a 70m (0.3 GB each) or of a 1.4b (3 GB) have
+less. Of a 12b (24 GB) there are two, without which nothing would be ahead: a laptop is not filled with five times the
+memory it has."""
 
 
 def checkpoint_source(model: str | Path | Model | Source, source: SourceName | str = HUB) -> Source:
@@ -42,6 +52,11 @@ def checkpoint_source(model: str | Path | Model | Source, source: SourceName | s
     return open_source(model, source) if isinstance(model, Model) else model
 
 
+def checkpoints_on_disk(size: int) -> int:
+    """Number of checkpoints of `size` bytes that `snapshots` has on disk at once, at most, without a `disk_budget`."""
+    return 1 + min(_MAX_AHEAD, max(1, _AHEAD_BYTES // max(1, size) - 1))
+
+
 def snapshots(
     source: Source, revisions: Sequence[Revision], *, disk_budget: int | None = None
 ) -> Iterator[tuple[Revision, Path | Exception]]:
@@ -52,58 +67,89 @@ def snapshots(
     source
         Where the checkpoints come from.
     revisions
-        The revisions, in the order in which they are yielded. A thread fetches the next one while the caller works.
+        The revisions, in the order in which they are yielded. Threads fetch up to three at once, in this order, while
+        the caller works.
     disk_budget
-        Bytes of checkpoints to keep. The oldest is removed first, and the next one is fetched ahead only where there
-        is room for another of the largest size so far. None removes a checkpoint as soon as the next one is there and
-        asked for, so that at most two are on disk.
+        Bytes of checkpoints to keep. The oldest is removed first, and one is fetched ahead only where there is room for
+        another of the largest size so far. None removes a checkpoint as soon as the next one is there and asked for:
+        beside the current one there is one more, and there are up to three more as long as all of them, counted with
+        the largest size so far, have no more than 16 GB.
 
     Raises
     ------
     AccessError
         When nothing of the repository can be read. Other errors belong to one revision and are yielded.
     """
+    waiting = deque(revisions)
+    ahead: deque[tuple[Revision, Future[Path]]] = deque()  # under way or finished, and not yielded yet
     kept: deque[tuple[Revision, int]] = deque()
     largest = 0
 
-    def kept_bytes() -> int:
-        return sum(size for _, size in kept)
+    def held_bytes(more: int = 0) -> int:
+        """Bytes of what is kept and of what is expected, with `more` checkpoints."""
+        return sum(size for _, size in kept) + (len(ahead) + more) * largest
 
-    def has_room() -> bool:
-        return disk_budget is None or kept_bytes() + largest <= disk_budget
-
-    def make_room(spare: int) -> None:
-        while len(kept) > spare and not has_room():
-            source.evict(kept.popleft()[0])
+    def evict_oldest() -> None:
+        oldest, _ = kept.popleft()
+        # Two steps may be one commit.
+        if not any(_content(oldest) == _content(other) for other, _ in (*kept, *ahead)):
+            source.evict(oldest)
 
     def evict_excess() -> None:
-        while kept and (disk_budget is None or kept_bytes() > disk_budget):
-            source.evict(kept.popleft()[0])
+        while kept and (disk_budget is None or held_bytes() > disk_budget):
+            evict_oldest()
 
-    with ThreadPoolExecutor(1, thread_name_prefix="snapshot") as pool:
-        pending: Future[Path] | None = None
+    def has_room() -> bool:
+        if not largest:  # no size is known yet
+            return len(ahead) < (2 if disk_budget is None else 1)
+        if disk_budget is None:
+            return not ahead or held_bytes(1) <= _AHEAD_BYTES
+        return held_bytes(1) <= disk_budget
+
+    def fetch(pool: ThreadPoolExecutor) -> None:
+        revision = waiting.popleft()
+        ahead.append((revision, pool.submit(source.snapshot, revision)))
+
+    def fetch_ahead(pool: ThreadPoolExecutor, spare: int) -> None:
+        """Fetch as many as there is room for, in the place of checkpoints that are kept but for the `spare` last."""
+        while waiting and len(ahead) < _MAX_AHEAD:
+            while len(kept) > spare and not has_room():
+                evict_oldest()
+            if not has_room():
+                return
+            fetch(pool)
+
+    with ThreadPoolExecutor(_MAX_AHEAD, thread_name_prefix="snapshot") as pool:
         try:
-            for number, revision in enumerate(revisions):
-                if pending is None:
-                    make_room(spare=0)
-                    pending = pool.submit(source.snapshot, revision)
-                outcome = _outcome(pending)
-                pending = None
-                # Not earlier: a download that is under way may share files with the checkpoint that is removed.
+            fetch_ahead(pool, spare=0)
+            for revision in revisions:
+                if not ahead:
+                    while kept and not has_room():
+                        evict_oldest()
+                    fetch(pool)
+                outcome = _outcome(ahead[0][1])
+                # Not earlier: files that both have are then not downloaded a second time.
                 evict_excess()
+                ahead.popleft()
                 if isinstance(outcome, Path):
                     kept.append((revision, _size(outcome)))
                     largest = max(largest, kept[-1][1])
-                if number + 1 < len(revisions):
-                    make_room(spare=int(isinstance(outcome, Path)))
-                    if has_room():
-                        pending = pool.submit(source.snapshot, revisions[number + 1])
+                fetch_ahead(pool, spare=int(isinstance(outcome, Path)))
                 yield revision, outcome
         finally:
-            if pending is not None and not pending.cancel():
+            begun = [(revision, future) for revision, future in ahead if not future.cancel()]
+            ahead.clear()
+            if not all(future.done() for _, future in begun):
                 source.cancel()
-                wait([pending])
+            wait([future for _, future in begun])
+            # The next run would take them for files that were there before, and not remove them.
+            kept += [(revision, _size(future.result())) for revision, future in begun if future.exception() is None]
             evict_excess()
+
+
+def _content(revision: Revision) -> tuple[str, str, str]:
+    """What stands for the files of a checkpoint."""
+    return revision.repository, revision.address, revision.path_of_all
 
 
 def _outcome(pending: Future[Path]) -> Path | Exception:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches
+from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches, no_report
 from pythia_dynamics.evaluation.generation import Completions, Generator, Rows
 from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import packed_linear_layers
@@ -93,7 +93,11 @@ class Completion:
 
 
 def unmask(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int | None = None,
+    reduced: Callable[[int], None] = no_report,
 ) -> list[Unmasking]:
     """Complete every prefix of every sentence, with the tokens that `generate` gives for each prefix alone.
 
@@ -110,6 +114,8 @@ def unmask(
         Bound on the key-value positions held at once, beside those of the sentences themselves; None takes what fits in
         1 GiB, on CUDA in 8 GiB. The prefixes of a sentence that needs more are completed in several waves. It is halved
         when memory is short.
+    reduced
+        Called with each smaller bound that memory makes necessary.
 
     Returns
     -------
@@ -121,7 +127,7 @@ def unmask(
     PythiaDynError
         When a single sentence does not fit in memory, or `batch_tokens` is below 1.
     """
-    return Unmasker(model).unmask(sequences, batch_tokens=batch_tokens)
+    return Unmasker(model).unmask(sequences, batch_tokens=batch_tokens, reduced=reduced)
 
 
 def default_cached_positions(model: PreTrainedModel) -> int:
@@ -149,7 +155,13 @@ class Unmasker:
         self.model = model
         self._generator = generator
 
-    def unmask(self, sequences: Sequence[Sequence[int]], *, batch_tokens: int | None = None) -> list[Unmasking]:
+    def unmask(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int | None = None,
+        reduced: Callable[[int], None] = no_report,
+    ) -> list[Unmasking]:
         """As the function `unmask`."""
         device = head_of(self.model).weight.device
         results = [Unmasking.empty((0, len(sequence))) for sequence in sequences]
@@ -174,6 +186,7 @@ class Unmasker:
                 evaluate,
                 out_of_memory=is_out_of_memory,
                 free=free,
+                reduced=reduced,
                 cost=lambda count, width: shapes.rows(count * width) * shapes.width(width),
                 least=shapes.width,  # one row at a time
             ):

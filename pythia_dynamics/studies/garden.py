@@ -20,6 +20,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.portrait import portrait
 from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode
+from pythia_dynamics.evaluation.snapshots import checkpoints_on_disk
 from pythia_dynamics.figures.gallery import COMPARISON_FOLDER, comparison_figures
 from pythia_dynamics.figures.specs import save_figures
 from pythia_dynamics.history.cache import choose_model
@@ -86,8 +87,9 @@ class ModelPlan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes on disk: the store, the checkpoint in use and the next one."""
-        return self.fetch.disk_bytes + min(2, self.checkpoints) * self.checkpoint_bytes
+        """Bytes on disk: the store, the checkpoint in use and the next ones."""
+        at_once = min(checkpoints_on_disk(self.checkpoint_bytes), self.checkpoints)
+        return self.fetch.disk_bytes + at_once * self.checkpoint_bytes
 
     def seconds(self, bandwidth: float, rate: float) -> float:
         """Estimated duration. A checkpoint is evaluated while the next one is downloaded.

@@ -134,16 +134,25 @@ def test_every_option_reaches_the_settings(
     monkeypatch.setattr(portrait, "completions", complete)
     options = ["--mode", "unmask", "--mode", "forward", "--limit", 3, "--steps", "1,2", "--source", tmp_path]
     options += ["--dtype", "bfloat16", "--tf32", "--head", "ternary", "--batch-tokens", 99, "--disk-budget", 1.5]
+    options += ["--max-tokens", 7]
     run("--model", suites["one"], *options)
     run("--model", suites["one"], *options, "--show", "a phrase")
     settings = EvaluationSettings(
         corpus=load_corpus(tmp_path / "texts.txt", limit=3), limit=3, steps="1,2", device="cpu", dtype="bfloat16",
         head="ternary", tf32=True, source=str(tmp_path), batch_tokens=99, disk_budget=1_500_000_000,
+        max_tokens=7,
     )  # fmt: skip
     assert seen == [
         ("one", ("unmask", "forward"), settings, tmp_path / "results" / "one" / "ternary"),
         ("a phrase", "ternary", 2),
     ]
+
+
+def test_passages_are_cut_after_so_many_tokens(run: Run, suites: dict[str, Path], tmp_path: Path) -> None:
+    assert run("--model", suites["one"], "--max-tokens", 4).exit_code == 0
+    found = json.loads((tmp_path / "results" / "one" / "perplexity-forward.json").read_text())
+    assert found["settings"]["max_tokens"] == found["notes"]["context"] == 4
+    assert run("--model", suites["one"], "--max-tokens", 1).exit_code == 2
 
 
 def test_settings_that_are_wrong_are_told_once(run: Run, suites: dict[str, Path]) -> None:

@@ -31,8 +31,10 @@ def test_a_plan_covers_all_within_the_budget(lengths: list[int], budget: int) ->
 def test_out_of_memory_makes_batches_smaller_and_loses_nothing(lengths: list[int], budget: int, memory: int) -> None:
     tried: list[int] = []
     freed = []
+    budgets = [budget]
 
     def evaluate(batch: Batch, budget: int) -> tuple[int, ...]:
+        assert budget == budgets[-1]
         tried.append(padded_tokens(len(batch.members), batch.width))
         if tried[-1] > memory:
             raise MemoryError
@@ -45,10 +47,15 @@ def test_out_of_memory_makes_batches_smaller_and_loses_nothing(lengths: list[int
             evaluate,
             out_of_memory=lambda error: isinstance(error, MemoryError),
             free=lambda: freed.append(1),
+            reduced=budgets.append,
         )
     )
-    assert sorted(i for _, members in results for i in members) == list(range(len(lengths)))
     assert all(batch.members == members for batch, members in results)
+    # The last result of every sequence is that of a run with the last budget.
+    expected = plan(lengths, budgets[-1])
+    assert [batch for batch, _ in results[len(results) - len(expected) :]] == expected
+    assert budgets == sorted(set(budgets), reverse=True)
+    assert len(budgets) == 1 + len(freed)
     failures = sum(size > memory for size in tried)
     assert len(freed) == failures
     assert failures <= 10  # 1000 tokens halve to 60 in five steps; the new budget holds for what follows

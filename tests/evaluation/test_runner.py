@@ -3,9 +3,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import threading
-import time
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from support.hubserver import HubServer
 from support.tiny_models import TEXTS, encode, model, tokenizer, write_checkpoint
 
 from pythia_dynamics.checkpoints.local import LocalSource
-from pythia_dynamics.checkpoints.source import AccessError, Revision
+from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus
@@ -30,7 +27,6 @@ from pythia_dynamics.evaluation.portrait import completions
 from pythia_dynamics.evaluation.runner import evaluate, perplexity
 from pythia_dynamics.evaluation.scoring import summarise
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, ModelSettings
-from pythia_dynamics.evaluation.snapshots import snapshots
 from pythia_dynamics.evaluation.unmasking import unmask, unmask_scores
 
 CORPUS = Corpus("texts", TEXTS)
@@ -440,92 +436,6 @@ def test_a_tokenizer_of_another_model_is_refused(suite: Path) -> None:
     small.config.vocab_size = 256
     with pytest.raises(CheckpointError, match="the model knows 256"):
         encode_for(tokenizer(), ["the cat"], small)
-
-
-class Downloads:
-    """A source whose snapshots are downloads: it notes what is on disk, and can fail."""
-
-    location = name = "somebody/model"
-
-    def __init__(self, root: Path, failing: Mapping[int, Exception] | None = None) -> None:
-        self.root = root
-        self.failing = failing or {}
-        self.log: list[tuple[str, int]] = []
-        self.cancelled = False
-        self._lock = threading.Lock()
-
-    def revisions(self) -> dict[int, Revision]:
-        return {step: Revision(step, f"step{step}", f"commit{step}") for step in range(1, 6)}
-
-    def snapshot(self, revision: Revision) -> Path:
-        with self._lock:
-            self.log.append(("get", revision.step))
-        if error := self.failing.get(revision.step):
-            raise error
-        directory = self.root / revision.ref
-        directory.mkdir()
-        (directory / "file").write_bytes(bytes(100))
-        return directory
-
-    def evict(self, revision: Revision) -> None:
-        with self._lock:
-            self.log.append(("evict", revision.step))
-        shutil.rmtree(self.root / revision.ref)
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def use(self, **options: Any) -> Iterator[tuple[int, Path | Exception]]:
-        for revision, outcome in snapshots(self, list(self.revisions().values()), **options):  # type: ignore[arg-type]
-            deadline = time.monotonic() + 5
-            with self._lock:
-                self.log.append(("use", revision.step))
-            following = ("get", revision.step + 1)
-            while options == {} and revision.step < 5 and following not in self.log:
-                assert time.monotonic() < deadline, "the next snapshot does not come while this one is used"
-                time.sleep(0.001)
-            yield revision.step, outcome
-
-
-def test_the_next_snapshot_comes_while_one_is_used_and_two_at_most_are_on_disk(tmp_path: Path) -> None:
-    source = Downloads(tmp_path)
-    for step, outcome in source.use():
-        assert isinstance(outcome, Path)
-        assert outcome.is_dir()
-        assert {path.name for path in tmp_path.iterdir()} <= {f"step{step}", f"step{step + 1}"}
-    assert [step for what, step in source.log if what == "use"] == [1, 2, 3, 4, 5]
-    assert [step for what, step in source.log if what == "get"] == [1, 2, 3, 4, 5]
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("budget", "at_most"), [(0, 1), (100, 1), (250, 2), (450, 4), (10_000, 5)])
-def test_snapshots_stay_while_they_fit(tmp_path: Path, budget: int, at_most: int) -> None:
-    source = Downloads(tmp_path)
-    most = 0
-    for step, outcome in source.use(disk_budget=budget):
-        assert isinstance(outcome, Path)
-        assert (tmp_path / f"step{step}").is_dir()
-        time.sleep(0.01)
-        most = max(most, len(list(tmp_path.iterdir())))
-    assert most <= at_most
-    assert sum(what == "get" for what, _ in source.log) == 5
-    assert len(list(tmp_path.iterdir())) == min(5, budget // 100)
-
-
-def test_an_error_of_one_snapshot_is_handed_over_and_of_the_repository_raised(tmp_path: Path) -> None:
-    source = Downloads(tmp_path, {2: CheckpointError("no weights"), 4: OSError("disk full")})
-    outcomes = dict(source.use())
-    assert [step for step, outcome in outcomes.items() if isinstance(outcome, Exception)] == [2, 4]
-    with pytest.raises(AccessError, match="gated"):
-        list(Downloads(tmp_path / "other", {1: AccessError("gated")}).use())
-
-
-def test_stopping_early_cancels_what_is_under_way(tmp_path: Path) -> None:
-    source = Downloads(tmp_path)
-    for step, _ in source.use():
-        if step == 2:
-            break
-    assert source.log.count(("get", 4)) == 0
 
 
 def test_checkpoints_come_from_the_hub_and_go_again(suite: Path, hub: HubServer, tmp_path: Path) -> None:
