@@ -153,7 +153,7 @@ class Unmasker:
 
     def __init__(self, model: PreTrainedModel, generator: Generator | None = None) -> None:
         self.model = model
-        self._generator = generator
+        self.generator = generator
 
     def unmask(
         self,
@@ -177,9 +177,9 @@ class Unmasker:
         lengths = [len(sequences[i]) for i in work]
         budget = default_cached_positions(self.model) if batch_tokens is None else batch_tokens
         with packed_linear_layers(self.model), torch.inference_mode():
-            if self._generator is None:
-                self._generator = Generator.for_device(self.model)
-            shapes = self._generator.shapes
+            if self.generator is None:
+                self.generator = Generator.for_device(self.model)
+            shapes = self.generator.shapes
             for batch, done in evaluate_in_batches(
                 lengths,
                 budget,
@@ -192,18 +192,18 @@ class Unmasker:
             ):
                 for member, unmasking in zip(batch.members, done, strict=True):
                     results[work[member]] = unmasking
-        if self._generator.graphs is None:
+        if self.generator.graphs is None:
             self._release()
         return results
 
     def _release(self) -> None:
-        if self._generator is not None:
-            self._generator.release()
+        if self.generator is not None:
+            self.generator.release()
 
     def _complete(self, sentences: Sequence[Sequence[int]], budget: int) -> Iterator[Unmasking]:
         """Complete all prefixes of a batch of sentences, each of at least two tokens, in waves within a budget."""
-        assert self._generator is not None
-        model, generator = self.model, self._generator
+        assert self.generator is not None
+        model, generator = self.model, self.generator
         lengths = np.array([len(sentence) for sentence in sentences])
         count, width = len(sentences), int(lengths.max())
         tokens = right_pad(sentences, head_of(model).weight.device)
