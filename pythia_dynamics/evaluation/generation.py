@@ -8,7 +8,7 @@ these are captured as CUDA graphs. Elsewhere they are exact, and nothing is mask
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -122,31 +122,18 @@ class Shapes:
         return self.length(width - 1) + 1
 
 
-@dataclass
 class _Memory:
     """What steps read and write on the device, for as many rows and positions as were needed so far."""
 
-    cache: LockstepCache
-    rows: int
-    positions: int
-    device: torch.device
-    position: torch.Tensor = field(init=False)
-    prefix: torch.Tensor = field(init=False)
-    first: torch.Tensor = field(init=False)
-    current: torch.Tensor = field(init=False)
-    output: torch.Tensor = field(init=False)
-    tokens: torch.Tensor = field(init=False)
-    nll: torch.Tensor = field(init=False)
-    entropy: torch.Tensor = field(init=False)
+    def __init__(self, cache: LockstepCache, rows: int, positions: int, device: torch.device) -> None:
+        def zeros(size: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
 
-    def __post_init__(self) -> None:
-        def zeros(size: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(size, dtype=dtype, device=self.device)
-
-        self.position = zeros(1, torch.int64)
-        self.prefix, self.first, self.current, self.output = (zeros(self.rows, torch.int64) for _ in range(4))
-        outputs = self.positions + 1  # into the last one, which is never read, rows write that have not begun
-        self.tokens = zeros(outputs, torch.int64)
+        self.cache, self.rows, self.positions, self.device = cache, rows, positions, device
+        self.position = zeros(1)
+        self.prefix, self.first, self.current, self.output = (zeros(rows) for _ in range(4))
+        outputs = positions + 1  # into the last one, which is never read, rows write that have not begun
+        self.tokens = zeros(outputs)
         self.nll, self.entropy = zeros(outputs, torch.float32), zeros(outputs, torch.float32)
 
 
