@@ -33,7 +33,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pythia_dynamics.evaluation.memory import is_out_of_memory
-from pythia_dynamics.evaluation.weights import FoundTensor, Parameters, Weights, copy_weights, find_weights
+from pythia_dynamics.evaluation.weights import Expected, FoundTensor, Weights, copy_weights, find_weights
 
 __all__ = ["CHUNK_BYTES", "CudaQueues", "Event", "Queue", "Queues", "StagedWeights", "WeightLoader", "device_queues"]
 
@@ -167,7 +167,7 @@ class WeightLoader:
 
     def __init__(self, model: PreTrainedModel, queues: Queues | None) -> None:
         self._model = model
-        self._parameters = Parameters.of(model)
+        self._expected = Expected.of(model)
         self._queues = queues
         self._model_bytes = sum(parameter.nbytes for parameter in model.parameters())
         self._pinned: list[torch.Tensor] = []
@@ -177,9 +177,10 @@ class WeightLoader:
         self._staged: StagedWeights | None = None
 
     def prepare(self, directory: Path, check: Callable[[], None] = lambda: None) -> Weights | StagedWeights:
-        """Find the weights of a checkpoint, check that they fit the model, and stage them. The model stays as it is.
+        """Find the weights of a checkpoint, check that they fit the model, and stage them.
 
-        Another thread than the one that computes may call it, after `install` of the checkpoint before has returned.
+        Another thread than the one that computes may call it, after `install` of the checkpoint before has returned:
+        the model is not touched.
 
         Parameters
         ----------
@@ -199,7 +200,7 @@ class WeightLoader:
         CheckpointError, FormatError
             As `load_weights`.
         """
-        weights = find_weights(self._parameters, directory)
+        weights = find_weights(self._expected, directory)
         offsets, size = _layout(weights.tensors)
         if self._queues is None or self._model_bytes + size > _STAGING_SHARE * self._queues.capacity:
             return weights

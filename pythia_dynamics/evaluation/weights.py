@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,11 +35,46 @@ from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.checkpoints.tensors import TensorRequest
 from pythia_dynamics.errors import CheckpointError, FormatError, first_line
 
-__all__ = ["FoundTensor", "Parameters", "Weights", "copy_weights", "find_weights", "load_weights", "weight_files"]
+__all__ = ["Expected", "FoundTensor", "Weights", "copy_weights", "find_weights", "load_weights", "weight_files"]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _MASK_OR_ROTARY_BUFFER = re.compile(r"(^|\.)(attention|attn)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|cos|sin)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a model expects of the files of a checkpoint.
+
+    It is a value, because a model that is in use may have weights without values for a while (`packed_linear_layers`).
+
+    Parameters
+    ----------
+    shapes
+        Shape of each parameter by its name; tied ones under all their names.
+    required
+        Names of the parameters that a checkpoint must have; tied ones under the first of their names.
+    names
+        Names in the model by those in the files, where they differ.
+    conv1d
+        Names of the weights that ``Conv1D`` stores transposed.
+    """
+
+    shapes: Mapping[str, torch.Size]
+    required: frozenset[str]
+    names: Mapping[str, str]
+    conv1d: frozenset[str]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Self:
+        """What a model expects that is not in use."""
+        names = FILE_NAMES.get(model.config.model_type, {})
+        return cls(
+            shapes={name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)},
+            required=frozenset(name for name, _ in model.named_parameters()),
+            names={in_file: name for name, in_file in names.items()},
+            conv1d=frozenset(f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Conv1D)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,38 +105,6 @@ class FoundTensor:
     def nbytes(self) -> int:
         """Size of its values in bytes."""
         return self.shape.numel() * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What the parameters of a model are called, and their shapes.
-
-    They are read off once: while a model computes with packed weights, its parameters have no values.
-
-    Parameters
-    ----------
-    shapes
-        By name; a parameter that two modules share is there under both names.
-    names
-        One name of each.
-    names_in_files
-        The name in the model by the name in files, where these differ.
-    conv1d
-        Matrices that the model stores transposed.
-    """
-
-    shapes: Mapping[str, torch.Size]
-    names: frozenset[str]
-    names_in_files: Mapping[str, str]
-    conv1d: frozenset[str]
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Self:
-        """The parameters of a model."""
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
-        names_in_files = {in_file: name for name, in_file in FILE_NAMES.get(model.config.model_type, {}).items()}
-        conv1d = (f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D))
-        return cls(shapes, frozenset(name for name, _ in model.named_parameters()), names_in_files, frozenset(conv1d))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,25 +168,25 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
     FormatError
         For a file that cannot be read, or that holds other things than floating-point tensors.
     """
-    copy_weights(model, find_weights(Parameters.of(model), directory))
+    copy_weights(model, find_weights(Expected.of(model), directory))
 
 
-def find_weights(parameters: Parameters, directory: Path) -> Weights:
-    """The tensors of a checkpoint, each with the parameter it belongs to.
+def find_weights(expected: Expected, directory: Path) -> Weights:
+    """The tensors of a checkpoint, each with the name of the parameter it belongs to.
 
     Parameters
     ----------
-    parameters
-        Those of the model that the weights are for.
+    expected
+        Of the model.
     directory
-        As for `load_weights`.
+        The checkpoint.
 
     Raises
     ------
     CheckpointError, FormatError
         As `load_weights`.
     """
-    shapes, missing = parameters.shapes, set(parameters.names)
+    missing = set(expected.required)
     turned: bool | None = None
     tensors = []
     for file in weight_files(directory):
@@ -191,16 +194,16 @@ def find_weights(parameters: Parameters, directory: Path) -> Weights:
             name, shape = tensor.name, tensor.shape
             if _MASK_OR_ROTARY_BUFFER.search(name):
                 continue
-            known = _known_name(name, parameters.names_in_files, shapes)
-            if (expected := shapes.get(known)) is None:
+            known = _known_name(name, expected)
+            if (right := expected.shapes.get(known)) is None:
                 raise CheckpointError(f"{file} holds {name}, which the model of its config.json does not have")
-            is_conv1d = known in parameters.conv1d and len(shape) == 2
-            if is_conv1d and turned is None and shape != expected:  # the first ones are not square
-                turned = shape[::-1] == expected
+            is_conv1d = known in expected.conv1d and len(shape) == 2
+            if is_conv1d and turned is None and shape != right:  # the first ones are not square
+                turned = shape[::-1] == right
             is_turned = is_conv1d and bool(turned)
             in_model = shape[::-1] if is_turned else shape
-            if expected != in_model:
-                difference = f"{tuple(in_model)}, not {tuple(expected)}"
+            if in_model != right:
+                difference = f"{tuple(in_model)}, not {tuple(right)}"
                 raise CheckpointError(f"{name} of {file} has shape {difference} as its config.json says")
             if tensor.dtype not in _DTYPES:  # quantised weights mean nothing without their scales
                 raise FormatError(f"{name} of {file} is {tensor.dtype}; only floats of 16 bits or more are read")
@@ -239,10 +242,10 @@ def copy_weights(model: PreTrainedModel, weights: Weights) -> None:
             parameters[name].zero_()
 
 
-def _known_name(name: str, names: Mapping[str, str], parameters: Container[str]) -> str:
+def _known_name(name: str, expected: Expected) -> str:
     """The name that a tensor of a file has in the model: without what wrappers put before it."""
     for shorter in (name, *prefixes_removed(name)):
-        if (known := names.get(shorter, shorter)) in parameters:
+        if (known := expected.names.get(shorter, shorter)) in expected.shapes:
             return known
     return name
 

@@ -23,16 +23,15 @@ from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.source import AccessError, Revision
 from pythia_dynamics.errors import CheckpointError, FormatError
 from pythia_dynamics.evaluation import evaluator as evaluator_module
-from pythia_dynamics.evaluation import products, staging
+from pythia_dynamics.evaluation import staging
 from pythia_dynamics.evaluation.checkpoint import Checkpoint, CheckpointReader
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.evaluator import LoadedModel, Prepared
 from pythia_dynamics.evaluation.loading import load_ahead
 from pythia_dynamics.evaluation.portrait import portrait
-from pythia_dynamics.evaluation.products import packed_linear_layers
 from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
-from pythia_dynamics.evaluation.staging import Queue, Queues, StagedWeights, WeightLoader
+from pythia_dynamics.evaluation.staging import Queue, Queues, StagedWeights
 from pythia_dynamics.evaluation.weights import Weights
 
 STEPS = (1, 2, 3, 10)
@@ -318,6 +317,24 @@ def test_a_checkpoint_of_another_config_is_not_prepared(suite: Path) -> None:
     assert torch.equal(loaded.model.lm_head.weight, exact.float())
 
 
+@QUEUES
+def test_a_checkpoint_is_prepared_while_the_weights_of_the_model_have_no_values(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, queues: Callable[[], Queues | None]
+) -> None:
+    use_queues(monkeypatch, queues)
+    source = LocalSource(suite)
+    reader = CheckpointReader(source, source.revisions())
+    one, two = (reader.read(r, source.snapshot(r)) for r in list(source.revisions().values())[:2])
+    loaded = LoadedModel(ModelSettings(device="cpu"))
+    loaded.load(one)
+    weight = loaded.model.lm_head.weight
+    values, weight.data = weight.data, weight.new_empty(0)  # as while layers compute with packed weights
+    prepared = loaded.prepare(two)
+    weight.data = values
+    loaded.load(two, prepared)
+    assert torch.equal(weight, load_file(suite / "step2" / "model.safetensors")["embed_out.weight"].float())
+
+
 def test_the_weights_are_staged_by_the_thread_while_the_checkpoint_before_is_evaluated(
     suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,19 +403,3 @@ def test_an_interrupted_run_ends_at_once(suite: Path) -> None:
         evaluate(source, ["forward"], SETTINGS, progress=interrupt)
     assert time.monotonic() - start < PATIENCE
     assert threading.active_count() == before
-
-
-def test_the_next_checkpoint_is_checked_while_weights_are_packed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Packed weights have no values and no shape: what the next checkpoint must fit was read off before."""
-    monkeypatch.setattr(products, "packed_is_faster", lambda dtype: True)
-    for step in (1, 2):
-        write_checkpoint(tmp_path / f"step{step}", model(step))
-    loader = WeightLoader(computing := model(0), None)
-    loader.install(loader.prepare(tmp_path / "step1"))
-    with packed_linear_layers(computing):
-        prepared = loader.prepare(tmp_path / "step2")
-    loader.install(prepared)
-    stored = (parameter.half() for parameter in model(2).parameters())
-    assert all(torch.equal(a, b.float()) for a, b in zip(computing.parameters(), stored, strict=True))
