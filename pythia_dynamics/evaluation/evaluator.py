@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from pythia_dynamics.device import resolve_device, resolve_dtype
-from pythia_dynamics.errors import CheckpointError
+from pythia_dynamics.errors import CheckpointError, PythiaDynError
 from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus, load_tokenizer
 from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.last_word import encode_targets, last_word_scores
-from pythia_dynamics.evaluation.model import build_model, context_length, load_weights, prefix_token, round_head
+from pythia_dynamics.evaluation.model import build_model, context_length, prefix_token, round_head
 from pythia_dynamics.evaluation.products import packed_layers
 from pythia_dynamics.evaluation.rows import Row
 from pythia_dynamics.evaluation.scoring import default_batch_tokens, head_of
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
+from pythia_dynamics.evaluation.staging import StagedWeights, WeightLoader, device_queues
 from pythia_dynamics.evaluation.unmasking import Unmasker, default_cached_positions, prefix_curves, unmask_scores
+from pythia_dynamics.evaluation.weights import Weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Evaluator", "LoadedModel", "encode"]
+__all__ = ["Evaluator", "LoadedModel", "Prepared", "encode"]
+
+Prepared = Weights | StagedWeights | PythiaDynError | OSError | None
+"""Weights of a checkpoint that is not yet due, or why they cannot be loaded; None where nothing is prepared."""
 
 
 class LoadedModel:
@@ -38,6 +43,7 @@ class LoadedModel:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._model: PreTrainedModel | None = None
+        self._loader: WeightLoader | None = None
         self._tokenizer: Tokenizer | None = None
         self._config_sha256 = self._tokenizer_sha256 = ""
 
@@ -53,25 +59,73 @@ class LoadedModel:
         assert self._tokenizer is not None, "no checkpoint is loaded"
         return self._tokenizer
 
-    def load(self, checkpoint: Checkpoint) -> None:
+    def prepare(self, checkpoint: Checkpoint, check: Callable[[], None] = lambda: None) -> Prepared:
+        """Read the weights of a checkpoint, while the one that was loaded last is used.
+
+        Another thread may call it, after `load` of the checkpoint before has returned or raised.
+
+        Parameters
+        ----------
+        checkpoint
+            The checkpoint.
+        check
+            Called often while the files are read; its exceptions end the reading.
+
+        Returns
+        -------
+        Prepared
+            For `load`. None where the model has to be built again, because the checkpoint has another config.
+        """
+        if self._loader is None or checkpoint.config_sha256 != self._config_sha256:
+            return None
+        try:
+            return self._loader.prepare(checkpoint.directory, check)
+        except (PythiaDynError, OSError) as error:
+            return error
+
+    def load(self, checkpoint: Checkpoint, prepared: Prepared = None) -> None:
         """Load a checkpoint, and round W_U where the settings say so.
 
-        The model is built, and the tokenizer read, only where those of the last checkpoint were others. Raises as
-        `load_tokenizer`, `build_model`, `load_weights` and `round_head`; another checkpoint can be loaded afterwards.
+        The model is built, and the tokenizer read, only where those of the last checkpoint were others.
+
+        Parameters
+        ----------
+        checkpoint
+            The checkpoint.
+        prepared
+            What `prepare` returned for it, if it was the last call; None reads the weights now.
+
+        Raises
+        ------
+        PythiaDynError, OSError
+            As `load_tokenizer`, `build_model`, `load_weights` and `round_head`; another checkpoint can be loaded
+            afterwards.
         """
         tokenizer = checkpoint.tokenizer
         if tokenizer.sha256 != self._tokenizer_sha256:
             self._tokenizer = load_tokenizer(tokenizer.content, tokenizer.path)
             self._tokenizer_sha256 = tokenizer.sha256
-        if checkpoint.config_sha256 != self._config_sha256:
-            # First let go of the last model: the device need not have room for two.
-            self._model, self._config_sha256 = None, ""
-            device, dtype = resolve_device(self._settings.device), resolve_dtype(self._settings.dtype)
-            self._model = build_model(checkpoint.directory, device=device, dtype=dtype)
-            self._config_sha256 = checkpoint.config_sha256
-        load_weights(self.model, checkpoint.directory)
+        if self._loader is None or checkpoint.config_sha256 != self._config_sha256:
+            prepared = None
+            self._loader = self._build(checkpoint)
+        if prepared is None:
+            prepared = self._loader.prepare(checkpoint.directory)
+        if isinstance(prepared, Exception):
+            raise prepared
+        self._loader.install(prepared)
         if self._settings.head == "ternary":
             round_head(self.model)
+
+    def _build(self, checkpoint: Checkpoint) -> WeightLoader:
+        """Build the model of a checkpoint."""
+        # First let go of the last model: the device need not have room for two.
+        if self._loader is not None:
+            self._loader.close()
+        self._model = self._loader = None
+        device, dtype = resolve_device(self._settings.device), resolve_dtype(self._settings.dtype)
+        self._model = build_model(checkpoint.directory, device=device, dtype=dtype)
+        self._config_sha256 = checkpoint.config_sha256
+        return WeightLoader(self._model, device_queues(head_of(self._model).weight.device))
 
 
 class Evaluator:
@@ -97,14 +151,26 @@ class Evaluator:
         self._unmasker: Unmasker | None = None
         self._reduced: dict[Mode, int] = {}  # budgets that memory has made smaller
 
-    def load(self, checkpoint: Checkpoint) -> None:
+    def prepare(self, checkpoint: Checkpoint, check: Callable[[], None] = lambda: None) -> Prepared:
+        """Read the weights of the next checkpoint while this one is evaluated, as `LoadedModel.prepare`."""
+        return self._loaded.prepare(checkpoint, check)
+
+    def load(self, checkpoint: Checkpoint, prepared: Prepared = None) -> None:
         """Load a checkpoint, and encode the corpus with its tokenizer where it is not yet.
 
-        Raises as `LoadedModel.load` and `encode`; another checkpoint can be loaded afterwards.
+        Parameters
+        ----------
+        checkpoint, prepared
+            As for `LoadedModel.load`.
+
+        Raises
+        ------
+        PythiaDynError, OSError
+            As `LoadedModel.load` and `encode`; another checkpoint can be loaded afterwards.
         """
         if self._encoded_for is None or self._encoded_for[0] != checkpoint.config_sha256:
             self._unmasker = None  # which keeps the last model alive
-        self._loaded.load(checkpoint)
+        self._loaded.load(checkpoint, prepared)
         if self._unmasker is None:
             self._unmasker = Unmasker(self._loaded.model)
         needed = checkpoint.config_sha256, checkpoint.tokenizer.sha256

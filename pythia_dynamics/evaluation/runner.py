@@ -1,15 +1,17 @@
 """Perplexity over training: every checkpoint of a model, evaluated in one or several modes.
 
 Each revision is evaluated with its own config and tokenizer. Where they are those of the revision before, as in most
-suites, its weights are loaded into the same model, while the next revision is downloaded. A row is written as soon as
-it is known, and a later call continues from the rows that are there. A revision that is missing or cannot be loaded
-gives an empty row with its reason; the run continues with the next revision.
+suites, its weights are loaded into the same model. While it is evaluated, the weights of the next revision are read and
+uploaded, and the one after that is downloaded. A row is written as soon as it is known, and a later call continues from
+the rows that are there. A revision that is missing or cannot be loaded gives an empty row with its reason; the run
+continues with the next revision.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameE
 from pythia_dynamics.evaluation.checkpoint import IDENTITY, CheckpointReader, describe_differences
 from pythia_dynamics.evaluation.corpus import Corpus, load_corpus
 from pythia_dynamics.evaluation.evaluator import Evaluator
+from pythia_dynamics.evaluation.loading import load_ahead
 from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, check_modes, requested_steps
 from pythia_dynamics.evaluation.snapshots import checkpoint_source, snapshots
@@ -142,16 +145,15 @@ def evaluate(
     done = len(wanted) - len(todo)
     progress(done, len(wanted))
     evaluator, provenance = Evaluator(corpus, chosen, settings), _provenance(settings)
+    found = snapshots(source, [available[step] for step in todo], disk_budget=settings.disk_budget)
+    upcoming = load_ahead(found, reader.read, evaluator.prepare, evaluator.load, cancel=source.cancel)
     try:
-        with matmul_precision(tf32=settings.tf32):
-            revisions = [available[step] for step in todo]
-            for revision, found in snapshots(source, revisions, disk_budget=settings.disk_budget):
+        with matmul_precision(tf32=settings.tf32), closing(upcoming):
+            for revision, load in upcoming:
                 modes = [mode for mode in todo[revision.step] if not _is_done_elsewhere(records[mode], revision)]
                 try:
-                    if isinstance(found, Exception):
-                        raise found
                     if modes:
-                        evaluator.load(reader.read(revision, found))
+                        load()
                 except (PythiaDynError, OSError) as error:
                     reason = " ".join((str(error) or type(error).__name__).split())
                     for mode in modes:

@@ -6,7 +6,7 @@ Disk use stays bounded: checkpoints that were downloaded are removed when they a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def checkpoints_on_disk(size: int) -> int:
 
 def snapshots(
     source: Source, revisions: Sequence[Revision], *, disk_budget: int | None = None
-) -> Iterator[tuple[Revision, Path | Exception]]:
+) -> Generator[tuple[Revision, Path | Exception], None, None]:
     """Each revision with the directory of its checkpoint, or with the error that prevented the download.
 
     Parameters

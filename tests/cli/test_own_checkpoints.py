@@ -236,7 +236,7 @@ def test_a_copied_project_works_where_it_is(tmp_path: Path, monkeypatch: pytest.
     (listed,) = second.facts("ls")
     assert listed["source"] == str(second_place / "mine")
     second.facts("msd", "--model", "mine")
-    monkeypatch.setattr("pythia_dynamics.evaluation.evaluator.load_weights", lambda *_: pytest.fail("recomputed"))
+    monkeypatch.setattr("pythia_dynamics.evaluation.evaluator.LoadedModel.load", lambda *_: pytest.fail("recomputed"))
     assert second.perplexities("mine", name="mine") == perplexities
     assert rows_file.read_bytes() == rows
     assert second.run("report", "--model", "mine").exit_code == 0

@@ -19,15 +19,16 @@ from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus
-from pythia_dynamics.evaluation.evaluator import Evaluator
+from pythia_dynamics.evaluation.evaluator import Evaluator, Prepared
 from pythia_dynamics.evaluation.evaluator import encode as encode_for
 from pythia_dynamics.evaluation.forward import forward_scores
-from pythia_dynamics.evaluation.model import build_model, load_weights, round_head, weight_files
+from pythia_dynamics.evaluation.model import build_model, round_head
 from pythia_dynamics.evaluation.portrait import completions
 from pythia_dynamics.evaluation.runner import evaluate, perplexity
 from pythia_dynamics.evaluation.scoring import summarise
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, ModelSettings
 from pythia_dynamics.evaluation.unmasking import unmask, unmask_scores
+from pythia_dynamics.evaluation.weights import load_weights, weight_files
 
 CORPUS = Corpus("texts", TEXTS)
 OPTIONS: dict[str, Any] = {"corpus": CORPUS, "device": "cpu", "max_tokens": 8}
@@ -54,9 +55,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     load, row = Evaluator.load, Evaluator.row
     current: list[str] = []
 
-    def note_load(self: Evaluator, checkpoint: Checkpoint) -> None:
+    def note_load(self: Evaluator, checkpoint: Checkpoint, prepared: Prepared = None) -> None:
         current[:] = [checkpoint.directory.name]
-        load(self, checkpoint)
+        load(self, checkpoint, prepared)
 
     def note_row(self: Evaluator, mode: Any) -> object:
         seen.append((current[0], mode))
