@@ -283,13 +283,11 @@ class WeightLoader:
                     self._upload(queues, chunk, chunk + CHUNK_BYTES)
         if size % CHUNK_BYTES:
             self._upload(queues, size - size % CHUNK_BYTES, size)
-        staged = [
-            replace(
-                tensor, read=partial(_view, self._staging[offset : offset + tensor.nbytes], tensor.dtype, tensor.shape)
-            )
+        staged = tuple(
+            replace(tensor, read=partial(_view, self._staging[offset:][: tensor.nbytes], tensor.dtype, tensor.shape))
             for tensor, offset in zip(weights.tensors, offsets, strict=True)
-        ]
-        return StagedWeights(replace(weights, tensors=tuple(staged)), queues.record("upload"))
+        )
+        return StagedWeights(replace(weights, tensors=staged), queues.record("upload"))
 
     def _upload(self, queues: Queues, start: int, stop: int) -> None:
         """Upload one chunk, or the beginning of one, from its pinned buffer."""
