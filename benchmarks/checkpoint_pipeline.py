@@ -41,7 +41,7 @@ from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.rows import Row
 from pythia_dynamics.evaluation.scoring import Sentences
 from pythia_dynamics.evaluation.staging import CHUNK_BYTES, Queue, WeightLoader
-from pythia_dynamics.evaluation.weights import find_weights, load_weights
+from pythia_dynamics.evaluation.weights import Expected, find_weights, load_weights
 
 GOAL = 0.7
 PASSAGES = 500
@@ -279,11 +279,12 @@ def measure(model: GPTNeoXForCausalLM, temporary: Path, options: argparse.Namesp
     GPTNeoXForCausalLM(model.config).half().save_pretrained(directory)
     (file,) = directory.glob("*.safetensors")
     parameters = [parameter.nbytes for parameter in model.parameters()]
-    weights = find_weights(model, directory)
+    expected = Expected.of(model)
+    weights = find_weights(expected, directory)
     size = sum(tensor.nbytes for tensor in weights.tensors)
     del weights
     times = Times(
-        find=timed(lambda: find_weights(model, directory), options.repeat),
+        find=timed(lambda: find_weights(expected, directory), options.repeat),
         read=0.0, direct=timed(lambda: load_weights(model, directory), options.repeat),
         size=size, bus=options.bus * 1e9, install=(size + sum(parameters)) / (options.memory * 1e9), compute=0.0,
     )  # fmt: skip

@@ -317,6 +317,24 @@ def test_a_checkpoint_of_another_config_is_not_prepared(suite: Path) -> None:
     assert torch.equal(loaded.model.lm_head.weight, exact.float())
 
 
+@QUEUES
+def test_a_checkpoint_is_prepared_while_the_weights_of_the_model_have_no_values(
+    suite: Path, monkeypatch: pytest.MonkeyPatch, queues: Callable[[], Queues | None]
+) -> None:
+    use_queues(monkeypatch, queues)
+    source = LocalSource(suite)
+    reader = CheckpointReader(source, source.revisions())
+    one, two = (reader.read(r, source.snapshot(r)) for r in list(source.revisions().values())[:2])
+    loaded = LoadedModel(ModelSettings(device="cpu"))
+    loaded.load(one)
+    weight = loaded.model.lm_head.weight
+    values, weight.data = weight.data, weight.new_empty(0)  # as while layers compute with packed weights
+    prepared = loaded.prepare(two)
+    weight.data = values
+    loaded.load(two, prepared)
+    assert torch.equal(weight, load_file(suite / "step2" / "model.safetensors")["embed_out.weight"].float())
+
+
 def test_the_weights_are_staged_by_the_thread_while_the_checkpoint_before_is_evaluated(
     suite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
