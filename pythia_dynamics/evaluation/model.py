@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import threading
 from collections.abc import Container, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -36,6 +37,9 @@ _DEFAULT_CONTEXT = 2048
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+_BUILDING = threading.Lock()
+"""Held while a model is built: the random state and the default dtype, which change meanwhile, are of all threads."""
+
 _MASK_OR_ROTARY_BUFFER = re.compile(r"(^|\.)(attention|attn)\.(masked_)?bias$|(^|\.)rotary_emb\.(inv_freq|cos|sin)\b")
 
 
@@ -59,7 +63,7 @@ def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         # Building draws initial weights; the random state of the caller must not change.
-        with torch.random.fork_rng(devices=cuda), torch.device(device):
+        with _BUILDING, torch.random.fork_rng(devices=cuda), torch.device(device):
             model = _from_config(config, dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(f"cannot build a model from {directory}/config.json: {first_line(error)}") from error

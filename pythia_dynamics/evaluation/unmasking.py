@@ -237,7 +237,8 @@ def _generate(model: PreTrainedModel, cache: DynamicCache, rows: _Rows, width: i
     """Generate all rows in lockstep; column p of the results, shape (rows, width), belongs to the token at p."""
     device, total = top.device, len(rows.prefix)
     tokens = torch.zeros((total, width), dtype=torch.int64, device=device)
-    nll, entropy = torch.zeros((total, width), device=device), torch.zeros((total, width), device=device)
+    # With a dtype: the default one is another while a thread builds a model.
+    nll, entropy = (torch.zeros((total, width), dtype=torch.float32, device=device) for _ in range(2))
     sentence = torch.from_numpy(rows.sentence).to(device)
     lockstep = LockstepCache(cache, _max_active(rows, width), width - 1)
     active = np.zeros(0, np.int64)  # rows being generated, and the same on the device
