@@ -49,12 +49,14 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     UnknownNameError
         The name is not that of a device.
     PythiaDynError
-        This machine does not have the device.
+        This machine does not have the device, or several are named.
     """
     import torch
 
     if isinstance(name, torch.device):
         return name
+    if "," in name:
+        raise PythiaDynError(f"--device {name} names several devices; only a perplexity is computed on several")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, present in available.items() if present))

@@ -47,6 +47,7 @@ __all__ = [
     "with_bandwidth",
     "with_cache",
     "with_device",
+    "with_devices",
     "with_json",
     "with_models",
     "with_results",
@@ -261,7 +262,22 @@ with_rows = click.option(
 )
 
 
-with_device = click.option("--device", default="auto", show_default=True, help="auto, cuda, mps or cpu.")
+def _one_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Refuse several devices before any work begins."""
+    if "," in value:
+        raise Failure(f"--device {value} names several devices; only the command perplexity takes several")
+    return value
+
+
+with_device = click.option(
+    "--device", default="auto", show_default=True, callback=_one_device, help="auto, cuda, mps or cpu."
+)
+with_devices = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cuda, cuda:1, mps or cpu; several, as in cuda:0,cuda:1 or cpu,cpu, have a process each.",
+)
 with_workers = click.option(
     "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions."
 )

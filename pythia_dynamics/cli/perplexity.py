@@ -48,7 +48,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
 @click.option(
     "--source", default=EvaluationSettings.source, show_default=True, help="hub, or a directory of checkpoints."
 )
-@app.with_device
+@app.with_devices
 @click.option("--dtype", type=click.Choice(DTYPES), default=EvaluationSettings.dtype, show_default=True)
 @click.option("--tf32", is_flag=True, help="Allow TF32 in float32 matrix products on CUDA.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import torch
@@ -14,6 +15,9 @@ __all__ = ["build_model", "context_length", "prefix_token", "round_head"]
 
 _DEFAULT_CONTEXT = 2048
 """Context of models whose config states none, since their positions have no limit (BLOOM's was trained with 2,048)."""
+
+_BUILDING = threading.Lock()
+"""Held while a model is built: the random state and the default dtype, which change meanwhile, are of all threads."""
 
 
 def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -36,7 +40,7 @@ def build_model(directory: Path, *, device: torch.device, dtype: torch.dtype) ->
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True)
         # Building draws initial weights; the random state of the caller must not change.
-        with torch.random.fork_rng(devices=cuda), torch.device(device):
+        with _BUILDING, torch.random.fork_rng(devices=cuda), torch.device(device):
             model = _from_config(config, dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(f"cannot build a model from {directory}/config.json: {first_line(error)}") from error

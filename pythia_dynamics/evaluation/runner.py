@@ -2,7 +2,7 @@
 
 Each revision is evaluated with its own config and tokenizer. Where they are those of the revision before, as in most
 suites, its weights are loaded into the same model. While it is evaluated, the weights of the next revision are read and
-uploaded, and the one after that is downloaded. A row is written as soon as it is known, and a later call continues from
+uploaded, and those after it are downloaded. A row is written as soon as it is known, and a later call continues from
 the rows that are there. A revision that is missing or cannot be loaded gives an empty row with its reason; the run
 continues with the next revision.
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ from pythia_dynamics.evaluation.evaluator import Evaluator
 from pythia_dynamics.evaluation.loading import load_ahead
 from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, check_modes, requested_steps
+from pythia_dynamics.evaluation.shards import Missing, Share, evaluate_in_shares, results_folder, share_devices
 from pythia_dynamics.evaluation.snapshots import checkpoint_source, snapshots
 from pythia_dynamics.files import portable
 from pythia_dynamics.progress import Progress, silent
@@ -37,7 +40,7 @@ from pythia_dynamics.progress import Progress, silent
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["evaluate", "perplexity"]
+__all__ = ["evaluate", "evaluate_share", "perplexity"]
 
 
 def perplexity(
@@ -46,6 +49,8 @@ def perplexity(
     *,
     out: str | Path | None = None,
     progress: Progress = silent,
+    executor: Executor | None = None,
+    workers: int | None = None,
     **settings: Any,
 ) -> xr.Dataset:
     """Perplexity of every checkpoint of a model on the first passages of a corpus.
@@ -64,6 +69,15 @@ def perplexity(
         steps of one model. None writes nothing.
     progress
         Called with the number of revisions that are done and their total.
+    executor
+        Evaluates the steps in shares, in other processes or on other machines, instead of this process. It is sent the
+        source, the text and paths. `out` is then a folder that all of them see. Where several devices are named, a
+        process of this machine is started for each without an executor. The shares give the rows of a single run on
+        the same kind of device. A process is started by importing the script that calls this function, whose call
+        therefore stands below ``if __name__ == "__main__":``.
+    workers
+        Number of shares for the executor; by default that of the devices, where several are named. The shares take the
+        devices in turn.
     **settings
         Fields of `EvaluationSettings`: corpus, limit, steps, device, dtype, head, tf32, source, batch_tokens,
         max_tokens, disk_budget, overwrite. Their meanings and defaults are there.
@@ -97,10 +111,12 @@ def perplexity(
     CheckpointError
         When no revision could be evaluated.
     PythiaDynError
-        The table in `out` was computed under other settings, and the setting `overwrite` is not set.
+        The table in `out` was computed under other settings, and the setting `overwrite` is not set. Or a share has
+        failed: the others have written their rows, and the same call goes on from there.
     """
     (chosen,) = check_modes([mode])
-    return evaluate(model, [chosen], EvaluationSettings.from_mapping(settings), out=out, progress=progress)[chosen]
+    given = EvaluationSettings.from_mapping(settings)
+    return evaluate(model, [chosen], given, out=out, progress=progress, executor=executor, workers=workers)[chosen]
 
 
 def evaluate(
@@ -110,12 +126,14 @@ def evaluate(
     *,
     out: str | Path | None = None,
     progress: Progress = silent,
+    executor: Executor | None = None,
+    workers: int | None = None,
 ) -> dict[Mode, xr.Dataset]:
     """Perplexity of every checkpoint in several modes, in one pass over the checkpoints.
 
     Parameters
     ----------
-    model, out, progress
+    model, out, progress, executor, workers
         As for `perplexity`.
     modes
         The modes; each checkpoint is loaded once for all of them.
@@ -133,18 +151,86 @@ def evaluate(
         As `perplexity`, which also says what is warned of.
     """
     chosen = check_modes(modes)
+    devices = share_devices(settings, executor, workers)
     corpus = load_corpus(settings.corpus, limit=settings.limit)
     source = checkpoint_source(model, settings.source)
     available = source.revisions()
     wanted = _wanted_steps(settings, available, source.location)
-    folder = None if out is None else Path(out)
-    row_settings = _row_settings(source, corpus, settings, folder)
-    records = {mode: Records(mode, folder, row_settings, overwrite=settings.overwrite) for mode in chosen}
+    with results_folder(out, shared=bool(devices)) as folder:
+        records = _open_records(source, corpus, chosen, settings, folder)
+        reader = CheckpointReader(source, available)
+        todo = _steps_to_evaluate(source, available, reader, wanted, records)
+        done = len(wanted) - len(todo)
+
+        def report(new: int, _: int) -> None:
+            progress(done + new, len(wanted))
+
+        if devices and folder is not None:
+            share = Share.of(source, chosen, replace(settings, corpus=corpus), folder)
+            with matmul_precision(tf32=settings.tf32):  # threads of an executor share it
+                evaluate_in_shares(evaluate_share, share, devices, todo, records, executor, report)
+        else:
+            _evaluate_steps(source, corpus, settings, available, reader, todo, records, report)
+        attributes = {"model": source.name, **corpus.provenance, **_places(source)}
+        results = {mode: record.dataset(wanted, attributes) for mode, record in records.items()}
+    for record in records.values():
+        if all(step in record.missing for step in wanted):
+            first = record.missing[wanted[0]]
+            raise CheckpointError(f"none of {len(wanted)} revisions of {source.location} gave a perplexity: {first}")
+    if differences := describe_differences(_identities(wanted, records)):
+        warnings.warn(f"{source.name}: {differences}", stacklevel=2)
+    return results
+
+
+def evaluate_share(share: Share) -> Missing:
+    """Evaluate the steps of a share that lack a row, with its source, on its device. Its rows are in its folder.
+
+    Returns
+    -------
+    dict
+        The reason for each step without a row, by mode.
+
+    Raises
+    ------
+    PythiaDynError
+        As `evaluate`. Steps none of which gave a perplexity are no error here.
+    """
+    settings, source = share.settings, share.source
+    corpus = load_corpus(settings.corpus, limit=settings.limit)
+    available = source.revisions()
+    wanted = _wanted_steps(settings, available, source.location)
+    records = _open_records(source, corpus, share.modes, settings, share.out)
     reader = CheckpointReader(source, available)
     todo = _steps_to_evaluate(source, available, reader, wanted, records)
-    done = len(wanted) - len(todo)
-    progress(done, len(wanted))
-    evaluator, provenance = Evaluator(corpus, chosen, settings), _provenance(settings)
+    _evaluate_steps(source, corpus, settings, available, reader, todo, records, share.stop_if_over)
+    return {
+        mode: {step: record.missing[step] for step in wanted if step in record.missing}
+        for mode, record in records.items()
+    }
+
+
+def _open_records(
+    source: Source, corpus: Corpus, modes: Sequence[Mode], settings: EvaluationSettings, out: Path | None
+) -> dict[Mode, Records]:
+    """The rows of each mode that are there. Raises as `Records`."""
+    row_settings = _row_settings(source, corpus, settings, out)
+    return {mode: Records(mode, out, row_settings, overwrite=settings.overwrite) for mode in modes}
+
+
+def _evaluate_steps(
+    source: Source,
+    corpus: Corpus,
+    settings: EvaluationSettings,
+    available: Mapping[int, Revision],
+    reader: CheckpointReader,
+    todo: Mapping[int, Sequence[Mode]],
+    records: Mapping[Mode, Records],
+    progress: Progress,
+) -> None:
+    """Evaluate the steps of `todo`, each in its modes, one after the other on one device, and add their rows."""
+    done = 0
+    progress(done, len(todo))
+    evaluator, provenance = Evaluator(corpus, list(records), settings), _provenance(settings)
     found = snapshots(source, [available[step] for step in todo], disk_budget=settings.disk_budget)
     upcoming = load_ahead(found, reader.read, evaluator.prepare, evaluator.load, cancel=source.cancel)
     try:
@@ -166,19 +252,10 @@ def evaluate(
                 for record in records.values():
                     record.flush()
                 done += 1
-                progress(done, len(wanted))
+                progress(done, len(todo))
     finally:
         for record in records.values():
             record.flush(force=True)
-    attributes = {"model": source.name, **corpus.provenance, **_places(source)}
-    results = {mode: record.dataset(wanted, attributes) for mode, record in records.items()}
-    for record in records.values():
-        if all(step in record.missing for step in wanted):
-            first = record.missing[wanted[0]]
-            raise CheckpointError(f"none of {len(wanted)} revisions of {source.location} gave a perplexity: {first}")
-    if differences := describe_differences(_identities(wanted, records)):
-        warnings.warn(f"{source.name}: {differences}", stacklevel=2)
-    return results
 
 
 def _wanted_steps(settings: EvaluationSettings, available: Mapping[int, Revision], location: str) -> tuple[int, ...]:

@@ -83,9 +83,15 @@ class ModelSettings:
     source: SourceName | str = HUB
 
     def __post_init__(self) -> None:
-        resolve_device(self.device)
+        for device in self.devices:
+            resolve_device(device)
         _check_name("dtype", self.dtype, DTYPES)
         _check_name("head", self.head, HEADS)
+
+    @property
+    def devices(self) -> tuple[str | torch.device, ...]:
+        """The devices that are named: one."""
+        return (self.device,)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -105,6 +111,9 @@ class EvaluationSettings(ModelSettings):
 
     Parameters
     ----------
+    device
+        Also several, separated by commas: ``"cuda:0,cuda:1"``. Each has a process that holds one model and evaluates
+        its share of the steps. A GPU can be named once; ``"cpu,cpu"`` are two processes with half of the threads each.
     corpus
         The text: what `load_corpus` takes.
     limit
@@ -121,6 +130,7 @@ class EvaluationSettings(ModelSettings):
     disk_budget
         Bytes of downloaded checkpoints to keep on disk; those that are done are kept as well, while they fit. None
         keeps the current one and up to three that come next: always one, and more while all have at most 16 GB.
+        Several devices have equal parts of the budget; without one, each keeps as many.
     overwrite
         Replace a table of results that was computed under other settings, once there is a row to replace it with.
         Otherwise it is an error, and the table stays.
@@ -128,7 +138,7 @@ class EvaluationSettings(ModelSettings):
     Raises
     ------
     PythiaDynError
-        For a number that is too small, and for steps that cannot be read.
+        For a number that is too small, for steps that cannot be read, and for a GPU that is named twice.
     """
 
     corpus: str | Path | Corpus = "lambada"
@@ -147,6 +157,20 @@ class EvaluationSettings(ModelSettings):
             if value is not None and value < least:
                 raise PythiaDynError(f"{name} must be at least {least}, not {value}")
         requested_steps(self.steps)
+        gpus = [_index(device) for device in map(resolve_device, self.devices) if device.type != "cpu"]
+        for kind, index in gpus:
+            if gpus.count((kind, index)) > 1:
+                raise PythiaDynError(f"--device {self.device} names {kind}:{index} twice; a GPU holds one model")
+
+    @property
+    def devices(self) -> tuple[str | torch.device, ...]:
+        """The devices that are named, at least one."""
+        return tuple(self.device.split(",")) if isinstance(self.device, str) else (self.device,)
+
+
+def _index(device: torch.device) -> tuple[str, int]:
+    """The kind of a GPU and its number: without one, that of the first."""
+    return device.type, device.index or 0
 
 
 def _check_name(kind: str, name: str, known: Sequence[str]) -> None:

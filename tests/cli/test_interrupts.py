@@ -16,6 +16,7 @@ from typing import IO, Any
 import pytest
 from click.testing import CliRunner
 from support.checkpoints import checkpoint, state
+from support.tiny_models import TEXTS, model, write_checkpoint
 
 import pythia_dynamics.history.fetch as fetching
 from pythia_dynamics.cli.app import main
@@ -61,14 +62,15 @@ def pipe(tmp_path: Path) -> Path:
     return tmp_path / "pipe.json"
 
 
-def start(tmp_path: Path, *arguments: object, code: str = COMMAND) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *arguments: object, code: str = COMMAND, new_session: bool = False) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "PYTHIA_DYN_CACHE": str(tmp_path / "cache"),
         "PYTHIA_DYN_RESULTS": str(tmp_path / "results"),
     }
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, text=True, start_new_session=new_session, **pipes)
 
 
 def opened(pipe: Path, process: subprocess.Popen[str]) -> IO[str]:
@@ -143,3 +145,36 @@ def test_a_question_can_be_interrupted(tmp_path: Path, suites: list[Path], answe
     assert result.exit_code == status
     assert "Begin?" in result.stderr
     assert result.stderr.endswith(NOTHING) == (status == 130)
+
+
+def has_processes(group: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return True
+    return False
+
+
+def test_an_interrupt_of_several_processes_is_one_line_and_keeps_their_rows(tmp_path: Path) -> None:
+    """The terminal sends it to all processes of the command."""
+    write_checkpoint(tmp_path / "one", model())
+    for step in range(1, 1001):
+        (tmp_path / "many" / f"step{step}").parent.mkdir(exist_ok=True)
+        (tmp_path / "many" / f"step{step}").symlink_to(tmp_path / "one")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    options = ["--model", tmp_path / "many", "--corpus", tmp_path / "texts.txt", "--device", "cpu,cpu"]
+    process = start(tmp_path, "perplexity", *options, new_session=True)
+    table = tmp_path / "results" / "many" / "perplexity-forward.csv"
+    while not table.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    line = "pythia-dyn: interrupted; finished files are kept, run the same command again to go on\n"
+    assert (process.returncode, err) == (130, line)
+    assert time.monotonic() - began < 15
+    assert out.count("\n") == 1  # where the model is
+    assert 2 <= len(table.read_text().splitlines()) < 1001
+    while has_processes(process.pid):  # until the system has noticed that the last one has ended
+        assert time.monotonic() - began < 15
+        time.sleep(0.02)
+    assert list(table.parent.glob(".*running")) == []

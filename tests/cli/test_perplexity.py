@@ -155,6 +155,18 @@ def test_passages_are_cut_after_so_many_tokens(run: Run, suites: dict[str, Path]
     assert run("--model", suites["one"], "--max-tokens", 1).exit_code == 2
 
 
+@pytest.mark.parametrize("command", [["portrait"], ["reproduce", "garden"], ["train"]])
+def test_other_commands_refuse_several_devices(command: list[str]) -> None:
+    line = failure(CliRunner().invoke(main, [*command, "--device", "cuda:0,cuda:1"]))
+    assert line.startswith("pythia-dyn: --device cuda:0,cuda:1 names several devices; only")
+
+
+def test_completions_take_one_device(run: Run, suites: dict[str, Path]) -> None:
+    line = failure(run("--model", suites["one"], "--show", "the cat sat", "--device", "cpu,cpu"))
+    assert line == "pythia-dyn: --device cpu,cpu names several devices; only a perplexity is computed on several"
+    assert "names several devices" not in failure(run("--model", suites["one"], "--device", "cpu,gpu"))
+
+
 def test_settings_that_are_wrong_are_told_once(run: Run, suites: dict[str, Path]) -> None:
     models = [word for path in suites.values() for word in ("--model", path)]
     assert failure(run(*models, "--device", "gpu")).count("no device 'gpu'") == 1
