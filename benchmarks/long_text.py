@@ -67,7 +67,7 @@ def main() -> None:
         "tokens": options.tokens,
         "prefixes": options.prefixes,
         "batch_tokens": budget,
-        "rows_at_once": budget // options.tokens,
+        "rows_at_once": max(1, budget // options.tokens - 1),
         "weights_GiB": weights / GIBIBYTE,
         "peak_beyond_weights_GiB": (memory("VmHWM") - before) / GIBIBYTE,
         "all_prefixes_at_once_GiB": 2 * shape.layers * shape.d_model * 4 * options.tokens**2 / GIBIBYTE,

@@ -204,16 +204,17 @@ class Evaluator:
 
     def notes(self, mode: Mode) -> dict[str, Any]:
         """How a mode evaluates the checkpoint: passages unscored and truncated, longest sequence, its identity, the
-        kind of attention of its model, whether its weights are packed, and the tokens held at once, which decide the
-        rounding.
+        kind of attention of its model, the tokens held at once and, in unmasking, whether the weights are packed, which
+        decide the rounding.
 
         The tokens held at once are those of the last `row` of the mode: with this number it is computed again to the
         bit, without running short of memory.
         """
         passages = self._word_notes if mode == "last-word" else self._notes
         attention = getattr(self._loaded.model.config, "_attn_implementation", None)
-        products = "packed" if packed_layers(self._loaded.model) else "plain"
-        arithmetic = {"attention": attention, "products": products, "batch_tokens": self._budget(mode)}
+        arithmetic = {"attention": attention, "batch_tokens": self._budget(mode)}
+        if mode == "unmask":
+            arithmetic["products"] = "packed" if packed_layers(self._loaded.model) else "plain"
         return {**passages, **self._identity, **arithmetic}
 
     def _budget(self, mode: Mode) -> int:

@@ -95,6 +95,7 @@ def packed_linear_layers(model: nn.Module) -> Iterator[None]:
                     layer.weight.data = layer.packed_weight.to_dense()
                 del layer.packed_weight
                 layer.__class__ = nn.Linear  # type: ignore[assignment]
+                packed.pop(id(layer.weight), None)  # one after the other, so that no two layers are held twice
 
 
 class _PackedLinear(nn.Linear):

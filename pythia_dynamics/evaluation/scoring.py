@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches, no_report
 from pythia_dynamics.evaluation.memory import free_cached_memory, is_out_of_memory
-from pythia_dynamics.evaluation.products import packed_linear_layers
 
 __all__ = [
     "Sentences",
@@ -217,7 +216,7 @@ def score(
     lengths = [len(sequences[i]) for i in scored]
     budget = default_batch_tokens(device) if batch_tokens is None else batch_tokens
     free = partial(free_cached_memory, device)
-    with packed_linear_layers(model), torch.inference_mode():
+    with torch.inference_mode():
         for _ in evaluate_in_batches(
             lengths, budget, evaluate, out_of_memory=is_out_of_memory, free=free, reduced=reduced
         ):

@@ -111,9 +111,9 @@ def unmask(
     sequences
         Token ids of each sentence, no longer than the model's context.
     batch_tokens
-        Bound on the key-value positions held at once, beside those of the sentences themselves; None takes what fits in
-        1 GiB, on CUDA in 8 GiB. The prefixes of a sentence that needs more are completed in several waves. It is halved
-        when memory is short.
+        Bound on the key-value positions held at once: a row of the length of its sentence for each prefix, and one for
+        the sentence. None takes what fits in 1 GiB, on CUDA in 8 GiB. The prefixes of a sentence that needs more are
+        completed in several waves, of one row at least. It is halved when memory is short.
     reduced
         Called with each smaller bound that memory makes necessary.
 
@@ -187,13 +187,13 @@ class Unmasker:
                 out_of_memory=is_out_of_memory,
                 free=free,
                 reduced=reduced,
-                cost=lambda count, width: shapes.rows(count * width) * shapes.width(width),
-                least=shapes.width,  # one row at a time
+                cost=lambda count, width: (count + shapes.rows(count * width)) * shapes.width(width),
+                least=lambda width: 2 * shapes.width(width),  # one row at a time
             ):
                 for member, unmasking in zip(batch.members, done, strict=True):
                     results[work[member]] = unmasking
-        if self.generator.graphs is None:
-            self._release()
+            if self.generator.graphs is None:
+                self._release()
         return results
 
     def _release(self) -> None:
@@ -217,8 +217,9 @@ class Unmasker:
         given = tokens.cpu().numpy()
         diverges = first.tokens != given[:, 1:]
         rows = _rows_to_compute(lengths, diverges)
-        waves = _waves(len(rows), generator.shapes.most_rows(budget // generator.shapes.width(width)))
+        waves = _waves(len(rows), generator.shapes.most_rows(budget // generator.shapes.width(width) - count))
         parts = [generator.complete(cache, rows[part], width, top) for part in waves]
+        del cache  # of a long text it is as large as what follows
         computed = Completions.concatenated(parts, width)
         for s, t in enumerate(lengths):
             yield _assemble(s, given[s, :t], diverges[s], first, rows, computed)

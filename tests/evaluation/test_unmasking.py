@@ -91,7 +91,7 @@ def test_a_long_sentence_is_completed_in_waves(most: int) -> None:
     hook = weights.gpt_neox.register_forward_pre_hook(
         lambda _, __, options: seen.append(options["input_ids"].shape[0]), with_kwargs=True
     )
-    (result,) = unmask(weights, [sentence], batch_tokens=most * len(sentence))
+    (result,) = unmask(weights, [sentence], batch_tokens=(most + 1) * len(sentence))
     hook.remove()
     assert max(seen) <= most
     assert result.tokens.tolist() == by_generate(weights, sentence)
