@@ -218,3 +218,14 @@ def test_steps_that_are_asked_for_one_after_the_other_add_up(run: Run, long: Pat
     assert [line.split(",")[0] for line in whole[1:]] == ["10", "20", "30", "40"]
     assert run("--model", long, "--overwrite").exit_code == 0  # of the same settings: nothing to replace
     assert table(tmp_path) == whole
+
+
+@pytest.mark.parametrize(("gain", "said"), [(1.9, True), (1.1, False), (0.2, False)])
+def test_a_processor_that_is_faster_in_bfloat16_is_told_of(
+    gain: float, said: bool, run: Run, suites: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pythia_dynamics.evaluation.products.bfloat16_gain", lambda: gain)
+    result = run("--model", suites["one"])
+    assert ("--dtype bfloat16" in result.stdout + result.stderr) == said
+    again = run("--model", suites["one"], "--dtype", "bfloat16", "--overwrite")
+    assert "1.9 times" not in again.stdout + again.stderr
