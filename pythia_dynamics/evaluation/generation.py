@@ -159,7 +159,7 @@ class Generator:
     def for_device(cls, model: PreTrainedModel) -> Self:
         """Rounded shapes and graphs on CUDA, if the model computes the same with masked positions; else exact ones."""
         if head_of(model).weight.device.type == "cuda" and computes_with_masks(model):
-            return cls(model, Shapes(rounded=True), StepGraphs(capture_on_cuda()))
+            return cls(model, Shapes(rounded=True), StepGraphs(capture_on_cuda(head_of(model).weight.device)))
         return cls(model, Shapes(rounded=False))
 
     def release(self) -> None:
@@ -255,12 +255,13 @@ class Generator:
         if not self.shapes.rounded:  # all rows have begun, and they read the positions that they have
             memory.cache.select(count, length, None)
         else:
-            begun = prefix <= position
-            at = torch.where(begun, at, memory.positions)
-            memory.cache.select(count, length, torch.where(begun, position, stride - 1))
+            # Numbers are arguments of kernels here, never tensors on the host: a capture allows no copy from there.
+            waits = prefix > position
+            at = at.masked_fill(waits, memory.positions)
+            memory.cache.select(count, length, position.expand(count).masked_fill(waits, stride - 1))
             dtype = head_of(self._model).weight.dtype
-            read = torch.arange(length, device=memory.device) <= position
-            mask = torch.where(read, 0.0, torch.finfo(dtype).min).to(dtype)
+            unread = torch.arange(length, device=memory.device) > position
+            mask = torch.zeros(length, dtype=dtype, device=memory.device).masked_fill_(unread, torch.finfo(dtype).min)
             options = {"attention_mask": mask[None, None, None, :], "position_ids": position.expand(count, 1)}
         states = self._model.base_model(
             input_ids=current[:, None], past_key_values=memory.cache, use_cache=True, **options

@@ -85,16 +85,16 @@ class StepGraphs:
         replay()
 
 
-def capture_on_cuda() -> Capture:
-    """Capture on the current CUDA device; the graphs share one pool of memory, so at most one may run at a time."""
+def capture_on_cuda(device: torch.device) -> Capture:
+    """Capture on a CUDA device; the graphs share one pool of memory, so at most one may run at a time."""
     pool = torch.cuda.graph_pool_handle()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def capture(step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
-        compute = torch.cuda.current_stream()
+        compute = torch.cuda.current_stream(device)
         stream.wait_stream(compute)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream):  # and with its device, which need not be the current one
             # Another thread may upload the next checkpoint meanwhile: its calls must not break this capture.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -102,7 +102,11 @@ def capture_on_cuda() -> Capture:
             finally:
                 graph.capture_end()
         compute.wait_stream(stream)
-        replay: Step = graph.replay
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
         return replay
 
     return capture
