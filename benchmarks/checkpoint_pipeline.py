@@ -22,6 +22,7 @@ import math
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -194,6 +195,7 @@ def run(model: GPTNeoXForCausalLM, times: Times, directories: list[Path]) -> dic
         prepare,  # type: ignore[arg-type]
         load,
         cancel=lambda: None,
+        stopped=threading.Event(),
     )
     with closing(generator) as upcoming:
         for _, load_now in upcoming:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from pythia_dynamics.evaluation.graphs import StepGraphs, capture_on_cuda
 from pythia_dynamics.evaluation.lockstep import LockstepCache
+from pythia_dynamics.evaluation.memory import free_cached_memory
 from pythia_dynamics.evaluation.scoring import head_of, head_statistics
 
 __all__ = ["Completions", "Generator", "Rows", "Shapes", "computes_with_masks"]
@@ -32,7 +34,8 @@ _LENGTH_STEP = 16
 
 _NEVER = torch.iinfo(torch.int64).max
 
-_Number = TypeVar("_Number", np.int64, np.float32)
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+"""Differences of NLL (nats) that rounding can make in a few tokens; 0.1 in dtypes of 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +156,29 @@ class Generator:
     def __init__(self, model: PreTrainedModel, shapes: Shapes, graphs: StepGraphs | None = None) -> None:
         self._model = model
         self._memory: _Memory | None = None
+        self._reserved = 0, 0
         self.shapes, self.graphs = shapes, graphs
 
     @classmethod
     def for_device(cls, model: PreTrainedModel) -> Self:
         """Rounded shapes and graphs on CUDA, if the model computes the same with masked positions; else exact ones."""
         if head_of(model).weight.device.type == "cuda" and computes_with_masks(model):
-            return cls(model, Shapes(rounded=True), StepGraphs(capture_on_cuda(head_of(model).weight.device)))
+            return cls(model, Shapes(rounded=True), StepGraphs(partial(capture_on_cuda, head_of(model).weight.device)))
         return cls(model, Shapes(rounded=False))
+
+    def reserve(self, rows: int, positions: int) -> None:
+        """Take memory for this many rows and positions, rows times their width, at the next call that needs more.
+
+        So the memory, and the graphs that use it, are those of the largest call from the first one on.
+        """
+        self._reserved = rows, positions
 
     def release(self) -> None:
         """Let go of the memory on the device, and of the graphs that use it."""
         self._memory = None
         if self.graphs is not None:
             self.graphs.clear()
+            free_cached_memory(head_of(self._model).weight.device)  # that of their pool, which is not used again
 
     def complete(self, source: Cache, rows: Rows, width: int, top: torch.Tensor) -> Completions:
         """Complete all rows.
@@ -213,12 +225,13 @@ class Generator:
         count = self.shapes.rows(len(rows))
         memory = self._memory
         if memory is None or memory.rows < count or memory.positions < count * stride:
-            needed = (count, count * stride)
-            if memory is not None:
-                needed = (max(count, memory.rows), max(count * stride, memory.positions))
+            held = (0, 0) if memory is None else (memory.rows, memory.positions)
+            most_rows = max(count, held[0], self._reserved[0])
+            most_positions = max(count * stride, held[1], self._reserved[1])
             del memory
             self.release()
-            memory = self._memory = _Memory(LockstepCache(source, needed[1]), *needed, top.device)
+            cache = LockstepCache(source, most_positions)
+            memory = self._memory = _Memory(cache, most_rows, most_positions, top.device)
         sentence = np.zeros(count, np.int64)
         prefix = np.full(count, _NEVER)
         sentence[: len(rows)], prefix[: len(rows)] = rows.sentence, rows.prefix
@@ -261,7 +274,7 @@ class Generator:
             memory.cache.select(count, length, position.expand(count).masked_fill(waits, stride - 1))
             dtype = head_of(self._model).weight.dtype
             unread = torch.arange(length, device=memory.device) > position
-            mask = torch.zeros(length, dtype=dtype, device=memory.device).masked_fill_(unread, torch.finfo(dtype).min)
+            mask = torch.zeros(length, dtype=dtype, device=memory.device).masked_fill_(unread, -torch.inf)
             options = {"attention_mask": mask[None, None, None, :], "position_ids": position.expand(count, 1)}
         states = self._model.base_model(
             input_ids=current[:, None], past_key_values=memory.cache, use_cache=True, **options
@@ -276,15 +289,30 @@ class Generator:
 def computes_with_masks(model: PreTrainedModel) -> bool:
     """Whether a model gives the same tokens where more positions are read, and masked, than there are.
 
-    It is tried on a short sequence. Architectures whose positions come from the mask (ALiBi) do not.
+    Architectures whose layers attend to a part of the context only do not: their masks would be replaced. Of the others
+    it is tried on a short sequence, because there are some whose positions come from the mask (ALiBi).
     """
-    probe = torch.arange(4, device=head_of(model).weight.device)[None] % model.config.vocab_size
+    if not _attends_to_all(model.config.get_text_config()):
+        return False
+    weight = head_of(model).weight
+    probe = torch.arange(4, device=weight.device)[None] % model.config.vocab_size
     with torch.inference_mode():
         try:
             exact, masked = (_probe(model, probe, Shapes(rounded=rounded)) for rounded in (False, True))
-        except (TypeError, ValueError, RuntimeError, IndexError):
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever a model raises that does not know such masks
             return False
-    return bool(np.allclose(exact, masked, rtol=1e-2, atol=1e-2, equal_nan=True))
+    tolerance = _TOLERANCE.get(weight.dtype, 0.1)
+    return bool(np.isfinite(exact).all() and np.allclose(exact, masked, rtol=tolerance, atol=tolerance))
+
+
+def _attends_to_all(config: Any) -> bool:
+    """Whether every layer attends to all positions before it, as a config says."""
+    windows = ("sliding_window", "attention_chunk_size", "window_size")
+    kinds = [*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())]
+    whole = all(kind in ("full_attention", "global") for kind in kinds)
+    return whole and (bool(kinds) or not any(getattr(config, name, None) for name in windows))
 
 
 def _probe(model: PreTrainedModel, tokens: torch.Tensor, shapes: Shapes) -> NDArray[np.float32]:

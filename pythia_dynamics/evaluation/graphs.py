@@ -7,10 +7,14 @@ that stays where it is.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 
 import torch
+
+from pythia_dynamics.errors import first_line
 
 __all__ = ["StepGraphs", "capture_on_cuda"]
 
@@ -28,16 +32,18 @@ class StepGraphs:
     """Runs steps; one that comes a second time is captured, and from then on replayed.
 
     A capture costs as much as running the step without a graph does, so one that never comes again is not captured.
-    A step that cannot be captured is run as it is, and so are all later ones.
+    Where a step cannot be captured, a warning says why, and it and all later ones are run as they are.
 
     Parameters
     ----------
-    capture
-        `capture_on_cuda`, or a stand-in on a machine without a GPU.
+    start
+        Makes a `Capture`; called before the first step is captured, and again after `clear`. `capture_on_cuda`, or a
+        stand-in on a machine without a GPU.
     """
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+    def __init__(self, start: Callable[[], Capture]) -> None:
+        self._start = start
+        self._capture: Capture | None = None
         self._replays: OrderedDict[Hashable, Step] = OrderedDict()
         self._seen: set[Hashable] = set()
         self.failure: str | None = None
@@ -50,6 +56,7 @@ class StepGraphs:
         """Forget all steps: the memory that they used is gone."""
         self._replays.clear()
         self._seen.clear()
+        self._capture = None
 
     def run(self, key: Hashable, step: Step) -> None:
         """Do the work of a step.
@@ -71,12 +78,18 @@ class StepGraphs:
             step()
 
     def _replay_captured(self, key: Hashable, step: Step) -> None:
+        if self._capture is None:
+            self._capture = self._start()
         try:
             replay = self._capture(step)
-        except torch.OutOfMemoryError:
-            raise
+        except (
+            torch.OutOfMemoryError
+        ):  # inside a capture no cached memory is given back; without it there may be enough
+            step()
+            return
         except RuntimeError as error:
-            self.failure = str(error).partition("\n")[0]
+            self.failure = first_line(error)
+            warnings.warn(f"steps are run without CUDA graphs: {self.failure}", stacklevel=2)
             step()
             return
         self._replays[key] = replay
@@ -86,9 +99,13 @@ class StepGraphs:
 
 
 def capture_on_cuda(device: torch.device) -> Capture:
-    """Capture on a CUDA device; the graphs share one pool of memory, so at most one may run at a time."""
+    """Capture on a CUDA device; the graphs share one pool of memory, so at most one may run at a time.
+
+    The pool ends with its last graph and cannot be used again: where all graphs are dropped, a new capture is needed.
+    """
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    failed: list[torch.cuda.CUDAGraph] = []  # kept, because the allocator still refers to a capture that broke off
 
     def capture(step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
@@ -99,8 +116,12 @@ def capture_on_cuda(device: torch.device) -> Capture:
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 step()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                failed.append(graph)
+                with suppress(RuntimeError):  # that the capture is broken; why is known
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         compute.wait_stream(stream)
 
         def replay() -> None:

@@ -37,6 +37,7 @@ def load_ahead(
     load: Callable[[Checkpoint, Prepared], None],
     *,
     cancel: Callable[[], None],
+    stopped: threading.Event,
 ) -> Generator[tuple[Revision, Callable[[], None]], None, None]:
     """Each revision with a function that loads it.
 
@@ -57,6 +58,8 @@ def load_ahead(
         As `LoadedModel.load`; called by the function that is yielded.
     cancel
         Makes the download end that `found` waits for; called when the caller stops early, until the thread has ended.
+    stopped
+        That of `found`; it is set at the end.
 
     Yields
     ------
@@ -68,7 +71,6 @@ def load_ahead(
     PythiaDynError
         As `found`; what concerns one revision only is raised by its function.
     """
-    stopped = threading.Event()
     pending: Future[_Upcoming | None] | None = None
 
     def check() -> None:

@@ -74,9 +74,13 @@ class Processes(Executor):
             with self._changed:
                 if self._stopped:
                     raise PythiaDynError("stopped")
-                process.start()
+                try:
+                    process.start()
+                except OSError as error:  # it has ended before it had read the job
+                    raise PythiaDynError(f"a process could not be started ({first_line(error)})") from None
+                finally:
+                    theirs.close()
                 self._running[process] = ours
-            theirs.close()
             try:
                 succeeded, outcome = ours.recv()
             except (EOFError, OSError):

@@ -146,8 +146,11 @@ def bfloat16_gain() -> float:
 
 
 def _can_pack(weight: torch.Tensor) -> bool:
-    supported = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")  # builds for x86; other processors have none
-    return supported and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):  # builds for x86 have it
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype == torch.float32
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ continues with the next revision.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -231,8 +232,9 @@ def _evaluate_steps(
     done = 0
     progress(done, len(todo))
     evaluator, provenance = Evaluator(corpus, list(records), settings), _provenance(settings)
-    found = snapshots(source, [available[step] for step in todo], disk_budget=settings.disk_budget)
-    upcoming = load_ahead(found, reader.read, evaluator.prepare, evaluator.load, cancel=source.cancel)
+    revisions, stopped = [available[step] for step in todo], threading.Event()
+    found = snapshots(source, revisions, disk_budget=settings.disk_budget, stopped=stopped)
+    upcoming = load_ahead(found, reader.read, evaluator.prepare, evaluator.load, cancel=source.cancel, stopped=stopped)
     try:
         with matmul_precision(tf32=settings.tf32), closing(upcoming):
             for revision, load in upcoming:

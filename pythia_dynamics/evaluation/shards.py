@@ -197,9 +197,11 @@ def evaluate_in_shares(
     finally:
         for future in futures:
             future.cancel()
-        if own is not None:  # first: what ends by itself is not interrupted on its way out
-            own.stop(_GRACE_SECONDS)
-        share.marker.unlink(missing_ok=True)
+        try:
+            if own is not None:  # first: what ends by itself is not interrupted on its way out
+                own.stop(_GRACE_SECONDS)
+        finally:
+            share.marker.unlink(missing_ok=True)
         wait([future for future in futures if not future.cancelled()], timeout=_GRACE_SECONDS)
     _take_over([_outcome(future) for future in futures], todo, records)
 
@@ -225,6 +227,9 @@ def _pickled(share: Share) -> bytes:
 def _run_share(evaluate_share: Callable[[Share], Missing], sent: bytes) -> _Outcome:
     """Evaluate a share, in another process or thread. Errors of the library are returned: not all can be pickled."""
     share: Share = pickle.loads(sent)
+    if not share.out.is_dir():
+        text = f"the executor does not see {share.out}: results, checkpoints and this process need one file system"
+        return _Outcome(error=(PythiaDynError, text))
     apart = multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread()
     if not apart:  # threads share the list of warnings, and a warning is shown where it arises
         return _outcome_of(evaluate_share, share)
@@ -291,6 +296,8 @@ def _take_over(
     for text in dict.fromkeys(texts):
         warnings.warn(text, stacklevel=4)
     failures = [failure for outcome in outcomes if (failure := _failure(outcome)) is not None]
+    if lacking and not failures:
+        failures = [(StoreError, "rows that the shares have written are not seen in the results folder")]
     if failures:
         kind = failures[0][0] if len({kind for kind, _ in failures}) == 1 else PythiaDynError
         why = "; ".join(dict.fromkeys(reason for _, reason in failures))
@@ -310,4 +317,6 @@ def _failure(outcome: _Outcome | Exception) -> tuple[type[PythiaDynError], str] 
         return PythiaDynError, "a process of the executor was killed, or has ended"
     if isinstance(outcome, PythiaDynError):
         return PythiaDynError, str(outcome)
+    if isinstance(outcome, RuntimeError) and "bootstrapping phase" in str(outcome):
+        return PythiaDynError, "a script that starts processes needs the guard `if __name__ == '__main__':`"
     return PythiaDynError, f"a share failed: {type(outcome).__name__}: {first_line(outcome)}"

@@ -5,9 +5,10 @@ Disk use stays bounded: checkpoints that were downloaded are removed when they a
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from pythia_dynamics.checkpoints.open import HUB, SourceName, open_source
@@ -58,7 +59,11 @@ def checkpoints_on_disk(size: int) -> int:
 
 
 def snapshots(
-    source: Source, revisions: Sequence[Revision], *, disk_budget: int | None = None
+    source: Source,
+    revisions: Sequence[Revision],
+    *,
+    disk_budget: int | None = None,
+    stopped: threading.Event | None = None,
 ) -> Generator[tuple[Revision, Path | Exception], None, None]:
     """Each revision with the directory of its checkpoint, or with the error that prevented the download.
 
@@ -74,6 +79,8 @@ def snapshots(
         another of the largest size so far. None removes a checkpoint as soon as the next one is there and asked for:
         beside the current one there is one more, and there are up to three more as long as all of them, counted with
         the largest size so far, have no more than 16 GB.
+    stopped
+        Once it is set no download begins; the next one that is needed raises `CancelledError`.
 
     Raises
     ------
@@ -106,9 +113,18 @@ def snapshots(
             return not ahead or held_bytes(1) <= _AHEAD_BYTES
         return held_bytes(1) <= disk_budget
 
+    def download(revision: Revision) -> Path:
+        check()
+        return source.snapshot(revision)
+
+    def check() -> None:
+        if stopped is not None and stopped.is_set():
+            raise CancelledError
+
     def fetch(pool: ThreadPoolExecutor) -> None:
+        check()
         revision = waiting.popleft()
-        ahead.append((revision, pool.submit(source.snapshot, revision)))
+        ahead.append((revision, pool.submit(download, revision)))
 
     def fetch_ahead(pool: ThreadPoolExecutor, spare: int) -> None:
         """Fetch as many as there is room for, in the place of checkpoints that are kept but for the `spare` last."""

@@ -5,10 +5,11 @@ tokens; the perplexity is that of the t − k tokens generated. As in ``generate
 likely tokens is taken; unlike there, an end-of-text token does not stop a completion, which always reaches t tokens.
 
 Generated one by one these are t(t−1)/2 tokens for a sentence. Here all prefixes of all sentences of a batch are
-completed in lockstep: at position p every active row has length p, so there is neither padding nor a mask. The row of
-prefix p starts with the cache of one forward pass over the sentence, which also gives the first token of every
-completion. A prefix whose first generated token is the next token of the sentence continues exactly as the next longer
-prefix does, and is not computed a second time.
+completed in lockstep: at position p every active row has length p, so there is neither padding nor a mask, but for the
+rounded shapes of a GPU (`pythia_dynamics.evaluation.generation`). The row of prefix p starts with the cache of one
+forward pass over the sentence, which also gives the first token of every completion. A prefix whose first generated
+token is the next token of the sentence continues exactly as the next longer prefix does, and is not computed a second
+time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches, no_report
+from pythia_dynamics.evaluation.batching import Batch, Cost, evaluate_in_batches, no_report, plan
 from pythia_dynamics.evaluation.generation import Completions, Generator, Rows
 from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import packed_linear_layers
@@ -167,7 +168,11 @@ class Unmasker:
         results = [Unmasking.empty((0, len(sequence))) for sequence in sequences]
         work = [i for i, sequence in enumerate(sequences) if len(sequence) > 1]
 
+        def cost(count: int, width: int) -> int:
+            return (count + shapes.rows(count * width)) * shapes.width(width)
+
         def evaluate(batch: Batch, budget: int) -> list[Unmasking]:
+            self._reserve(lengths, budget, cost)
             return list(self._complete([sequences[work[i]] for i in batch.members], budget))
 
         def free() -> None:
@@ -187,7 +192,7 @@ class Unmasker:
                 out_of_memory=is_out_of_memory,
                 free=free,
                 reduced=reduced,
-                cost=lambda count, width: (count + shapes.rows(count * width)) * shapes.width(width),
+                cost=cost,
                 least=lambda width: 2 * shapes.width(width),  # one row at a time
             ):
                 for member, unmasking in zip(batch.members, done, strict=True):
@@ -195,6 +200,15 @@ class Unmasker:
             if self.generator.graphs is None:
                 self._release()
         return results
+
+    def _reserve(self, lengths: Sequence[int], budget: int, cost: Cost) -> None:
+        """Take the memory of the largest batch with the first one, where captured steps hold its addresses."""
+        if self.generator is None or self.generator.graphs is None:
+            return
+        shapes = self.generator.shapes
+        sizes = [(len(batch.members), batch.width) for batch in plan(lengths, budget, cost)]
+        rows = max(min(shapes.rows(count * width), budget // shapes.width(width)) for count, width in sizes)
+        self.generator.reserve(rows, min(budget, max(cost(count, width) for count, width in sizes)))
 
     def _release(self) -> None:
         if self.generator is not None:

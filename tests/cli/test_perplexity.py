@@ -229,3 +229,17 @@ def test_a_processor_that_is_faster_in_bfloat16_is_told_of(
     assert ("--dtype bfloat16" in result.stdout + result.stderr) == said
     again = run("--model", suites["one"], "--dtype", "bfloat16", "--overwrite")
     assert "1.9 times" not in again.stdout + again.stderr
+
+
+def test_two_processes_write_the_rows_of_one(run: Run, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path / "three" / f"step{step}", model(step))
+    one = run("--model", tmp_path / "three")
+    assert one.exit_code == 0, one.stderr
+    table = tmp_path / "results" / "three" / "perplexity-forward.csv"
+    expected = table.read_text()
+    for path in [*table.parent.glob("perplexity-forward.json"), table]:
+        path.unlink()
+    two = run("--model", tmp_path / "three", "--device", "cpu,cpu")
+    assert two.exit_code == 0, two.stderr
+    assert table.read_text() == expected

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import suites
-from support.recorded import capture_by_recording
-from support.tiny_models import TEXTS, encode, model
+from support.recorded import capture_by_recording, start_recording
+from support.tiny_models import SIZE, TEXTS, encode, model
 
 from pythia_dynamics.evaluation import products
 from pythia_dynamics.evaluation.generation import Generator, Shapes, computes_with_masks
@@ -31,7 +32,7 @@ def _plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def captured(weights: Any) -> Captured:
-    graphs = StepGraphs(capture_by_recording)
+    graphs = StepGraphs(start_recording)
     generator = Generator(weights, ROUNDED, graphs)
     return Unmasker(weights, generator), generator, graphs
 
@@ -179,30 +180,119 @@ def test_a_model_that_ignores_the_mask_is_found_out(kind: suites.Kind, monkeypat
     assert not computes_with_masks(weights)
 
 
-def test_a_step_that_cannot_be_captured_is_run(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3", "gpt-neo", "qwen2"])
+def test_layers_that_attend_to_a_window_are_not_given_masks(kind: str) -> None:
+    """transformers takes a mask of ours in the place of that of the window."""
+    size: dict[str, Any] = {**SIZE, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    made: dict[str, Any] = {
+        "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**size, sliding_window=8)),
+        "gemma2": lambda: transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**size, sliding_window=8)),
+        "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**size, sliding_window=8)),
+        "qwen2": lambda: transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(**size, use_sliding_window=True, sliding_window=8, max_window_layers=0)
+        ),
+        "gpt-neo": lambda: transformers.GPTNeoForCausalLM(
+            transformers.GPTNeoConfig(
+                vocab_size=304,
+                hidden_size=32,
+                num_layers=2,
+                num_heads=4,
+                window_size=8,
+                attention_types=[[["global", "local"], 1]],
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        ),
+    }
+    torch.manual_seed(0)
+    assert not computes_with_masks(made[kind]().eval())
+
+
+def test_a_window_that_is_not_used_is_none() -> None:
+    size: dict[str, Any] = {**SIZE, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    weights = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**size, num_key_value_heads=2)).eval()
+    assert computes_with_masks(weights)
+
+
+def test_weights_that_are_not_finite_tell_nothing() -> None:
+    weights: Any = model(0)
+    torch.nn.init.constant_(weights.lm_head.weight, torch.nan)
+    assert not computes_with_masks(weights)
+
+
+def test_scores_below_the_range_of_the_dtype_do_not_uncover_what_is_masked() -> None:
+    """Attention scores of Pythia reach −110,000, below the least number of float16."""
+    weights: Any = model(0)
+    scores = torch.full((1, 1, 1, 3), -96_000.0)
+    assert float((scores + torch.finfo(torch.float16).min).max()) < -96_000 < torch.finfo(torch.float16).min
+    unmasker, _, _ = captured(weights)
+    seen: list[torch.Tensor] = []
+    hook = weights.gpt_neox.register_forward_pre_hook(
+        lambda _, __, options: seen.append(options.get("attention_mask")), with_kwargs=True
+    )
+    unmasker.unmask(SENTENCES[:1])
+    hook.remove()
+    masks = [mask for mask in seen if mask is not None]
+    assert masks
+    assert all(set(mask.unique().tolist()) <= {0.0, -float("inf")} for mask in masks)
+
+
+def test_memory_is_that_of_the_largest_batch_from_the_first_one_on() -> None:
+    """Later batches, narrower and with more rows, drop no graphs."""
+    weights = model(0)
+    sentences = [(SENTENCES[0] * 3)[:length] for length in (30, 30, 20, 20, 12, 12, 12, 12, 9, 9, 9, 9)]
+    unmasker, generator, graphs = captured(weights)
+    released = []
+    release = generator.release
+    generator.release = lambda: (released.append(len(graphs)), release())[1]  # type: ignore[method-assign]
+    for _ in range(3):
+        check_equal(unmasker.unmask(sentences, batch_tokens=2500), unmask(weights, sentences))
+    assert released == [0]  # before the first batch
+    assert len(graphs) > 10
+
+
+def test_what_is_captured_after_a_release_has_a_pool_of_its_own() -> None:
+    weights = model(0)
+    unmasker, generator, graphs = captured(weights)
+    for _ in range(2):
+        for _ in range(3):
+            check_equal(unmasker.unmask(SENTENCES), unmask(weights, SENTENCES))
+        assert len(graphs) > 0
+        assert graphs.failure is None
+        generator.release()
+
+
+def test_a_step_that_cannot_be_captured_is_run() -> None:
     weights = model(0)
 
     def refuse(step: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    graphs = StepGraphs(refuse)
+    graphs = StepGraphs(lambda: refuse)
     unmasker = Unmasker(weights, Generator(weights, ROUNDED, graphs))
-    for _ in range(3):
-        check_equal(unmasker.unmask(SENTENCES), unmask(weights, SENTENCES))
+    expected = unmask(weights, SENTENCES)
+    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
+        found = [unmasker.unmask(SENTENCES) for _ in range(3)]
+    for completions in found:
+        check_equal(completions, expected)
     assert graphs.failure == "operation not permitted when stream is capturing"
     assert len(graphs) == 0
 
 
-def test_memory_that_ran_out_in_a_capture_is_for_the_caller() -> None:
+def test_a_step_for_which_a_capture_has_no_memory_is_run() -> None:
     def full(step: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    graphs, done = StepGraphs(full), []
-    graphs.run("a", lambda: done.append(1))
-    with pytest.raises(torch.OutOfMemoryError):
-        graphs.run("a", lambda: done.append(2))
-    assert done == [1]
+    def short() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphs, done = StepGraphs(lambda: full), []
+    for _ in range(3):
+        graphs.run("a", lambda: done.append(1))
+    assert done == [1, 1, 1]
     assert graphs.failure is None
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.run("a", short)
 
 
 def test_the_stand_in_refuses_what_a_capture_on_cuda_refuses() -> None:
@@ -255,7 +345,7 @@ def test_least_recently_used_graphs_go_first(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(module, "_MOST", 2)
     replayed: list[str] = []
-    graphs = StepGraphs(lambda step: step)
+    graphs = StepGraphs(lambda: lambda step: step)
     for key in ("a", "a", "b", "b", "a", "c", "c"):
         graphs.run(key, lambda key=key: replayed.append(key))  # type: ignore[misc]
     assert len(graphs) == 2

@@ -119,7 +119,9 @@ class Run:
         self.cancels += 1
 
     def upcoming(self) -> Any:
-        return load_ahead(self.found(), self.read, self.prepare, self.load, cancel=self.cancel)
+        return load_ahead(
+            self.found(), self.read, self.prepare, self.load, cancel=self.cancel, stopped=threading.Event()
+        )
 
 
 def test_the_next_is_prepared_in_a_thread_while_this_one_is_used_and_no_further() -> None:
@@ -201,7 +203,9 @@ def test_stopping_early_ends_the_thread_and_what_it_waits_for(where: str) -> Non
     before = threading.active_count()
 
     def use() -> None:
-        with closing(load_ahead(run.found(), run.read, run.prepare, run.load, cancel=cancel)) as upcoming:
+        with closing(
+            load_ahead(run.found(), run.read, run.prepare, run.load, cancel=cancel, stopped=threading.Event())
+        ) as upcoming:
             for _, load in upcoming:
                 load()
                 until(lambda: (where, 2) in run.log)

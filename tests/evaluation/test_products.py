@@ -8,7 +8,7 @@ import torch
 from support.tiny_models import model
 
 from pythia_dynamics.evaluation import products
-from pythia_dynamics.evaluation.products import packed_is_faster, packed_linear_layers
+from pythia_dynamics.evaluation.products import packed_is_faster, packed_layers, packed_linear_layers
 from pythia_dynamics.evaluation.scoring import score
 from pythia_dynamics.evaluation.unmasking import unmask
 
@@ -136,3 +136,13 @@ def test_packing_is_used_where_it_is_clearly_faster(
     monkeypatch.setattr(torch.nn.functional, "linear", taking(plain))
     monkeypatch.setattr(products, "packed_product", taking(packed))
     assert packed_is_faster.__wrapped__(torch.float32) is expected
+
+
+@can_pack
+def test_bfloat16_is_packed_where_the_processor_supports_it_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "packed_is_faster", lambda dtype: True)
+    weights: Any = model()
+    weights.to(torch.bfloat16)
+    for supported in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        assert bool(packed_layers(weights)) == supported

@@ -21,10 +21,11 @@ from support.faulty_sources import FaultySource
 from support.tiny_models import TEXTS, model, write_checkpoint
 
 from pythia_dynamics.checkpoints.local import LocalSource
-from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
+from pythia_dynamics.errors import CheckpointError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.evaluation import evaluator
 from pythia_dynamics.evaluation import model as built
 from pythia_dynamics.evaluation.corpus import Corpus
+from pythia_dynamics.evaluation.processes import Processes
 from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.runner import evaluate, perplexity
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode, ModelSettings
@@ -360,9 +361,9 @@ def test_the_number_of_shares(threads: Executor) -> None:
 def test_the_disk_is_shared_too(suite: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets: list[int | None] = []
 
-    def note(*arguments: Any, disk_budget: int | None) -> Any:
+    def note(*arguments: Any, disk_budget: int | None, **options: Any) -> Any:
         budgets.append(disk_budget)
-        return snapshots(*arguments, disk_budget=disk_budget)
+        return snapshots(*arguments, disk_budget=disk_budget, **options)
 
     monkeypatch.setattr("pythia_dynamics.evaluation.runner.snapshots", note)
     perplexity(suite, **OPTIONS, disk_budget=100, executor=threads, workers=3)
@@ -384,3 +385,44 @@ def test_rows_of_a_third_process_are_taken_too(suite: Path, tmp_path: Path, thre
     assert Records("forward", out, json.loads((out / "perplexity-forward.json").read_text())["settings"]).has(
         20, LocalSource(suite).revisions()[20].commit
     )
+
+
+def test_rows_that_are_not_seen_are_an_error(
+    suite: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a file system of a network shows them late: no step without a row and without a reason."""
+    monkeypatch.setattr(Records, "refresh", lambda self: None)
+    with pytest.raises(StoreError, match=r"rows that the shares have written are not seen .* lack rows"):
+        perplexity(suite, out=tmp_path / "out", executor=threads, workers=2, **OPTIONS)
+    monkeypatch.undo()
+    assert len(lines(tmp_path / "out")) == 1 + len(STEPS)
+
+
+def test_an_executor_that_does_not_see_the_folder_is_told_of(
+    suite: Path, tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Path.is_dir
+
+    def is_dir(self: Path) -> bool:
+        """Where the shares run; not for the one that makes the folder."""
+        in_a_share = threading.current_thread() is not threading.main_thread()
+        return there(self) and not (in_a_share and self.name == "elsewhere")
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    with pytest.raises(PythiaDynError, match=r"the executor does not see .*elsewhere: .* need one file system"):
+        perplexity(suite, out=tmp_path / "elsewhere", executor=threads, workers=2, **OPTIONS)
+
+
+def test_the_marker_goes_even_when_the_end_is_interrupted(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Processes.stop
+
+    def interrupted(self: Processes, grace: float) -> None:
+        stop(self, grace)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Processes, "stop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        perplexity(suite, out=tmp_path / "out", **TWO_PROCESSES)
+    assert not list((tmp_path / "out").glob(".*running"))

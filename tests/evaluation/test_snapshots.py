@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,20 @@ def test_closing_early_cancels_what_is_under_way_and_removes_what_came(tmp_path:
     until(lambda: source.on_disk() == [1, 2, 3, 4] and source.under_way == {4})
     found.close()  # type: ignore[attr-defined]
     assert source.cancelled
+    assert source.steps("get") == [1, 2, 3, 4]
+    assert source.on_disk() == []
+
+
+def test_no_download_begins_after_a_stop(tmp_path: Path) -> None:
+    """The one that was waited for ends; those that would come next do not begin, and nothing stays."""
+    source, stopped = Downloads(tmp_path, waits={2, 3, 4}), threading.Event()
+    found = source.use(stopped=stopped)
+    next(found)
+    until(lambda: source.under_way == {2, 3, 4})
+    stopped.set()
+    source.go_on()
+    with pytest.raises(CancelledError):
+        next(found)
     assert source.steps("get") == [1, 2, 3, 4]
     assert source.on_disk() == []
 

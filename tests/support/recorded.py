@@ -7,6 +7,7 @@ reading a value on the host, and shapes that depend on values. A copy from the h
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-__all__ = ["capture_by_recording"]
+__all__ = ["capture_by_recording", "start_recording"]
 
 _REFUSED = ("item", "_local_scalar_dense", "nonzero", "unique", "masked_select", "equal", "is_nonzero")
 
@@ -60,3 +61,20 @@ def capture_by_recording(step: Callable[[], None]) -> Callable[[], None]:
                         old.copy_(new)
 
     return replay
+
+
+def start_recording() -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Captures with one pool of memory, as those of `capture_on_cuda`: once all its graphs are gone, so is the pool."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    begun = False
+
+    def capture(step: Callable[[], None]) -> Callable[[], None]:
+        nonlocal begun
+        if begun and not alive:
+            raise RuntimeError("use_count > 0 INTERNAL ASSERT FAILED")
+        replay = capture_by_recording(step)
+        alive.add(replay)
+        begun = True
+        return replay
+
+    return capture
