@@ -133,7 +133,7 @@ def _serve(connection: Connection, job: Callable[[], object], torch_threads: int
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.unraisablehook = _without_interrupts
-    with suppress(KeyboardInterrupt, OSError):  # nobody waits for the result
+    try:
         threading.Thread(target=_interrupt_when_told, args=(connection,), daemon=True).start()
         outcome = _outcome(job, torch_threads)
         try:
@@ -142,6 +142,11 @@ def _serve(connection: Connection, job: Callable[[], object], torch_threads: int
             raise
         except Exception as error:  # pickle has no class of its own for what it cannot do
             connection.send((False, PythiaDynError(f"{type(outcome[1]).__name__}: {first_line(error)}")))
+    except OSError:
+        pass  # nobody waits for the result
+    except KeyboardInterrupt:
+        # The job has ended, its `finally` included. What was broken off would complain while it is torn down.
+        os._exit(130)
 
 
 def _without_interrupts(error: sys.UnraisableHookArgs) -> None:
