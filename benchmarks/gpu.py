@@ -258,7 +258,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     if options.smoke:
-        options.sizes, options.passages, options.checkpoints = ["70m"], 6, 3
+        options.sizes, options.passages, options.checkpoints = ["70m"], 3, 3
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     device = resolve_device(options.device)
     report: dict[str, Any] = {
