@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe_machine
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from perplexity import random_model
+from transformers import GPTNeoXForCausalLM
 
 from pythia_dynamics.checkpoints.registry import SIZES
 from pythia_dynamics.checkpoints.source import Revision
@@ -260,13 +261,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="where the checkpoint is written; default: a temporary directory")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "checkpoint_pipeline.json")
     options = parser.parse_args()
-    shape = SIZES[options.size]
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=shape.vocab, hidden_size=shape.d_model, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, intermediate_size=4 * shape.d_model, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    model = GPTNeoXForCausalLM(config).eval()
+    model = random_model(options.size)
     model.requires_grad_(False)
     with tempfile.TemporaryDirectory(dir=options.dir) as temporary:
         report = measure(model, Path(temporary), options)

@@ -59,6 +59,17 @@ class Clock:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def random_model(size: str) -> GPTNeoXForCausalLM:
+    """A model of a size of Pythia with the same random weights each time, in float32 on torch's default device."""
+    shape = SIZES[size]
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=shape.vocab, hidden_size=shape.d_model, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, intermediate_size=4 * shape.d_model, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPTNeoXForCausalLM(config).eval()
+
+
 def matmul_rate(device: torch.device, dtype: torch.dtype, clock: Clock) -> float:
     """Operations per second of a large square matrix product."""
     n = 8192 if device.type == "cuda" else 2048
@@ -122,13 +133,9 @@ def main() -> None:
     device, dtype = resolve_device(options.device), resolve_dtype(options.dtype)
     clock = Clock(device)
     shape = SIZES[options.size]
-    torch.manual_seed(0)
     with torch.device(device):
-        config = GPTNeoXConfig(
-            vocab_size=shape.vocab, hidden_size=shape.d_model, num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads, intermediate_size=4 * shape.d_model, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        model = GPTNeoXForCausalLM(config).eval().to(dtype)
+        model = random_model(options.size)
+    model.to(dtype)  # type: ignore[arg-type]
     random = np.random.default_rng(0)
     sentences = random.integers(0, 50277, (options.sentences, options.tokens)).tolist()
     targets = [Target(tuple(sentence), options.tokens - 2) for sentence in sentences]

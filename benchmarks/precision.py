@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe_machine
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from perplexity import random_model
 
-from pythia_dynamics.checkpoints.registry import SIZES
 from pythia_dynamics.device import DTYPES, Dtype, resolve_dtype
 from pythia_dynamics.evaluation.forward import forward_scores
 from pythia_dynamics.evaluation.products import bfloat16_gain
@@ -43,7 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     report: dict[str, Any] = {
         "machine": describe_machine(), "dtype": options.dtype, "bfloat16_gain": bfloat16_gain(),
-        "suite": options.suite.name, "passages": options.limit, "modes": {}, "random_70m": random_model(options.dtype),
+        "suite": options.suite.name, "passages": options.limit, "modes": {},
+        "random_70m": score_random_model(options.dtype),
     }  # fmt: skip
     for mode in MODES:
         found, seconds = [], []
@@ -72,15 +72,9 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def random_model(name: Dtype) -> dict[str, float]:
+def score_random_model(name: Dtype) -> dict[str, float]:
     """Forward scores of random tokens by a random 70m, in float32 and in the smaller precision."""
-    shape = SIZES["70m"]
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=shape.vocab, hidden_size=shape.d_model, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, intermediate_size=4 * shape.d_model, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    model = GPTNeoXForCausalLM(config).eval()
+    model = random_model("70m")
     tokens = np.random.default_rng(0).integers(0, 50277, (16, 64)).tolist()
     scores, seconds = [], []
     for dtype in (torch.float32, resolve_dtype(name)):

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 from support.hubserver import HubServer
-from support.tiny_models import TEXTS, model, write_checkpoint
+from support.tiny_models import TEXTS, model, write_checkpoint, write_suite
 from tokenizers import Tokenizer
 from transformers import GPTNeoXForCausalLM
 
@@ -43,10 +43,7 @@ Change = Callable[[Path], None]
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("suites") / "tiny"
-    for step in STEPS:
-        write_checkpoint(root / f"step{step}", model(step))
-    return root
+    return write_suite(tmp_path_factory.mktemp("suites") / "tiny", STEPS)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.queues import DeferredQueues, Happening, ImmediateQueues
-from support.tiny_models import TEXTS, model, write_checkpoint
+from support.tiny_models import TEXTS, write_suite
 
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.source import AccessError, Revision
@@ -42,10 +42,7 @@ PATIENCE = 5.0
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("suites") / "tiny"
-    for step in STEPS:
-        write_checkpoint(root / f"step{step}", model(step))
-    return root
+    return write_suite(tmp_path_factory.mktemp("suites") / "tiny", STEPS)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 import torch
 import xarray as xr
 from support.faulty_sources import FaultySource
-from support.tiny_models import TEXTS, model, write_checkpoint
+from support.tiny_models import TEXTS, write_suite
 
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, StoreError, UnknownNameError
@@ -42,10 +42,7 @@ needs_kill = pytest.mark.skipif(os.name == "nt", reason="needs signals")
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("suites") / "tiny"
-    for step in STEPS:
-        write_checkpoint(root / f"step{step}", model(step))
-    return root
+    return write_suite(tmp_path_factory.mktemp("suites") / "tiny", STEPS)
 
 
 @pytest.fixture
@@ -96,25 +93,16 @@ def same(found: dict[Mode, xr.Dataset], expected: dict[Mode, xr.Dataset]) -> Non
 # -- the same rows --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [2, 9])
-def test_shares_in_threads_give_the_rows_of_one_run(
-    suite: Path, tmp_path: Path, threads: Executor, workers: int
+@pytest.mark.parametrize(("kind", "workers"), [("threads", 2), ("threads", 9), ("processes", 2), ("processes", 3)])
+def test_shares_give_the_rows_of_one_run(
+    suite: Path, tmp_path: Path, kind: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
+    executor: Executor = request.getfixturevalue(kind)
     one = evaluate(suite, MODES, SETTINGS, out=tmp_path / "m" / "one")
-    several = evaluate(suite, MODES, SETTINGS, out=tmp_path / "m" / "several", executor=threads, workers=workers)
+    several = evaluate(suite, MODES, SETTINGS, out=tmp_path / "m" / "several", executor=executor, workers=workers)
     same(several, one)
     assert contents(tmp_path / "m" / "several") == contents(tmp_path / "m" / "one")
     assert [path.name for path in (tmp_path / "m" / "several").glob(".*running")] == []
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_shares_in_processes_give_the_rows_of_one_run(
-    suite: Path, tmp_path: Path, processes: Executor, workers: int
-) -> None:
-    one = evaluate(suite, MODES, SETTINGS, out=tmp_path / "m" / "one")
-    several = evaluate(suite, MODES, SETTINGS, out=tmp_path / "m" / "several", executor=processes, workers=workers)
-    same(several, one)
-    assert contents(tmp_path / "m" / "several") == contents(tmp_path / "m" / "one")
 
 
 def test_several_devices_have_a_process_each(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,13 @@ def write_checkpoint(directory: Path, weights: GPTNeoXForCausalLM, **options: ob
     weights.half().save_pretrained(directory, **options)
     tokenizer().save(str(directory / "tokenizer.json"))
     return directory
+
+
+def write_suite(root: Path, steps: Iterable[int]) -> Path:
+    """A directory of checkpoints, each a model of its own."""
+    for step in steps:
+        write_checkpoint(root / f"step{step}", model(step))
+    return root
 
 
 def published_state(directory: Path) -> Mapping[str, torch.Tensor]:
