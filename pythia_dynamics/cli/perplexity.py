@@ -10,7 +10,7 @@ import click
 
 from pythia_dynamics.cli import app
 from pythia_dynamics.device import DTYPES
-from pythia_dynamics.evaluation.settings import HEADS, MODES, EvaluationSettings, Mode, requested_steps
+from pythia_dynamics.evaluation.settings import HEADS, MODES, PRODUCTS, EvaluationSettings, Mode, requested_steps
 
 if TYPE_CHECKING:
     from pythia_dynamics.checkpoints.registry import Model
@@ -69,6 +69,13 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
     type=click.IntRange(2),
     default=EvaluationSettings.max_tokens,
     help="Cut passages after so many tokens (forward, unmask).  [default: the context of the model]",
+)
+@click.option(
+    "--products",
+    type=click.Choice(PRODUCTS),
+    default=EvaluationSettings.products,
+    show_default=True,
+    help="Linear layers of unmask on a CPU; the notes of a row say which were used.",
 )
 @click.option(
     "--disk-budget",

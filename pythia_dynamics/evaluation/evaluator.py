@@ -172,7 +172,7 @@ class Evaluator:
             self._unmasker = None  # which keeps the last model alive
         self._loaded.load(checkpoint, prepared)
         if self._unmasker is None:
-            self._unmasker = Unmasker(self._loaded.model)
+            self._unmasker = Unmasker(self._loaded.model, products=self.settings.products)
         needed = checkpoint.config_sha256, checkpoint.tokenizer.sha256
         if needed != self._encoded_for:
             self._encoded_for = None
@@ -214,7 +214,7 @@ class Evaluator:
         attention = getattr(self._loaded.model.config, "_attn_implementation", None)
         arithmetic = {"attention": attention, "batch_tokens": self._budget(mode)}
         if mode == "unmask":
-            arithmetic["products"] = "packed" if packed_layers(self._loaded.model) else "plain"
+            arithmetic["products"] = "packed" if packed_layers(self._loaded.model, self.settings.products) else "plain"
         return {**passages, **self._identity, **arithmetic}
 
     def _budget(self, mode: Mode) -> int:

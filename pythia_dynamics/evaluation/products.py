@@ -2,9 +2,9 @@
 
 MKL copies the weight matrix into its own layout in every product, which costs more than the product where there are few
 rows, as in generation. oneDNN takes weights that have been laid out once; inference compilers of torch use it in the
-same way. Whether this is faster is measured at first use, since it depends on the processor and on the libraries: on
-two AVX-512 cores of an Intel Xeon the product of 16 rows with the W_U of a 70m (512 → 50304) takes 10 ms instead of 31,
-with both libraries held to AVX2 17 ms instead of 19. `benchmarks/products.py` measures it for all shapes of a model.
+same way. Whether this is faster is measured, since it depends on the processor and on the libraries: on two AVX-512
+cores of an Intel Xeon the product of 16 rows with the W_U of a 70m (512 → 50304) takes 10 ms instead of 31, with both
+libraries held to AVX2 17 ms instead of 19. `benchmarks/products.py` measures it for all shapes of a model.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from statistics import median
 import torch
 from torch import nn
 
+from pythia_dynamics.evaluation.settings import Products
+
 __all__ = [
     "bfloat16_gain",
+    "choose_products",
     "fastest",
     "pack_weight",
     "packed_is_faster",
@@ -45,18 +48,35 @@ slows down both: on two AVX-512 cores it was between 1.4 and 2.5, idle or loaded
 both libraries held to AVX2 it was between 1.0 and 1.1."""
 
 _LEAST_GAIN = 1.2
-"""Packing is used where it is this much faster, so that noise does not decide: the two round differently."""
+"""Packing is used where it is this much faster. Near this the measurement of one process may come out otherwise than
+that of another, and the two ways round differently: a run measures once (`choose_products`), for all its processes."""
 
 
-def packed_layers(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers of a model that compute with packed weights on this machine; it decides the rounding."""
+def choose_products(device: torch.device, dtype: torch.dtype) -> Products:
+    """The faster way for weights of a dtype on a device: measured once in a process, where there are two."""
+    possible = _can_pack(torch.empty(0, device=device, dtype=dtype))
+    return "packed" if possible and packed_is_faster(dtype) else "plain"
+
+
+def packed_layers(model: nn.Module, products: Products = "auto") -> list[nn.Linear]:
+    """The linear layers of a model that compute with packed weights; it decides the rounding.
+
+    Parameters
+    ----------
+    model
+        The model.
+    products
+        Which layers: ``packed`` all that can, ``plain`` none, ``auto`` those for which it is faster on this machine.
+    """
+    if products == "plain":
+        return []
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _can_pack(layer.weight)]
-    return [layer for layer in layers if packed_is_faster(layer.weight.dtype)]
+    return [layer for layer in layers if products == "packed" or packed_is_faster(layer.weight.dtype)]
 
 
 @contextmanager
-def packed_linear_layers(model: nn.Module) -> Iterator[None]:
-    """Inside the context, the linear layers of a model on a CPU compute with packed weights, if that is faster here.
+def packed_linear_layers(model: nn.Module, products: Products = "auto") -> Iterator[None]:
+    """Inside the context, the linear layers of a model on a CPU compute with packed weights.
 
     The packed weights take the place of the others, so that the memory in use grows by one layer at most. A weight
     that is not only that of linear layers (a tied embedding) is kept beside its packed copy.
@@ -64,9 +84,11 @@ def packed_linear_layers(model: nn.Module) -> Iterator[None]:
     Parameters
     ----------
     model
-        The model. Its weights have no values inside the context, and their old values after it.
+        The model. Its packed weights have no values inside the context, and their old values after it.
+    products
+        Which layers, as for `packed_layers`.
     """
-    layers = packed_layers(model)
+    layers = packed_layers(model, products)
     of_layers = {id(layer.weight) for layer in layers}
     shared = {
         id(parameter)

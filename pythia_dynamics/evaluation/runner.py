@@ -25,14 +25,22 @@ from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Revision, Source
-from pythia_dynamics.device import describe_device, matmul_precision, resolve_device
+from pythia_dynamics.device import describe_device, matmul_precision, resolve_device, resolve_dtype
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.checkpoint import IDENTITY, CheckpointReader, describe_differences
 from pythia_dynamics.evaluation.corpus import Corpus, load_corpus
 from pythia_dynamics.evaluation.evaluator import Evaluator
 from pythia_dynamics.evaluation.loading import load_ahead
+from pythia_dynamics.evaluation.products import choose_products
 from pythia_dynamics.evaluation.records import Records
-from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, check_modes, requested_steps
+from pythia_dynamics.evaluation.settings import (
+    PRODUCTS,
+    EvaluationSettings,
+    Mode,
+    Products,
+    check_modes,
+    requested_steps,
+)
 from pythia_dynamics.evaluation.shards import Missing, Share, evaluate_in_shares, results_folder, share_devices
 from pythia_dynamics.evaluation.snapshots import checkpoint_source, snapshots
 from pythia_dynamics.files import portable
@@ -81,7 +89,7 @@ def perplexity(
         devices in turn.
     **settings
         Fields of `EvaluationSettings`: corpus, limit, steps, device, dtype, head, tf32, source, batch_tokens,
-        max_tokens, disk_budget, overwrite. Their meanings and defaults are there.
+        max_tokens, products, disk_budget, overwrite. Their meanings and defaults are there.
 
     Returns
     -------
@@ -159,6 +167,8 @@ def evaluate(
     wanted = _wanted_steps(settings, available, source.location)
     with results_folder(out, shared=bool(devices)) as folder:
         records = _open_records(source, corpus, chosen, settings, folder)
+        if "unmask" in records:
+            settings = replace(settings, products=_choose_products(settings, records["unmask"], available))
         reader = CheckpointReader(source, available)
         todo = _steps_to_evaluate(source, available, reader, wanted, records)
         done = len(wanted) - len(todo)
@@ -281,6 +291,18 @@ def _row_settings(source: Source, corpus: Corpus, settings: EvaluationSettings, 
     if out is not None and project is not None:
         places = {key: portable(place, out, project) for key, place in places.items()}
     return {**places, **text, **model, "max_tokens": settings.max_tokens}
+
+
+def _choose_products(settings: EvaluationSettings, records: Records, steps: Iterable[int]) -> Products:
+    """How all rows of a run are computed, in whatever process: as earlier ones of this machine, else the faster way."""
+    if settings.products != "auto":
+        return settings.products
+    device = resolve_device(settings.devices[0])
+    for notes in map(records.notes, steps):
+        if notes.get("products") in PRODUCTS and notes.get("device_name") == describe_device(device):
+            found: Products = notes["products"]
+            return found
+    return choose_products(device, resolve_dtype(settings.dtype))
 
 
 def _provenance(settings: EvaluationSettings) -> dict[str, Any]:

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
     from pythia_dynamics.evaluation.corpus import Corpus
 
-__all__ = ["HEADS", "MODES", "EvaluationSettings", "Head", "Mode", "ModelSettings", "check_modes", "requested_steps"]
+__all__ = [
+    "HEADS",
+    "MODES",
+    "PRODUCTS",
+    "EvaluationSettings",
+    "Head",
+    "Mode",
+    "ModelSettings",
+    "Products",
+    "check_modes",
+    "requested_steps",
+]
 
 Mode = Literal["forward", "unmask", "last-word"]
 """Definitions of perplexity: of the text (Garden, Eq 6), of what the model writes by causal unmasking (Garden,
@@ -29,8 +40,12 @@ Mode = Literal["forward", "unmask", "last-word"]
 Head = Literal["as-is", "ternary"]
 """What is done to W_U before it is used; ``ternary`` rounds it to {−1, 0, +1}·scale."""
 
+Products = Literal["auto", "plain", "packed"]
+"""Linear layers of unmasking on a CPU: with weights as they are, or packed for oneDNN; ``auto`` takes the faster."""
+
 MODES: tuple[Mode, ...] = get_args(Mode)
 HEADS: tuple[Head, ...] = get_args(Head)
+PRODUCTS: tuple[Products, ...] = get_args(Products)
 
 
 def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
@@ -127,6 +142,10 @@ class EvaluationSettings(ModelSettings):
     max_tokens
         Number of tokens, at least 2, after which passages are cut in the modes forward and unmask. None cuts at the
         context of the model.
+    products
+        One of `PRODUCTS`: the linear layers of unmasking on a CPU. The two ways round differently, so that all
+        processes of a run take one: that of the rows which this machine has computed before, else the faster one,
+        which is measured once. The notes of each row say which.
     disk_budget
         Bytes of downloaded checkpoints to keep on disk; those that are done are kept as well, while they fit. None
         keeps the current one and up to three that come next: always one, and more while all have at most 16 GB.
@@ -146,6 +165,7 @@ class EvaluationSettings(ModelSettings):
     steps: str | Sequence[int] | None = None
     batch_tokens: int | None = None
     max_tokens: int | None = None
+    products: Products = "auto"
     disk_budget: int | None = None
     overwrite: bool = False
 
@@ -156,6 +176,7 @@ class EvaluationSettings(ModelSettings):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PythiaDynError(f"{name} must be at least {least}, not {value}")
+        _check_name("products", self.products, PRODUCTS)
         requested_steps(self.steps)
         gpus = [_index(device) for device in map(resolve_device, self.devices) if device.type != "cpu"]
         for kind, index in gpus:

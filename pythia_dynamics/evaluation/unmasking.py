@@ -30,6 +30,7 @@ from pythia_dynamics.evaluation.generation import Completions, Generator, Rows
 from pythia_dynamics.evaluation.memory import cached_positions_budget, free_cached_memory, is_out_of_memory
 from pythia_dynamics.evaluation.products import packed_linear_layers
 from pythia_dynamics.evaluation.scoring import Sentences, head_of, head_statistics, right_pad, valid_sentences
+from pythia_dynamics.evaluation.settings import Products
 
 __all__ = [
     "Completion",
@@ -150,11 +151,16 @@ class Unmasker:
         A model in evaluation mode.
     generator
         Computes the completions; None chooses by device.
+    products
+        The linear layers on a CPU, as for `packed_layers`.
     """
 
-    def __init__(self, model: PreTrainedModel, generator: Generator | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, generator: Generator | None = None, *, products: Products = "auto"
+    ) -> None:
         self.model = model
         self.generator = generator
+        self.products = products
 
     def unmask(
         self,
@@ -181,7 +187,7 @@ class Unmasker:
 
         lengths = [len(sequences[i]) for i in work]
         budget = default_cached_positions(self.model) if batch_tokens is None else batch_tokens
-        with packed_linear_layers(self.model), torch.inference_mode():
+        with packed_linear_layers(self.model, self.products), torch.inference_mode():
             if self.generator is None:
                 self.generator = Generator.for_device(self.model)
             shapes = self.generator.shapes

@@ -22,13 +22,14 @@ from support.tiny_models import TEXTS, write_suite
 
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, StoreError, UnknownNameError
-from pythia_dynamics.evaluation import evaluator
+from pythia_dynamics.evaluation import evaluator, products, runner
 from pythia_dynamics.evaluation import model as built
 from pythia_dynamics.evaluation.corpus import Corpus
 from pythia_dynamics.evaluation.processes import Processes
+from pythia_dynamics.evaluation.products import choose_products
 from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.runner import evaluate, perplexity
-from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode, ModelSettings
+from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode, ModelSettings, Products
 from pythia_dynamics.evaluation.shards import share_devices
 from pythia_dynamics.evaluation.snapshots import snapshots
 
@@ -103,6 +104,32 @@ def test_shares_give_the_rows_of_one_run(
     same(several, one)
     assert contents(tmp_path / "m" / "several") == contents(tmp_path / "m" / "one")
     assert [path.name for path in (tmp_path / "m" / "several").glob(".*running")] == []
+
+
+@pytest.mark.parametrize("chosen", ["plain", "packed"])
+def test_all_processes_of_a_run_compute_products_in_one_way(
+    suite: Path, tmp_path: Path, processes: Executor, chosen: Products, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near equal speed the measurement comes out differently in each process, and the two ways round differently."""
+    out = tmp_path / "m" / "out"
+    monkeypatch.setattr(runner, "choose_products", lambda device, dtype: chosen)
+    steps = replace(SETTINGS, steps=STEPS[:4])
+    first = evaluate(suite, ["unmask"], steps, out=out, executor=processes, workers=2)["unmask"]
+    possible = "packed" if chosen == "packed" and can_pack() else "plain"
+    assert first.attrs["products"] == possible
+    assert "notes_by_step" not in first.attrs
+    if possible == chosen:  # a later run goes on as the rows that are there
+        monkeypatch.setattr(runner, "choose_products", lambda device, dtype: pytest.fail("measured again"))
+        assert "notes_by_step" not in evaluate(suite, ["unmask"], SETTINGS, out=out)["unmask"].attrs
+    other: Products = "plain" if chosen == "packed" else "packed"
+    stated = evaluate(suite, ["unmask"], replace(SETTINGS, products=other))["unmask"]
+    assert stated.attrs["products"] == (other if can_pack() else "plain")
+
+
+def can_pack() -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "packed_is_faster", lambda dtype: True)
+        return choose_products(torch.device("cpu"), torch.float32) == "packed"
 
 
 def test_several_devices_have_a_process_each(suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
