@@ -47,7 +47,8 @@ def order_parameter(
 ) -> None:
     """The order-parameter blog: four models, loss over step and over b, dL/db, with the published numbers.
 
-    The default initialisation is the blog's, --init pytorch. After an interruption the same command resumes.
+    The default architecture and initialisation are the blog's, --arch nanogpt and --init pytorch. After an interruption
+    the same command resumes.
     """
     start = time.monotonic()
     app.echo("loading torch and transformers …")

@@ -19,6 +19,7 @@ __all__ = ["train", "training_text", "with_corpus", "with_plan"]
 _NON_NEGATIVE, _POSITIVE, _SHARE = click.FloatRange(0), click.IntRange(1), click.FloatRange(0, 1)
 
 _PLAN_OPTIONS: dict[str, tuple[str, Any]] = {
+    "arch": ("Architecture: that of Pythia, or that of the blog.", None),
     "d_model": ("Width of the model.", _POSITIVE),
     "layers": ("Blocks of the model.", _POSITIVE),
     "heads": ("Attention heads of a block.", _POSITIVE),
@@ -48,6 +49,9 @@ _PLAN_OPTIONS: dict[str, tuple[str, Any]] = {
 _SET_BY_SIZE = ("d_model", "layers", "heads")
 """Fields whose default depends on ``--size``."""
 
+_SET_BY_COMMAND = ("arch", "initialisation")
+"""Fields whose default depends on the command, which says it."""
+
 
 def with_corpus(command: app.Command) -> app.Command:
     """Add the option for the training text."""
@@ -68,7 +72,7 @@ def with_plan(command: app.Command) -> app.Command:
             flag, default = f"{flag}/--no{flag[1:]}", "yes" if default else "no"
         elif kind is None:
             kind = click.Choice(get_args(types[name]))
-        if default is not None and name != "initialisation":  # the default of --init depends on the command
+        if default is not None and name not in _SET_BY_COMMAND:
             text = f"{text}  [default: {default}]"
         command = click.option(flag, name, type=kind, default=None, help=text)(command)
     return app.with_device(command)
@@ -108,6 +112,7 @@ def train(
 ) -> None:
     """Train a suite: a small model with checkpoints like those of Pythia, and its losses.
 
+    The default architecture is --arch gpt-neox, initialised with --init neox; that of --arch nanogpt is --init pytorch.
     After an interruption the same command resumes, and ends with the same weights.
     """
     from pythia_dynamics.training.loop import train_suite

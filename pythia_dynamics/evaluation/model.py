@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pythia_dynamics.errors import CheckpointError, first_line
+from pythia_dynamics.evaluation import nanogpt  # noqa: F401  (registers the architecture)
 from pythia_dynamics.evaluation.scoring import head_of
 
 __all__ = ["build_model", "context_length", "prefix_token", "round_head"]

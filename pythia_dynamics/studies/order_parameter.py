@@ -115,7 +115,8 @@ def reproduce(
     device
         Device to train on.
     **changes
-        Fields of `TrainingPlan` with other values, as for `plan_of_size`.
+        Fields of `TrainingPlan` with other values, as for `plan_of_size`. The default `arch` is the blog's,
+        ``nanogpt``; with ``gpt-neox`` the folders are ``order-gpt-neox-<size>`` and ``order-parameter-gpt-neox``.
 
     Raises
     ------
@@ -125,13 +126,13 @@ def reproduce(
         Without seeds, and whatever the stages raise.
     """
     known = {name: value for name, value in changes.items() if value is not None}
-    options = {"initialisation": "pytorch", **(QUICK if quick else {}), **known}
+    options = {"arch": "nanogpt", "initialisation": "pytorch", **(QUICK if quick else {}), **known}
     chosen = tuple(dict.fromkeys(size.lower() for size in sizes or (QUICK_SIZES if quick else SIZES)))
     plans = {size: plan_of_size(size, **options) for size in chosen}
     if not seeds:
         raise PythiaDynError("name at least one seed")
-    folder = "order-parameter-quick" if quick else "order-parameter"
-    label = "order-quick" if quick else "order"
+    kind = ("" if options["arch"] == "nanogpt" else f"-{options['arch']}") + ("-quick" if quick else "")
+    folder, label = f"order-parameter{kind}", f"order{kind}"
     home = Path(out) if out is not None else cache_directory(cache)
     runs: dict[str, tuple[xr.Dataset, ...]] = {}
     files: list[Path] = []

@@ -1,4 +1,4 @@
-"""Training suites: small GPT-NeoX models trained on a text, with checkpoints in the layout of Pythia's repositories.
+"""Training suites: small models trained on a text, with checkpoints laid out as Pythia's repositories.
 
 A suite is a directory with a folder per step (``step10/`` … with ``config.json``, the tokenizer and
 ``model.safetensors``), ``losses.csv`` (`step, train_loss, validation_loss`), the held-out passages ``heldout.jsonl``

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["FileDtype", "Initialisation", "RecordEvent", "RuleKind", "Schedule", "TokenizerKind"]
+__all__ = ["Architecture", "FileDtype", "Initialisation", "RecordEvent", "RuleKind", "Schedule", "TokenizerKind"]
+
+Architecture = Literal["gpt-neox", "nanogpt"]
+"""The architecture of a new model: that of Pythia, or that of the blog "A Large Language Model Order Parameter"."""
 
 Initialisation = Literal["pytorch", "neox"]
 """How the weights of a new model are drawn: each layer's default of PyTorch (uniform on ±1/√d for the head), or

@@ -15,11 +15,20 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from pythia_dynamics.checkpoints.registry import branch
 from pythia_dynamics.device import resolve_device
 from pythia_dynamics.errors import NonFiniteError, PythiaDynError, optional_import
+from pythia_dynamics.evaluation.nanogpt import NanoGPTConfig, NanoGPTForCausalLM
 from pythia_dynamics.files import disk_full_errors
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.tables import write_json
@@ -55,7 +64,7 @@ def train_suite(
     callbacks: Sequence[TrainerCallback] = (),
     progress: Progress = silent,
 ) -> Suite:
-    """Train a GPT-NeoX with AdamW and write its suite.
+    """Train a model with AdamW and write its suite.
 
     A finished suite of the same plan and text is left as it is. Another suite is replaced when the new one is finished.
     During training all files are in ``.<name>.partial`` beside `out`, with a checkpoint of the Trainer. After an
@@ -117,7 +126,7 @@ def train_suite(
     return Suite(out, fresh=True)
 
 
-def new_model(plan: TrainingPlan, vocab: int) -> GPTNeoXForCausalLM:
+def new_model(plan: TrainingPlan, vocab: int) -> PreTrainedModel:
     """The untrained model of a plan, in float32. The global random states stay as they are.
 
     Parameters
@@ -127,23 +136,25 @@ def new_model(plan: TrainingPlan, vocab: int) -> GPTNeoXForCausalLM:
     vocab
         Number of entries of the tokenizer.
     """
-    config = GPTNeoXConfig(
-        vocab_size=vocab,
-        hidden_size=plan.d_model,
-        num_hidden_layers=plan.layers,
-        num_attention_heads=plan.heads,
-        intermediate_size=4 * plan.d_model,
-        max_position_embeddings=plan.context,
-        hidden_dropout=plan.dropout,
-        attention_dropout=plan.dropout,
-        bos_token_id=None,
-        eos_token_id=None,
-        use_cache=False,
-        dtype=plan.dtype,  # of the files
-    )
+    common: dict[str, Any] = {
+        "vocab_size": vocab,
+        "hidden_size": plan.d_model,
+        "num_hidden_layers": plan.layers,
+        "num_attention_heads": plan.heads,
+        "max_position_embeddings": plan.context,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "use_cache": False,
+        "dtype": plan.dtype,  # of the files
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        model = GPTNeoXForCausalLM(config)
+        model: PreTrainedModel
+        if plan.arch == "nanogpt":
+            model = NanoGPTForCausalLM(NanoGPTConfig(dropout=plan.dropout, **common))
+        else:
+            common |= {"hidden_dropout": plan.dropout, "attention_dropout": plan.dropout}
+            model = GPTNeoXForCausalLM(GPTNeoXConfig(intermediate_size=4 * plan.d_model, **common))
         if plan.initialisation == "pytorch":
             for module in model.modules():
                 if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
@@ -172,10 +183,10 @@ def _train(
     checkpoint = _last_checkpoint(partial / _STATE)
     if checkpoint is not None:
         # The Trainer of transformers 5 does not restore tensors whose name in the files is not the model's: the head.
-        saved = GPTNeoXForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        saved = type(model).from_pretrained(checkpoint, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
     writer = _SuiteWriter(partial, prepared, plan, progress)
-    trainer = Trainer(
+    trainer = (_DecayOfAll if plan.arch == "nanogpt" else Trainer)(
         model=model,
         args=_arguments(partial / _STATE, plan, device),
         train_dataset=_RandomWindows(prepared.training, plan),
@@ -223,12 +234,19 @@ def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:
     return arguments
 
 
+class _DecayOfAll(Trainer):
+    """A Trainer whose weight decay is that of every parameter, as in ``AdamW(model.parameters())``."""
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        return [name for name, _ in model.named_parameters()]
+
+
 class _RandomWindows(Dataset[dict[str, torch.Tensor]]):
     """Random windows of the tokens, `max_steps` batches of them, the same for the same seed."""
 
     def __init__(self, tokens: NDArray[np.int64], plan: TrainingPlan) -> None:
         self.tokens = torch.from_numpy(tokens)
-        self.offsets = torch.arange(plan.context)
+        self.plan, self.offsets = plan, _offsets(plan)
         count = plan.max_steps * plan.batch
         starts = np.random.default_rng(plan.seed).integers(0, len(tokens) - plan.context, size=count)
         self.starts = torch.from_numpy(starts)
@@ -241,7 +259,19 @@ class _RandomWindows(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         windows = self.tokens[self.starts[indices][:, None] + self.offsets]
-        return {"input_ids": windows, "labels": windows}
+        return _inputs(windows, self.plan)
+
+
+def _offsets(plan: TrainingPlan) -> torch.Tensor:
+    """The tokens of a window, counted from its start: those that are read, and for ``nanogpt`` the one that follows."""
+    return torch.arange(plan.context + (plan.arch == "nanogpt"))
+
+
+def _inputs(windows: torch.Tensor, plan: TrainingPlan) -> dict[str, torch.Tensor]:
+    """The arguments of the model for windows of shape (n, tokens), with what each position is to predict."""
+    if plan.arch == "nanogpt":
+        return {"input_ids": windows[:, :-1], "shift_labels": windows[:, 1:]}
+    return {"input_ids": windows, "labels": windows}
 
 
 def _unchanged(batch: Any) -> Any:
@@ -256,7 +286,7 @@ class _SuiteWriter(TrainerCallback):
         self.out, self.saved, self.progress = out, frozenset(plan.saved_steps), progress
         self.tokenizer_files = [Path(name) for name in prepared.tokenizer.save_pretrained(out / "tokenizer")]
         self.dtype = getattr(torch, plan.dtype)
-        self.batch = plan.batch
+        self.plan = plan
         rng = np.random.default_rng((plan.seed, 1))
         self.windows = [_evaluation_windows(part, plan, rng) for part in (prepared.training, prepared.validation)]
         self.losses: list[Loss] = []
@@ -271,7 +301,7 @@ class _SuiteWriter(TrainerCallback):
             self.record(kwargs["model"], state.global_step)
         self.progress(state.global_step, state.max_steps)
 
-    def record(self, model: GPTNeoXForCausalLM, step: int) -> None:
+    def record(self, model: PreTrainedModel, step: int) -> None:
         """Measure the losses of `model` at a step, then write its weights and the losses."""
         training, validation = (self.loss(model, windows) for windows in self.windows)
         if not math.isfinite(training + validation):
@@ -280,18 +310,18 @@ class _SuiteWriter(TrainerCallback):
         self.losses.append(Loss(step, training, validation))
         suite.write_suite_losses(self.out, self.losses)
 
-    def loss(self, model: GPTNeoXForCausalLM, windows: torch.Tensor) -> float:
-        """Mean loss over the windows (n, context), without dropout. It draws no random number."""
+    def loss(self, model: PreTrainedModel, windows: torch.Tensor) -> float:
+        """Mean loss over the windows (n, tokens), without dropout. It draws no random number."""
         model.eval()  # type: ignore[no-untyped-call]
         total = torch.zeros((), dtype=torch.float64, device=model.device)
         with torch.no_grad():
-            for batch in torch.split(windows, self.batch):
-                on_device = batch.to(model.device)
-                total += model(input_ids=on_device, labels=on_device).loss.double() * len(batch)
+            for batch in torch.split(windows, self.plan.batch):
+                loss = model(**_inputs(batch.to(model.device), self.plan)).loss
+                total += loss.double() * len(batch)
         model.train()
         return float(total) / len(windows)
 
-    def save(self, model: GPTNeoXForCausalLM, step: int) -> None:
+    def save(self, model: PreTrainedModel, step: int) -> None:
         """Write one checkpoint under a temporary name, then rename it."""
         target, temporary = self.out / branch(step), self.out / f".{branch(step)}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -319,9 +349,9 @@ class _PeriodicCheckpoint(TrainerCallback):
 
 
 def _evaluation_windows(tokens: NDArray[np.int64], plan: TrainingPlan, rng: np.random.Generator) -> torch.Tensor:
-    """The windows (n, context) on which the loss of a part is measured."""
+    """The windows (n, tokens) on which the loss of a part is measured."""
     starts = rng.integers(0, len(tokens) - plan.context, size=plan.eval_batches * plan.batch)
-    return torch.from_numpy(tokens[starts[:, None] + np.arange(plan.context)])
+    return torch.from_numpy(tokens[starts[:, None] + _offsets(plan).numpy()])
 
 
 def _last_checkpoint(directory: Path) -> Path | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.training.choices import FileDtype, Initialisation, Schedule, TokenizerKind
+from pythia_dynamics.training.choices import Architecture, FileDtype, Initialisation, Schedule, TokenizerKind
 
 __all__ = ["BLOG_PLAN", "SIZES", "TrainingPlan", "plan_of_size"]
 
@@ -20,6 +20,10 @@ class TrainingPlan:
 
     Parameters
     ----------
+    arch
+        Architecture of the model. ``nanogpt`` is trained as the blog trains it: a window is one token longer, so that
+        each of its `context` positions predicts one, and weight decay is applied to all parameters. With ``gpt-neox``,
+        as with every model of transformers, the last position predicts nothing, and biases and LayerNorms do not decay.
     d_model, layers, heads
         Width of the model, number of its blocks, attention heads of a block. `heads` divides `d_model`.
     context
@@ -55,7 +59,8 @@ class TrainingPlan:
     max_grad_norm
         Norm to which gradients are clipped; 0 clips nothing.
     dropout
-        Dropout in attention and after each block, 0 ≤ dropout < 1.
+        Dropout of attention matrices and of what attention and MLP add, with ``gpt-neox`` of the embedding too;
+        0 ≤ dropout < 1.
     held_out
         Share of the text that is not trained on, between 0 and 1.
     initialisation
@@ -73,6 +78,7 @@ class TrainingPlan:
         For a word that the field does not take.
     """
 
+    arch: Architecture = "gpt-neox"
     d_model: int = 64
     layers: int = 3
     heads: int = 4
@@ -113,7 +119,7 @@ class TrainingPlan:
         if not 0 < self.held_out < 1:
             raise PythiaDynError(f"held_out is a share of the text, between 0 and 1; got {self.held_out}")
         hints = get_type_hints(type(self))
-        for name in ("tokenizer", "schedule", "initialisation", "dtype"):
+        for name in ("arch", "tokenizer", "schedule", "initialisation", "dtype"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise UnknownNameError(name, getattr(self, name), get_args(hints[name]))
 
@@ -149,8 +155,8 @@ BLOG_PLAN = TrainingPlan(
     dropout=0.2,
     dtype="float32",
 )
-"""What the trainings of the blog's four models have in common (its ``gpt.py``), except that the blog initialises as
-``pytorch``."""
+"""What the trainings of the blog's four models have in common (its ``gpt.py``), except the architecture and its
+initialisation: ``nanogpt`` and ``pytorch``."""
 
 SIZES: dict[str, dict[str, int]] = {
     "10k": {"d_model": 32, "heads": 2, "layers": 1},
@@ -162,7 +168,9 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def plan_of_size(size: str, **changes: Any) -> TrainingPlan:
-    """The plan of one of the blog's four models, as in the blog's ``gpt.py``.
+    """The plan of one of the blog's four models; with ``arch="nanogpt"`` that of the blog's ``gpt.py``.
+
+    ``nanogpt`` is initialised as ``pytorch`` unless `changes` says otherwise, ``gpt-neox`` as ``neox``.
 
     Parameters
     ----------
@@ -185,4 +193,6 @@ def plan_of_size(size: str, **changes: Any) -> TrainingPlan:
         if name not in known:
             raise UnknownNameError("training option", name, known)
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    if given.get("arch") == "nanogpt":
+        given.setdefault("initialisation", "pytorch")
     return replace(BLOG_PLAN, **(SIZES[size.lower()] | given))

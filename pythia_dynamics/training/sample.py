@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import GPTNeoXForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from pythia_dynamics.checkpoints.registry import branch
+from pythia_dynamics.evaluation import nanogpt  # noqa: F401  (registers the architecture)
 from pythia_dynamics.training.suite import Suite
 from pythia_dynamics.training.transformers_log import silence_transformers
 
@@ -35,7 +36,7 @@ def sample_text(suite: Suite, step: int, *, prompt: str = "\n", samples: int = 4
     """
     directory = suite.path / branch(step)
     with silence_transformers():
-        model = GPTNeoXForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     model.eval()  # type: ignore[no-untyped-call]
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].expand(samples, -1)

@@ -83,6 +83,27 @@ def test_a_suite_of_ones_own_is_a_suite_like_any_other(run: Run, place: Path, su
     assert float(rows[0]["ppl_corpus"]) == pytest.approx(vocab, rel=0.2)  # an untrained model guesses
 
 
+def test_a_suite_of_the_blogs_model_is_a_suite_like_any_other(run: Run, place: Path, corpus: Path) -> None:
+    train = ("train", "--arch", "nanogpt", "--size", "10k", "--corpus", corpus, "--out", place / "nano", *TINY)
+    succeeds(run(*train))
+    plan = json.loads((place / "nano" / "suite.json").read_text())["plan"]
+    assert (plan["arch"], plan["initialisation"]) == ("nanogpt", "pytorch")
+    succeeds(run("fetch", "--model", place / "nano"))
+    succeeds(run("order", "--model", "nano"))
+    assert (place / "results" / "nano" / "lm_head.weight" / "order.csv").is_file()
+    arguments = ("--corpus", place / "nano" / "heldout.jsonl", "--limit", 2, "--device", "cpu")
+    modes = ("--mode", "forward", "--mode", "unmask", "--mode", "last-word")
+    succeeds(run("perplexity", "--model", place / "nano", *modes, *arguments))
+    vocab = len(set(corpus.read_text()))
+    for mode in ("forward", "unmask"):
+        with (place / "results" / "nano" / f"perplexity-{mode}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["step"]) for row in rows] == [0, 2, 4, 6, 8]
+        assert float(rows[0]["ppl_corpus"]) < 2 * vocab
+    succeeds(run("portrait", "--model", place / "nano", "--device", "cpu"))
+    assert plan["arch"] in succeeds(run("train", "--help"))
+
+
 def test_every_number_can_be_set(run: Run, tmp_path: Path, corpus: Path) -> None:
     numbers = {
         "d_model": 8, "layers": 2, "heads": 2, "context": 12, "batch": 3, "max_steps": 6, "checkpoints": 2,

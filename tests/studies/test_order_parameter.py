@@ -15,7 +15,6 @@ import pytest
 import torch
 import xarray as xr
 
-from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.claims.blog import CLAIMS, decide
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
@@ -180,11 +179,13 @@ def test_every_file_is_there(made: tuple[blog.Reproduction, Path]) -> None:
     assert all(path.is_file() for path in report.files)
     for size in blog.QUICK_SIZES:
         assert (directory / "cache" / f"order-quick-{size}" / "step24").is_dir()
-        assert (directory / "results" / f"order-quick-{size}" / EMBED_OUT / "order.csv").is_file()
+        assert (directory / "results" / f"order-quick-{size}" / "lm_head.weight" / "order.csv").is_file()
         assert len((out / f"sample-{size}.txt").read_text()) > 8 * 14
     recorded = json.loads((out / "provenance.json").read_text())["order-parameter"]
     assert recorded["options"]["learning_rate"] == 3e-3
-    assert recorded["options"]["initialisation"] == "pytorch"
+    assert (recorded["options"]["arch"], recorded["options"]["initialisation"]) == ("nanogpt", "pytorch")
+    config = json.loads((directory / "cache" / "order-quick-10k" / "step24" / "config.json").read_text())
+    assert config["model_type"] == "nanogpt"
 
 
 def test_the_tables_hang_together(made: tuple[blog.Reproduction, Path]) -> None:
@@ -248,6 +249,10 @@ def test_a_second_run_uses_what_is_there_and_seeds_have_suites_of_their_own(
     assert sorted(path.name for path in (tmp_path / "suites").glob("[!.]*")) == ["order-10k-seed0", "order-10k-seed1"]
     assert two.name == "order-parameter"
     first, second = two.runs["10k"]
+    neox = blog.reproduce(play(), stage=stage, sizes=["10K"], arch="gpt-neox", **places, **short)
+    assert neox.name == "order-parameter-gpt-neox"
+    config = json.loads((tmp_path / "suites" / "order-gpt-neox-10k" / "step6" / "config.json").read_text())
+    assert config["model_type"] == "gpt_neox"
     assert float(first["order_parameter"][-1]) != float(second["order_parameter"][-1])
     with pytest.raises(UnknownNameError, match="no size '1k'"):
         blog.reproduce(play(), stage=stage, sizes=["1k"])

@@ -407,6 +407,7 @@ def test_plans_that_cannot_be() -> None:
         ("dropout", 1.0, "less than 1"),
         ("held_out", 1.0, "between 0 and 1"),
         ("tokenizer", "words", "no tokenizer 'words'"),
+        ("arch", "gpt2", "no arch 'gpt2'"),
     ):
         with pytest.raises(PythiaDynError, match=said):
             plan_of_size("10k", **{name: value})
