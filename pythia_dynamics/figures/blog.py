@@ -18,6 +18,10 @@ from pythia_dynamics.results.published_blog import published_blog
 __all__ = ["blog_figures", "load_runs"]
 
 
+_CURVES = ("order_parameter", "train_loss", "validation_loss", "dloss_db", "dloss_db_backward")
+"""Columns of ``runs.csv`` that the figures and the claims read."""
+
+
 def load_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
     """The curves in ``runs.csv`` by size, one dataset over `step` per seed.
 
@@ -37,8 +41,7 @@ def load_runs(results: Results) -> Mapping[str, tuple[xr.Dataset, ...]]:
     try:
         return {
             str(size): tuple(
-                run.drop(columns=["model", "seed"]).set_index("step").sort_index().to_xarray()
-                for _, run in runs.groupby("seed")
+                run.set_index("step")[list(_CURVES)].sort_index().to_xarray() for _, run in runs.groupby("seed")
             )
             for size, runs in pd.read_csv(path).groupby("model", sort=False)
         }
@@ -76,7 +79,7 @@ def blog_figures(results: Results) -> list[FigureSpec]:
 
     loss = "Training and validation loss (dashed) against the step."
     against_order = f"Training (left) and validation loss against b, which goes {b_ranges}."
-    slope = "dL/db of the training loss against b, without the untrained model."
+    slope = "dL/db of the training loss against b, by backward differences, without the untrained model."
     panels = (draw_against_order, partial(draw_against_order, part="validation_loss"))
     return [
         spec("loss", "Loss during training (blog, Fig 3)", loss, draw_losses),

@@ -60,9 +60,10 @@ def runs_against_order(
 
 
 def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset] | None = None) -> None:
-    """The blog's Fig 5: dL/db of the training loss against b, without the untrained model, as in the blog.
+    """The blog's Fig 5: dL/db of the training loss against b, as in the blog.
 
-    The scale is logarithmic beyond ±1, because the slopes of the sizes differ by a factor of 100.
+    It is the backward difference over b, and that between the untrained model and the next record is left out. The
+    scale is logarithmic beyond ±1, because the slopes of the sizes differ by a factor of 100.
 
     Parameters
     ----------
@@ -73,9 +74,9 @@ def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset
     published
         The published values by model, drawn as markers.
     """
-    _draw_runs(ax, runs, published, "order_parameter", {"dloss_db": ("-", "o")}, first=1)
+    _draw_runs(ax, runs, published, "order_parameter", {"dloss_db_backward": ("-", "o")}, first=2)
     ax.set_yscale("symlog", linthresh=1)
-    _order_axis(ax, "dL/db of the training loss (nats)")
+    _order_axis(ax, "dL/db of the training loss (nats), backward")
 
 
 def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_at: int | None, name: str = "") -> None:

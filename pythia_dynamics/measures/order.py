@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Loss = Mapping[int, float] | Sequence[float] | NDArray[Any] | xr.DataArray
 
-__all__ = ["BrokenLine", "break_in_line", "derivative", "order_parameter"]
+__all__ = ["BrokenLine", "backward_derivative", "break_in_line", "derivative", "order_parameter"]
 
 _PHI_GRID = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """Autocorrelations φ of noise that are tried. The grid is finer towards 1, where residuals change fastest with φ."""
@@ -94,7 +94,9 @@ def order_parameter(
     xarray.Dataset
         Over `step`: `frobenius_norm` ‖W‖_F, `order_parameter` b = ‖W‖_F / d_model with d_model the last axis of the
         frames, `rms` = ‖W‖_F / √(d v), and with a loss `loss` and `dloss_db`, (dL/dstep)/(db/dstep) by second-order
-        differences on the uneven grid of step numbers (first-order at both ends), NaN where b is constant. The
+        differences on the uneven grid of step numbers (first-order at both ends), NaN where b is constant, and
+        `dloss_db_backward`, (L_i − L_{i−1})/(b_i − b_{i−1}), which the blog publishes. The central `dloss_db` estimates
+        the slope at a step; the backward one is the mean slope since the step before, half an interval earlier. The
         attributes of `loss` have the fit of loss(b) by a line with one break: `break_b`, `slope_before`, `slope_after`,
         `break_f`, `break_p` (see `BrokenLine`), absent with fewer than six points. Missing steps, and steps with
         weights that are not finite, are NaN.
@@ -130,6 +132,8 @@ def _finish(history: History, counts: Counts, *, loss: Loss | None) -> xr.Datase
             }
         variables["loss"] = Variable(known, "loss", "nat", attrs=found)
         variables["dloss_db"] = Variable(derivative(history.steps, b, known), "dL/db", "nat")
+        backward = backward_derivative(b, known)
+        variables["dloss_db_backward"] = Variable(backward, "dL/db, backward difference", "nat")
     return step_dataset(history, variables)
 
 
@@ -158,7 +162,8 @@ ORDER = Measure(
     finish=_finish,
     tables={
         "order": Table(
-            ("step", "frobenius_norm", "order_parameter", "rms", "loss", "dloss_db"), title="Order parameter"
+            ("step", "frobenius_norm", "order_parameter", "rms", "loss", "dloss_db", "dloss_db_backward"),
+            title="Order parameter",
         )
     },
     summarise=_summarise,
@@ -166,7 +171,7 @@ ORDER = Measure(
 
 
 def derivative(steps: NDArray[np.int64], b: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
-    """dL/db at each step: the ratio of the derivatives of loss and b with respect to the step number.
+    """dL/db at each step: the ratio of the derivatives of loss and b with respect to the step number (central).
 
     Parameters
     ----------
@@ -189,6 +194,28 @@ def derivative(steps: NDArray[np.int64], b: NDArray[np.float64], loss: NDArray[n
     half_span = np.gradient(at)  # half the steps of a difference
     resolved = np.abs(db) * half_span > _MIN_CHANGE * np.abs(b[known])
     slope[known[resolved]] = dl[resolved] / db[resolved]
+    return slope
+
+
+def backward_derivative(b: NDArray[np.float64], loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """dL/db as the blog computes it: (L_i − L_{i−1})/(b_i − b_{i−1}), the backward difference over b.
+
+    Parameters
+    ----------
+    b, loss
+        Order parameter and loss in the order of the steps, shape (T,); NaN where not known.
+
+    Returns
+    -------
+    array, shape (T,)
+        Differences to the nearest step before at which both are known. NaN at the first of these, at other steps, and
+        where b has not changed.
+    """
+    slope = np.full(len(b), np.nan)
+    known = np.flatnonzero(np.isfinite(b) & np.isfinite(loss))
+    db, dl = np.diff(b[known]), np.diff(loss[known])
+    resolved = np.abs(db) > _MIN_CHANGE * np.abs(b[known[1:]])
+    slope[known[1:][resolved]] = dl[resolved] / db[resolved]
     return slope
 
 

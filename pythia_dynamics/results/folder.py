@@ -40,7 +40,7 @@ _Result = TypeVar("_Result")
 _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "numba", "zarr", "xarray")
 """Packages whose version can change a number in the results."""
 
-_OPTIONAL = ("loss", "dloss_db")
+_OPTIONAL = ("loss", "dloss_db", "dloss_db_backward")
 """Columns that a table of this package has only where the loss is known."""
 
 _OF_SENTENCES = ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "sentences", "nonfinite", "overflow")

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from pythia_dynamics.errors import UnknownNameError
-from pythia_dynamics.measures.order import derivative
+from pythia_dynamics.measures.order import backward_derivative, derivative
 from pythia_dynamics.tables import read_csv
 from pythia_dynamics.training.plan import SIZES
 
@@ -28,8 +28,9 @@ def published_blog(size: str) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Over `step`: `order_parameter`, `train_loss` and `validation_loss` (nats per character), and `dloss_db` of the
-        training loss.
+        Over `step`: `order_parameter`, `train_loss` and `validation_loss` (nats per character), and dL/db of the
+        training loss: `dloss_db` by central differences, and `dloss_db_backward`, the backward difference. The blog
+        publishes the latter, without the first 1,000 steps.
 
     Raises
     ------
@@ -46,7 +47,8 @@ def published_blog(size: str) -> xr.Dataset:
         for table, column in ((training, "order_param_b"), (training, "train_loss"), (validation, "validation_loss"))
     )
     slope = derivative(np.array(steps, dtype=np.int64), b, train_loss)
-    data = {"order_parameter": b, "train_loss": train_loss, "validation_loss": validation_loss, "dloss_db": slope}
+    losses = {"train_loss": train_loss, "validation_loss": validation_loss}
+    data = {"order_parameter": b, **losses, "dloss_db": slope, "dloss_db_backward": backward_derivative(b, train_loss)}
     variables = {name: ("step", values) for name, values in data.items()}
     return xr.Dataset(variables, {"step": steps}, {"model": size, "source": SOURCE})
 

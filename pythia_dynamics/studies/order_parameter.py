@@ -20,6 +20,7 @@ from pythia_dynamics.figures.specs import save_figures
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.history.cache import cache_directory, open_history
 from pythia_dynamics.history.fetch import download
+from pythia_dynamics.measures.order import backward_derivative
 from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_blog import SOURCE, published_blog
@@ -46,7 +47,7 @@ QUICK: Mapping[str, Any] = {"context": 64, "batch": 32, "max_steps": 3000, "ever
 QUICK_SIZES = ("10k", "0.1m")
 """The sizes of a quick run: the two for which the blog claims a change of slope."""
 
-_CURVES = ("order_parameter", "train_loss", "validation_loss", "dloss_db")
+_CURVES = ("order_parameter", "train_loss", "validation_loss", "dloss_db", "dloss_db_backward")
 _DIGITS = 10
 """Significant digits in the CSV files: more than the nine of the losses they come from."""
 
@@ -184,7 +185,7 @@ def _run(
         history, compute = open_history(path.name, cache=cache), Compute(progress=progress)
         (outcome,) = measure(history, ["order"], own, options={"order": {"loss": training}}, compute=compute)
     table = own.weights().read_table("order")
-    curve = table[["order_parameter", "dloss_db"]]
+    curve = table[["order_parameter", "dloss_db", "dloss_db_backward"]]
     for name, losses in (("train_loss", training), ("validation_loss", validation)):
         curve[name] = ("step", [losses.get(step, math.nan) for step in table["step"].to_numpy().tolist()])
     return curve, suite, list(outcome.files)
@@ -216,16 +217,22 @@ def _write_runs(results: Results, runs: Runs, seeds: Sequence[int]) -> Path:
 
 
 def _write_comparison(results: Results, runs: Runs, seeds: Sequence[int]) -> Path:
-    """Write ``comparison.csv``: each run beside the published numbers, at the steps that both have."""
+    """Write ``comparison.csv``: each run beside the published numbers, at the steps that both have.
+
+    `dloss_db_backward` is the difference to the common step before, in both.
+    """
     names = _CURVES[:3]
     rows = []
     for size, curves in runs.items():
         published = published_blog(size)
         for seed, run in zip(seeds, curves, strict=True):
-            for step in np.intersect1d(run["step"], published["step"]):
-                pairs = ((float(run[name].sel(step=step)), float(published[name].sel(step=step))) for name in names)
-                rows.append((size, seed, int(step), *(value for pair in pairs for value in pair)))
-    columns = [column for name in names for column in (name, f"{name}_published")]
+            steps = np.intersect1d(run["step"], published["step"])
+            both = [curve.sel(step=steps) for curve in (run, published)]
+            pairs = [[curve[name].to_numpy() for curve in both] for name in names]
+            pairs.append([backward_derivative(b, loss) for b, loss in zip(pairs[0], pairs[1], strict=True)])
+            values = np.array(pairs).reshape(-1, len(steps)).T
+            rows += [(size, seed, int(step), *row) for step, row in zip(steps, values.tolist(), strict=True)]
+    columns = [column for name in (*names, _CURVES[4]) for column in (name, f"{name}_published")]
     return write_csv(results.path / "comparison.csv", ("model", "seed", "step", *columns), rows, digits=_DIGITS)
 
 

@@ -65,11 +65,11 @@ def blog(directory: Path) -> Results:
     """What ``reproduce order-parameter`` leaves, as far as figures and claims need it."""
     results = Results("order-parameter", directory / "results")
     results.path.mkdir(parents=True)
-    lines = ["model,seed,step,order_parameter,train_loss,validation_loss,dloss_db"]
+    lines = ["model,seed,step,order_parameter,train_loss,validation_loss,dloss_db,dloss_db_backward"]
     for size, b in (("10k", 0.1), ("0.1m", 0.05)):
         for seed in (0, 1):
             lines += [
-                f"{size},{seed},{step},{b + step / 1e5},{4 - step / 1e3},{4.1 - step / 1e3},-3" for step in (0, 500)
+                f"{size},{seed},{step},{b + step / 1e5},{4 - step / 1e3},{4.1 - step / 1e3},-3,-2" for step in (0, 500)
             ]
     (results.path / "runs.csv").write_text("\n".join(lines) + "\n")
     claim = Claim("b-grows", "b grows.", "Fig 4", "test", "none", "A Large Language Model Order Parameter")

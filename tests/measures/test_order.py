@@ -9,7 +9,7 @@ from support.walks import DTYPES, walk
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.order import _PHI_GRID, break_in_line, derivative, order_parameter
+from pythia_dynamics.measures.order import _PHI_GRID, backward_derivative, break_in_line, derivative, order_parameter
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 
@@ -47,6 +47,20 @@ def test_dl_db_is_nan_where_b_stalls_or_something_is_missing():
     loss = np.array([1, np.nan, 3, 4, 5, 6, 7])
     assert np.isnan(derivative(steps, b, loss)).tolist() == [False, True, False, True, False, False, False]
     assert np.isnan(derivative(steps[:1], b[:1], loss[:1])).all()
+
+
+def test_the_backward_difference_is_the_mean_slope_since_the_step_before() -> None:
+    b, loss = np.array([1.0, 2.0, 4.0, 4.0, 3.0]), np.array([5.0, 3.0, 2.0, 1.0, 0.0])
+    np.testing.assert_array_equal(backward_derivative(b, loss), [np.nan, -2, -0.5, np.nan, 1])
+    gap = np.array([5.0, np.nan, 2.0, 1.0, 0.0])
+    np.testing.assert_array_equal(backward_derivative(b, gap), [np.nan, np.nan, -1, np.nan, 1])
+    assert np.isnan(backward_derivative(b[:1], loss[:1])).all()
+    assert np.isnan(backward_derivative(b, np.full(5, np.nan))).all()
+    frames = np.array([1.0, 2.0, 4.0])[:, None, None] * np.ones((3, 2, 2))
+    result = order_parameter(frames, loss=[5.0, 3.0, 2.0])
+    np.testing.assert_allclose(result["dloss_db_backward"], [np.nan, -2, -0.5])
+    np.testing.assert_allclose(result["dloss_db"][[0, 2]], [-2, -0.5])  # first order at both ends
+    assert float(result["dloss_db"][1]) == -1
 
 
 def test_a_loss_may_cover_a_part_of_the_steps():

@@ -63,12 +63,28 @@ def test_the_published_numbers() -> None:
     for size in SIZES:
         table = published_blog(size)
         assert table["step"].to_numpy().tolist() == list(range(0, 20_000, 1000))
-        assert np.isfinite(table.to_dataarray()).all()
+        assert np.isfinite(table.drop_vars("dloss_db_backward").to_dataarray()).all()
+        assert np.isnan(table["dloss_db_backward"]).to_numpy().tolist() == [True, *[False] * 19]
     first = {size: round(float(published_blog(size)["order_parameter"][0]), 4) for size in SIZES}
     assert first == {"10k": 0.1457, "0.1m": 0.0718, "1m": 0.0362, "10m": 0.0121}
     assert float(published_blog("10m")["validation_loss"][-1]) == pytest.approx(2.6901, abs=1e-4)
     with pytest.raises(UnknownNameError, match="no published size '1k'"):
         published_blog("1k")
+
+
+def test_the_published_slopes_are_backward_differences() -> None:
+    """Against some of the blog's ``all_models_loss_derivative.csv``, which has no central differences."""
+    published = {
+        ("10k", 2000): -3.4886,
+        ("10k", 13_000): -6.7436,
+        ("0.1m", 5000): -14.8326,
+        ("1m", 6000): -11.0843,
+        ("10m", 4000): -51.0565,
+    }
+    for (size, step), slope in published.items():
+        table = published_blog(size).sel(step=step)
+        assert float(table["dloss_db_backward"]) == pytest.approx(slope, abs=1e-4)
+        assert abs(float(table["dloss_db"]) - slope) > 0.05
 
 
 def test_the_published_numbers_are_those_of_the_source() -> None:
@@ -205,6 +221,11 @@ def test_the_tables_hang_together(made: tuple[blog.Reproduction, Path]) -> None:
         both = list(csv.DictReader(file))
     assert [(row["model"], row["step"]) for row in both] == [("10k", "0"), ("0.1m", "0")]
     assert float(both[0]["order_parameter_published"]) == pytest.approx(0.14574, abs=1e-5)
+    assert both[0]["dloss_db_backward"] == both[0]["dloss_db_backward_published"] == ""
+    b = np.array([float(row["order_parameter"]) for row in rows])
+    loss = np.array([float(row["train_loss"]) for row in rows])
+    backward = [float(row["dloss_db_backward"] or "nan") for row in rows]
+    np.testing.assert_allclose(backward, [np.nan, *np.diff(loss) / np.diff(b)], rtol=1e-3)
     assert report.facts["0.1m"]["b"][1] == pytest.approx(float(rows[-1]["order_parameter"]), rel=1e-9)
 
 
