@@ -88,6 +88,11 @@ class Architecture:
         return 2 * self.unembedding_parameters + self.layers * block + 2 * self.d_model
 
     @property
+    def non_embedding_parameters(self) -> int:
+        """Number of all weights but those of the two embeddings, as in Table 1 of the first paper."""
+        return self.parameters - 2 * self.unembedding_parameters
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Bytes of a published checkpoint: float16 weights, and a byte for each entry of every layer's causal mask."""
         return 2 * self.parameters + self.layers * _CONTEXT**2

@@ -126,7 +126,7 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
 @app.main.command()
 @app.with_json
 def models() -> None:
-    """List the registry: shapes of Pythia (Table 1 of the paper, corrected), aliases, seeds, steps; other suites."""
+    """List the registry: Pythia (Table 1 of the paper, corrected), aliases, seeds, steps; other suites."""
     from pythia_dynamics.checkpoints.registry import (
         ALL_STEPS,
         PAPER_STEPS,
@@ -140,22 +140,25 @@ def models() -> None:
 
     answer = app.Answer("models")
     app.echo(
-        f"{'model':6} {'layers':>6} {'d_model':>7} {'heads':>5} {'vocab':>6} {'parameters':>14} {'W_U':>11} "
-        f"{'of 143 steps':>12}  repository"
+        f"{'model':6} {'layers':>6} {'d_model':>7} {'heads':>5} {'non-embedding':>14} {'dataset':17} "
+        f"{'vocab':>6} {'parameters':>14} {'W_U':>11} {'of 143 steps':>12}  repository"
     )
     for size_name, shape in SIZES.items():
         names = [alias for alias in aliases() if alias.partition("-")[0] == size_name]
-        weights = shape.unembedding_parameters
+        weights, repository = shape.unembedding_parameters, resolve(size_name).location
+        dataset = "deduplicated Pile" if repository.endswith("-deduped") else "Pile"
         app.echo(
-            f"{size_name:6} {shape.layers:6} {shape.d_model:7} {shape.heads:5} {shape.vocab:6} "
-            f"{shape.parameters:14,} {weights:11,} {app.size(2 * weights * len(PAPER_STEPS)):>12}  "
-            f"{resolve(size_name).location}"
+            f"{size_name:6} {shape.layers:6} {shape.d_model:7} {shape.heads:5} "
+            f"{shape.non_embedding_parameters:14,} {dataset:17} {shape.vocab:6} {shape.parameters:14,} {weights:11,} "
+            f"{app.size(2 * weights * len(PAPER_STEPS)):>12}  {repository}"
         )
         answer.facts.append(
             {
                 "model": size_name,
                 **asdict(shape),
+                "dataset": dataset,
                 "parameters": shape.parameters,
+                "non_embedding_parameters": shape.non_embedding_parameters,
                 "unembedding_parameters": weights,
                 "aliases": {alias: resolve(alias).location for alias in names},
                 "v0_tokens_per_step": 4_194_304 if size_name in V0_DOUBLE_BATCH else 2_097_152,

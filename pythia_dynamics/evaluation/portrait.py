@@ -35,8 +35,8 @@ __all__ = ["PHRASE", "TEXT", "TOKENS", "completions", "portrait"]
 TOKENS = 512
 """Columns of W_U that are shown, those of the first tokens of the vocabulary: as many as in Fig 1 of the paper."""
 
-PHRASE = "The weights of a model move while it learns to read the world"
-"""Default phrase: its attention is shown, and it is completed from each of its prefixes."""
+PHRASE = "New York is the most popular"
+"""Default phrase, that of Fig 5 of the paper: its attention is shown, and it is completed from each of its prefixes."""
 
 TEXT = (
     "In a garden of forking paths every choice is taken at once: the traveller who turns left and the one who turns "

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from pythia_dynamics import figures
+from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to, measure_figure, shown_tolerances
@@ -21,6 +23,7 @@ from pythia_dynamics.results.published_lambada import published_lambada
 
 __all__ = [
     "COMPARISON_FOLDER",
+    "PORTRAYED",
     "comparison_figures",
     "model_figures",
     "perplexity_figure",
@@ -30,6 +33,9 @@ __all__ = [
 
 COMPARISON_FOLDER = "figures"
 """Folder in the directory of results for the figures that show several models."""
+
+PORTRAYED = ("14m", "1b")
+"""The two models of Fig 1 of the paper."""
 
 _MODES: Mapping[Mode, str] = {"forward": "Forward", "unmask": "Causal-unmasking", "last-word": "Last-word"}
 _SOURCES: Mapping[Mode, str] = {"forward": "Fig 4", "unmask": "Fig 6", "last-word": "EleutherAI's table"}
@@ -143,6 +149,29 @@ def _first_last(results: Results) -> FigureSpec:
     return FigureSpec(results.path / "first_last", title, caption, draw, columns=3, rows=2, width=3.6, height=3.0)
 
 
+def _first_last_of_two(models: Sequence[Results], path: Path) -> FigureSpec:
+    """Fig 1 as the paper composes it: 14M and 1B side by side. Raises `PythiaDynError` where one has no portrait."""
+    found = {results.name: results.model for results in models}
+    both: list[tuple[str, xr.Dataset]] = []
+    for name in (resolve(alias).name for alias in PORTRAYED):
+        if name not in found:
+            raise PythiaDynError(f"no results of {name}")
+        both.append((name, found[name].read_zarr("first_last")))
+
+    def draw(axes: Any) -> None:
+        for place, (name, result) in enumerate(both):
+            figures.first_last(axes[:, 3 * place : 3 * place + 3], result, name=name)
+
+    steps = [f"{name}: steps {int(result['step'][0]):,} and {int(result['step'][-1]):,}" for name, result in both]
+    caption = (
+        f"W_U for the first {both[0][1].sizes['token']} tokens, attention of the first layer (mean over heads) on "
+        f"“{both[0][1].attrs['phrase']}”, and mean logits over a long sentence, at the first step (above) and the "
+        f"last; {', '.join(steps)}."
+    )
+    title = "First and last step of 14M and 1B (Garden, Fig 1)"
+    return FigureSpec(path, title, caption, draw, columns=6, rows=2, width=3.6, height=3.0)
+
+
 def _unmasking(results: Results) -> FigureSpec:
     result = results.read_zarr("first_last")
     lines, step = result.attrs["completions"], int(result["step"][-1])
@@ -157,12 +186,12 @@ def _unmasking(results: Results) -> FigureSpec:
 
 
 def comparison_figures(models: Sequence[Results], directory: Path) -> list[FigureSpec]:
-    """The figures of the first paper that show several models on the same axes.
+    """The figures of the first paper that show several models: on the same axes, and in Fig 1 side by side.
 
     Parameters
     ----------
     models
-        The results of each model. A figure needs the results of one model at least.
+        The results of each model. A figure needs the results of one model at least, Fig 1 those of `PORTRAYED`.
     directory
         Folder of the files.
     """
@@ -170,6 +199,7 @@ def comparison_figures(models: Sequence[Results], directory: Path) -> list[Figur
 
 
 def _comparisons(models: Sequence[Results], directory: Path) -> Iterator[FigureSpec]:
+    yield from computed(partial(_first_last_of_two, models), [directory / "garden-first-last"])
     if tables := _tables(models, "msd"):
         for kind, demeaned in _DEMEANED.items():
             caption = (

@@ -17,7 +17,7 @@ from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.claims.scorecard import judge, save
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.evaluation.portrait import portrait
+from pythia_dynamics.evaluation.portrait import PHRASE, portrait
 from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode
 from pythia_dynamics.evaluation.snapshots import checkpoints_on_disk
@@ -323,10 +323,12 @@ def _is_current(out: Results, name: str, history: History) -> bool:
 
 
 def _has_portrait(out: Results, history: History) -> bool:
-    """Whether there is a portrait of the first and the last of these checkpoints."""
+    """Whether there is a portrait of the first and the last of these checkpoints, with the default phrase."""
     try:
         taken = out.read_zarr("first_last")
     except PythiaDynError:
+        return False
+    if taken.attrs.get("phrase") != PHRASE:
         return False
     commits = history.provenance["commits"]
     return bool(taken.attrs.get("commits") == {str(step): commits[str(step)] for step in _first_and_last(history)})

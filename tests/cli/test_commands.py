@@ -238,11 +238,25 @@ def test_fetch_from_a_hub(run: Run, hub: HubServer) -> None:
 
 def test_models_are_the_registry(run: Run) -> None:
     text = succeeds(run("models"))
-    assert "14m         6     128     4  50304" in text
-    assert "12b        36    5120    40  50688" in text
+    assert "14m         6     128     4      1,189,888 Pile               50304" in text
+    assert "70m         6     512     8     18,915,328 deduplicated Pile  50304" in text
+    assert "12b        36    5120    40 11,327,027,200 deduplicated Pile  50688" in text
     facts = json.loads(succeeds(run("models", "--json")))
     assert (len(facts["models"]), len(facts["steps"])) == (10, 154)
     by_name = {fact["model"]: fact for fact in facts["models"]}
+    assert {name: fact["non_embedding_parameters"] for name, fact in by_name.items()} == {  # as EleutherAI states them
+        "14m": 1_189_888,
+        "31m": 4_739_072,
+        "70m": 18_915_328,
+        "160m": 85_056_000,
+        "410m": 302_311_424,
+        "1b": 805_736_448,
+        "1.4b": 1_208_602_624,
+        "2.8b": 2_517_652_480,
+        "6.9b": 6_444_163_072,
+        "12b": 11_327_027_200,
+    }
+    assert {name for name, fact in by_name.items() if fact["dataset"] == "Pile"} == {"14m", "31m"}
     assert by_name["70m"]["aliases"]["70m"] == "EleutherAI/pythia-70m-deduped"
     assert by_name["70m"]["aliases"]["70m-standard"] == "EleutherAI/pythia-70m"
     assert by_name["410m"]["aliases"]["410m-seed9"] == "EleutherAI/pythia-410m-seed9"

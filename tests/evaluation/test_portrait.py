@@ -57,9 +57,10 @@ def test_it_shows_what_each_checkpoint_computes(suite: Path, tmp_path: Path) -> 
 
 
 def test_what_is_shown_by_default() -> None:
+    assert PHRASE_SHOWN == "New York is the most popular"  # Fig 5
     assert TOKENS == 512
     digests = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in (PHRASE_SHOWN, TEXT_SHOWN)]
-    assert digests == ["2925923e2fe9a3d5", "e14a0737a6033d9c"]
+    assert digests == ["c244f8b7fa6048f1", "e14a0737a6033d9c"]
 
 
 def test_a_ternary_head_is_shown_rounded(suite: Path) -> None:

@@ -59,6 +59,25 @@ def test_what_has_not_been_computed_is_left_out(models: list[Results], tmp_path:
     assert [plate.key for plate in gallery.comparison_figures([results], Path())] == ["garden-msd", "garden-msd-time"]
 
 
+def test_the_two_models_of_fig_1_are_side_by_side(tmp_path: Path) -> None:
+    folders = [Results(name, tmp_path) for name in ("pythia-1b-deduped", "pythia-70m-deduped", "pythia-14m")]
+    for factor, results in enumerate(folders[:2], 1):
+        taken = first_last()
+        results.write_zarr("first_last", taken.assign(logits=factor * taken["logits"]))
+    assert gallery.comparison_figures(folders, Path()) == []  # 14M has none yet
+    folders[2].write_zarr("first_last", first_last().assign(logits=9 * first_last()["logits"]))
+    (plate,) = gallery.comparison_figures(folders, Path("there"))
+    assert (plate.path, plate.columns, plate.rows) == (Path("there/garden-first-last"), 6, 2)
+    assert "pythia-14m: steps" in plate.caption
+    with plate.sheet() as (_, axes):
+        plate.draw(axes)
+        titles = [ax.get_title() for ax in axes[0]]
+        assert [titles[0].partition(" ")[0], titles[3].partition(" ")[0]] == ["pythia-14m", "pythia-1b-deduped"]
+        assert all(ax.has_data() for ax in axes.flat)
+        left, right = (axes[0, column].lines[0].get_ydata().max() for column in (2, 5))
+        assert left == pytest.approx(9 * right)
+
+
 def test_models_share_the_axes(models: list[Results], tmp_path: Path) -> None:
     plates = gallery.comparison_figures(models, Path())
     keys = [plate.key for plate in plates]
