@@ -226,6 +226,23 @@ def test_reproduce_prints_a_verdict_per_claim(run: Run, place: Path, corpus: Pat
     assert "no size '2k'" in fails(run("reproduce", "order-parameter", "--size", "2k", "--corpus", corpus))
 
 
+def test_suites_that_were_trained_alone_are_those_of_reproduce(
+    run: Run, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process for each size and seed, then one that measures and compares them all."""
+    numbers = ("--corpus", corpus, *TINY, "--max-steps", 4)
+    places = ("--cache", tmp_path, "--results", tmp_path / "results")
+    for seed in (0, 1):
+        out = tmp_path / f"order-10k-seed{seed}"
+        succeeds(run("train", "--arch", "nanogpt", "--size", "10k", "--seed", seed, "--out", out, *numbers))
+    monkeypatch.setattr("pythia_dynamics.training.loop._train", lambda *_: pytest.fail("trained again"))
+    said = succeeds(run("reproduce", "order-parameter", "--size", "10k", "--seeds", 2, *numbers, *places))
+    assert "SUPPORTED: b begins at 0.146" in said
+    with (tmp_path / "results" / "order-parameter" / "runs.csv").open(newline="") as file:
+        rows = [(row["seed"], row["step"]) for row in csv.DictReader(file)]
+    assert rows == [(seed, step) for seed in "01" for step in "024"]
+
+
 def test_help_names_every_command(run: Run) -> None:
     text = succeeds(run("--help"))
     for name in ("train", "stop", "phases", "reproduce"):
