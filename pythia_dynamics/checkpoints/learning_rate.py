@@ -1,7 +1,7 @@
 """Learning rates by step: a schedule, or what a training has logged.
 
-The learning rate of step t is that of the update which follows the weights of step t, as GPT-NeoX and the Trainer of
-transformers log it.
+The learning rate of step t is that of the update which follows the weights of step t, as GPT-NeoX logs it. The Trainer
+of transformers 5 logs that of the update before: its log is later by one step, which is left as it is.
 """
 
 from __future__ import annotations
@@ -155,21 +155,16 @@ class LoggedLearningRate:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         where = f"{self.origin}: " if self.origin else ""
         if not self.steps or len(self.steps) != len(self.rates):
-            what = (
-                "no learning rate"
-                if not self.steps
-                else f"{len(self.rates)} learning rates for {len(self.steps)} steps"
-            )
-            raise PythiaDynError(f"{where}there must be one learning rate for each step; there is {what}")
+            counts = f"{len(self.rates)} learning rates for {len(self.steps)} steps"
+            raise PythiaDynError(f"{where}{counts if self.steps else 'no step has a learning rate'}")
         if not all(type(step) is int and 0 <= step < _MAX_STEP for step in self.steps):
             raise PythiaDynError(f"{where}the steps of a learning rate must be whole numbers, at least 0")
         if any(after <= before for before, after in zip(self.steps, self.steps[1:], strict=False)):
             raise PythiaDynError(f"{where}the steps of a learning rate must be in increasing order")
         for step, rate in zip(self.steps, self.rates, strict=True):
             if type(rate) not in (int, float) or not math.isfinite(rate) or rate < 0:
-                raise PythiaDynError(
-                    f"{where}the learning rate at step {step} must be finite and at least 0, not {rate}"
-                )
+                wrong = f"the learning rate at step {step} is {rate}"
+                raise PythiaDynError(f"{where}{wrong}; it must be finite and at least 0")
 
     def at(self, steps: Iterable[int]) -> NDArray[np.float64]:
         """The learning rate at some steps, interpolated linearly; float64 of shape (T,).
@@ -211,10 +206,8 @@ def as_learning_rate(source: Any) -> LearningRate | LoggedLearningRate:
     if isinstance(source, (str, Path)):
         return read_learning_rate(source)
     if not isinstance(source, Mapping):
-        kind = type(source).__name__
-        raise PythiaDynError(
-            f"a learning rate is a file, a mapping of step to learning rate, or a LearningRate; not {kind}"
-        )
+        kinds = "a file, a mapping of step to learning rate, or a LearningRate"
+        raise PythiaDynError(f"a learning rate is {kinds}, not a {type(source).__name__}")
     if source and all(isinstance(key, str) for key in source):
         return schedule_from_values({"origin": "given as a value", **source})
     return _logged(source, "given as a mapping")

@@ -175,8 +175,8 @@ class WeightMonitor:
         Returns
         -------
         xarray.Dataset
-            The variables `COLUMNS` over `step` and `gram` over (step, other_step). A record with weights that are not
-            finite is NaN, except for `nonfinite`.
+            The variables `COLUMNS` over `step` and `gram` over (step, other_step); the coordinate `learning_rate` where
+            it was recorded. A record with weights that are not finite is NaN, except for `nonfinite`.
 
         Raises
         ------
@@ -202,8 +202,12 @@ class WeightMonitor:
                 gram[i, at[: place + 1]] = gram[at[: place + 1], i] = known.products[i]
             data["gram"] = (("step", "other_step"), gram, {"long_name": "Gram matrix of the weights"})
         steps = np.array(known.steps, dtype=np.int64)
-        attributes = {"source": self.store.source, "tensor": name}
-        return xr.Dataset(data, {"step": steps, "other_step": steps}, attributes)
+        attributes = {"source": self.store.source, "tensor": name, "learning_rate": self.store.learning_rate_from}
+        coordinates: dict[str, Any] = {"step": steps, "other_step": steps}
+        if rates := self.store.coordinate("learning_rate"):
+            values = [rates.get(step, np.nan) for step in known.steps]
+            coordinates["learning_rate"] = ("step", values, {"units": "1"})
+        return xr.Dataset(data, coordinates, attributes)
 
     def _rebuild(self, name: str) -> None:
         """Measure the records of a tensor in the store again."""
