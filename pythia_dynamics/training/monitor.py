@@ -205,8 +205,8 @@ class WeightMonitor:
         attributes = {"source": self.store.source, "tensor": name, "learning_rate": self.store.learning_rate_from}
         coordinates: dict[str, Any] = {"step": steps, "other_step": steps}
         if rates := self.store.coordinate("learning_rate"):
-            values = [rates.get(step, np.nan) for step in known.steps]
-            coordinates["learning_rate"] = ("step", values, {"units": "1"})
+            of_steps = [rates.get(step, np.nan) for step in known.steps]
+            coordinates["learning_rate"] = ("step", of_steps, {"units": "1"})
         return xr.Dataset(data, coordinates, attributes)
 
     def _rebuild(self, name: str) -> None:
