@@ -17,6 +17,7 @@ from .measures.analyse import analyse as analyse
 from .measures.bifurcation import bifurcation as bifurcation
 from .measures.density import density as density
 from .measures.displacement import msd as msd
+from .measures.learning_rate import cumulative_learning_rate as cumulative_learning_rate
 from .measures.measure import Flag as Flag
 from .measures.measure import Measure as Measure
 from .measures.measure import Table as Table

@@ -8,11 +8,15 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pythia_dynamics.errors import PythiaDynError, first_line
 from pythia_dynamics.files import atomic_file
 
-__all__ = ["csv_text", "json_text", "plain", "read_csv", "read_json", "write_csv", "write_json"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["csv_text", "json_text", "plain", "read_by_step", "read_csv", "read_json", "write_csv", "write_json"]
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, digits: int | None = None) -> str:
@@ -45,6 +49,96 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file: for each row the text by name of the column. Raises `OSError`."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def read_by_step(path: Path | str, columns: Sequence[str], *, what: str, required: str) -> dict[int, float]:
+    """One number by step, from a table or the log of a training.
+
+    Parameters
+    ----------
+    path
+        A CSV file, a log with one JSON object per line (``.jsonl``), or the ``trainer_state.json`` that the `Trainer`
+        of transformers writes into a checkpoint.
+    columns
+        Names of the column of the number. The first one that the table has is read.
+    what
+        The numbers in the plural, for messages.
+    required
+        The columns that the table must have, in words, for messages.
+
+    Returns
+    -------
+    dict of int to float
+        Rows without a number are left out. Of several rows of a step the last one counts.
+
+    Raises
+    ------
+    PythiaDynError
+        For a file that cannot be read, lacks these columns, or has something else than numbers in them.
+    """
+    from pandas.errors import EmptyDataError
+
+    path = Path(path)
+    try:
+        frame = _frame(path)
+    except OSError as error:
+        raise PythiaDynError(f"cannot read {what} from {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise PythiaDynError(f"cannot read {what} from {path}: it is not text in UTF-8") from None
+    except EmptyDataError:
+        raise PythiaDynError(f"cannot read {what} from {path}: it is empty") from None
+    except json.JSONDecodeError as error:
+        raise PythiaDynError(f"cannot read {what} from {path}: it is no JSON (line {error.lineno})") from None
+    except (ValueError, RecursionError) as error:
+        raise PythiaDynError(f"cannot read {what} from {path}: {first_line(error)}") from None
+    column = next((name for name in columns if name in frame.columns), None)
+    if column is None or "step" not in frame.columns:
+        has = ", ".join(map(str, frame.columns)) or "none"
+        raise PythiaDynError(f"{path} must have the columns {required}; it has {has}")
+    known = frame[["step", column]].dropna()
+    steps, values = (_numbers(known[name]) for name in ("step", column))
+    if steps is None or (steps % 1 != 0).any():
+        raise PythiaDynError(f"{path} must have a whole number in the column step of every row")
+    if values is None:
+        raise PythiaDynError(f"{path} must have a number, or nothing, in the column {column} of every row")
+    return dict(zip(steps.astype(int).tolist(), values.tolist(), strict=True))
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    """The rows of a table or a log. Raises `ValueError` for other content, and `PythiaDynError` for other JSON."""
+    import pandas as pd
+
+    if path.suffix not in (".json", ".jsonl"):
+        return pd.read_csv(path)
+    if path.suffix == ".jsonl":
+        return pd.DataFrame(_json_lines(path))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = content.get("log_history") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise PythiaDynError(f"{path} is no trainer_state.json: it must have a list log_history of records with step")
+    return pd.DataFrame(rows)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a log with one in each line. Raises `ValueError` for a line with something else."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                rows.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                raise ValueError(f"line {number} is no JSON object") from None
+    return rows
+
+
+def _numbers(column: pd.Series) -> pd.Series | None:
+    """The values of a column as float64, None where one is not a number."""
+    import pandas as pd
+
+    try:
+        return pd.to_numeric(column).astype(float)
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def plain(value: Any) -> Any:

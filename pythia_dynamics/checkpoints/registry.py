@@ -138,10 +138,17 @@ def _entries() -> Mapping[str, Entry]:
         values = dict(values)
         title, example, repositories = (values.pop(key) for key in ("title", "example", "repositories"))
         models = {alias: dict(model) for alias, model in values.pop("models", {}).items()}
+        for rate in (each["learning_rate"] for each in (values, *models.values()) if "learning_rate" in each):
+            rate["origin"] = _published(name)
         suite = Suite.from_mapping({"name": name, **values})
         by_alias = {alias: (model.pop("repository"), model) for alias, model in models.items()}
         entries[name] = Entry(title, example, suite, tuple(repositories), by_alias)
     return entries
+
+
+def _published(suite: str) -> str:
+    """The origin of a learning rate of the registry."""
+    return f"suite {suite}: published configuration"
 
 
 def other_suites() -> tuple[Entry, ...]:
@@ -305,7 +312,8 @@ def _pythia(match: re.Match[str], text: str, suggestions: Iterable[str]) -> Mode
     name = "-".join(part for part in parts if part)
     suite, peak = _entries()[_PYTHIA].suite, _registry()["pythia_peaks"][size]
     if not v0:  # the publisher does not say what it was for v0
-        suite = suite.changed({"learning_rate": {**_registry()["pythia_learning_rate"], "peak": peak}})
+        rate = {**_registry()["pythia_learning_rate"], "peak": peak, "origin": _published(_PYTHIA)}
+        suite = suite.changed({"learning_rate": rate})
     return Model(f"EleutherAI/{name}", name, architecture=SIZES[size], suite=suite)
 
 

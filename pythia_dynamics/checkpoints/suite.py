@@ -6,7 +6,6 @@ store keeps the suite of its weights, so that no later command asks for it again
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,21 +13,16 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+from pythia_dynamics.checkpoints.learning_rate import LearningRate, LoggedLearningRate, schedule_from_values
 from pythia_dynamics.checkpoints.roles import EMBEDDING, UNEMBEDDING, Role
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = [
     "GENERIC",
     "PARTS",
     "REFERENCES",
-    "Decay",
-    "LearningRate",
     "Part",
     "Reference",
     "StepName",
@@ -44,10 +38,6 @@ the commits of that branch, or a repository of its own. A directory has folders 
 Part = Literal["generation", "stage", "seed"]
 """What tells two runs in one repository apart when their steps have the same numbers."""
 
-Decay = Literal["cosine", "neox", "linear", "constant"]
-"""How a learning rate falls after its peak; see `LearningRate`."""
-
-DECAYS: tuple[Decay, ...] = get_args(Decay)
 REFERENCES: tuple[Reference, ...] = get_args(Reference)
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -79,85 +69,6 @@ _ANY_NAME = (
 _COMMIT_TITLE = r"(?i)\bstep[-_ =:]*(?P<step>\d+)$"
 """The end of the title of a commit that holds a step, as transformers writes it: "Training in progress, step 500"; the
 commit "Training in progress, step 500, checkpoint" has the state of the optimiser."""
-
-
-@dataclass(frozen=True, slots=True)
-class LearningRate:
-    """A learning-rate schedule: linear warmup from 0 to the peak, then a decay.
-
-    Parameters
-    ----------
-    peak
-        Largest learning rate.
-    total_steps
-        The step at which the decay ends.
-    warmup_steps
-        The step at which the peak is reached.
-    decay_start
-        The step at which the decay begins; by default that of the peak.
-    final
-        The learning rate at the end, as a fraction of the peak.
-    decay
-        ``cosine``, ``linear``, ``constant``; or ``neox``, the cosine of GPT-NeoX 1.0 and 2.0.
-
-    Raises
-    ------
-    PythiaDynError
-        There is no such decay, or a number is out of range.
-    """
-
-    peak: float
-    total_steps: int
-    warmup_steps: int = 0
-    decay_start: int | None = None
-    final: float = 0.0
-    decay: Decay = "cosine"
-
-    def __post_init__(self) -> None:
-        if self.decay not in DECAYS:
-            raise UnknownNameError("decay of a learning rate", self.decay, DECAYS)
-        numbers = (self.peak, self.total_steps, self.warmup_steps, self._decay_start, self.final)
-        if not all(type(number) in (int, float) and math.isfinite(number) and number >= 0 for number in numbers):
-            raise PythiaDynError("a learning rate has peak, total_steps, warmup_steps and final, which are at least 0")
-        if self.final > 1:
-            raise PythiaDynError(f"the final learning rate is a fraction of the peak, not {self.final}")
-        if not self.warmup_steps <= self._decay_start < self.total_steps:
-            raise PythiaDynError("of a learning rate, warmup_steps ≤ decay_start < total_steps")
-
-    @property
-    def _decay_start(self) -> int:
-        return self.warmup_steps if self.decay_start is None else self.decay_start
-
-    def at(self, steps: Iterable[int]) -> NDArray[np.float64]:
-        """The learning rate at some steps; float64 of shape (T,).
-
-        The formulas are those of ``AnnealingLR`` in GPT-NeoX since pull request 1011 of August 2023: to `final` at
-        `total_steps`, where it stays. ``neox`` is the formula before pull request 1008, in version 1.0, which trained
-        Pythia: half a cosine over `total_steps` from the end of the warmup towards 0, but not below `final`, and no
-        change in the last `warmup_steps`.
-
-        Parameters
-        ----------
-        steps
-            T step numbers.
-        """
-        import numpy as np
-
-        step = np.asarray(tuple(steps), dtype=np.float64)
-        done = np.clip((step - self._decay_start) / (self.total_steps - self._decay_start), 0, 1)
-        if self.decay == "neox":
-            since = np.minimum(step, self.total_steps - self.warmup_steps) - self._decay_start
-            height = (1 + np.cos(np.pi * np.maximum(since, 0) / self.total_steps)) / 2
-            rate = self.peak * np.maximum(height, self.final)
-        else:
-            height = {
-                "cosine": (1 + np.cos(np.pi * done)) / 2,
-                "linear": 1 - done,
-                "constant": np.ones_like(done),
-            }[self.decay]
-            rate = self.peak * (self.final + (1 - self.final) * height)
-        warm = step < self.warmup_steps
-        return np.where(warm, self.peak * step / max(self.warmup_steps, 1), rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +116,7 @@ class Suite:
     tokens_per_step
         Tokens of one training step.
     learning_rate
-        The schedule.
+        The schedule, or the learning rates that a training has logged.
     documented
         Pages of the publisher that say all this.
 
@@ -227,7 +138,7 @@ class Suite:
     config: str | None = None
     tokenizer: str | None = None
     tokens_per_step: int | None = None
-    learning_rate: LearningRate | None = None
+    learning_rate: LearningRate | LoggedLearningRate | None = None
     documented: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -289,8 +200,8 @@ class Suite:
                 return listed
         elif name == "learning_rate":
             if isinstance(value, Mapping):
-                return _learning_rate(value)
-            if value is None or isinstance(value, LearningRate):
+                return schedule_from_values(value)
+            if value is None or isinstance(value, (LearningRate, LoggedLearningRate)):
                 return value
         elif name == "tokens_per_step":
             if value is None or (type(value) is int and value > 0):
@@ -369,6 +280,12 @@ class Suite:
         """The names of the tensors that have a role, as far as the suite says."""
         return {UNEMBEDDING: self.unembedding, EMBEDDING: self.embedding}
 
+    @property
+    def learning_rate_from(self) -> str:
+        """Where the learning rate is from, in words; empty without one."""
+        rate = self.learning_rate
+        return "" if rate is None else rate.origin or (f"suite {self.name}" if self.name else "the suite")
+
     def tokens_at(self, step: int, named: int | None = None) -> int | None:
         """Tokens seen at a step: from the length of a step, else what the name of the checkpoint says."""
         return step * self.tokens_per_step if self.tokens_per_step else named
@@ -390,18 +307,6 @@ def _number(text: str | None) -> int | None:
 def _part_value(part: Any, text: str) -> str:
     """A generation, stage or seed without this word: ``stage2`` is stage ``2``."""
     return text.removeprefix(part).lstrip("-") or text
-
-
-def _learning_rate(values: Mapping[str, Any]) -> LearningRate:
-    """A learning rate from its values by name."""
-    known = [each.name for each in fields(LearningRate)]
-    for name in values:
-        if name not in known:
-            raise UnknownNameError("key of a learning rate", name, known)
-    try:
-        return LearningRate(**values)
-    except TypeError:  # without the peak or the number of steps
-        raise PythiaDynError("a learning rate has at least peak and total_steps") from None
 
 
 def read_suite(path: Path | str) -> dict[str, Any]:
@@ -428,6 +333,8 @@ def read_suite(path: Path | str) -> dict[str, Any]:
         value = values.get(name)
         if isinstance(value, str) and (path.parent / value).is_dir():
             values[name] = str((path.parent / value).resolve())
+    if isinstance(rate := values.get("learning_rate"), dict):
+        rate.setdefault("origin", str(path))
     return values
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics import __version__
+from pythia_dynamics.cli.group import RESUMABLE_KEY, Failure, Group, Interrupted
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
-from pythia_dynamics.files import reason_of, write_count
 from pythia_dynamics.tables import json_text
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ __all__ = [
     "resumable",
     "size",
     "stages",
+    "with_axis",
     "with_bandwidth",
     "with_cache",
     "with_device",
     "with_devices",
     "with_json",
+    "with_learning_rate",
     "with_models",
     "with_results",
     "with_steps",
@@ -59,19 +61,6 @@ __all__ = [
 
 
 Command = Callable[..., Any]
-
-
-class Failure(click.ClickException):
-    """A failure that the message explains: one line on stderr, exit status 1."""
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"pythia-dyn: {' '.join(self.message.split())}", file=file, err=True)
-
-
-class Interrupted(Failure):
-    """An interruption by the user: one line on stderr that says what is kept, exit status 130."""
-
-    exit_code = 130
 
 
 class Answer:
@@ -113,87 +102,18 @@ class Answer:
             raise Failure("; ".join(dict.fromkeys(self._reasons)))
 
 
-class _Group(click.Group):
-    """The group of all commands. Measures that other packages register are commands too."""
-
-    other_measures: Callable[[str], click.Command]
-    """Makes the command of a registered measure from the name of its entry point."""
-
-    def main(self, *args: Any, **extra: Any) -> Any:
-        with _warnings_on_stderr():
-            return super().main(*args, **extra)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_registered_measures()})
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        found = super().get_command(ctx, name)
-        if found is None and name in (registered := _registered_measures()):
-            return self.other_measures(registered[name])
-        return found
-
-    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        try:
-            return super().make_context(*arguments, **options)
-        except KeyboardInterrupt:  # while the help of the group is printed
-            raise Interrupted("interrupted; nothing written") from None
-
-    def invoke(self, ctx: click.Context) -> Any:
-        writes_before = write_count()
-        try:
-            return super().invoke(ctx)
-        except PythiaDynError as error:
-            raise Failure(str(error)) from error
-        except OSError as error:  # for instance a file without read permission
-            raise Failure(f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error)) from error
-        except (KeyboardInterrupt, click.Abort) as error:
-            if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
-                raise  # the answer to a question was no, or the input ended
-            kept = "nothing written"
-            if write_count() > writes_before:
-                again = ", run the same command again to go on" if ctx.meta.get(_RESUMABLE_KEY) else ""
-                kept = f"finished files are kept{again}"
-            raise Interrupted(f"interrupted; {kept}") from None
-
-
-def _registered_measures() -> dict[str, str]:
-    """Entry points of the measures that other packages register, by name of the command, without importing them."""
-    from importlib.metadata import entry_points
-
-    return {name.replace("_", "-"): name for name in entry_points(group="pythia_dynamics.measures").names}
-
-
-@contextmanager
-def _warnings_on_stderr() -> Iterator[None]:
-    """Print each warning of the library that no command prints in one line on stderr."""
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-            if issubclass(category, UserWarning):
-                click.echo(f"pythia-dyn: note: {' '.join(str(message).split())}", err=True)
-            else:
-                show(message, category, *where, **more)
-
-        warnings.showwarning = show_line
-        yield
-
-
-_RESUMABLE_KEY = "pythia_dynamics.resumes"
-
-
 def resumable(command: Command) -> Command:
     """Mark a command that keeps finished files when it is interrupted, and resumes from them."""
 
     @wraps(command)
     def wrapper(*args: Any, **options: Any) -> Any:
-        click.get_current_context().meta[_RESUMABLE_KEY] = True
+        click.get_current_context().meta[RESUMABLE_KEY] = True
         return command(*args, **options)
 
     return wrapper
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="pythia-dyn")
 def main() -> None:
     """How the weights of language models move while they train."""
@@ -291,6 +211,20 @@ with_bandwidth = click.option(
 with_overwrite = click.option(
     "--overwrite", is_flag=True, help="Replace tables of perplexities that were computed under other settings."
 )
+with_learning_rate = click.option(
+    "--learning-rate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="CSV, .jsonl or trainer_state.json with the columns step and learning_rate (or lr). It replaces that of the "
+    "suite.",
+)
+with_axis = click.option(
+    "--axis",
+    type=click.Choice(["step", "tokens", "learning-rate"]),
+    default="step",
+    show_default=True,
+    help="The x axis of figures over steps: the step, the tokens seen, or the cumulative learning rate.",
+)
 with_steps = click.option("--steps", help="paper (1000 … 143000), all, 1000,2000 or 1000:143000:1000.")
 
 
@@ -348,6 +282,8 @@ class Weights:
         The steps, as in ``--steps``.
     drop_padding
         Number of rows to use, or ``tokenizer`` for the number of its entries; None for all.
+    learning_rate
+        A file with the learning rate, in place of that which the suite states.
     cache
         Directory of the weight stores.
     """
@@ -356,16 +292,19 @@ class Weights:
     tensors: tuple[str, ...]
     steps: str | None
     drop_padding: int | str | None
+    learning_rate: Path | None
     cache: Path
 
     def histories(self, answer: Answer) -> Iterator[History]:
         """The history of each tensor of each model. A model that cannot be opened is a failure."""
+        from pythia_dynamics.checkpoints.learning_rate import read_learning_rate
         from pythia_dynamics.history.cache import open_histories
 
+        rate = None if self.learning_rate is None else read_learning_rate(self.learning_rate)
         for name in model_names(self.models, self.cache, answer):
             found: list[History] = []
             with answer.collect():
-                found = open_histories(name, self.tensors, cache=self.cache, steps=self.steps)
+                found = open_histories(name, self.tensors, cache=self.cache, steps=self.steps, learning_rate=rate)
             yield from found
 
     def rows(self, history: History) -> int | None:
@@ -388,7 +327,7 @@ def with_weights(command: Command) -> Command:
         return command(*args, Weights(**{name: options.pop(name) for name in names}), **options)
 
     added: Command = wrapper
-    for option in (with_cache, with_rows, with_steps, with_tensors, with_models(required=False)):
+    for option in (with_cache, with_learning_rate, with_rows, with_steps, with_tensors, with_models(required=False)):
         added = option(added)
     return added
 

@@ -15,6 +15,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.measures import MEASURES
 
 if TYPE_CHECKING:
+    from pythia_dynamics.figures.axis import AxisKind
     from pythia_dynamics.measures.measure import Flag, Measure, Option
 
 __all__ = ["MeasureCommand"]
@@ -58,7 +59,7 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
         flag = name.replace("_", "-")
         text = f"Also compute {name} ({name}.zarr)."
         after.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
-    after += [app.with_results, app.with_json]
+    after += [app.with_axis, app.with_results, app.with_json]
     weights, others = _declared([app.with_weights])[::-1], _declared(after)  # click collects from the last to the first
     own = _declared([_flag(measure, option) for option in measure.options.values() if option.flag is not None])
     taken = {"device", "--device", "--help", "-h", *_names([*weights, *others])}
@@ -133,6 +134,7 @@ def _run(
     weights: app.Weights,
     *,
     results: Path,
+    axis: AxisKind,
     device: str = "cpu",
     **options: Any,
 ) -> None:
@@ -154,6 +156,7 @@ def _run(
                     Results(history.name, results),
                     options={measure: options},
                     compute=Compute(rows=rows, device=device, progress=progress),
+                    axis=axis,
                 )
             for item in caught:
                 if item.category is NonFiniteWarning:

@@ -14,6 +14,7 @@ from pythia_dynamics.cli import app
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 if TYPE_CHECKING:
+    from pythia_dynamics.figures.axis import AxisKind
     from pythia_dynamics.report.page import Section
     from pythia_dynamics.results.folder import Results
 
@@ -80,11 +81,13 @@ def _name_of(model: str, known: list[str], cache: Path, results: Path) -> str:
 
 @app.main.command()
 @with_measured
+@app.with_axis
 @app.with_cache
 @app.with_results
 @app.with_json
-def figures(models: tuple[str, ...], cache: Path, results: Path) -> None:
+def figures(models: tuple[str, ...], axis: AxisKind, cache: Path, results: Path) -> None:
     """Draw every figure from saved results: those of each model, and those that compare all models."""
+    from pythia_dynamics.figures.axis import along, saved_axis
     from pythia_dynamics.figures.gallery import COMPARISON_FOLDER, comparison_figures, tensor_figures
     from pythia_dynamics.figures.specs import save_figures
     from pythia_dynamics.studies.sections import figure_specs
@@ -96,11 +99,16 @@ def figures(models: tuple[str, ...], cache: Path, results: Path) -> None:
         with answer.collect(), app.bar(measured.name, "figure") as progress:
             others = [spec for tensor in measured.tensors for spec in tensor_figures(measured.of(tensor))]
             specs = {spec.path: spec for spec in [*figure_specs(measured), *others]}
-            answer.facts[measured.name] = save_figures(list(specs.values()), progress=progress)
+            drawn = along(list(specs.values()), saved_axis(measured, axis))
+            answer.facts[measured.name] = save_figures(drawn, progress=progress)
             chosen.append(measured)
     if len(chosen) > 1:
         with answer.collect(), app.bar("side by side", "figure") as progress:
             specs_of_all = comparison_figures(chosen, results / COMPARISON_FOLDER)
+            try:
+                specs_of_all = along(specs_of_all, *(saved_axis(measured, axis) for measured in chosen))
+            except PythiaDynError as error:
+                app.echo(f"  note: {error}; the figures that compare models are over the step")
             answer.facts[COMPARISON_FOLDER] = save_figures(specs_of_all, progress=progress)
     for files in answer.facts.values():
         for path in files:
@@ -140,10 +148,13 @@ def claims(models: tuple[str, ...], tensors: tuple[str, ...], cache: Path, resul
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: report.html in --results]"
 )
+@app.with_axis
 @app.with_cache
 @app.with_results
 @app.with_json
-def report(models: tuple[str, ...], tensors: tuple[str, ...], out: Path | None, cache: Path, results: Path) -> None:
+def report(
+    models: tuple[str, ...], tensors: tuple[str, ...], out: Path | None, axis: AxisKind, cache: Path, results: Path
+) -> None:
     """Write one self-contained HTML page: claims, figures, tables, missing and irregular steps, provenance."""
     from pythia_dynamics.studies.sections import section, write_page
 
@@ -152,7 +163,7 @@ def report(models: tuple[str, ...], tensors: tuple[str, ...], out: Path | None, 
     for measured in _measured(models, cache, results, answer, tensors):
         with answer.collect():
             measured.weights().require_same_weights()
-            chosen.append(section(measured))
+            chosen.append(section(measured, axis=axis))
     if chosen:
         with app.bar("report", "part") as progress:
             path = write_page(chosen, out or results / "report.html", progress=progress)

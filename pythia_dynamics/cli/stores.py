@@ -31,6 +31,7 @@ with_tensors = click.option(
 @app.with_steps
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
+@app.with_learning_rate
 @app.with_workers
 @app.with_suite
 @app.with_cache
@@ -41,19 +42,22 @@ def fetch(
     steps: str | None,
     tensors: tuple[str, ...],
     source: str,
+    learning_rate: Path | None,
     workers: int,
     suite: dict[str, Any],
     cache: Path,
 ) -> None:
     """Fetch tensors of a model's checkpoints into the cache, by byte range."""
+    from pythia_dynamics.checkpoints.learning_rate import read_learning_rate
     from pythia_dynamics.checkpoints.registry import aliases
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.request import FetchRequest
 
+    rates = None if learning_rate is None else read_learning_rate(learning_rate)
     answer = app.Answer("fetch")
     for name in app.expanded(models, aliases(), answer):
         with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, suite)
+            request = FetchRequest(name, tensors, steps, source, cache, suite, rates)
             model = request.resolved
             app.echo(f"{name} is {model.location}")
             with app.bar(model.name, "step") as progress:

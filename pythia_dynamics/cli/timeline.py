@@ -14,6 +14,7 @@ from pythia_dynamics.training.choices import RuleKind
 if TYPE_CHECKING:
     import xarray as xr
 
+    from pythia_dynamics.figures.axis import AxisKind
     from pythia_dynamics.history.history import History
 
 __all__ = ["phases", "stop"]
@@ -42,6 +43,7 @@ __all__ = ["phases", "stop"]
     type=click.Path(exists=True, dir_okay=False),
     help="CSV with the columns step and loss.  [default: perplexity-forward.csv, or losses.csv of the suite]",
 )
+@app.with_axis
 @app.with_results
 @app.with_json
 def stop(
@@ -51,6 +53,7 @@ def stop(
     patience: int,
     after: int,
     loss: str | None,
+    axis: AxisKind,
     results: Path,
 ) -> None:
     """Where training would have stopped for stationary weights, the share of steps saved, and the cost in loss."""
@@ -70,7 +73,7 @@ def stop(
             losses, loss_from = known if known else (None, None)
             with app.echo_warnings(), app.bar(f"{history.name} stop") as progress:
                 found = replay(history, chosen, loss=losses, compute=Compute(rows=rows, progress=progress))
-                outcome = write_stop(own, found, history, rows=rows, loss_from=loss_from)
+                outcome = write_stop(own, found, history, rows=rows, loss_from=loss_from, axis=axis)
             app.echo_outcome(outcome)
             missing = dict(history.missing)
             about = {"model": history.name, "tensor": history.tensor, "files": outcome.files, "missing": missing}
@@ -94,12 +97,14 @@ def stop(
     show_default=True,
     help="Two change points agree within this share of the training.",
 )
+@app.with_axis
 @app.with_results
 @app.with_json
 def phases(
     weights: app.Weights,
     strength: float,
     tolerance: float,
+    axis: AxisKind,
     results: Path,
 ) -> None:
     """Phases of training: change points of displacement rate, direction and bimodality, and their agreement.
@@ -130,7 +135,7 @@ def phases(
         for name, dataset in models.items():
             history, rows = used[part][name]
             own = Results(name, results, tensor=history.tensor)
-            outcome = write_phases(own, dataset, changes, history, rows=rows)
+            outcome = write_phases(own, dataset, changes, history, rows=rows, axis=axis)
             app.echo(own.label)
             app.echo_outcome(outcome)
             facts = {"model": name, "tensor": history.tensor, "files": outcome.files}

@@ -18,6 +18,7 @@ from .measures import loss_slope as loss_slope
 from .measures import mean_row_fraction as mean_row_fraction
 from .measures import msd as msd
 from .measures import order as order
+from .measures import per_learning_rate as per_learning_rate
 from .measures import rank as rank
 from .measures import rank_difference as rank_difference
 from .measures import rank_infinite as rank_infinite

@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from pythia_dynamics.figures.style import COLOURS, edges, step_axis
-from pythia_dynamics.measures.displacement import interior_peak
+from pythia_dynamics.measures.displacement import PER_LEARNING_RATE, interior_peak
 
 __all__ = [
     "DENSITY_FLOOR",
@@ -27,6 +27,7 @@ __all__ = [
     "msd",
     "msd_scale",
     "order",
+    "per_learning_rate",
     "rank",
     "rank_band",
     "rank_difference",
@@ -100,6 +101,29 @@ def msd(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
             ax.axvline(peak, color=colour, linestyle=":", linewidth=1)
     msd_scale(ax, [result[name] for kind in _LABELS for name in (kind, f"{kind}_null")])
     step_axis(ax, "MSD(τ)", title=name, legend=True)
+
+
+def per_learning_rate(ax: Axes, result: xr.Dataset, *, squared: bool = False) -> None:
+    """Displacement between neighbouring steps per learning rate; dotted, its median.
+
+    Parameters
+    ----------
+    ax
+        The panel.
+    result
+        A result as for `msd`, with `displacement_per_learning_rate`.
+    squared
+        Whether to draw `squared_displacement_per_learning_rate`, which is constant for a random walk whose steps are
+        proportional to the learning rate. The other one is constant for ballistic motion.
+    """
+    curve = result[PER_LEARNING_RATE[squared]]
+    ax.plot(result["step"], curve, ".-", color=COLOURS[0], linewidth=1, markersize=3)
+    positive = curve.to_numpy()[curve.to_numpy() > 0]
+    if positive.size:
+        ax.axhline(float(np.median(positive)), color="0.5", linestyle=":", linewidth=1)
+        ax.set_yscale("log")
+    quantity = "‖Δw‖² / ∫η² (weight²): constant for a walk" if squared else "‖Δw‖ / ∫η (weight): constant if ballistic"
+    step_axis(ax, quantity)
 
 
 def msd_scale(ax: Axes, curves: Sequence[xr.DataArray]) -> None:

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from pythia_dynamics import figures
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.figures.style import step_axis
+from pythia_dynamics.measures.displacement import PER_LEARNING_RATE
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.measures.rank import SHOWN_TOLERANCES
 from pythia_dynamics.progress import Progress, silent
@@ -177,7 +178,11 @@ def _msd(results: Results) -> tuple[str, Panels]:
             f" At most it is {over_weights:.2g} times the walk's (over weights, as printed in Eq 4) and "
             f"{over_time:.2g} times (over time, where the walk peaks mid-way as well)."
         )
-    return caption, [partial(figures.msd, result=table, name=results.label)]
+    panels: list[Callable[[Axes], None]] = [partial(figures.msd, result=table, name=results.label)]
+    if all(name in table for name in PER_LEARNING_RATE):
+        caption += " Then the displacement between steps per learning rate: of the length, and of its square."
+        panels += [partial(figures.per_learning_rate, result=table, squared=squared) for squared in (False, True)]
+    return caption, panels
 
 
 def _order(results: Results) -> tuple[str, Panels]:

@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.files import atomic_file
 
-__all__ = ["COLOURS", "edges", "printable", "save", "sheet", "step_axis"]
+__all__ = ["COLOURS", "STEP_LABEL", "edges", "printable", "save", "sheet", "step_axis"]
+
+STEP_LABEL = "training step"
+"""Label of an axis over steps; `pythia_dynamics.figures.axis` replaces such axes."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """The palette of Okabe and Ito (2008), which readers with any common colour blindness can tell apart."""
@@ -106,7 +109,7 @@ def step_axis(ax: Axes, quantity: str, *, title: str = "", legend: bool = False)
     legend
         Whether to draw the legend.
     """
-    ax.set(xlabel="training step", ylabel=quantity, title=title)
+    ax.set(xlabel=STEP_LABEL, ylabel=quantity, title=title)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     if legend:
         ax.legend()

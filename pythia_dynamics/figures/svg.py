@@ -149,16 +149,23 @@ def _use_page_colour(ax: Axes) -> None:
 def _panel(ax: Axes, width: float, height: float) -> Panel:
     """The panel of an `Axes` in a figure of this size in points: its curves of more than two points, its clouds."""
     place = ax.get_position()
+    # Of an axis in units other than those of the data, the page has the values that the axis shows.
+    is_replaced = ax.get_xscale() == "function"
+    scale = "linear" if is_replaced else ax.get_xscale()
+
+    def shown(values: Any) -> Any:
+        return ax.xaxis.get_transform().transform(np.asarray(values, dtype=float)) if is_replaced else values
+
     box = (place.x0 * width, (1 - place.y1) * height, place.x1 * width, (1 - place.y0) * height)
     series = [
-        _series(str(line.get_label()), line.get_color(), line.get_xdata(), line.get_ydata())
+        _series(str(line.get_label()), line.get_color(), shown(line.get_xdata()), line.get_ydata())
         for line in ax.lines
         if len(np.atleast_1d(line.get_xdata())) > 2 and line.get_linestyle() not in ("None", "")
     ]
     for points in ax.collections:
         if isinstance(points, PathCollection):
             at: Any = np.ma.filled(np.ma.asarray(points.get_offsets(), dtype=float), np.nan)
-            series.append(_series("", _PAGE_COLOUR, at[:, 0], at[:, 1]))
+            series.append(_series("", _PAGE_COLOUR, shown(at[:, 0]), at[:, 1]))
     places: list[list[float | None]] = []
     for curve in series:
         if curve["x"] not in places:
@@ -166,7 +173,7 @@ def _panel(ax: Axes, width: float, height: float) -> Panel:
         curve["x"] = places.index(curve["x"])
     return Panel(
         box=tuple(round(float(edge), 2) for edge in box),  # type: ignore[arg-type]
-        x={"scale": ax.get_xscale(), "limits": rounded(ax.get_xlim()), "label": ax.get_xlabel()},
+        x={"scale": scale, "limits": rounded(shown(ax.get_xlim())), "label": ax.get_xlabel()},
         y={"scale": ax.get_yscale(), "limits": rounded(ax.get_ylim()), "label": ax.get_ylabel()},
         places=tuple(places),
         series=tuple(series),

@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from pythia_dynamics.figures.style import COLOURS, edges, step_axis
+from pythia_dynamics.figures.style import COLOURS, STEP_LABEL, edges, step_axis
 
 __all__ = ["ageing", "cosine", "displacement_by_lag", "trajectory"]
 
@@ -86,7 +86,7 @@ def cosine(ax: Axes, result: xr.Dataset) -> None:
     ax.grid(visible=False)
     ax.set_aspect("equal")
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    step_axis(ax, "training step")
+    step_axis(ax, STEP_LABEL)
 
 
 def trajectory(ax: Axes, result: xr.Dataset, *, components: int = 3) -> None:

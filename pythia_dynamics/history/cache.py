@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pythia_dynamics.checkpoints.learning_rate import RateLike, as_learning_rate
 from pythia_dynamics.checkpoints.registry import Model, parse_steps, resolve
 from pythia_dynamics.checkpoints.suite import GENERIC
 from pythia_dynamics.errors import StoreError, UnknownNameError
@@ -153,6 +154,7 @@ def open_histories(
     *,
     cache: Path | str | None = None,
     steps: str | None = None,
+    learning_rate: RateLike | None = None,
 ) -> list[History]:
     """The histories of some tensors of a model that is in the cache. Nothing is fetched and no weights are read yet.
 
@@ -166,6 +168,8 @@ def open_histories(
         As for `cache_directory`.
     steps
         The steps to keep, as on the command line: ``paper``, ``all``, ``1000,2000``, ``1000:9000:1000``. Default: all.
+    learning_rate
+        The learning rate, as for `History.with_learning_rate`. Default: as the store knows it.
 
     Raises
     ------
@@ -175,21 +179,29 @@ def open_histories(
         There is no model, tensor or step of that name.
     CheckpointError
         The store has several tensors, and none is known to have the role.
+    PythiaDynError
+        As `History.with_learning_rate`.
     """
+    rate = None if learning_rate is None else as_learning_rate(learning_rate)
     store = _open_store(model, cache)
-    histories = [History.from_store(store, tensor) for tensor in store.select(tensors)]
+    histories = [History.from_store(store, tensor).with_learning_rate(rate) for tensor in store.select(tensors)]
     chosen = parse_steps(steps) if steps is not None else None
     return histories if chosen is None else [history.select(chosen) for history in histories]
 
 
 def open_history(
-    model: str | Path, tensor: str | None = None, *, cache: Path | str | None = None, steps: str | None = None
+    model: str | Path,
+    tensor: str | None = None,
+    *,
+    cache: Path | str | None = None,
+    steps: str | None = None,
+    learning_rate: RateLike | None = None,
 ) -> History:
     """The history of one tensor of a model that is in the cache. Nothing is fetched and no weights are read yet.
 
     Parameters
     ----------
-    model, cache, steps
+    model, cache, steps, learning_rate
         As for `open_histories`.
     tensor
         Name of a tensor in the store, or its role. Default: as for `History.from_store`.
@@ -199,7 +211,7 @@ def open_history(
     PythiaDynError
         As `open_histories` and `History.from_store`.
     """
-    history = History.from_store(_open_store(model, cache), tensor)
+    history = History.from_store(_open_store(model, cache), tensor).with_learning_rate(learning_rate)
     chosen = parse_steps(steps) if steps is not None else None
     return history if chosen is None else history.select(chosen)
 

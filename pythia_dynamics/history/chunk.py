@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import google_crc32c
 
 from pythia_dynamics.errors import IntegrityError
 
-__all__ = ["CHECKSUM_BYTES", "ChunkWriter"]
+__all__ = ["CHECKSUM_BYTES", "ChunkWriter", "check_chunk"]
 
 CHECKSUM_BYTES = 4
 """Length of the CRC-32C that ends each chunk file."""
@@ -46,3 +47,30 @@ class ChunkWriter:
         if self.written != self.expected:
             raise IntegrityError(f"{self.written} of the tensor's {self.expected} bytes arrived")
         self.file.write(int.from_bytes(self._checksum.digest(), "big").to_bytes(CHECKSUM_BYTES, "little"))
+
+
+def check_chunk(path: Path, nbytes: int, *, what: tuple[int, str, Path]) -> None:
+    """Compare a chunk file with its checksum.
+
+    Parameters
+    ----------
+    path
+        The file.
+    nbytes
+        Bytes of the weights in it.
+    what
+        Its step, its tensor and its store, for messages.
+
+    Raises
+    ------
+    IntegrityError
+        The file cannot be read, has another length, or does not match its checksum.
+    """
+    step, tensor, store = what
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError as error:
+        raise IntegrityError(f"step {step} of {store} cannot be read: {error.strerror}") from None
+    body, stored = content[:nbytes], int.from_bytes(content[nbytes:], "little")
+    if len(content) != nbytes + CHECKSUM_BYTES or google_crc32c.value(bytes(body)) != stored:
+        raise IntegrityError(f"step {step} of {tensor} in {store} fails its checksum; fetch it again")

@@ -21,7 +21,9 @@ from typing import Any
 from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard library's
 
 from pythia_dynamics import __version__
+from pythia_dynamics.checkpoints.directory_rate import stated_learning_rate
 from pythia_dynamics.checkpoints.layout import LayoutCache
+from pythia_dynamics.checkpoints.learning_rate import rates_at
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.registry import Model
@@ -80,7 +82,7 @@ def fetch(
     workers, executor, progress
         As for `download`.
     **options
-        The other fields of `FetchRequest`, by name: `steps`, `source`, `cache`, `suite`.
+        The other fields of `FetchRequest`, by name: `steps`, `source`, `cache`, `suite`, `learning_rate`.
 
     Returns
     -------
@@ -127,7 +129,7 @@ def download(
     progress
         Called with the number of revisions that are done and of all.
     **options
-        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`.
+        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`, `learning_rate`.
 
     Raises
     ------
@@ -151,7 +153,9 @@ def _download(
     began = time.monotonic()
     source = request.open_source()
     job = _Job(request, source, only_one)
-    if not job.is_done():
+    if job.is_done():
+        job.keep_suite()
+    else:
         job.run(workers, executor, progress)
     return FetchReport(
         model=request.resolved,
@@ -188,6 +192,12 @@ class _Job:
         if self.request.wanted is None or isinstance(self.source, LocalSource) or not self._knows_tensors():
             return False
         return len(self.present) == len(self.steps)
+
+    def keep_suite(self) -> None:
+        """Write the suite and the learning rate of the request into the store, whose weights are complete."""
+        if self.request.suite or self.request.learning_rate is not None:
+            self._require_learning_rate()
+            Store.create(self.path, source=self.source.location, suite=self.source.suite)
 
     def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
@@ -269,10 +279,20 @@ class _Job:
             names = ", ".join(spec.name for spec in specs[:6]) + (", …" if len(specs) > 6 else "")
             found = f"{self.patterns[0]!r} matches {len(specs)} tensors ({names})"
             raise PythiaDynError(f"{found}; fetch takes one, download takes several")
+        self._require_learning_rate()
         tokens = {step: revision.tokens for step, revision in revisions.items()}
         store = Store.create(self.path, source=self.source.location, suite=self.source.suite)
-        store.ensure(specs, self.steps, tokens)
+        stated = None
+        if store.suite.learning_rate is None and isinstance(self.source, LocalSource):
+            stated = stated_learning_rate(self.source.location, revisions)
+        store.ensure(specs, self.steps, tokens, stated)
         self._read_store(specs)
+
+    def _require_learning_rate(self) -> None:
+        """Raise `PythiaDynError` if the learning rate of the request has none of the steps."""
+        rate = self.source.suite.learning_rate
+        if self.request.learning_rate is not None and rate is not None:
+            rates_at(rate, self.steps, where=self.request.resolved.name)
 
     def _asked_as(self, spec: TensorSpec) -> str:
         """What each revision is asked for to get a tensor: its role where that was requested, else its name.

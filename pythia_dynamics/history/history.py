@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, RateLike, as_learning_rate, rates_at
 from pythia_dynamics.checkpoints.roles import find_roles
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
@@ -52,7 +53,8 @@ class History:
     frames
         For every step the file or the array with its weights, None where missing.
     provenance
-        Where the weights are from: `source`, `tensor` and, from a store, `commits` and `missing` by step.
+        Where the weights are from: `source`, `tensor` and, from a store, `commits` and `missing` by step; and where the
+        `learning_rate` is from, in words.
     coordinates
         More coordinates of the steps, where known: ``tokens`` seen, ``learning_rate``; float64 of shape (T,), NaN at a
         step where it is not known.
@@ -166,6 +168,28 @@ class History:
             coordinates={name: values[[known[step] for step in kept]] for name, values in self.coordinates.items()},
         )
 
+    def with_learning_rate(self, learning_rate: RateLike | None) -> History:
+        """The same history with another learning rate. That of its suite is not used.
+
+        Parameters
+        ----------
+        learning_rate
+            A CSV file, a ``.jsonl`` log or a ``trainer_state.json`` with the columns step and learning_rate (or lr); a
+            mapping of step to learning rate; or a schedule. Between its steps it is interpolated linearly; before the
+            first and after the last it is not known. None changes nothing.
+
+        Raises
+        ------
+        PythiaDynError
+            It cannot be read, has a learning rate that is negative or not finite, or has none at any step here.
+        """
+        if learning_rate is None:
+            return self
+        rate = as_learning_rate(learning_rate)
+        coordinates = {**self.coordinates, "learning_rate": rates_at(rate, self.steps.tolist(), where=self.name)}
+        provenance = {**self.provenance, "learning_rate": rate.origin}
+        return replace(self, coordinates=coordinates, provenance=provenance)
+
     @classmethod
     def from_store(cls, store: Store, tensor: str | None = None) -> History:
         """The history of a tensor of a store.
@@ -208,6 +232,7 @@ class History:
             "roles": [role for role, name in store.roles.items() if name == tensor],
             "commits": {str(step): records[step].get("commit") for step in sorted(records)},
             "missing": {str(step): why for step, why in missing.items()},
+            "learning_rate": store.learning_rate_from,
         }
         coordinates = {
             name: np.array([known.get(step, np.nan) for step in steps.tolist()])
@@ -226,6 +251,7 @@ class History:
         name: str = "array",
         tensor: str = "weights",
         missing: Mapping[int, str] | None = None,
+        learning_rate: RateLike | None = None,
     ) -> History:
         """The history of an array in memory.
 
@@ -242,6 +268,8 @@ class History:
             Name of the tensor.
         missing
             Further steps whose weights are not to be used, with the reason of each.
+        learning_rate
+            The learning rate, as for `with_learning_rate`.
 
         Raises
         ------
@@ -269,11 +297,11 @@ class History:
                 raise UnknownNameError("step", step, numbers.tolist(), where=name)
         present = (step not in absent for step in numbers.tolist())
         frames = tuple(np.ascontiguousarray(frame) if here else None for here, frame in zip(present, data, strict=True))
-        steps, provenance = (
-            numbers.astype(np.int64),
-            {"source": name, "tensor": tensor, "roles": list(find_roles([tensor]))},
-        )
-        return cls(name, tensor, steps, data.shape[1:], data.dtype, absent, frames, provenance)
+        roles = list(find_roles([tensor]))
+        provenance = {"source": name, "tensor": tensor, "roles": roles, "learning_rate": NOT_KNOWN}
+        steps = numbers.astype(np.int64)
+        history = cls(name, tensor, steps, data.shape[1:], data.dtype, absent, frames, provenance)
+        return history.with_learning_rate(learning_rate)
 
 
 @dataclass(frozen=True, eq=False)

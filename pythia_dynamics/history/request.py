@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pythia_dynamics.checkpoints.learning_rate import RateLike, as_learning_rate
 from pythia_dynamics.checkpoints.open import HUB, REGISTRY, open_source
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS, Model, parse_steps
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
@@ -42,13 +43,17 @@ class FetchRequest:
         How its checkpoints are named and found, where the registry or the store does not know: values of
         `pythia_dynamics.checkpoints.suite.Suite` by name (``{"pattern": r"^run-(\d+)$", "stage": "2"}``), or a TOML
         file with them. The store keeps it.
+    learning_rate
+        The learning rate of its training: a CSV file, a ``.jsonl`` log or a ``trainer_state.json`` with the columns
+        step and learning_rate (or lr), a mapping of step to learning rate, or a schedule. It replaces that of the
+        suite, and the store keeps it.
 
     Raises
     ------
     UnknownNameError
         There is no such model.
     PythiaDynError
-        No tensor or no step is named, or `steps` cannot be read.
+        No tensor or no step is named, or `steps` or `learning_rate` cannot be read.
     """
 
     model: str | Path | Model
@@ -57,6 +62,7 @@ class FetchRequest:
     source: str | Path | Source = HUB
     cache: str | Path | None = None
     suite: Mapping[str, Any] | str | Path | None = None
+    learning_rate: RateLike | None = None
 
     def __post_init__(self) -> None:
         tensors = (self.tensors,) if isinstance(self.tensors, str) else tuple(self.tensors)
@@ -101,8 +107,11 @@ class FetchRequest:
     def resolved(self) -> Model:
         """The model that `model` means."""
         if isinstance(self.model, Model):
-            return self.model.changed(self.suite)
-        return model_with_suite(self.model, self.cache, self.suite)
+            found = self.model.changed(self.suite)
+        else:
+            found = model_with_suite(self.model, self.cache, self.suite)
+        rate = None if self.learning_rate is None else as_learning_rate(self.learning_rate)
+        return found if rate is None else found.changed({"learning_rate": rate})
 
     @property
     def patterns(self) -> tuple[str, ...]:

@@ -14,27 +14,35 @@ and processes may write one store. Layout, for a tensor of shape (vocab, d_model
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from filelock import FileLock
-from zarr.codecs import BytesCodec, Crc32cCodec
 
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.formats.slices import select
+from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, LearningRate, LoggedLearningRate
 from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.checkpoints.suite import GENERIC, Suite
-from pythia_dynamics.errors import IntegrityError, StoreError, UnknownNameError
+from pythia_dynamics.errors import StoreError, UnknownNameError
 from pythia_dynamics.files import atomic_file, portable, remove_stale, store_errors
-from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter
-from pythia_dynamics.history.coordinates import COORDINATES, NO_STEP, open_node, read_coordinate, write_coordinate
+from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter, check_chunk
+from pythia_dynamics.history.coordinates import (
+    COORDINATES,
+    NO_STEP,
+    coordinate_source,
+    create_tensor,
+    known_values,
+    open_node,
+    read_coordinate,
+    update_coordinate,
+    write_coordinate,
+)
 from pythia_dynamics.history.spec import TensorSpec
 
 __all__ = ["Store"]
@@ -147,7 +155,9 @@ class Store:
                 if store.suite != found.suite:
                     group = open_node(path, zarr.open_group, "r+")
                     group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": store._recorded_suite()}
-                    store._write_known(store.steps, {step: store.suite.tokens_at(step) for step in store.steps})
+                    tokens = {step: store.suite.tokens_at(step) for step in store.steps}
+                    is_new = store.suite.learning_rate != found.suite.learning_rate
+                    store._write_known(store.steps, tokens, replaces=is_new)
             else:
                 attributes = {
                     "format": _FORMAT,
@@ -241,8 +251,13 @@ class Store:
 
     def coordinate(self, name: str) -> dict[int, float] | None:
         """The values of ``tokens`` or ``learning_rate`` by step, where they are known; None where none is."""
-        values = dict(zip(self.steps, read_coordinate(self.path, name), strict=False))
-        return {step: value for step, value in values.items() if value == value} if values else None
+        return known_values(self.path, name, self.steps)
+
+    @property
+    def learning_rate_from(self) -> str:
+        """Where ``learning_rate`` is from, in words; `NOT_KNOWN` where no step has one."""
+        source = coordinate_source(self.path, "learning_rate") or self.suite.learning_rate_from or "the store"
+        return source if self.coordinate("learning_rate") else NOT_KNOWN
 
     def has(self, tensor: str, step: int) -> bool:
         """Whether the weights of `tensor` at `step` are stored: there is a record, and a chunk of the right length."""
@@ -278,14 +293,7 @@ class Store:
         UnknownNameError
             The store does not have the tensor or the step.
         """
-        spec, path = self._spec(tensor), self.chunk_path(tensor, step)
-        try:
-            content = memoryview(path.read_bytes())
-        except OSError as error:
-            raise IntegrityError(f"step {step} of {self.path} cannot be read: {error.strerror}") from None
-        body, stored = content[: spec.nbytes], int.from_bytes(content[spec.nbytes :], "little")
-        if len(content) != spec.nbytes + CHECKSUM_BYTES or google_crc32c.value(bytes(body)) != stored:
-            raise IntegrityError(f"step {step} of {tensor} in {self.path} fails its checksum; fetch it again")
+        check_chunk(self.chunk_path(tensor, step), self._spec(tensor).nbytes, what=(step, tensor, self.path))
 
     def chunk_path(self, tensor: str, step: int) -> Path:
         """The file of the weights of `tensor` at `step`, written or not. Raises `UnknownNameError`."""
@@ -295,7 +303,11 @@ class Store:
     # -- writing ----------------------------------------------------------------------------------------------
 
     def ensure(
-        self, tensors: Iterable[TensorSpec], steps: Iterable[int], tokens: Mapping[int, int | None] | None = None
+        self,
+        tensors: Iterable[TensorSpec],
+        steps: Iterable[int],
+        tokens: Mapping[int, int | None] | None = None,
+        learning_rate: LearningRate | LoggedLearningRate | None = None,
     ) -> None:
         """Create the arrays of these tensors, with room for these steps. Existing chunks stay where they are.
 
@@ -307,6 +319,8 @@ class Store:
             Step numbers, in any order; those that the store does not know yet are appended in increasing order.
         tokens
             Tokens seen by step, None where not known.
+        learning_rate
+            The learning rate of these and of all other steps, as far as it has them. That of the suite goes before it.
 
         Raises
         ------
@@ -318,12 +332,12 @@ class Store:
             grown = (*known, *sorted(set(steps) - set(known)))
             if len(grown) > len(known) or not known:
                 write_coordinate(self.path, "step", grown, NO_STEP)
-            self._write_known(grown, tokens or {})
+            self._write_known(grown, tokens or {}, learning_rate)
             present = self.tensors
             for spec in tensors:
                 if spec.name not in present:
                     is_head = not any("vocab" in other.dimensions for other in self.tensors.values())
-                    self._create_array(spec, len(grown), is_head=is_head)
+                    create_tensor(self.path, spec, len(grown), is_head=is_head)
                 elif present[spec.name] != spec:
                     raise StoreError(
                         f"{self.path} has {spec.name} as {present[spec.name]}, the source as {spec}; "
@@ -425,12 +439,9 @@ class Store:
         with store_errors(self.path), self._lock:
             yield
 
-    def _has_array(self, tensor: str) -> bool:
-        return (self.path / tensor / "zarr.json").is_file()
-
     def _attributes(self, tensor: str) -> dict[str, Any]:
         """The records of a tensor, by attribute and step; empty for a tensor that the store does not have."""
-        if not self._has_array(tensor):
+        if not (self.path / tensor / "zarr.json").is_file():
             return {"provenance": {}, "missing": {}}
         attributes = dict(open_node(self.path / tensor, zarr.open_array).attrs)
         if not all(isinstance(attributes.get(key), Mapping) for key in ("provenance", "missing")):
@@ -439,7 +450,7 @@ class Store:
 
     def _spec(self, tensor: str) -> TensorSpec:
         if tensor not in self._specs:
-            if not self._has_array(tensor):
+            if not (self.path / tensor / "zarr.json").is_file():
                 raise UnknownNameError("tensor", tensor, self.tensors, where=str(self.path))
             array = open_node(self.path / tensor, zarr.open_array)
             roles: Any = array.attrs.get("roles")
@@ -454,32 +465,20 @@ class Store:
             raise UnknownNameError("step", step, self._indices, where=str(self.path))
         return self._indices[step]
 
-    def _write_known(self, steps: tuple[int, ...], tokens: Mapping[int, int | None]) -> None:
-        """Write the tokens and the learning rate of these steps, as far as they are known."""
-        schedule = self.suite.learning_rate
-        news = {
-            "tokens": {step: float(count) for step, count in tokens.items() if count is not None},
-            "learning_rate": dict(zip(steps, schedule.at(steps).tolist(), strict=True)) if schedule else {},
-        }
-        for name, new in news.items():
-            known = (self.coordinate(name) or {}) | new
-            of_steps = [known.get(step, math.nan) for step in steps]
-            if np.isfinite(of_steps).any() and self.coordinate(name) != dict(zip(steps, of_steps, strict=True)):
-                write_coordinate(self.path, name, of_steps)
-
-    def _create_array(self, spec: TensorSpec, length: int, *, is_head: bool) -> None:
-        """Create the array of a tensor. With `is_head` it may have the axes vocab and d_model, which one tensor has."""
-        zarr.create_array(
-            self.path / spec.name,
-            shape=(length, *spec.shape),
-            chunks=(1, *spec.shape),
-            dtype=spec.numpy_dtype,
-            dimension_names=spec.dimensions if is_head else spec.own_dimensions,
-            fill_value=float("nan"),
-            serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
-            attributes={"provenance": {}, "missing": {}, "source_dtype": spec.dtype, "roles": spec.roles},
-        )
+    def _write_known(
+        self,
+        steps: tuple[int, ...],
+        tokens: Mapping[int, int | None],
+        rate: LearningRate | LoggedLearningRate | None = None,
+        *,
+        replaces: bool = False,
+    ) -> None:
+        """Write the tokens and the learning rate (the suite's, else `rate`) of these steps, where they are known."""
+        counts = {step: float(count) for step, count in tokens.items() if count is not None}
+        update_coordinate(self.path, "tokens", steps, counts)
+        rate, source = self.suite.learning_rate or rate, self.suite.learning_rate_from or (rate.origin if rate else "")
+        rates = dict(zip(steps, rate.at(steps).tolist(), strict=True)) if rate else {}
+        update_coordinate(self.path, "learning_rate", steps, rates, source=source, replaces=replaces and bool(rate))
 
     def _update_records(
         self, tensor: str, additions: Mapping[str, Mapping[str, Any]], remove: tuple[str, str] | None = None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.learning_rate import displacement_per_learning_rate
 from pythia_dynamics.measures.measure import Measure, Table
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute
@@ -23,7 +24,10 @@ from pythia_dynamics.sweep.sweep import PerSlab
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Integral", "interior_peak", "msd", "random_walk"]
+__all__ = ["PER_LEARNING_RATE", "Integral", "interior_peak", "msd", "random_walk"]
+
+PER_LEARNING_RATE: tuple[str, str] = ("displacement_per_learning_rate", "squared_displacement_per_learning_rate")
+"""The variables that are there only where the learning rate is known."""
 
 
 _ROUNDING = 1e-5
@@ -86,7 +90,11 @@ def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     * `msd_time`: as `msd`, with the mean over time of each weight instead of m_t. It is zero at the end by definition,
       and has a peak between the ends even for a random walk;
     * `msd_time_null`: its expectation for the same random walk, Σ_i c_i² s_i² / (N−1), c_i = max(n−i, 0) − (n/T)(T−i);
-    * `displacement`: Σ_k (w_tk − w_0k)² / N from the first present step.
+    * `displacement`: Σ_k (w_tk − w_0k)² / N from the first present step;
+    * `displacement_per_learning_rate`: s_i / ∫η, and `squared_displacement_per_learning_rate`: s_i² / ∫η², over the
+      steps between the two (η interpolated linearly). The first does not depend on the schedule for ballistic motion
+      whose speed is proportional to the learning rate η, the second for a random walk whose steps are. They are there
+      only where η is known.
 
     Parameters
     ----------
@@ -135,6 +143,7 @@ def _finish(history: History, integral: Integral) -> xr.Dataset:
         "displacement": ("mean squared displacement from the first step", sums[:, 3] / size),
     }
     variables = {name: Variable(values, label, "weight^2") for name, (label, values) in curves.items()}
+    variables |= _per_learning_rate(history, integral.indices, moved)
     result = step_dataset(history, variables, at=integral.indices)
     for name in ("msd", "msd_time"):
         curve, walk = result[name].to_numpy(), result[f"{name}_null"].to_numpy()
@@ -145,6 +154,21 @@ def _finish(history: History, integral: Integral) -> xr.Dataset:
             if peak is not None:
                 result[name].attrs[label] = peak
     return result
+
+
+def _per_learning_rate(history: History, at: NDArray[np.intp], moved: NDArray[np.float64]) -> dict[str, Variable]:
+    """The two variables per learning rate; none where no learning rate is known between two present steps."""
+    rate = history.coordinates.get("learning_rate")
+    if rate is None:
+        return {}
+    linear, squared = displacement_per_learning_rate(history.steps, rate, at, moved)
+    if not np.isfinite(linear).any():
+        return {}
+    since = "displacement since the step before, per integral of"
+    return {
+        "displacement_per_learning_rate": Variable(linear, f"{since} the learning rate", "weight"),
+        "squared_displacement_per_learning_rate": Variable(squared, f"squared {since} its square", "weight^2"),
+    }
 
 
 def random_walk(start: float, moved: Any, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -247,7 +271,10 @@ MSD = Measure(
     accumulators=(Integral,),
     finish=_finish,
     tables={
-        "msd": Table(("step", "msd", "msd_null", "msd_time", "msd_time_null", "displacement"), title="Displacement")
+        "msd": Table(
+            ("step", "msd", "msd_null", "msd_time", "msd_time_null", "displacement", *PER_LEARNING_RATE),
+            title="Displacement",
+        )
     },
     summarise=_summarise,
     companions=("two_time",),

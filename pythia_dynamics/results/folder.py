@@ -28,6 +28,7 @@ from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, find_roles
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.files import portable, store_errors
 from pythia_dynamics.measures.catalogue import BUILT_IN, known_measures
+from pythia_dynamics.measures.displacement import PER_LEARNING_RATE
 from pythia_dynamics.measures.measure import Measure, Table
 from pythia_dynamics.results.reading import VARIABLES, array_from, table_from
 from pythia_dynamics.tables import read_json, write_csv, write_json
@@ -40,8 +41,8 @@ _Result = TypeVar("_Result")
 _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "numba", "zarr", "xarray")
 """Packages whose version can change a number in the results."""
 
-_OPTIONAL = ("loss", "dloss_db", "dloss_db_backward")
-"""Columns that a table of this package has only where the loss is known."""
+_OPTIONAL = ("loss", "dloss_db", "dloss_db_backward", *PER_LEARNING_RATE)
+"""Columns that a table of this package has only where the loss, or the learning rate, is known."""
 
 _OF_SENTENCES = ("ppl_mean", "ppl_median", "ppl_corpus", "nll_mean", "sentences", "nonfinite", "overflow")
 _PERPLEXITY_COLUMNS: Mapping[str, tuple[str, ...]] = {

@@ -15,6 +15,7 @@ from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.findings import Verification
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.settings import Mode
+from pythia_dynamics.figures.axis import AxisKind, StepAxis, along, axis_of
 from pythia_dynamics.figures.gallery import perplexity_figure, portrait_figures
 from pythia_dynamics.figures.specs import measure_figure, save_figures
 from pythia_dynamics.history.history import History
@@ -62,6 +63,7 @@ def measure(
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Compute | None = None,
+    axis: AxisKind = "step",
 ) -> list[Outcome]:
     """Compute measures of a history in one reading, and write tables, figures and provenance of each.
 
@@ -82,6 +84,8 @@ def measure(
         model (see `known_loss`).
     compute
         How to compute.
+    axis
+        The x axis of the figures over steps.
 
     Returns
     -------
@@ -95,6 +99,7 @@ def measure(
         files of the other measures are then complete.
     """
     compute, results = compute or Compute(), results.of(history.tensor)
+    x_axis = _axis(axis, history)
     measures = [one for one in chosen_measures(which) if one.saves or which is not None]
     for one in measures:
         if not one.saves:
@@ -128,7 +133,7 @@ def measure(
     figure_of = {one.name: one for one in measures}
     for index, outcome in enumerate(outcomes):
         try:
-            drawn = save_figures([measure_figure(figure_of[outcome.kind], results)])
+            drawn = save_figures(along([measure_figure(figure_of[outcome.kind], results)], x_axis))
         except PythiaDynError as error:  # of a user's measure that cannot be drawn
             warnings.warn(str(error), stacklevel=2)
         else:
@@ -141,8 +146,14 @@ def measure(
 
 
 def _weights(history: History, rows: int | None) -> dict[str, Any]:
-    """What `Results.require_same_weights` compares besides the provenance of a history: rows, None for all; steps."""
-    return {"drop_padding": None if rows == history.frame_shape[0] else rows, "steps": history.steps}
+    """What the results record besides the provenance of a history: rows, None for all; steps and their coordinates."""
+    known = {"coordinates": history.coordinates} if history.coordinates else {}
+    return {"drop_padding": None if rows == history.frame_shape[0] else rows, "steps": history.steps, **known}
+
+
+def _axis(kind: AxisKind, history: History) -> StepAxis:
+    """The x axis of the figures of a history."""
+    return axis_of(kind, history.steps, history.coordinates, where=history.name)
 
 
 def _write(one: Measure, dataset: xr.Dataset, results: Results) -> list[Path]:
@@ -280,7 +291,13 @@ def draw_perplexity(
 
 
 def write_stop(
-    results: Results, found: Replay, history: History, *, rows: int | None = None, loss_from: str | None = None
+    results: Results,
+    found: Replay,
+    history: History,
+    *,
+    rows: int | None = None,
+    loss_from: str | None = None,
+    axis: AxisKind = "step",
 ) -> Outcome:
     """Write ``stop.csv`` and its figure.
 
@@ -296,18 +313,22 @@ def write_stop(
         Number of rows that were used. Default: all.
     loss_from
         The file that the loss is from.
+    axis
+        The x axis of the figure.
 
     Returns
     -------
     Outcome
         Where the rule stops, how many steps that saves, and what it costs in loss.
     """
+    x_axis = _axis(axis, history)
     rule, columns = found.rule, ("step", "displacement_rate", "msd", "msd_null", "msd_null_sd", "stationary")
     table = found.curves[list(columns[1:])].to_dataframe().reset_index().astype({"stationary": int})
     path = write_csv(results.path / "stop.csv", columns, table[list(columns)].itertuples(index=False, name=None))
     with figures.sheet(width=5.2) as (figure, ax):
         threshold = None if rule.kind == "msd" else rule.threshold
         figures.stopping(ax, found.curves, threshold=threshold, stopped_at=found.stopped_at, name=results.label)
+        x_axis.apply(ax)
         written = figures.save(figure, results.path / "stop")
     results.record("stop", {**found.attributes, **asdict(rule), **_weights(history, rows), "loss_from": loss_from})
     losses = ("loss_at_stop", "loss_step", "loss_last", "loss_cost", "loss_best_after")
@@ -334,7 +355,13 @@ def _stop_sentence(found: Replay) -> str:
 
 
 def write_phases(
-    results: Results, dataset: xr.Dataset, changes: Sequence[Change], history: History, *, rows: int | None = None
+    results: Results,
+    dataset: xr.Dataset,
+    changes: Sequence[Change],
+    history: History,
+    *,
+    rows: int | None = None,
+    axis: AxisKind = "step",
 ) -> Outcome:
     """Write ``phases.csv``, with a row per change point, and the figure of the phases of a model.
 
@@ -350,18 +377,22 @@ def write_phases(
         The weights of the model.
     rows
         Number of rows that were used. Default: all.
+    axis
+        The x axis of the figure.
 
     Returns
     -------
     Outcome
         The change points of this model, and how many of them another detector confirms.
     """
+    x_axis = _axis(axis, history)
     own = sorted((change for change in changes if change.model == results.name), key=lambda c: (c.step, c.detector))
     names = [field.name for field in fields(Change)]
     path = write_csv(results.path / "phases.csv", names, map(astuple, own), digits=9)
     steps = {kind: [change.step for change in own if change.detector == kind] for kind in DETECTORS}
     with figures.sheet(columns=3) as (figure, axes):
         figures.phases(axes, dataset, steps, name=results.label)
+        x_axis.apply(axes)
         written = figures.save(figure, results.path / "phases")
     results.record("phases", {**dataset.attrs, **_weights(history, rows)})
     confirmed = sum(change.detectors > 0 for change in own)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pythia_dynamics.claims.scorecard import judge, read
 from pythia_dynamics.claims.verdict import Verdict
+from pythia_dynamics.figures.axis import AxisKind, along, saved_axis
 from pythia_dynamics.figures.blog import blog_figures
 from pythia_dynamics.figures.gallery import model_figures
 from pythia_dynamics.figures.specs import FigureSpec
@@ -49,20 +50,23 @@ def figure_specs(results: Results) -> list[FigureSpec]:
     return blog_figures(results) if _is_blog_study(results) else model_figures(results)
 
 
-def section(results: Results) -> Section:
+def section(results: Results, *, axis: AxisKind = "step") -> Section:
     """The section of a folder in the report.
 
     Parameters
     ----------
     results
         The folder.
+    axis
+        The x axis of its figures over steps. The figures with a slider are always over the step.
 
     Raises
     ------
     PythiaDynError
-        For a folder without results, or with a result that is damaged.
+        For a folder without results, or with a result that is damaged; or the axis is not known.
     """
-    return Section(results, verdicts(results), figure_specs(results), tables(results))
+    specs = along(figure_specs(results), saved_axis(results, axis))
+    return Section(results, verdicts(results), specs, tables(results))
 
 
 def write_report(models: Sequence[Results], path: Path, *, progress: Progress = silent) -> Path:

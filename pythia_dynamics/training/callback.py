@@ -36,6 +36,8 @@ class WeightDynamicsCallback(TrainerCallback):
     then do not get its values (`state.log_history` does). ``WeightDynamicsCallback(path).attach(trainer)`` puts it
     before them.
 
+    The store gets the learning rate of the optimiser (of its first group of parameters) at each record.
+
     After ``resume_from_checkpoint`` it drops the records after the checkpoint and measures the earlier ones again from
     the store. A new run needs a new store (`StoreError`). Only the main process records.
 
@@ -104,7 +106,7 @@ class WeightDynamicsCallback(TrainerCallback):
                     f"{path} holds steps {monitor.steps[0]} to {monitor.steps[-1]} of an earlier run; resume that one, "
                     "remove the store or name another"
                 )
-            self._record(state, kwargs["model"])
+            self._record(state, **kwargs)
             return
         monitor.drop_after(state.global_step)
         if not monitor.matches(state.global_step, kwargs["model"]):
@@ -118,13 +120,13 @@ class WeightDynamicsCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_log if self.when == "log" else control.should_save:
-            self._record(state, kwargs["model"])
+            self._record(state, **kwargs)
 
     on_epoch_end = on_step_end
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.when == "save":
-            self._record(state, kwargs["model"])
+            self._record(state, **kwargs)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or not self._has_new_record or not state.is_world_process_zero:
@@ -139,10 +141,11 @@ class WeightDynamicsCallback(TrainerCallback):
         if state.log_history:
             state.log_history[-1].update(known)  # the Trainer has copied its logs by now
 
-    def _record(self, state: Any, model: Any) -> None:
+    def _record(self, state: Any, *, model: Any, optimizer: Any = None, **others: Any) -> None:
         if not state.is_world_process_zero or state.global_step in self.monitor.steps[-1:]:
             return
-        self.monitor.record(state.global_step, model)
+        groups = getattr(optimizer, "param_groups", None)
+        self.monitor.record(state.global_step, model, learning_rate=float(groups[0]["lr"]) if groups else None)
         self._has_new_record = True
 
 

@@ -197,7 +197,7 @@ def _train(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     shutil.rmtree(partial / _STATE, ignore_errors=True)
     (partial / _PLAN).unlink()
-    suite.write_suite(partial, prepared.passages, about)
+    suite.write_suite(partial, prepared.passages, about, plan.learning_rate_schedule)
 
 
 def _arguments(out: Path, plan: TrainingPlan, device: str) -> TrainingArguments:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.formats.slices import select
+from pythia_dynamics.checkpoints.learning_rate import LoggedLearningRate
 from pythia_dynamics.checkpoints.registry import EMBED_OUT, FILE_NAMES
 from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["WeightMonitor", "find_tensors"]
+
+_RATE_FROM = "the optimiser, recorded while training"
+"""Where the learning rate of a store is from that a monitor writes."""
 
 
 class WeightMonitor:
@@ -95,7 +99,9 @@ class WeightMonitor:
         """The last record of each tensor, by the names of `COLUMNS`."""
         return {name: dict(known.rows[-1]) for name, known in self._statistics.items() if known.rows}
 
-    def record(self, step: int, model: torch.nn.Module) -> dict[str, dict[str, float]]:
+    def record(
+        self, step: int, model: torch.nn.Module, *, learning_rate: float | None = None
+    ) -> dict[str, dict[str, float]]:
         """Copy the weights of a model and measure them.
 
         Parameters
@@ -104,6 +110,9 @@ class WeightMonitor:
             The training step, larger than all recorded ones.
         model
             The model.
+        learning_rate
+            The learning rate of the update that follows, as ``optimizer.param_groups[0]["lr"]`` has it. It becomes the
+            coordinate `learning_rate` of the store; None where it is not known.
 
         Returns
         -------
@@ -113,7 +122,7 @@ class WeightMonitor:
         Raises
         ------
         PythiaDynError
-            For a step that is not larger than the recorded ones.
+            For a step that is not larger than the recorded ones, or a learning rate that is negative or not finite.
         UnknownNameError
             For tensors that the model does not have.
         """
@@ -124,10 +133,11 @@ class WeightMonitor:
             raise PythiaDynError(
                 f"step {step} comes after step {self.steps[-1]} in {self.path}; name another store or call drop_after()"
             )
+        rate = None if learning_rate is None else LoggedLearningRate((step,), (float(learning_rate),), _RATE_FROM)
         frames = {name: _to_numpy(tensor, name) for name, tensor in found.items()}
         roles = {name: _roles(_unwrapped(model), tensor) for name, tensor in found.items()}
         specs = [TensorSpec(name, frame.dtype.name, frame.shape, roles[name]) for name, frame in frames.items()]
-        store.ensure(specs, [step])
+        store.ensure(specs, [step], learning_rate=rate)
         for name, frame in frames.items():
             store.write(name, step, frame, {"commit": None, "file": "written while training"})
             known = self._statistics.setdefault(name, OnlineStatistics(frame.size, frame.shape[-1], self.with_gram))
@@ -165,8 +175,8 @@ class WeightMonitor:
         Returns
         -------
         xarray.Dataset
-            The variables `COLUMNS` over `step` and `gram` over (step, other_step). A record with weights that are not
-            finite is NaN, except for `nonfinite`.
+            The variables `COLUMNS` over `step` and `gram` over (step, other_step); the coordinate `learning_rate` where
+            it was recorded. A record with weights that are not finite is NaN, except for `nonfinite`.
 
         Raises
         ------
@@ -192,8 +202,12 @@ class WeightMonitor:
                 gram[i, at[: place + 1]] = gram[at[: place + 1], i] = known.products[i]
             data["gram"] = (("step", "other_step"), gram, {"long_name": "Gram matrix of the weights"})
         steps = np.array(known.steps, dtype=np.int64)
-        attributes = {"source": self.store.source, "tensor": name}
-        return xr.Dataset(data, {"step": steps, "other_step": steps}, attributes)
+        attributes = {"source": self.store.source, "tensor": name, "learning_rate": self.store.learning_rate_from}
+        coordinates: dict[str, Any] = {"step": steps, "other_step": steps}
+        if rates := self.store.coordinate("learning_rate"):
+            of_steps = [rates.get(step, np.nan) for step in known.steps]
+            coordinates["learning_rate"] = ("step", of_steps, {"units": "1"})
+        return xr.Dataset(data, coordinates, attributes)
 
     def _rebuild(self, name: str) -> None:
         """Measure the records of a tensor in the store again."""

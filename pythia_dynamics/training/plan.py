@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
+from pythia_dynamics.checkpoints.learning_rate import LearningRate
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.training.choices import Architecture, FileDtype, Initialisation, Schedule, TokenizerKind
 
@@ -135,6 +136,12 @@ class TrainingPlan:
         if self.step_zero:
             steps.add(0)
         return tuple(sorted(steps))
+
+    @property
+    def learning_rate_schedule(self) -> LearningRate:
+        """The learning rate by step, as the Trainer has it with `schedule`."""
+        end = max(self.max_steps, self.warmup_steps + 1)  # a warmup may be longer than the training
+        return LearningRate(self.learning_rate, end, self.warmup_steps, decay=self.schedule)
 
 
 BLOG_PLAN = TrainingPlan(

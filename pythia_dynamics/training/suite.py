@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from pythia_dynamics import __version__
+from pythia_dynamics.checkpoints.directory_rate import SUITE_FILE
+from pythia_dynamics.checkpoints.learning_rate import LearningRate
 from pythia_dynamics.errors import CorpusError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.tables import plain, read_csv, read_json, write_csv, write_json
@@ -39,7 +41,7 @@ __all__ = [
     "write_suite_losses",
 ]
 
-SUITE = "suite.json"
+SUITE = SUITE_FILE
 """The plan, the text and the version that made the suite. A directory with this file is a finished suite."""
 
 LOSSES = "losses.csv"
@@ -221,7 +223,9 @@ def write_suite_losses(directory: Path, losses: Sequence[Loss]) -> None:
     write_csv(directory / LOSSES, _COLUMNS, map(astuple, losses), digits=9)
 
 
-def write_suite(directory: Path, passages: Sequence[str], about: Mapping[str, Any]) -> None:
+def write_suite(
+    directory: Path, passages: Sequence[str], about: Mapping[str, Any], learning_rate: LearningRate
+) -> None:
     """Write the files that do not belong to a step: ``heldout.jsonl`` and, last, ``suite.json``.
 
     Parameters
@@ -232,10 +236,13 @@ def write_suite(directory: Path, passages: Sequence[str], about: Mapping[str, An
         The held-out passages.
     about
         The description that `describe_suite` gives.
+    learning_rate
+        The schedule of the training. A fetch takes it into the store.
     """
     with atomic_file(directory / HELD_OUT) as file:
         file.writelines(json.dumps({"text": passage}).encode() + b"\n" for passage in passages)
-    write_json(directory / SUITE, {**about, "version": __version__})
+    schedule = {name: value for name, value in asdict(learning_rate).items() if name != "origin"}
+    write_json(directory / SUITE, {**about, "learning_rate": schedule, "version": __version__})
 
 
 def describe_suite(text: Text, plan: TrainingPlan) -> dict[str, Any]:

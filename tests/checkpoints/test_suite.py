@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 from pythia_dynamics.checkpoints import registry
-from pythia_dynamics.checkpoints.suite import (
-    GENERIC,
-    LearningRate,
-    Part,
-    Reference,
-    StepName,
-    Suite,
-    chosen_steps,
-    read_suite,
-)
+from pythia_dynamics.checkpoints.learning_rate import LearningRate
+from pythia_dynamics.checkpoints.suite import GENERIC, Part, Reference, StepName, Suite, chosen_steps, read_suite
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 
 NO_STEP: Any = None

@@ -16,7 +16,8 @@ from support.checkpoints import HEAD, checkpoint, raw, state
 from support.hubserver import HubServer
 
 import pythia_dynamics as pyd
-from pythia_dynamics.checkpoints.suite import LearningRate, Suite
+from pythia_dynamics.checkpoints.learning_rate import LearningRate
+from pythia_dynamics.checkpoints.suite import Suite
 from pythia_dynamics.errors import PythiaDynError, StoreError
 from pythia_dynamics.files import portable
 from pythia_dynamics.history.cache import choose_model, find_model, open_history

@@ -147,6 +147,32 @@ def test_resumed_with_the_trainer(tmp_path: Path) -> None:
         anew.train()
 
 
+def test_the_learning_rate_of_the_optimiser_is_recorded(tmp_path: Path) -> None:
+    """Linear from 1e-2 to 0 over 12 steps; also after the run was resumed."""
+    saving = {"save_strategy": "steps", "save_steps": 6, "warmup_steps": 4}
+    expected = {0: 0.0, 3: 0.0075, 6: 0.0075, 9: 0.00375, 12: 0.0}
+    watch = WeightDynamicsCallback(tmp_path / "a")
+    trainer(tmp_path / "out", gpt2(), [watch, Halt(8)], **saving).train()
+    again = WeightDynamicsCallback(tmp_path / "a")
+    run = trainer(tmp_path / "out", gpt2(), [again], **saving)
+    run.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
+    history = open_history(tmp_path / "a.zarr")
+    assert dict(zip(history.steps.tolist(), history.coordinates["learning_rate"], strict=True)) == pytest.approx(
+        expected
+    )
+    assert history.provenance["learning_rate"] == "the optimiser, recorded while training"
+    found = again.monitor.results()
+    np.testing.assert_allclose(found["learning_rate"], list(expected.values()))
+    assert found.attrs["learning_rate"] == history.provenance["learning_rate"]
+    logged = {row["step"]: row["learning_rate"] for row in run.state.log_history if "learning_rate" in row}
+    after = {3: 0.005, 6: 0.00875, 9: 0.005, 12: 0.00125}  # transformers 5 logs that of the update before
+    assert logged == pytest.approx(after)
+
+    checkpoints = pyd.fetch(tmp_path / "out", tensor="lm_head.weight", cache=tmp_path / "cache")
+    assert checkpoints.provenance["learning_rate"] == "trainer_state.json of checkpoint-12"
+    np.testing.assert_allclose(checkpoints.coordinates["learning_rate"], [logged[6], logged[12]])
+
+
 def test_the_same_run_anew_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path / "out", gpt2(), [WeightDynamicsCallback(tmp_path / "run")]).train()
     with pytest.raises(StoreError, match="steps 0 to 12 of an earlier run; resume that one"):

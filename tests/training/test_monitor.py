@@ -253,3 +253,17 @@ def test_tensors_that_cannot_be_recorded(tmp_path: Path) -> None:
     model.layer.weight = torch.nn.Parameter(torch.zeros(0))
     with pytest.raises(PythiaDynError, match="sharded over processes"):
         WeightMonitor(tmp_path / "b", tensors="layer.weight").record(0, model)
+
+
+def test_the_learning_rate_of_a_loop(tmp_path: Path) -> None:
+    model = Walk()
+    monitor = WeightMonitor(tmp_path / "run", tensors="layer.weight")
+    monitor.record(0, model)
+    assert "learning_rate" not in monitor.results().coords
+    assert monitor.results().attrs["learning_rate"] == "not known"
+    monitor.record(1, model, learning_rate=0.5)
+    with pytest.raises(PythiaDynError, match="at step 2 is nan; it must be finite"):
+        monitor.record(2, model, learning_rate=float("nan"))
+    monitor.record(2, model, learning_rate=0.25)
+    np.testing.assert_array_equal(monitor.results()["learning_rate"], [np.nan, 0.5, 0.25])
+    np.testing.assert_array_equal(open_history(monitor.path).coordinates["learning_rate"], [np.nan, 0.5, 0.25])

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, GPTNeoXForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, GPTNeoXForCausalLM, TrainerCallback, get_scheduler
 
+import pythia_dynamics as pyd
 from pythia_dynamics.errors import CorpusError, NonFiniteError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.evaluation.corpus import load_tokenizer
 from pythia_dynamics.training.loop import new_model, train_suite
@@ -72,6 +73,25 @@ def test_the_suite_has_the_layout_of_the_hub(suite: Path) -> None:
         assert {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"} <= names
         head = weights(suite / folder)["embed_out.weight"]
         assert (head.dtype, head.shape) == (np.dtype(np.float16), (300, 16))
+
+
+def test_its_learning_rate_arrives_in_a_store(suite: Path, tmp_path: Path) -> None:
+    history = pyd.fetch(suite, cache=tmp_path / "cache")
+    assert history.provenance["learning_rate"] == "suite.json of suite"
+    np.testing.assert_allclose(history.coordinates["learning_rate"], PLAN.learning_rate_schedule.at(range(5, 31, 5)))
+
+
+@pytest.mark.parametrize("plan", [PLAN, SMALL, replace(PLAN, schedule="constant"), replace(PLAN, warmup_steps=40)])
+def test_the_schedule_is_that_of_the_trainer(plan: TrainingPlan) -> None:
+    kind = "cosine" if plan.schedule == "cosine" else "constant_with_warmup"
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=plan.learning_rate)
+    scheduler = get_scheduler(kind, optimizer, plan.warmup_steps, plan.max_steps)
+    expected = []
+    for _ in range(plan.max_steps + 1):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(plan.learning_rate_schedule.at(range(plan.max_steps + 1)), expected, atol=1e-12)
 
 
 def test_every_checkpoint_is_a_model_that_transformers_loads(suite: Path) -> None:

@@ -1,0 +1,97 @@
+"""The group of all commands: how errors and interruptions end a command, and the commands of registered measures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.files import reason_of, write_count
+
+__all__ = ["RESUMABLE_KEY", "Failure", "Group", "Interrupted"]
+
+RESUMABLE_KEY = "pythia_dynamics.resumes"
+"""Key in `click.Context.meta` of a command that resumes from finished files."""
+
+
+class Failure(click.ClickException):
+    """A failure that the message explains: one line on stderr, exit status 1."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"pythia-dyn: {' '.join(self.message.split())}", file=file, err=True)
+
+
+class Interrupted(Failure):
+    """An interruption by the user: one line on stderr that says what is kept, exit status 130."""
+
+    exit_code = 130
+
+
+class Group(click.Group):
+    """The group of all commands. Measures that other packages register are commands too."""
+
+    other_measures: Callable[[str], click.Command]
+    """Makes the command of a registered measure from the name of its entry point."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with _warnings_on_stderr():
+            return super().main(*args, **extra)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_registered_measures()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        found = super().get_command(ctx, name)
+        if found is None and name in (registered := _registered_measures()):
+            return self.other_measures(registered[name])
+        return found
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:  # while the help of the group is printed
+            raise Interrupted("interrupted; nothing written") from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        writes_before = write_count()
+        try:
+            return super().invoke(ctx)
+        except PythiaDynError as error:
+            raise Failure(str(error)) from error
+        except OSError as error:  # for instance a file without read permission
+            raise Failure(f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error)) from error
+        except (KeyboardInterrupt, click.Abort) as error:
+            if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise  # the answer to a question was no, or the input ended
+            kept = "nothing written"
+            if write_count() > writes_before:
+                again = ", run the same command again to go on" if ctx.meta.get(RESUMABLE_KEY) else ""
+                kept = f"finished files are kept{again}"
+            raise Interrupted(f"interrupted; {kept}") from None
+
+
+def _registered_measures() -> dict[str, str]:
+    """Entry points of the measures that other packages register, by name of the command, without importing them."""
+    from importlib.metadata import entry_points
+
+    return {name.replace("_", "-"): name for name in entry_points(group="pythia_dynamics.measures").names}
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Print each warning of the library that no command prints in one line on stderr."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning):
+                click.echo(f"pythia-dyn: note: {' '.join(str(message).split())}", err=True)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = show_line
+        yield
