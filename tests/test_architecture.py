@@ -220,7 +220,7 @@ def test_each_library_has_its_room() -> None:
     assert users("datasets") == {"evaluation.corpus", "training.text"}
     assert {room(name) for name in users("click")} == {"cli"}
     assert {room(name) for name in users("tqdm")} == {"cli"}
-    assert {room(name) for name in users("numba")} == {"sweep", "measures", "training"}
+    assert {room(name) for name in users("numba")} == {"sweep", "measures", "evaluation", "training"}
     assert {room(name) for name in users("torch")} == {"device", "sweep", "evaluation", "training"}
 
 

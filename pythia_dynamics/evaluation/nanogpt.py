@@ -60,6 +60,22 @@ class NanoGPTConfig(PretrainedConfig):  # type: ignore[no-untyped-call]
     eos_token_id: int | None = None
 
 
+def _has_kernels(values: torch.Tensor, dropout: float) -> bool:
+    """Whether the kernels for training on a CPU compute with these values."""
+    return values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and dropout < 1
+
+
+class _Dropout(nn.Dropout):
+    """Dropout whose mask is computed and not stored, where values are on a CPU."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.p > 0 and _has_kernels(values, self.p)):
+            return super().forward(values)
+        from pythia_dynamics.evaluation import attention  # only training needs Numba
+
+        return attention.dropout(values, self.p)
+
+
 class _Attention(nn.Module):
     """Causal attention whose scores are divided by √d_model, whatever the number of heads."""
 
@@ -76,12 +92,18 @@ class _Attention(nn.Module):
         self, states: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, width = states.shape
-        parts = self.query_key_value(states).chunk(3, dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        joined = self.query_key_value(states)
+        plainly_causal = mask is None and cache is None and self.config._attn_implementation == "sdpa"
+        if self.training and plainly_causal and _has_kernels(joined, dropout):
+            from pythia_dynamics.evaluation import attention  # only training needs Numba
+
+            return self.projection(attention.causal_attention(joined, self.heads, self.scaling, dropout)), None
+        parts = joined.chunk(3, dim=-1)
         query, key, value = (part.view(batch, length, self.heads, -1).transpose(1, 2) for part in parts)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        dropout = self.dropout if self.training else 0.0
         mixed, weights = attend(self, query, key, value, mask, scaling=self.scaling, dropout=dropout, **kwargs)
         return self.projection(mixed.reshape(batch, length, width)), weights
 
@@ -95,7 +117,7 @@ class _Block(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = _Attention(config, layer)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = _Dropout(config.dropout)
 
     def forward(
         self, states: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None, **kwargs: Any

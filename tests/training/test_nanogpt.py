@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicCache
 
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.checkpoints.roles import find_roles
+from pythia_dynamics.evaluation import attention
 from pythia_dynamics.evaluation.model import build_model
 from pythia_dynamics.evaluation.nanogpt import NanoGPTForCausalLM
 from pythia_dynamics.evaluation.portrait import portrait
@@ -145,6 +146,7 @@ def test_dropout_is_where_the_blog_has_it(monkeypatch: pytest.MonkeyPatch) -> No
         return values * (1 - p) if training else values
 
     monkeypatch.setattr(nn.functional, "dropout", scale)
+    monkeypatch.setattr(attention, "dropout", scale)
     ours, slow = pair(replace(TINY, dropout=0.4))
     ours.train().set_attn_implementation("eager")
     windows = torch.randint(20, (3, 12), generator=torch.Generator().manual_seed(0))
