@@ -10,7 +10,7 @@ seed is drawn from torch's global generator, once a call, so `torch.manual_seed`
 """
 
 # The annotations of Numba and of autograd.Function are incomplete:
-# mypy: disable-error-code="untyped-decorator, no-untyped-call"
+# mypy: disable-error-code="untyped-decorator, no-untyped-call, call-arg, unreachable"
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
@@ -31,8 +32,7 @@ _LANES = 16
 """Columns of the matrices are padded to a multiple of it: the float32 numbers of a vector of AVX-512."""
 
 _ROWS = 8
-"""Rows of a block of the matrices. The sum of 8 rows in one pass needs 9 vector loads for 8 multiplications; more rows
-would make LLVM check too many pairs of arrays for an overlap, and it would not vectorise the loop."""
+"""Rows of a block of the matrices. The sums of 8 rows and 2 vectors take 16 of the 32 registers of AVX-512."""
 
 # Sums may be reordered, so that they are vectorised; numbers need not be finite.
 _FASTMATH = {"reassoc", "nsz", "contract", "arcp"}
@@ -156,61 +156,76 @@ def _fill_keep_mask(out: Any, seed: Any, threshold: Any) -> None:
 # -- products of matrices -------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
-def _add_product(out: Any, a: Any, column: Any, b: Any, start: Any) -> None:
-    """out[:, start:] += a[:, column : column + 8 k] @ b[:, start:], for the shapes (m, n), (m, ·) and (8 k, n)."""
-    _widest_vectors()
-    stop = out.shape[1] - _LANES
-    for row in range(out.shape[0]):
-        o = out[row, start:stop]
-        for r in range(0, b.shape[0], _ROWS):
-            f = a[row, column + r : column + r + _ROWS]
-            f0, f1, f2, f3, f4, f5, f6, f7 = f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]
-            b0, b1, b2, b3 = b[r, start:stop], b[r + 1, start:stop], b[r + 2, start:stop], b[r + 3, start:stop]
-            b4, b5, b6, b7 = b[r + 4, start:stop], b[r + 5, start:stop], b[r + 6, start:stop], b[r + 7, start:stop]
-            for i in range(o.size):
-                low = f0 * b0[i] + f1 * b1[i] + f2 * b2[i] + f3 * b3[i]
-                o[i] += low + (f4 * b4[i] + f5 * b5[i] + f6 * b6[i] + f7 * b7[i])
+def _tile(vectors: int) -> Any:
+    """A function that adds a part of a @ b to the same part of `out`: `_ROWS` rows and `_LANES` · `vectors` columns.
+
+    It gets `out`, a, b and the first row and column of the part. The sums stay in registers. The loops that LLVM
+    vectorises by itself load and store them for each term, and check at each call whether the arrays overlap.
+    """
+
+    @intrinsic
+    def add_tile(typing_context: Any, out: Any, a: Any, b: Any, row: Any, column: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kinds = signature.args
+            o, f, g = (context.make_array(kinds[i])(context, builder, arguments[i]) for i in range(3))
+            row, column = arguments[3:]
+            element = context.get_value_type(kinds[0].dtype)
+            vector, size = ir.VectorType(element, _LANES), context.get_abi_sizeof(element)
+            undefined = ir.Constant(vector, ir.Undefined)
+
+            def at(array: Any, i: Any, j: Any, kind: Any) -> Any:
+                """The address of an element as a pointer to `kind`."""
+                stride = cgutils.unpack_tuple(builder, array.strides)[0]
+                offset = builder.add(builder.mul(i, stride), builder.mul(j, ir.Constant(j.type, size)))
+                address = builder.add(builder.ptrtoint(array.data, offset.type), offset)
+                return builder.inttoptr(address, kind.as_pointer())
+
+            def plus(i: Any, offset: int) -> Any:
+                return builder.add(i, ir.Constant(i.type, offset))
+
+            parts = [(r, c) for r in range(_ROWS) for c in range(vectors)]
+            where = {(r, c): at(o, plus(row, r), plus(column, c * _LANES), vector) for r, c in parts}
+            sums = {part: cgutils.alloca_once(builder, vector) for part in parts}
+            for part in parts:
+                builder.store(builder.load(where[part], align=size), sums[part])
+            depth = cgutils.unpack_tuple(builder, g.shape)[0]
+            with cgutils.for_range(builder, depth) as loop:
+                terms = [
+                    builder.load(at(g, loop.index, plus(column, c * _LANES), vector), align=size)
+                    for c in range(vectors)
+                ]
+                for r in range(_ROWS):
+                    factor = builder.load(at(f, plus(row, r), loop.index, element), align=size)
+                    factor = builder.insert_element(undefined, factor, ir.Constant(ir.IntType(32), 0))
+                    zeros = ir.Constant(ir.VectorType(ir.IntType(32), _LANES), [0] * _LANES)
+                    factor = builder.shuffle_vector(factor, undefined, zeros)
+                    for c in range(vectors):
+                        product = builder.fmul(factor, terms[c], flags=("contract",))
+                        total = builder.fadd(builder.load(sums[r, c]), product, flags=("contract",))
+                        builder.store(total, sums[r, c])
+            for part in parts:
+                builder.store(builder.load(sums[part]), where[part], align=size)
+            return context.get_dummy_value()
+
+        return types.none(out, a, b, types.intp, types.intp), generate
+
+    return add_tile
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
-def _multiply_transposed(out: Any, a: Any, b: Any, start: Any) -> None:
-    """out = a[:, start:] @ b[:, start:].T, for the shapes (4 m, 4 k), (4 m, n) and (4 k, n)."""
+_add_tile, _add_double_tile = _tile(1), _tile(2)
+
+
+@njit(cache=True, nogil=True)
+def _add_product(out: Any, a: Any, b: Any) -> None:
+    """out += a @ b, for the shapes (8 m, 16 n), (8 m, k) and (k, 16 n). The last axes are contiguous."""
     _widest_vectors()
-    stop = a.shape[1] - _LANES
-    zero = a.dtype.type(0)
-    for r in range(0, a.shape[0], 4):
-        a0, a1, a2, a3 = a[r, start:stop], a[r + 1, start:stop], a[r + 2, start:stop], a[r + 3, start:stop]
-        for c in range(0, b.shape[0], 4):
-            b0, b1, b2, b3 = b[c, start:stop], b[c + 1, start:stop], b[c + 2, start:stop], b[c + 3, start:stop]
-            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = zero
-            s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = zero
-            for i in range(a0.size):
-                x0, x1, x2, x3 = a0[i], a1[i], a2[i], a3[i]
-                y = b0[i]
-                s00 += x0 * y
-                s10 += x1 * y
-                s20 += x2 * y
-                s30 += x3 * y
-                y = b1[i]
-                s01 += x0 * y
-                s11 += x1 * y
-                s21 += x2 * y
-                s31 += x3 * y
-                y = b2[i]
-                s02 += x0 * y
-                s12 += x1 * y
-                s22 += x2 * y
-                s32 += x3 * y
-                y = b3[i]
-                s03 += x0 * y
-                s13 += x1 * y
-                s23 += x2 * y
-                s33 += x3 * y
-            out[r, c], out[r, c + 1], out[r, c + 2], out[r, c + 3] = s00, s01, s02, s03
-            out[r + 1, c], out[r + 1, c + 1], out[r + 1, c + 2], out[r + 1, c + 3] = s10, s11, s12, s13
-            out[r + 2, c], out[r + 2, c + 1], out[r + 2, c + 2], out[r + 2, c + 3] = s20, s21, s22, s23
-            out[r + 3, c], out[r + 3, c + 1], out[r + 3, c + 2], out[r + 3, c + 3] = s30, s31, s32, s33
+    for row in range(0, out.shape[0], _ROWS):
+        column = 0
+        while column + _LANES < out.shape[1]:
+            _add_double_tile(out, a, b, row, column)
+            column += 2 * _LANES
+        if column < out.shape[1]:
+            _add_tile(out, a, b, row, column)
 
 
 # -- attention ------------------------------------------------------------------------------------------------
@@ -220,10 +235,9 @@ def _multiply_transposed(out: Any, a: Any, b: Any, start: Any) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath=_FASTMATH)
-def _raise_to(top: Any, row: Any, start: Any, key: Any) -> None:
+def _raise_to(top: Any, row: Any, start: Any, stop: Any, key: Any) -> None:
     """top[key:] = the elementwise maximum of it and `row`; hide the key from the queries before it."""
     _widest_vectors()
-    stop = row.size - _LANES
     row[start:key] = -np.inf
     top, row = top[start:stop], row[start:stop]
     for i in range(row.size):
@@ -231,10 +245,9 @@ def _raise_to(top: Any, row: Any, start: Any, key: Any) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath=_FASTMATH)
-def _weigh(row: Any, top: Any, total: Any, keys: Any, start: Any, threshold: Any) -> None:
+def _weigh(row: Any, top: Any, total: Any, keys: Any, start: Any, stop: Any, threshold: Any) -> None:
     """Turn the scores of a key into weights after dropout, without the factor 1 / total; add all weights to `total`."""
     _widest_vectors()
-    stop = row.size - _LANES
     first, second = keys
     row, top, total = row[start:stop], top[start:stop], total[start:stop]
     zero = row.dtype.type(0)
@@ -245,10 +258,9 @@ def _weigh(row: Any, top: Any, total: Any, keys: Any, start: Any, threshold: Any
 
 
 @njit(cache=True, nogil=True, fastmath=_FASTMATH)
-def _derive(row: Any, slope: Any, log: Any, mean: Any, keys: Any, start: Any, drop: Any) -> None:
+def _derive(row: Any, slope: Any, log: Any, mean: Any, keys: Any, start: Any, stop: Any, drop: Any) -> None:
     """Turn the scores of a key into weights after dropout, and their gradients `slope` into those of the scores."""
     _widest_vectors()
-    stop = row.size - _LANES
     first, second = keys
     threshold, scale = drop
     row, slope, log, mean = row[start:stop], slope[start:stop], log[start:stop], mean[start:stop]
@@ -261,6 +273,12 @@ def _derive(row: Any, slope: Any, log: Any, mean: Any, keys: Any, start: Any, dr
 
 
 @njit(cache=True, nogil=True)
+def _padded(count: Any) -> Any:
+    """The least multiple of `_LANES` that is at least `count`."""
+    return -(-count // _LANES) * _LANES
+
+
+@njit(cache=True, nogil=True)
 def _attend(qkv: Any, out: Any, logs: Any, work: Any, scaling: Any, seed: Any, drop: Any, sequence: Any) -> None:
     """Attention of some sequences, the first of which has the number `sequence`.
 
@@ -269,7 +287,7 @@ def _attend(qkv: Any, out: Any, logs: Any, work: Any, scaling: Any, seed: Any, d
     """
     batch, length, _, heads, size = qkv.shape
     threshold, scale = drop
-    wide, deep = -(-length // _LANES) * _LANES, -(-size // _ROWS) * _ROWS
+    wide, deep = _padded(length), _padded(size)
     q, o, weights = work[:deep], work[deep : 2 * deep], work[2 * deep : 2 * deep + wide]
     top, total = work[2 * deep + wide], work[2 * deep + wide + 1]
     k, v = np.zeros((wide, deep), qkv.dtype), np.zeros((deep, wide), qkv.dtype)
@@ -280,22 +298,20 @@ def _attend(qkv: Any, out: Any, logs: Any, work: Any, scaling: Any, seed: Any, d
                     q[c, t] = qkv[b, t, 0, h, c] * scaling
                     k[t, c] = qkv[b, t, 1, h, c]
                     v[c, t] = qkv[b, t, 2, h, c]
-            weights[:] = 0
-            o[:] = 0
-            total[:] = 0
+            work[deep:] = 0
             top[:] = -np.inf
             for j in range(0, wide, _ROWS):
                 start = j // _LANES * _LANES
-                _add_product(weights[j : j + _ROWS], k[j : j + _ROWS], 0, q, start)
+                _add_product(weights[j : j + _ROWS, start:wide], k[j : j + _ROWS], q[:, start:wide])
                 for r in range(j, j + _ROWS):
-                    _raise_to(top, weights[r], start, r)
+                    _raise_to(top, weights[r], start, wide, r)
             for j in range(0, wide, _ROWS):
                 start = j // _LANES * _LANES
                 for r in range(j, j + _ROWS):
                     keys = _row_keys(seed, ((sequence + b) * heads + h) * length + r)
-                    _weigh(weights[r], top, total, keys, start, threshold)
+                    _weigh(weights[r], top, total, keys, start, wide, threshold)
                     weights[r, start:r] = 0
-                _add_product(o, v, j, weights[j : j + _ROWS], start)
+                _add_product(o[:, start:wide], v[:, j : j + _ROWS], weights[j : j + _ROWS, start:wide])
             for t in range(length):
                 factor = scale / total[t]
                 logs[b, h, t] = top[t] + np.log2(total[t])
@@ -324,45 +340,48 @@ def _attend_backward(
     factor of the gradients of queries and keys.
     """
     batch, length, _, heads, size = qkv.shape
-    wide, deep = -(-length // _LANES) * _LANES, -(-size // _ROWS) * _ROWS
-    q, dq, g = work[:deep], work[deep : 2 * deep], work[2 * deep : 3 * deep]
+    wide, deep = _padded(length), _padded(size)
+    qt, gt, dqt = work[:deep], work[deep : 2 * deep], work[2 * deep : 3 * deep]
     weights, slopes = work[3 * deep : 3 * deep + _ROWS], work[3 * deep + _ROWS : 3 * deep + 2 * _ROWS]
     log, mean = work[3 * deep + 2 * _ROWS], work[3 * deep + 2 * _ROWS + 1]
-    k, kt, v = np.zeros((wide, deep), qkv.dtype), np.zeros((deep, wide), qkv.dtype), np.zeros((wide, deep), qkv.dtype)
-    dk, dv = np.zeros((_ROWS, deep), qkv.dtype), np.zeros((_ROWS, deep), qkv.dtype)
+    q, k, v, g = np.zeros((4, wide, deep), qkv.dtype)
+    kt = np.zeros((deep, wide), qkv.dtype)
+    dk, dv = np.zeros((2, _ROWS, deep), qkv.dtype)
     for b in range(batch):
         for h in range(heads):
             for t in range(length):
                 log[t], mean[t] = logs[b, h, t], 0
                 for c in range(size):
-                    q[c, t] = qkv[b, t, 0, h, c] * scaling
+                    q[t, c] = qt[c, t] = qkv[b, t, 0, h, c] * scaling
                     k[t, c] = kt[c, t] = qkv[b, t, 1, h, c]
                     v[t, c] = qkv[b, t, 2, h, c]
-                    g[c, t] = d_out[b, t, h, c]
-                    mean[t] += g[c, t] * out[b, t, h, c]
-            dq[:] = 0
+                    g[t, c] = gt[c, t] = d_out[b, t, h, c]
+                    mean[t] += g[t, c] * out[b, t, h, c]
+            dqt[:] = 0
             for j in range(0, wide, _ROWS):
                 start = j // _LANES * _LANES
                 weights[:] = 0
                 slopes[:] = 0
-                _add_product(weights, k[j : j + _ROWS], 0, q, start)
-                _add_product(slopes, v[j : j + _ROWS], 0, g, start)
+                _add_product(weights[:, start:wide], k[j : j + _ROWS], qt[:, start:wide])
+                _add_product(slopes[:, start:wide], v[j : j + _ROWS], gt[:, start:wide])
                 for r in range(_ROWS):
                     keys = _row_keys(seed, ((sequence + b) * heads + h) * length + j + r)
                     weights[r, start : j + r] = -np.inf
-                    _derive(weights[r], slopes[r], log, mean, keys, start, drop)
+                    _derive(weights[r], slopes[r], log, mean, keys, start, wide, drop)
                     weights[r, start : j + r] = 0
                     slopes[r, start : j + r] = 0
-                _multiply_transposed(dv, weights, g, start)
-                _multiply_transposed(dk, slopes, q, start)
-                _add_product(dq, kt, j, slopes, start)
+                dk[:] = 0
+                dv[:] = 0
+                _add_product(dv, weights[:, start:wide], g[start:])
+                _add_product(dk, slopes[:, start:wide], q[start:])
+                _add_product(dqt[:, start:wide], kt[:, j : j + _ROWS], slopes[:, start:wide])
                 for t in range(j, min(j + _ROWS, length)):
                     for c in range(size):
                         d_qkv[b, t, 1, h, c] = dk[t - j, c] * (back / scaling)
                         d_qkv[b, t, 2, h, c] = dv[t - j, c]
             for t in range(length):
                 for c in range(size):
-                    d_qkv[b, t, 0, h, c] = dq[c, t] * back
+                    d_qkv[b, t, 0, h, c] = dqt[c, t] * back
 
 
 @njit(cache=True, nogil=True)
@@ -395,21 +414,20 @@ def _threshold(rate: float, dtype: Any) -> tuple[Any, Any]:
 def _matrices(qkv: NDArray[Any], transposed: int, rows: int) -> NDArray[Any]:
     """Zeros for `transposed` queries, keys or values and for `rows` other rows, with a column for each token.
 
-    There are at least `_LANES` columns more than needed. Rows begin on a cache line, because a vector across two lines
-    costs two loads. Their distance is an odd number of lines: at a power of two they would evict one another.
+    Rows begin on a cache line, because a vector across two lines costs two loads. Their distance is an odd number of
+    lines: at a power of two they would evict one another.
     """
     _, length, _, _, size = qkv.shape
-    rows += transposed * (-(-size // _ROWS) * _ROWS)
+    rows += transposed * _padded(size)
     line = 64 // qkv.itemsize
-    stride = (-(-length // _LANES) + 1) * _LANES // line | 1
+    stride = _padded(length) // line | 1
     raw = np.zeros((rows * stride + 1) * line, qkv.dtype)
     start = -raw.ctypes.data % 64 // qkv.itemsize
     return raw[start : start + rows * stride * line].reshape(rows, -1)
 
 
 def _attend_all(qkv: NDArray[Any], out: NDArray[Any], logs: NDArray[Any], *numbers: Any) -> None:
-    wide = -(-qkv.shape[1] // _LANES) * _LANES
-    _attend(qkv, out, logs, _matrices(qkv, 2, wide + 2), *numbers)
+    _attend(qkv, out, logs, _matrices(qkv, 2, _padded(qkv.shape[1]) + 2), *numbers)
 
 
 def _attend_all_backward(d_qkv: NDArray[Any], qkv: NDArray[Any], *arrays_and_numbers: Any) -> None:
