@@ -72,8 +72,9 @@ def _of_suite(path: Path) -> LearningRate | LoggedLearningRate | None:
 
 
 def _has_log(path: Path) -> bool:
-    """Whether a ``trainer_state.json`` is damaged, or has a learning rate in its log."""
-    log = _content(path).get("log_history")
+    """Whether a ``trainer_state.json`` is damaged, or has a learning rate in its log. One without a log states none."""
+    content = _content(path)
+    log = content.get("log_history", [] if content else None)
     return not isinstance(log, list) or any("learning_rate" in row for row in log if isinstance(row, dict))
 
 

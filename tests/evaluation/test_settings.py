@@ -12,6 +12,7 @@ from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.settings import (
     HEADS,
     MODES,
+    PRODUCTS,
     EvaluationSettings,
     ModelSettings,
     check_modes,
@@ -29,6 +30,7 @@ DEFAULTS = {
     "steps": None,
     "batch_tokens": None,
     "max_tokens": None,
+    "products": "auto",
     "disk_budget": None,
     "overwrite": False,
 }
@@ -45,13 +47,16 @@ def test_the_command_has_the_same_defaults_and_choices() -> None:
     assert {name: given[name] for name in names} == {name: DEFAULTS[name] for name in names}
     assert given["modes"] == ("forward",)
     options = {parameter.name: parameter for parameter in command.params}
-    choices = {name: tuple(getattr(options[name].type, "choices", ())) for name in ("modes", "head", "dtype")}
-    assert choices == {"modes": MODES, "head": HEADS, "dtype": DTYPES}
+    choices = {
+        name: tuple(getattr(options[name].type, "choices", ())) for name in ("modes", "head", "dtype", "products")
+    }
+    assert choices == {"modes": MODES, "head": HEADS, "dtype": DTYPES, "products": PRODUCTS}
 
 
 def test_the_closed_sets() -> None:
     assert MODES == ("forward", "unmask", "last-word")
     assert HEADS == ("as-is", "ternary")
+    assert PRODUCTS == ("auto", "plain", "packed")
     assert DTYPES == ("float32", "bfloat16", "float16")
     assert DEVICE_KINDS == ("auto", "cuda", "mps", "cpu")
 
@@ -62,6 +67,7 @@ def test_the_closed_sets() -> None:
         ({"device": "gpu"}, "no device 'gpu'"),
         ({"dtype": "fp16"}, "no dtype 'fp16'; did you mean float16"),
         ({"head": "ternery"}, "no head 'ternery'; did you mean ternary"),
+        ({"products": "pact"}, "no products 'pact'; did you mean packed"),
         ({"limits": 3}, "no setting 'limits'; did you mean limit"),
     ],
 )
