@@ -142,8 +142,10 @@ def test_the_last_checkpoint_of_a_trainer(tmp_path: Path) -> None:
     assert rate.origin == "trainer_state.json of checkpoint-100"
 
 
-@pytest.mark.parametrize("log", [[], [{"step": 10, "loss": 3}]])
-def test_a_trainer_that_has_not_logged_it(tmp_path: Path, log: list[Any], recwarn: pytest.WarningsRecorder) -> None:
+@pytest.mark.parametrize("log", [[], [{"step": 10, "loss": 3}], '{"global_step": 10}'])
+def test_a_trainer_that_has_not_logged_it(
+    tmp_path: Path, log: list[Any] | str, recwarn: pytest.WarningsRecorder
+) -> None:
     run(tmp_path, {10: log})
     assert stated(tmp_path) is None
     assert not recwarn.list
