@@ -23,12 +23,13 @@ from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.directory_rate import stated_learning_rate
 from pythia_dynamics.checkpoints.layout import LayoutCache
-from pythia_dynamics.checkpoints.learning_rate import rates_at
+from pythia_dynamics.checkpoints.learning_rate import LoggedLearningRate, rates_at
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
+from pythia_dynamics.checkpoints.suite import Suite
 from pythia_dynamics.checkpoints.tensors import TensorRequest
 from pythia_dynamics.errors import (
     CheckpointError,
@@ -197,7 +198,7 @@ class _Job:
         """Write the suite and the learning rate of the request into the store, whose weights are complete."""
         if self.request.suite or self.request.learning_rate is not None:
             self._require_learning_rate()
-            Store.create(self.path, source=self.source.location, suite=self.source.suite)
+            Store.create(self.path, source=self.source.location, suite=self._suite())
 
     def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
@@ -281,12 +282,24 @@ class _Job:
             raise PythiaDynError(f"{found}; fetch takes one, download takes several")
         self._require_learning_rate()
         tokens = {step: revision.tokens for step, revision in revisions.items()}
-        store = Store.create(self.path, source=self.source.location, suite=self.source.suite)
+        store = Store.create(self.path, source=self.source.location, suite=self._suite())
         stated = None
         if store.suite.learning_rate is None and isinstance(self.source, LocalSource):
             stated = stated_learning_rate(self.source.location, revisions)
         store.ensure(specs, self.steps, tokens, stated)
         self._read_store(specs)
+
+    def _suite(self) -> Suite:
+        """The suite to record: that of the source, with the learning rate that a user gave the store before.
+
+        A schedule of the registry does not replace values that were given; only others that are given do.
+        """
+        suite = self.source.suite
+        if self.request.learning_rate is None and not self.request.suite and Store.exists(self.path):
+            given = Store.open(self.path).suite.learning_rate
+            if isinstance(given, LoggedLearningRate):
+                return replace(suite, learning_rate=given)
+        return suite
 
     def _require_learning_rate(self) -> None:
         """Raise `PythiaDynError` if the learning rate of the request has none of the steps."""

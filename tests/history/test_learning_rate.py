@@ -70,6 +70,19 @@ def test_a_pythia_model_has_the_published_schedule_and_a_fetch_replaces_it(hub: 
     assert stored.attrs["source"] == str(tmp_path / "lr.csv")
 
 
+def test_the_published_schedule_does_not_replace_what_was_given(tmp_path: Path) -> None:
+    """A fetch that names the suite by its alias, from a directory, after one with a file."""
+    place, cache = write(tmp_path / "run", 1000, 2000), tmp_path / "cache"
+    for step in (1000, 2000):
+        (tmp_path / "run" / f"checkpoint-{step}").rename(tmp_path / "run" / f"step{step}")
+    (tmp_path / "lr.csv").write_text(CSV)
+    given = pyd.fetch("70m", source=str(place), cache=cache, learning_rate=tmp_path / "lr.csv")
+    assert rates(given) == [0.5, 0.375]
+    assert rates(pyd.fetch("70m", source=str(place), cache=cache)) == [0.5, 0.375]
+    replaced = pyd.fetch("70m", source=str(place), cache=cache, learning_rate={1000: 1.0, 2000: 2.0})
+    assert rates(replaced) == [1.0, 2.0]
+
+
 def test_outside_of_the_file_it_is_not_known(tmp_path: Path) -> None:
     place = write(tmp_path / "run", 500, 1000, 3000, 4000)
     (tmp_path / "lr.csv").write_text(CSV)
