@@ -76,10 +76,10 @@ def test_the_published_schedule_does_not_replace_what_was_given(tmp_path: Path) 
     for step in (1000, 2000):
         (tmp_path / "run" / f"checkpoint-{step}").rename(tmp_path / "run" / f"step{step}")
     (tmp_path / "lr.csv").write_text(CSV)
-    given = pyd.fetch("70m", source=str(place), cache=cache, learning_rate=tmp_path / "lr.csv")
+    given = pyd.fetch("70m", source=str(place), steps="1000,2000", cache=cache, learning_rate=tmp_path / "lr.csv")
     assert rates(given) == [0.5, 0.375]
-    assert rates(pyd.fetch("70m", source=str(place), cache=cache)) == [0.5, 0.375]
-    replaced = pyd.fetch("70m", source=str(place), cache=cache, learning_rate={1000: 1.0, 2000: 2.0})
+    assert rates(pyd.fetch("70m", source=str(place), steps="1000,2000", cache=cache)) == [0.5, 0.375]
+    replaced = pyd.fetch("70m", source=str(place), steps="1000,2000", cache=cache, learning_rate={1000: 1.0, 2000: 2.0})
     assert rates(replaced) == [1.0, 2.0]
 
 
