@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims.verdict import NotTestableError, Numbers
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.results.folder import Results
@@ -85,7 +87,7 @@ class Curve:
 
 
 class SavedResults:
-    """Reads the tables and arrays of one model, each once.
+    """Reads the tables and arrays of one model, each once. `in_memory` makes one without a folder.
 
     Parameters
     ----------
@@ -97,6 +99,25 @@ class SavedResults:
         self.results, self.weights = results.model, results.weights()
         self.name = results.name
         self._loaded: dict[str, xr.Dataset | None] = {}
+        self._on_disk = True
+
+    @classmethod
+    def in_memory(cls, name: str, tables: Mapping[str, xr.Dataset]) -> SavedResults:
+        """The results of a model that are in memory, for the same tests as those of a folder.
+
+        Parameters
+        ----------
+        name
+            Name of the model, such as ``pythia-70m-deduped``.
+        tables
+            What `read` gives by name of the file: ``msd.csv``, ``two_time.zarr``, ``density.zarr``, ``order.csv``,
+            ``rank.csv``, ``perplexity-forward.csv`` … A name that is not there is a missing file; no disk is read.
+        """
+        saved = cls.__new__(cls)
+        saved.results, saved.weights = Results(name), Results(name, tensor=EMBED_OUT)
+        saved.name = name
+        saved._loaded, saved._on_disk = dict(tables), False
+        return saved
 
     def read(self, *files: str, known: Numbers | None = None) -> list[xr.Dataset]:
         """The content of the tables ``<kind>.csv`` and datasets ``<kind>.zarr`` that a test needs.
@@ -120,6 +141,8 @@ class SavedResults:
 
     def find(self, file: str) -> xr.Dataset | None:
         """The content of a file that `read` reads, None where there is none. Raises `FormatError` for a damaged one."""
+        if not self._on_disk:
+            return self._loaded.get(file)
         if file not in self._loaded:
             folder, (kind, _, suffix) = self._folder(file), file.rpartition(".")
             read = folder.read_table if suffix == "csv" else folder.read_zarr
@@ -179,7 +202,9 @@ class SavedResults:
         return f"; {count} steps of {kind}.csv, {weights.sizes['step']} of the weights"
 
     def settings(self, kind: str) -> dict[str, Any]:
-        """The settings of the evaluation that wrote ``<kind>.csv``; empty where they cannot be read."""
+        """The settings of the evaluation that wrote ``<kind>.csv``; empty where they cannot be read, or in memory."""
+        if not self._on_disk:
+            return {}
         try:
             return dict(read_json(self.results.path / f"{kind}.json")["settings"])
         except (OSError, ValueError, KeyError, TypeError):

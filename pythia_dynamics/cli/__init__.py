@@ -5,10 +5,23 @@ Commands import large libraries inside their functions, so that ``--help`` takes
 
 from __future__ import annotations
 
-from pythia_dynamics.cli import demo, garden, measures, perplexity, reproduce, saved, stores, timeline, training, verify
+from pythia_dynamics.cli import (
+    calibrate,
+    demo,
+    garden,
+    measures,
+    perplexity,
+    reproduce,
+    saved,
+    stores,
+    timeline,
+    training,
+    verify,
+)
 from pythia_dynamics.cli.app import main
 
 __all__ = [
+    "calibrate",
     "demo",
     "garden",
     "main",

@@ -63,7 +63,7 @@ def garden(
 
     After an interruption the same command resumes.
     """
-    from pythia_dynamics.claims.verdict import VERDICTS
+    from pythia_dynamics.report.verdicts import counted
     from pythia_dynamics.studies import garden as garden_study
 
     names = tuple(name.strip() for name in listed.split(",") if name.strip())
@@ -100,8 +100,7 @@ def garden(
         app.echo(name)
         app.echo_missing(reasons)
     for name, verdicts in result.verdicts.items():
-        counts = [f"{sum(verdict.verdict == word for verdict in verdicts)} {word}" for word in VERDICTS]
-        app.echo(f"{name}: claims: {', '.join(counts)}")
+        app.echo(f"{name}: claims: {counted(verdicts)}")
     app.echo(
         f"\n{results / garden_study.PAGE}\n{len(result.files)} files, {app.duration(time.monotonic() - start)} in all"
     )

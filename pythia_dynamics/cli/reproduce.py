@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def order_parameter(
     """
     start = time.monotonic()
     app.echo("loading torch and transformers …")
+    from pythia_dynamics.report.verdicts import evidence_line, heading, records_of
+    from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.order_parameter import reproduce as reproduce_blog
 
     with app.echo_warnings():
@@ -73,12 +76,16 @@ def order_parameter(
             f"{size:5} {fact['steps']} steps: b {b:.4g} → {last_b:.4g}, training loss {loss:.3f} → {last_loss:.3f}, "
             f"validation {validation:.3f}"
         )
+    app.echo(f"\n{heading(study.verdicts)}")
+    records = records_of(Results(study.name, results))
     for verdict in study.verdicts:
         app.echo(f"\n{verdict.verdict.upper()}: {verdict.statement}\n  {verdict.reason}")
+        if evidence := evidence_line(verdict, records):
+            app.echo(f"  {evidence}")
     app.echo(f"\n{len(study.files)} files in {results / study.name}, {time.monotonic() - start:.0f} s in all")
     facts = {
         "models": dict(study.facts),
-        "claims": {verdict.claim: {"verdict": verdict.verdict, **verdict.numbers} for verdict in study.verdicts},
+        "claims": {verdict.claim: asdict(verdict) for verdict in study.verdicts},
         "files": study.files,
         "seconds": time.monotonic() - start,
     }

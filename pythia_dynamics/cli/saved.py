@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +16,12 @@ from pythia_dynamics.cli import app
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 if TYPE_CHECKING:
+    from pythia_dynamics.claims.verdict import Verdict
     from pythia_dynamics.figures.axis import AxisKind
     from pythia_dynamics.report.page import Section
     from pythia_dynamics.results.folder import Results
 
 __all__ = ["claims", "figures", "portrait", "report"]
-
-_MARKS = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
 
 with_measured: Callable[[app.Command], app.Command] = click.option(
     "--model",
@@ -119,27 +120,152 @@ def figures(models: tuple[str, ...], axis: AxisKind, cache: Path, results: Path)
 @app.main.command()
 @with_measured
 @with_measured_tensors
+@click.option(
+    "--published", is_flag=True, help="Judge EleutherAI's LAMBADA table of 16 Pythia models, which needs no results."
+)
 @app.with_cache
 @app.with_results
 @app.with_json
-def claims(models: tuple[str, ...], tensors: tuple[str, ...], cache: Path, results: Path) -> None:
-    """Test every claim of the two publications on saved results, and write claims.json."""
+def claims(models: tuple[str, ...], tensors: tuple[str, ...], published: bool, cache: Path, results: Path) -> None:
+    """Test every claim of the two publications on saved results, and write claims.json.
+
+    Of several models, claims about all of them are tested as well, and verdicts are counted over seeds
+    (claims-over-models.json).
+    """
+    from pythia_dynamics.claims.populations import FILE, save_over_models
     from pythia_dynamics.claims.scorecard import save
-    from pythia_dynamics.studies.sections import verdicts
+    from pythia_dynamics.report.verdicts import heading, records_of
+    from pythia_dynamics.studies.sections import over_models, verdicts
 
     answer = app.Answer("claims")
+    if published:
+        if tensors:
+            raise click.UsageError("--published has perplexities only; leave out --tensor")
+        _judge_published(models, answer)
+        return
+    judged: dict[Results, tuple[Verdict, ...]] = {}
     for measured in _measured(models, cache, results, answer, tensors):
         with answer.collect():
             found = verdicts(measured)
             path = save(measured, found)
-            app.echo(measured.label)
-            for verdict in found:
-                app.echo(f"{_MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}")
+            judged[measured] = found
+            app.echo(f"{measured.label}: {heading(found)}")
+            _echo_verdicts(found, records_of(measured))
             app.echo(f"  {path}")
             answer.facts.append(
                 {"model": measured.name, "file": path, "claims": [asdict(verdict) for verdict in found]}
             )
+    more: dict[str, Any] = {}
+    with answer.collect():
+        over = over_models(judged)
+        if over is not None:
+            path = save_over_models(results / FILE, [*judged], over.verdicts, over.seeds)
+            app.echo("over models")
+            _echo_verdicts(over.verdicts, max(map(records_of, judged)))
+            for counts in over.seeds:
+                app.echo(f"  {counts.model}, over seeds: {counts.claim:21} {counts.text}")
+            app.echo(f"  {path}")
+            more["over_models"] = {
+                "file": path,
+                "claims": [asdict(verdict) for verdict in over.verdicts],
+                "seeds": [asdict(counts) for counts in over.seeds],
+            }
+    answer.finish(**more)
+
+
+def _echo_verdicts(verdicts: Iterable[Verdict], records: int) -> None:
+    """Print verdicts: for each the mark, the word, the claim and the reason, and its evidence in a second line.
+
+    Parameters
+    ----------
+    verdicts
+        The verdicts.
+    records
+        Number of steps of the history, for the error rates.
+    """
+    from pythia_dynamics.report.verdicts import MARKS, evidence_line
+
+    for verdict in verdicts:
+        app.echo(f"{MARKS[verdict.verdict]} {verdict.verdict:18} {verdict.claim:21} {verdict.reason}")
+        if evidence := evidence_line(verdict, records):
+            app.echo(f"    {evidence}")
+
+
+def _judge_published(models: tuple[str, ...], answer: app.Answer) -> None:
+    """Judge EleutherAI's published table and print the verdicts on the given models, or on all of them."""
+    from pythia_dynamics.claims.lambada_curve import PublishedCurve
+    from pythia_dynamics.claims.published import DROPS, HURTS, LITERATURE, TOWARDS_ZERO, judge_published
+    from pythia_dynamics.report.verdicts import MARKS
+    from pythia_dynamics.results.published_lambada import SOURCE, SUSPECT_REASON, published_models
+
+    known = published_models()
+    names: dict[str, None] = {}
+    for model in models or ("*",):
+        with answer.collect():
+            names |= dict.fromkeys(_published_names(model, known))
+    card = judge_published()
+    chosen = {name: verdicts for name, verdicts in card.models.items() if name in names}
+    curves = {name: PublishedCurve.of(name) for name in chosen}
+    if chosen:
+        app.echo(f"{SOURCE}\n{len(card.models)} models, {card.tests} tests, p corrected for their number (Holm)\n")
+        columns = f"{'best step':>9} {'ppl':>7} {'last':>7} {'factor':>7} {'z':>5} {'p':>8}  τ late"
+        app.echo(f"{'late training hurts':22} {columns}")
+    for name, verdicts in chosen.items():
+        hurts = next(verdict for verdict in verdicts if verdict.claim == HURTS.id)
+        told, p = hurts.numbers, hurts.p_corrected
+        app.echo(
+            f"{name:22} {told['best_step']:>9,} {told['best_ppl']:7.2f} {told['last_ppl']:7.2f} {told['factor']:7.2f} "
+            f"{told['z']:5.1f} {p:8.2g}  {told['trend_kendall_tau']:+.2f}  {MARKS[hurts.verdict]} {hurts.verdict}"
+        )
+    for claim in (DROPS, TOWARDS_ZERO):
+        of_claim = {name: verdict for name, found in chosen.items() for verdict in found if verdict.claim == claim.id}
+        untestable = [name for name, verdict in of_claim.items() if verdict.evidence is None]
+        tested = {name: verdict for name, verdict in of_claim.items() if verdict.evidence is not None}
+        if claim is TOWARDS_ZERO and tested:  # exact: the least of all says it
+            least = min(tested, key=lambda name: float(str(tested[name].numbers["least"])))
+            tested = {least: tested[least]}
+        app.echo("")
+        for name, verdict in tested.items():
+            app.echo(f"{MARKS[verdict.verdict]} {verdict.verdict:18} {claim.id} {name}: {verdict.reason}")
+        if untestable:
+            app.echo(f"– not testable here  {claim.id} the paper gives no step for {', '.join(untestable)}")
+    if chosen:
+        app.echo("")
+        _echo_verdicts(card.over_models, 0)
+    for name, curve in curves.items():
+        if curve.suspect:
+            steps = f"{len(curve.suspect)} steps, {curve.suspect[0]:,} to {curve.suspect[-1]:,}"
+            app.echo(f"  suspect, not used: {name}, {steps}: {SUSPECT_REASON}")
+    for line in LITERATURE:
+        app.echo(f"  {line}")
+    answer.facts = {
+        "source": SOURCE,
+        "tests": card.tests,
+        "models": [
+            {"model": name, "suspect_steps": curves[name].suspect, "claims": [asdict(verdict) for verdict in verdicts]}
+            for name, verdicts in chosen.items()
+        ],
+        "suspect_reason": SUSPECT_REASON,
+        "over_models": [asdict(verdict) for verdict in card.over_models],
+        "literature": LITERATURE,
+    }
+    answer.name = "published"
     answer.finish()
+
+
+def _published_names(model: str, known: Sequence[str]) -> list[str]:
+    """The models of the published table that a name, an alias or a glob means."""
+    from pythia_dynamics.checkpoints.registry import resolve
+    from pythia_dynamics.results.published_lambada import published_lambada
+
+    if any(character in model for character in "*?["):
+        found = [name for name in known if fnmatchcase(name, model) or fnmatchcase(name.removeprefix("pythia-"), model)]
+        if not found:
+            raise UnknownNameError("published model", model, known)
+        return found
+    with suppress(PythiaDynError):  # the error of the next line lists the names of the table
+        model = resolve(model).name
+    return [str(published_lambada(model).attrs["model"])]
 
 
 @app.main.command()

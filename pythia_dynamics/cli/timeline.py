@@ -25,16 +25,17 @@ __all__ = ["phases", "stop"]
 @click.option(
     "--rule",
     type=click.Choice(get_args(RuleKind)),
-    default="either",
+    default="stationary",
     show_default=True,
-    help="Displacement rate below the threshold, MSD past its peak beyond the null, or either.",
+    help="Displacement that no longer grows with the distance, with the learning rate taken out; displacement rate "
+    "below the threshold; MSD past its peak beyond the null; or either of the last two.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, min_open=True),
     default=0.01,
     show_default=True,
-    help="Relative displacement per 1,000 steps.",
+    help="Relative displacement per 1,000 steps, for --rule displacement.",
 )
 @click.option("--patience", type=click.IntRange(1), default=3, show_default=True, help="Consecutive records.")
 @click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="First step of the rule.")
@@ -86,9 +87,9 @@ def stop(
 @click.option(
     "--strength",
     type=click.FloatRange(0, min_open=True),
-    default=5.0,
+    default=7.0,
     show_default=True,
-    help="Penalty for each change point, in units of σ² ln n; that of BIC is 3.",
+    help="Least size of a change, in robust standard deviations of the steps fitted at the other records.",
 )
 @click.option(
     "--tolerance",
@@ -107,7 +108,10 @@ def phases(
     axis: AxisKind,
     results: Path,
 ) -> None:
-    """Phases of training: change points of displacement rate, direction and bimodality, and their agreement.
+    """Phases of training: abrupt changes of displacement rate, direction and bimodality, and their agreement.
+
+    The learning rate and smooth trends are taken out. Without a learning rate (--learning-rate), changes of the
+    displacement rate are undecided.
 
     With several models (seeds, sizes) also the agreement between models on the same tensor.
     """

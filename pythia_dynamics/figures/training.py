@@ -16,7 +16,7 @@ from pythia_dynamics.measures.phases import Detector
 __all__ = ["losses", "phases", "runs_against_order", "slope_against_order", "stopping"]
 
 _SIGNALS: Mapping[Detector, str] = {
-    "displacement_rate": "squared displacement\nper step (weight²)",
+    "displacement_rate": "squared displacement\nper ∫η² or step (weight²)",
     "direction": "cosine of successive\nincrements",
     "bimodality": "Sarle's bimodality",
 }
@@ -143,12 +143,23 @@ def _draw_runs(
     parts: Mapping[str, tuple[str, str]],
     first: int = 0,
 ) -> None:
-    """Draw the variables `parts`, with line style and marker, against `x`, without the records before `first`."""
+    """Draw the variables `parts`, with line style and marker, against `x`, without the records before `first`.
+
+    Several seeds are thin lines, their mean a thick one.
+    """
     for colour, (name, seeds) in zip(COLOURS, runs.items(), strict=False):
         labels = iter([name])  # the first curve of a model has its name
-        for run in seeds:
+        if len(seeds) > 1:  # every seed thin, and their mean at the steps that all of them have
+            for run in seeds:
+                for part, (line, _) in parts.items():
+                    ax.plot(run[x][first:], run[part][first:], line, color=colour, linewidth=0.5, alpha=0.45)
+            shared = xr.concat([run[[x, *parts]] for run in seeds], "seed", join="inner")
+            drawn: Sequence[xr.Dataset] = [shared.mean("seed")]
+        else:
+            drawn = seeds
+        for run in drawn:
             for part, (line, _) in parts.items():
-                ax.plot(run[x][first:], run[part][first:], line, color=colour, linewidth=1.2, label=next(labels, None))
+                ax.plot(run[x][first:], run[part][first:], line, color=colour, linewidth=1.4, label=next(labels, None))
         if published and name in published:
             points = published[name].isel(step=slice(first, None))
             for part, (_, marker) in parts.items():

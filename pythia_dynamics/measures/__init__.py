@@ -23,7 +23,20 @@ that ``pythia-dyn --help`` does not import them."""
 
 COMMANDS = frozenset(
     {
-        *("claims", "demo", "fetch", "figures", "ls", "models", "perplexity", "phases", "plan", "portrait", "report"),
+        *(
+            "calibrate",
+            "claims",
+            "demo",
+            "fetch",
+            "figures",
+            "ls",
+            "models",
+            "perplexity",
+            "phases",
+            "plan",
+            "portrait",
+            "report",
+        ),
         *("reproduce", "stop", "train", "verify"),
     }
 )

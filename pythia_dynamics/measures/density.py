@@ -17,6 +17,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.dip import dip_test
 from pythia_dynamics.measures.measure import Flag, Measure, Table
+from pythia_dynamics.measures.modes import MODES_METHOD, find_modes, independent_weights, quantiles_of
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
@@ -25,21 +26,10 @@ from pythia_dynamics.sweep.dataset import Variable, ends, format_ends, step_data
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DENSITY", "MODES_METHOD", "QUANTILES", "count_modes", "density"]
+__all__ = ["DENSITY", "QUANTILES", "density"]
 
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 """Levels of the saved quantiles: the quartiles, and the usual levels of both tails."""
-
-MODES_METHOD = (
-    "local maxima of the Gaussian kernel density estimate with Silverman's bandwidth 0.9 min(σ, IQR/1.34) n^(-1/5) "
-    "(Silverman 1986, eq. 3.31), or the distance of neighbouring 16-bit values where that is more, that stand out by "
-    "at least 5 % of the highest (topographic prominence)"
-)
-_MIN_PROMINENCE = 0.05
-"""Least prominence of a mode as a share of the highest one, so that noise of the estimate in the tails is no mode."""
-
-_MAX_CELLS = 1 << 14
-"""Most cells of the grid of the density estimate; it bounds the time for weights with far outliers."""
 
 
 def density(
@@ -111,10 +101,11 @@ def _finish(
     moments = counts.moments
     quantile = np.full((len(table), len(levels)), np.nan)
     modes = np.full(len(table), np.nan)
-    for t, (row, nonfinite, spread) in enumerate(zip(cumulated, moments.nonfinite, moments.std, strict=True)):
-        if not nonfinite and row[-1]:
-            quantile[t] = _quantiles(values, row, levels)
-            modes[t] = _modes(values, row, spread, counts.counted_as)
+    independent = independent_weights(counts.size, history.frame_shape)
+    for t, (row, sums, nonfinite) in enumerate(zip(table, cumulated, moments.nonfinite, strict=True)):
+        if not nonfinite and sums[-1]:
+            quantile[t] = quantiles_of(values, sums, levels)
+            modes[t] = find_modes(values, row, independent, counted_as=counts.counted_as).count
     full = table
     if len(table) < len(history.steps):
         full = np.zeros((len(history.steps), len(values)), np.uint32)  # a missing step has no weights: 0, not NaN
@@ -148,6 +139,7 @@ def _finish(
         },
         attrs={
             "weights_per_step": counts.size,
+            "independent_weights": independent,
             "counted_as": counts.counted_as,
             "rounding_before_counting": "float16" if counts.direct else "none",
         },
@@ -186,54 +178,6 @@ DENSITY = Measure(
 )
 
 
-def count_modes(values: NDArray[np.float64], counts: NDArray[Any]) -> int:
-    """The number of modes of a density, by `MODES_METHOD`.
-
-    Parameters
-    ----------
-    values
-        Distinct finite values, ascending, shape (n,).
-    counts
-        How often each occurs, shape (n,). A single value is one mode.
-    """
-    weights = counts / counts.sum()
-    spread = np.sqrt(np.sum(weights * (values - np.sum(weights * values)) ** 2))
-    return _modes(values, np.append(0, np.cumsum(counts, dtype=np.int64)), float(spread))
-
-
-def _modes(
-    values: NDArray[np.float64], cumulated: NDArray[np.int64], spread: float, counted_as: str | None = None
-) -> int:
-    """The number of modes from cumulative counts (n + 1,), the first 0, and the standard deviation `spread`.
-
-    `counted_as` is the dtype to which weights were rounded; None for values that were not rounded.
-    """
-    from scipy.ndimage import gaussian_filter1d
-    from scipy.signal import find_peaks
-
-    low, q1, q3, high = _quantiles(values, cumulated, np.array([0.0005, 0.25, 0.75, 0.9995]))
-    scale = min(spread, (q3 - q1) / 1.34) or spread
-    width = 0.9 * scale * float(cumulated[-1]) ** -0.2
-    if width == 0:
-        return 1
-    if counted_as is not None:  # with a narrower kernel every 16-bit value would be a mode
-        width = max(width, _spacing(max(abs(low), abs(high)), counted_as))
-    low, high = low - 4 * width, high + 4 * width
-    cells = int(min(max(np.ceil((high - low) / (width / 4)), 16), _MAX_CELLS))
-    grid = np.diff(cumulated[np.searchsorted(values, np.linspace(low, high, cells + 1))]).astype(np.float64)
-    smooth = gaussian_filter1d(grid, width * cells / (high - low), mode="constant", truncate=6)
-    peaks, _ = find_peaks(smooth, prominence=_MIN_PROMINENCE * smooth.max())
-    return max(len(peaks), 1)
-
-
-def _spacing(value: float, counted_as: str) -> float:
-    """The distance from a positive 16-bit value to the next greater one, or from the greatest to the next smaller."""
-    if counted_as == "bfloat16":
-        return float(np.spacing(np.float32(value))) * 2.0**16
-    above = float(np.spacing(np.half(value)))  # not finite at the greatest float16
-    return above if np.isfinite(above) else value - float(np.nextafter(np.half(value), np.half(0)))
-
-
 def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:
     if isinstance(bins, (int, np.integer)):
         if bins < 1:
@@ -246,13 +190,3 @@ def _edges(values: NDArray[np.float64], bins: int | Sequence[float] | NDArray[An
     if edges.ndim != 1 or len(edges) < 2 or not np.all(np.diff(edges) > 0):
         raise PythiaDynError("bin edges must be at least two increasing numbers")
     return edges
-
-
-def _quantiles(
-    values: NDArray[np.float64], cumulated: NDArray[np.int64], levels: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The least value whose cumulative count reaches each level; for level 0 the least value."""
-    ranks = np.maximum(np.ceil(levels * cumulated[-1]), 1).astype(np.int64)
-    indices = np.searchsorted(cumulated[1:], ranks)
-    chosen: NDArray[np.float64] = values[indices]
-    return chosen

@@ -19,7 +19,7 @@ from pythia_dynamics.sweep.counts import code_values
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["SAMPLE_SIZE", "TAIL_PROBABILITIES", "dip", "dip_p", "dip_test"]
+__all__ = ["SAMPLE_SIZE", "TAIL_PROBABILITIES", "dip", "dip_p", "dip_test", "grid_spacing"]
 
 SAMPLE_SIZE = 2000
 """Number of weights that are drawn at a step, at most. The table of `dip_p` is for samples of this size."""
@@ -30,6 +30,13 @@ TAIL_PROBABILITIES = (
     *(0.001, 0.0005, 0.0002, 0.0001, 0.00005, 0.00002, 0.00001),
 )
 """p-values of the table: the share of a million uniform samples whose dip is greater than each of `_DIP_QUANTILES`."""
+
+_FEWEST_ON_A_GRID = 8
+"""Weights with at most as many values, 3 bits, are taken as quantised, not as rounded."""
+
+_LEAST_SHARED = 5
+"""Least number of weights with the value of the middle weight, on a grid. Weights that are drawn from a continuous
+density and rounded to a fine grid share few values, and their distances are those of the sample."""
 
 _DIP_QUANTILES = (
     *(0.004825, 0.005422, 0.005663, 0.006068, 0.006478, 0.007039, 0.007494, 0.007921, 0.008354),
@@ -43,8 +50,8 @@ def dip_test(density: xr.Dataset) -> xr.Dataset:
     """The dip test of 2,000 weights of every step, or of all weights if there are fewer.
 
     The weights are drawn from the exact counts. The step number is the seed of the draw, so that the errors of
-    different steps are independent. Each weight is moved at random within its rounding interval, because equal values
-    would look like modes.
+    different steps are independent. Each weight is moved at random within its rounding interval, or by up to half the
+    spacing of a coarser grid (`grid_spacing`), because equal values would look like modes.
 
     Parameters
     ----------
@@ -72,7 +79,9 @@ def dip_test(density: xr.Dataset) -> xr.Dataset:
         size = min(SAMPLE_SIZE, int(cumulated[-1]))
         drawn = np.sort(rng.choice(cumulated[-1], size, replace=False, shuffle=False))
         indices = np.searchsorted(cumulated, drawn, side="right")
-        statistic[t] = dip(low[indices] + (high[indices] - low[indices]) * rng.random(size))
+        half = grid_spacing(values, table[t]) / 2
+        lower, upper = (np.minimum(low, values - half)[indices], np.maximum(high, values + half)[indices])
+        statistic[t] = dip(lower + (upper - lower) * rng.random(size))
         p[t] = dip_p(statistic[t], size)
     return xr.Dataset(
         {
@@ -81,6 +90,38 @@ def dip_test(density: xr.Dataset) -> xr.Dataset:
         },
         coords={"step": steps},
     )
+
+
+def grid_spacing(values: NDArray[np.float64], counts: NDArray[Any]) -> float:
+    """The distance of neighbouring values where weights lie on a grid; 0 where they do not.
+
+    Weights may have been rounded before: bfloat16 that is stored as float16, or 8-bit integers times a scale. On a grid
+    the middle weight shares its value with others, and the values are many: weights that take eight values or fewer
+    are quantised, and those values are modes.
+
+    Parameters
+    ----------
+    values
+        Distinct finite values, ascending, shape (n,).
+    counts
+        How often each occurs, shape (n,).
+
+    Returns
+    -------
+    float
+        The median, over weights, of the distance from a value that occurs to the next one that does.
+    """
+    present = counts > 0
+    values, numbers = values[present], counts[present].astype(np.float64)
+    if len(values) <= _FEWEST_ON_A_GRID or _weighted_median(numbers, numbers) < _LEAST_SHARED:
+        return 0.0
+    return _weighted_median(np.diff(values), numbers[:-1])
+
+
+def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    order = np.argsort(values, kind="stable")
+    cumulated = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(cumulated, cumulated[-1] / 2)]])
 
 
 def _rounding_intervals(values: NDArray[np.float64], dtype: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

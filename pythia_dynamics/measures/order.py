@@ -6,7 +6,6 @@ Ziyin & Ueda 2022; "A Large Language Model Order Parameter", Eq 3 (the blog).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.kink import find_kink
 from pythia_dynamics.measures.measure import Flag, Measure, Table
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
@@ -24,44 +24,10 @@ if TYPE_CHECKING:
 
     Loss = Mapping[int, float] | Sequence[float] | NDArray[Any] | xr.DataArray
 
-__all__ = ["BrokenLine", "backward_derivative", "break_in_line", "derivative", "order_parameter"]
-
-_PHI_GRID = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
-"""Autocorrelations φ of noise that are tried. The grid is finer towards 1, where residuals change fastest with φ."""
-
-_DRAWS_PER_PHI = 200
-"""Random series for each φ: enough for the mean autocorrelation of their residuals to ± 0.01."""
+__all__ = ["backward_derivative", "derivative", "order_parameter"]
 
 _MIN_CHANGE = 1e-9
 """Least relative change of b between steps; below it dL/db is a ratio of rounding errors."""
-
-
-@dataclass(frozen=True)
-class BrokenLine:
-    """A continuous line with one break, fitted by least squares, and its test against a straight line.
-
-    The place of the break is fitted too, so `f` does not have an F distribution. `p` comes from a Monte-Carlo test. Its
-    noise is autoregressive, with an autocorrelation estimated from the residuals. Of straight lines with noise of
-    autocorrelation up to 0.5, 1 to 7 % have p < 0.05; at 0.9 it is 11 to 16 %. Noise whose variance changes along the
-    line makes p too small.
-
-    Parameters
-    ----------
-    at
-        x of the break.
-    slope_before, slope_after
-        Slopes of the line on both sides of the break.
-    f
-        F statistic of the two additional parameters at the best break.
-    p
-        Share of straight lines with Gaussian noise, at the same x, whose best break has an F at least as large.
-    """
-
-    at: float
-    slope_before: float
-    slope_after: float
-    f: float
-    p: float
 
 
 def order_parameter(
@@ -97,9 +63,9 @@ def order_parameter(
         differences on the uneven grid of step numbers (first-order at both ends), NaN where b is constant, and
         `dloss_db_backward`, (L_i − L_{i−1})/(b_i − b_{i−1}), which the blog publishes. The central `dloss_db` estimates
         the slope at a step; the backward one is the mean slope since the step before, half an interval earlier. The
-        attributes of `loss` have the fit of loss(b) by a line with one break: `break_b`, `slope_before`, `slope_after`,
-        `break_f`, `break_p` (see `BrokenLine`), absent with fewer than six points. Missing steps, and steps with
-        weights that are not finite, are NaN.
+        attributes of `loss` have the best kink of loss(b), without the untrained model: `kink_b`, `slope_before`,
+        `slope_after`, `kink_ratio`, `kink_p` (see `pythia_dynamics.measures.kink.Kink`), absent with fewer than twelve
+        points. Missing steps, and steps with weights that are not finite, are NaN.
 
     Raises
     ------
@@ -120,15 +86,16 @@ def _finish(history: History, counts: Counts, *, loss: Loss | None) -> xr.Datase
     }
     if loss is not None:
         known = _aligned(history, loss)
-        fit = break_in_line(b, known)
+        trained = history.steps > 0  # from the untrained model the loss falls at once by most of its range
+        kink = find_kink(b[trained], known[trained])
         found: dict[str, Any] = {}
-        if fit is not None:
+        if kink is not None:
             found = {
-                "break_b": fit.at,
-                "slope_before": fit.slope_before,
-                "slope_after": fit.slope_after,
-                "break_f": fit.f,
-                "break_p": fit.p,
+                "kink_b": kink.at,
+                "slope_before": kink.slope_before,
+                "slope_after": kink.slope_after,
+                "kink_ratio": kink.ratio,
+                "kink_p": kink.p,
             }
         variables["loss"] = Variable(known, "loss", "nat", attrs=found)
         variables["dloss_db"] = Variable(derivative(history.steps, b, known), "dL/db", "nat")
@@ -145,10 +112,10 @@ def _summarise(dataset: xr.Dataset) -> tuple[str, dict[str, Any]]:
         losses, fit = ends(dataset["loss"]), dataset["loss"].attrs
         facts |= {"loss": losses, "fit": dict(fit)}
         sentence += f", loss {format_ends(losses)}"
-        if "break_b" in fit:
+        if "kink_b" in fit:
             sentence += (
-                f"; a line with one break fits best at b = {fit['break_b']:.4g}, where dL/db goes from "
-                f"{fit['slope_before']:.3g} to {fit['slope_after']:.3g} (p = {fit['break_p']:.2g} for no break)"
+                f"; the best kink is at b = {fit['kink_b']:.4g}, where dL/db goes from {fit['slope_before']:.3g} to "
+                f"{fit['slope_after']:.3g} (p = {fit['kink_p']:.2g} for a smooth curve)"
             )
     return sentence, facts
 
@@ -217,85 +184,6 @@ def backward_derivative(b: NDArray[np.float64], loss: NDArray[np.float64]) -> ND
     resolved = np.abs(db) > _MIN_CHANGE * np.abs(b[known[1:]])
     slope[known[1:][resolved]] = dl[resolved] / db[resolved]
     return slope
-
-
-def break_in_line(x: Any, y: Any, *, draws: int = 999, seed: int = 0) -> BrokenLine | None:
-    """Fit y(x) by a continuous line with one break.
-
-    The break is at that x of the data with the least sum of squares, excluding the first two and the last two.
-
-    Parameters
-    ----------
-    x, y
-        The data, shape (n,). Points that are not finite are left out.
-    draws
-        Number of simulated straight lines for p. With 999 the least p is 0.001.
-    seed
-        Seed of the simulation.
-
-    Returns
-    -------
-    BrokenLine or None
-        None for fewer than six points or fewer than five distinct x.
-    """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    finite = np.isfinite(x) & np.isfinite(y)
-    x, y = x[finite], y[finite]
-    distinct = np.unique(x)
-    if len(x) < 6 or len(distinct) < 5:
-        return None
-    low, span = distinct[0], distinct[-1] - distinct[0]
-    u = (x - low) / span
-    breaks = (distinct[2:-2] - low) / span
-    line, _ = np.linalg.qr(np.column_stack([np.ones_like(u), u]))
-    hinges = np.maximum(u[:, None] - breaks, 0)
-    hinges -= line @ (line.T @ hinges)
-    hinges /= np.linalg.norm(hinges, axis=0)
-
-    def fit_breaks(targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
-        """F of the best break of every column, the index of that break, and the residuals of the fit."""
-        line_residuals = targets - line @ (line.T @ targets)  # residuals of a straight line
-        coefficients = hinges.T @ line_residuals
-        index = np.abs(coefficients).argmax(axis=0)
-        residuals = line_residuals - hinges[:, index] * coefficients[index, np.arange(targets.shape[1])]
-        straight, broken = (line_residuals**2).sum(axis=0), (residuals**2).sum(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            f = (straight - broken) / 2 / (broken / (len(x) - 4))
-        f[straight <= 1e-24 * np.maximum((targets**2).sum(axis=0), np.finfo(float).tiny)] = 0  # only rounding errors
-        return f, index, residuals
-
-    (f,), (index,), residuals = fit_breaks((y - y.mean())[:, None])
-    at = breaks[index]
-    design = np.column_stack([np.ones_like(u), u, np.maximum(u - at, 0)])
-    _, before, change = np.linalg.lstsq(design, y, rcond=None)[0]
-    # Noise with the autocorrelation of the data. The fit follows such noise, so its residuals have less of it. Hence
-    # the φ whose simulated residuals have the autocorrelation of the measured ones.
-    white = np.random.default_rng(seed).standard_normal((len(x), draws))
-    expected = [np.mean(_autocorrelation(fit_breaks(_noise(phi, white[:, :_DRAWS_PER_PHI]))[2])) for phi in _PHI_GRID]
-    phi = float(np.interp(_autocorrelation(residuals)[0], expected, _PHI_GRID))
-    null = fit_breaks(_noise(phi, white))[0]
-    return BrokenLine(
-        at=float(low + at * span),
-        slope_before=float(before / span),
-        slope_after=float((before + change) / span),
-        f=float(f),
-        p=float((1 + np.count_nonzero(null >= f)) / (draws + 1)),
-    )
-
-
-def _noise(phi: float, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """First-order autoregressive noise of unit variance, from white noise; shape (n, draws)."""
-    noise = draws.copy()
-    for i in range(1, len(noise)):
-        noise[i] = phi * noise[i - 1] + np.sqrt(1 - phi**2) * draws[i]
-    return noise
-
-
-def _autocorrelation(residuals: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The autocorrelation at lag 1 of each column; 0 for a column of zeros."""
-    total = (residuals**2).sum(axis=0)
-    correlation: NDArray[np.float64] = (residuals[1:] * residuals[:-1]).sum(axis=0) / np.where(total > 0, total, 1)
-    return correlation
 
 
 def _aligned(history: History, loss: Loss) -> NDArray[np.float64]:

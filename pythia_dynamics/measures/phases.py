@@ -1,11 +1,7 @@
-"""Phases of training: change points of the motion of the weights by three detectors, and their agreement.
+"""Phases of training: abrupt changes of the motion of the weights by three detectors, and their agreement.
 
-Each detector fits one signal by straight lines. A penalty like that of BIC chooses their number. A change point is the
-first step of a new line.
-
-The fit is exact. The library `ruptures` 1.1.10 has the same search with pruning, but it prunes too early where a line
-has a least length, and misses the best lines of one short signal in 25; its search without pruning takes 3.6 s for 143
-values.
+Each detector has a signal from which the learning rate is taken out. A change point is a step in the signal that a
+smooth trend does not explain (`pythia_dynamics.measures.change_points`).
 """
 
 from __future__ import annotations
@@ -20,6 +16,8 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.change_points import STRENGTH, change_points, window_of
+from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
@@ -29,24 +27,33 @@ from pythia_dynamics.sweep.gram import Gram
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DETECTORS", "Change", "Detector", "agreement", "change_points", "phases"]
+__all__ = ["DETECTORS", "Change", "Detector", "agreement", "phases"]
 
 Detector = Literal["displacement_rate", "direction", "bimodality"]
 
 DETECTORS: Mapping[Detector, str] = {
-    "displacement_rate": "logarithm of the squared displacement per step since the step before",
-    "direction": "cosine between the increments before and after a step",
-    "bimodality": "change of Sarle's coefficient of the density per step since the step before",
+    "displacement_rate": "logarithm of the squared displacement since the step before, without the noise of records, "
+    "relative to that expected from the learning rate",
+    "direction": "cosine between the increments before and after a step, less that of the noise of records",
+    "bimodality": "change of Sarle's coefficient of the density since the step before, relative to the displacement",
 }
-"""The signal of each detector. For a random walk with increments of constant size all three are constant with
-independent noise: the squared displacement is divided by the number of steps, and the changes of Sarle's coefficient
-are used, because the coefficient itself is a random walk."""
+"""The signal of each detector. For a random walk whose steps follow the learning rate η, with or without noise of each
+record, all three are constant with noise: the expected squared displacement is a + b ∫η²."""
 
-_MIN_RECORDS = 4
-"""Fewest records of a phase: a line has two parameters, so two degrees of freedom remain for noise."""
+_LEAST: Mapping[Detector, float] = {"displacement_rate": float(np.log(2)), "direction": 0.2, "bimodality": 0.0}
+"""Least change that counts: a rate that doubles, a cosine that differs by 0.2. It rules out the tiny irregularities of
+curves without noise. For the bimodality `_LEAST_BIMODALITY` does so."""
 
-STRENGTH = 5.0
-"""Penalty for each change point, in units of σ² ln n. That of BIC is 3; `change_points` gives the reason for 5."""
+_FACTOR: Mapping[Detector, float] = {"displacement_rate": 1.0, "direction": 1.0, "bimodality": 2.0}
+"""Factor of the strength. Sarle's coefficient follows the few largest weights: while heavy tails build up, its noise is
+far larger than later."""
+
+_LEAST_BIMODALITY = 0.04
+"""Least change of Sarle's coefficient, over a window, that counts: a fifth of the way from that of a Gaussian,
+0.333, to that of a uniform density, 0.555."""
+
+_STILL = 1e-6
+"""A squared displacement below this share of the expected one is no motion; its logarithm is that of this share."""
 
 TOLERANCE = 0.05
 """Two change points agree within this share of the training, which is the window of the claims about changes."""
@@ -60,17 +67,20 @@ def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None 
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     strength : float
-        Penalty for each change point, in units of σ² ln n; see `change_points`.
+        Least size of a change, in robust standard deviations; see `change_points`.
     compute : Compute, optional
         How to compute.
 
     Returns
     -------
     xarray.Dataset
-        Over `step`: `displacement_rate` Σ(w_t − w_s)² / (t − s) from the present step s before t (weight²),
-        `direction`, the cosine between the increments that end and begin at a step, and `bimodality`, Sarle's
-        coefficient; NaN where not known. For each, `<signal>_change` is true at the first step of every new phase by
-        its detector (`DETECTORS`). Missing steps, and steps with weights that are not finite, are skipped.
+        Over `step`: `displacement_rate` Σ(w_t − w_s)² / ∫η² from the present step s before t (weight²), or per step
+        where the learning rate is not known; `direction`, the cosine between the increments that end and begin at a
+        step; and `bimodality`, Sarle's coefficient; NaN where not known. For each, `<signal>_change` is true at the
+        first step of every new phase by its detector (`DETECTORS`). Where the learning rate is not known, a change of
+        the displacement rate may be one of the schedule: `displacement_rate_change` is then false, and
+        `displacement_rate_undecided` true at its steps. Missing steps, and steps with weights that are not finite, are
+        skipped. The attribute `learning_rate_known` says which it is.
 
     Raises
     ------
@@ -81,119 +91,122 @@ def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None 
 
 
 def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) -> xr.Dataset:
-    steps = history.steps
-    known = steps[gram.indices].astype(np.float64)
+    steps, at = history.steps, gram.indices
     products = gram.increments()
     sizes = np.diag(products)
+    time, rate_known = _time(history, at)
+    passed = np.diff(time)
     columns = {name: np.full(len(steps), np.nan) for name in DETECTORS}
-    columns["displacement_rate"][gram.indices[1:]] = sizes[1:] / np.diff(known)
-    if len(known) > 2:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cosine = np.diag(products, 1)[1:] / np.sqrt(sizes[1:-1] * sizes[2:])
-        columns["direction"][gram.indices[1:-1]] = cosine
+    signals = {name: np.full(len(steps), np.nan) for name in DETECTORS}
+    least: dict[Detector, float] = dict(_LEAST)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        columns["displacement_rate"][at[1:]] = np.where(passed > 0, sizes[1:] / passed, np.nan)
+        columns["direction"][at[1:-1]] = np.diag(products, 1)[1:] / np.sqrt(sizes[1:-1] * sizes[2:])
     columns["bimodality"][counts.indices] = counts.moments.bimodality
-    signals = {
-        "displacement_rate": _log(columns["displacement_rate"]),
-        "direction": columns["direction"],
-        "bimodality": _slope(steps, columns["bimodality"]),
-    }
+    if len(at) > 2 and sizes[1:].any():
+        noise = _noise(products[1:, 1:])
+        expected = _expected(sizes[1:], passed, noise)
+        signals["displacement_rate"][at[1:]] = _relative_rate(products[1:, 1:], expected, passed, noise)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            opposed = noise / np.sqrt(expected[:-1] * expected[1:])
+            signals["direction"][at[1:-1]] = columns["direction"][at[1:-1]] + opposed
+            distance = np.full(len(steps), np.nan)
+            distance[at[1:]] = np.sqrt(sizes[1:] / np.median(sizes[1:][sizes[1:] > 0]))
+            signals["bimodality"] = _differences(columns["bimodality"]) / distance
+        least["bimodality"] = _LEAST_BIMODALITY / window_of(len(at))
     units = {"displacement_rate": "weight^2", "direction": "1", "bimodality": "1"}
     variables: dict[str, Variable] = {}
     for name, column in columns.items():
         variables[name] = Variable(column, name.replace("_", " "), units[name])
-        changes = np.isin(steps, change_points(steps, signals[name], strength=strength))
+        changes = np.isin(
+            steps, change_points(steps, signals[name], strength=_FACTOR[name] * strength, least=least[name])
+        )
         label = f"change point of the {name.replace('_', ' ')}"
-        variables[f"{name}_change"] = Variable(changes, label, attrs={"detector": DETECTORS[name]})
-    return step_dataset(history, variables, attrs={"strength": strength})
+        about = {"detector": DETECTORS[name]}
+        if name == "displacement_rate":
+            undecided = changes & (not rate_known)
+            changes &= rate_known
+            text = f"{label}, or change of the learning rate, which is not known"
+            variables[f"{name}_undecided"] = Variable(undecided, text, attrs=about)
+        variables[f"{name}_change"] = Variable(changes, label, attrs=about)
+    return step_dataset(history, variables, attrs={"strength": strength, "learning_rate_known": int(rate_known)})
+
+
+def _time(history: History, at: NDArray[np.intp]) -> tuple[NDArray[np.float64], bool]:
+    """∫η² at the present steps, and True; the step numbers, and False, where the learning rate is not known."""
+    steps, rate = history.steps, history.coordinates.get("learning_rate")
+    if rate is not None and len(at):
+        covered = cumulative_learning_rate(steps[at[0] :], rate[at[0] :], 2)[at - at[0]]
+        if np.isfinite(covered).all() and covered[-1] > 0:
+            return covered, True
+    return steps[at].astype(np.float64), False
+
+
+def _noise(products: NDArray[np.float64]) -> float:
+    """Squared size of the noise of single records, 0 where neighbouring increments do not oppose each other.
+
+    The noise of a record is in the increments before and after it with opposite signs. Increments that oppose each
+    other by less than four standard errors of the mean cosine, or by a cosine of 0.03, are taken as free of it.
+    """
+    sizes = np.sqrt(np.diag(products))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = np.diag(products, 1) / (sizes[1:] * sizes[:-1])
+    cosines = cosines[np.isfinite(cosines)]
+    if len(cosines) < 2 or cosines.mean() > -max(4 * cosines.std() / np.sqrt(len(cosines)), 0.03):
+        return 0.0
+    return max(-float(np.mean(np.diag(products, 1))), 0.0)
+
+
+def _relative_rate(
+    products: NDArray[np.float64], expected: NDArray[np.float64], passed: NDArray[np.float64], noise: float
+) -> NDArray[np.float64]:
+    """Logarithm of squared displacements relative to the expected ones, without the noise of records.
+
+    δ_i·(δ_{i−1} + δ_i + δ_{i+1}) has no noise of records on average. Its own error is about √2 ‖δ_i‖² times that of a
+    cosine between neighbours. Three times it is added to both sides of the ratio, so that the logarithm is of a
+    positive number.
+    """
+    moved = np.diag(products)
+    if noise:
+        beside = np.diag(products, 1)
+        found = moved + np.append(beside, beside[-1]) + np.append(beside[0], beside)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosines = beside / np.sqrt(moved[1:] * moved[:-1])
+            rates = found / passed
+        error = 1.48 * float(np.nanmedian(np.abs(np.diff(cosines)))) / np.sqrt(2)
+        floor = 3 * np.sqrt(2) * error * moved
+        usual = max(float(np.median(rates[np.isfinite(rates)])), 0.0) * passed
+    else:
+        found, floor, usual = moved, np.zeros_like(moved), expected
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(usual + floor > 0, np.maximum(found + floor, 0) / (usual + floor), np.nan)
+    logarithm: NDArray[np.float64] = np.log(np.maximum(relative, _STILL))
+    return logarithm
+
+
+def _expected(moved: NDArray[np.float64], passed: NDArray[np.float64], noise: float) -> NDArray[np.float64]:
+    """The squared displacement a + b ∫η² of a walk with noise of records: a is twice the noise, b a median."""
+    usable = (passed > 0) & (moved > 0)
+    rate = float(np.median(np.maximum(moved[usable] - 2 * noise, 0) / passed[usable])) if usable.any() else 0.0
+    return 2 * noise + rate * passed
 
 
 PHASES = Measure(
     name="phases",
     title="Phases of training",
-    source="Jackson et al. 2005; Liu, Wu & Zidek 1997",
+    source="regression discontinuity in a moving window",
     function=phases,
     accumulators=(Gram, Counts),
     finish=_finish,
 )
 
 
-def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logarithm: NDArray[np.float64] = np.log(values)
-    return logarithm
-
-
-def _slope(steps: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Change per step since the previous known value; NaN at the first."""
-    slope = np.full(len(values), np.nan)
+def _differences(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Change since the previous known value; NaN at the first."""
+    found = np.full(len(values), np.nan)
     at = np.flatnonzero(np.isfinite(values))
-    if len(at) > 1:
-        slope[at[1:]] = np.diff(values[at]) / np.diff(steps[at])
-    return slope
-
-
-def change_points(steps: Any, signal: Any, *, strength: float = STRENGTH) -> tuple[int, ...]:
-    """The first step of every straight line after the first, in a fit of a signal by several lines.
-
-    Each additional line must lower the sum of squares by more than strength · σ² ln n. σ² is the variance of the noise,
-    estimated from the median distance of a value to the line through its two neighbours. The strength of BIC is 3, for
-    the three parameters of a line (level, slope, place). The default 5 gives fewer false change points, as in Liu, Wu &
-    Zidek (1997). Of constant signals with independent Gaussian noise, 5 % with 30 values have a change point, 2 % with
-    60, 0.3 % with 143. With the heavy-tailed noise of Student's t with 5 degrees of freedom it is 11 %, 7 % and 6 %.
-
-    Parameters
-    ----------
-    steps
-        Step numbers, shape (T,), increasing.
-    signal
-        Values, shape (T,). NaN is skipped. A phase has at least four of the others.
-    strength
-        Penalty for each change point, above 0.
-
-    Raises
-    ------
-    PythiaDynError
-        `strength` is not above 0.
-    """
-    if strength <= 0:
-        raise PythiaDynError(f"the strength of the penalty must be above 0; got {strength:g}")
-    numbers, values = np.asarray(steps), np.asarray(signal, dtype=np.float64)
-    finite = np.isfinite(values)
-    numbers, values = numbers[finite], values[finite]
-    if len(values) < 2 * _MIN_RECORDS or np.ptp(values) == 0:
-        return ()
-    at = (numbers - numbers[0]) / float(numbers[-1] - numbers[0])
-    values = (values - np.median(values)) / np.ptp(values)
-    weight = (at[2:] - at[1:-1]) / (at[2:] - at[:-2])
-    residual = values[1:-1] - weight * values[:-2] - (1 - weight) * values[2:]
-    noise = float(np.median(np.abs(residual / np.sqrt(1 + weight**2 + (1 - weight) ** 2)))) / 0.6745
-    penalty = strength * max(noise, 1e-6) ** 2 * np.log(len(values))  # noise is at least rounding
-    return tuple(int(numbers[start]) for start in _starts(at, values, penalty))
-
-
-def _starts(at: NDArray[np.float64], values: NDArray[np.float64], penalty: float) -> list[int]:
-    """Where the lines after the first start in the fit with the least sum of squares and penalties.
-
-    The best lines for the first n values are one from some start to n, and the best lines for the values before that
-    start (Jackson et al. 2005). All starts are tried at once; the sum of squares about a line is computed from
-    cumulative sums. Abscissae are relative to the end of the line, so that steps that are close together keep their
-    distances.
-    """
-    count = len(values)
-    least, last = np.full(count + 1, np.inf), np.zeros(count + 1, dtype=np.intp)
-    least[0] = 0.0
-    for end in range(_MIN_RECORDS, count + 1):
-        before = end - _MIN_RECORDS + 1
-        to_end, level = at[:end] - at[end - 1], values[:end]
-        terms = np.stack([np.ones(end), to_end, level, to_end**2, to_end * level])
-        n, x, y, xx, xy = np.cumsum(terms[:, ::-1], axis=1)[:, ::-1][:, :before]
-        costs = least[:before] - y**2 / n - (xy - x * y / n) ** 2 / (xx - x**2 / n)  # without Σy², the same for all
-        last[end] = np.argmin(costs)
-        least[end] = costs[last[end]] + penalty
-    starts = [int(last[-1])]
-    while starts[0]:
-        starts.insert(0, int(last[starts[0]]))
-    return starts[1:]
+    found[at[1:]] = np.diff(values[at])
+    return found
 
 
 @dataclass(frozen=True, slots=True)

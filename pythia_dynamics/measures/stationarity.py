@@ -1,4 +1,4 @@
-"""The curves for a rule about stationary weights: displacement rate, and MSD with that of a random walk."""
+"""The curves for a rule about stationary weights: displacements, and MSD with that of a random walk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pythia_dynamics.measures.displacement import MSD, Integral, random_walk
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.dataset import Variable, step_dataset
+from pythia_dynamics.sweep.gram import Gram, displacements
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,13 +37,14 @@ def motion(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     xarray.Dataset
         Over `step`: `frobenius_norm` (weight), `moved` Σ(w_t − w_s)² with the previous present step s (weight²),
         `displacement_rate` ‖w_t − w_s‖ / ‖w_t‖ per 1,000 steps, `msd` and `msd_null` (as `pythia_dynamics.msd`), and
-        `msd_null_sd`, the standard deviation of the MSD of the random walk (weight²). Missing steps, and steps with
-        weights that are not finite, are NaN. So is the first rate.
+        `msd_null_sd`, the standard deviation of the MSD of the random walk (weight²). Over (`step`, `other_step`):
+        `squared_displacement` Σ(w_t − w_s)² (weight²), whose attribute `weights` is the number of weights. Missing
+        steps, and steps with weights that are not finite, are NaN. So is the first rate.
     """
     return MOTION(history, compute=compute)
 
 
-def _finish(history: History, integral: Integral) -> xr.Dataset:
+def _finish(history: History, integral: Integral, gram: Gram) -> xr.Dataset:
     curves = MSD.finish(history, integral)[["msd", "msd_null"]]
     sums, size, at = integral.total, integral.size, integral.indices
     squared = sums[:, 1] + 2 * integral.shift * sums[:, 0] + size * integral.shift**2
@@ -58,7 +60,13 @@ def _finish(history: History, integral: Integral) -> xr.Dataset:
         "displacement_rate": Variable(rate, f"relative displacement per {RATE_STEPS} steps"),
         "msd_null_sd": Variable(spread, "standard deviation of the MSD of a random walk", "weight^2"),
     }
-    return curves.assign(step_dataset(history, variables, at=at).data_vars)
+    found = curves.assign(step_dataset(history, variables, at=at).data_vars)
+    pairs = np.full((len(history.steps),) * 2, np.nan)
+    pairs[np.ix_(gram.indices, gram.indices)] = displacements(gram.increments())
+    label = {"long_name": "squared displacement between two steps", "units": "weight^2", "weights": gram.size}
+    return found.assign({"squared_displacement": (("step", "other_step"), pairs, label)}).assign_coords(
+        other_step=history.steps
+    )
 
 
 MOTION = Measure(
@@ -66,6 +74,6 @@ MOTION = Measure(
     title="Motion of the weights",
     source="Nicolini et al., arXiv 2403.08739, §5",
     function=motion,
-    accumulators=(Integral,),
+    accumulators=(Integral, Gram),
     finish=_finish,
 )

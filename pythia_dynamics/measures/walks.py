@@ -38,8 +38,9 @@ show persistence. It has to be longer than any memory of the motion that is not 
 _SIGNIFICANT = 2.0
 """Standard errors above 0 up to which an autocorrelation of the increments counts as persistence."""
 
-_FEW, _MANY = 199, 1999
-"""Walks for a p-value, and for one that is small: a scorecard of ten tests asks for p ≤ 0.005."""
+_FEW, _MANY = 199, 1199
+"""Walks for a p-value, and for one that is small: a scorecard of 16 tests asks for p ≤ 0.003, and where none of 1,199
+walks is as extreme, the upper limit of their share is 0.0025 (95 %)."""
 
 _RARE = 2
 """So few of the first walks must be as extreme for more walks to be drawn."""
@@ -200,11 +201,15 @@ def squared_displacements(products: NDArray[np.float64]) -> NDArray[np.float64]:
     array, shape (…, n, n)
         Σ_k (w_tk − w_sk)², in weight².
     """
-    inner = products.copy()
-    inner[..., 0, :] = inner[..., :, 0] = 0  # the first weights cancel
-    gram = np.cumsum(np.cumsum(inner, axis=-1), axis=-2)
-    norm = np.diagonal(gram, axis1=-2, axis2=-1)
-    return np.maximum(norm[..., :, None] + norm[..., None, :] - 2 * gram, 0)
+    gram = products.copy()
+    gram[..., 0, :] = gram[..., :, 0] = 0  # the first weights cancel
+    np.cumsum(gram, axis=-1, out=gram)
+    np.cumsum(gram, axis=-2, out=gram)
+    norm = np.diagonal(gram, axis1=-2, axis2=-1).copy()
+    gram *= -2
+    gram += norm[..., :, None]
+    gram += norm[..., None, :]
+    return np.maximum(gram, 0, out=gram)
 
 
 def integrated(products: NDArray[np.float64], size: int) -> NDArray[np.float64]:
@@ -288,14 +293,15 @@ def simulate_walks(
     if jitter > 0:
         covariance[1:, 1:] += jitter * (2 * np.eye(len(sizes)) - np.eye(len(sizes), k=1) - np.eye(len(sizes), k=-1))
     deviations = np.sqrt(np.diag(covariance))
-    scale = np.where(deviations > 0, deviations, 1)
-    values, vectors = np.linalg.eigh(covariance / scale / scale[:, None])
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    products = root @ _wishart(rows, motion.dimensions, count, generator) @ root
-    own = np.sqrt(np.diagonal(products, axis1=1, axis2=2))
-    factor = np.where(own > 0, deviations / np.where(own > 0, own, 1), 0)
-    scaled: NDArray[np.float64] = products * factor[:, :, None] * factor[:, None, :]
-    return scaled
+    vectors = _vectors(rows, motion.dimensions, count, generator)
+    if np.count_nonzero(covariance) > np.count_nonzero(deviations):  # else the vectors are independent
+        scale = np.where(deviations > 0, deviations, 1)
+        values, directions = np.linalg.eigh(covariance / scale / scale[:, None])
+        vectors = (directions * np.sqrt(np.maximum(values, 0))) @ directions.T @ vectors
+    own = np.sqrt(np.einsum("kij,kij->ki", vectors, vectors))
+    vectors *= np.where(own > 0, deviations / np.where(own > 0, own, 1), 0)[:, :, None]
+    products: NDArray[np.float64] = vectors @ vectors.transpose(0, 2, 1)
+    return products
 
 
 def _correlation(persistence: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -312,19 +318,18 @@ def _correlation(persistence: NDArray[np.float64], count: int) -> NDArray[np.flo
     return found
 
 
-def _wishart(rows: int, dimensions: float, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Inner products of `rows` standard normal vectors in so many dimensions, shape (count, rows, rows).
+def _vectors(rows: int, dimensions: float, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """`rows` vectors, of shape (count, rows, k), with the inner products of standard normal ones in so many dimensions.
 
     In at least as many dimensions as rows by Bartlett's decomposition (1933), which draws rows² numbers instead of
     rows · dimensions.
     """
     if dimensions < rows:
-        vectors = generator.standard_normal((count, rows, max(round(dimensions), 1)))
-        return vectors @ vectors.transpose(0, 2, 1)
+        return generator.standard_normal((count, rows, max(round(dimensions), 1)))
     factor = np.tril(generator.standard_normal((count, rows, rows)), -1)
     at = np.arange(rows)
     factor[:, at, at] = np.sqrt(generator.chisquare(dimensions - at, (count, rows)))
-    return factor @ factor.transpose(0, 2, 1)
+    return factor
 
 
 def exceedance(
@@ -344,7 +349,7 @@ def exceedance(
     -------
     tuple
         (1 + number of simulated ≥ observed) / (1 + number), and the simulated statistics. 199 are drawn, and up to
-        1,999 where at most two of them are as extreme.
+        1,199 where at most two of them are as extreme.
     """
     found = np.empty(0)
     for batch in draw:

@@ -7,7 +7,6 @@ of the page, drawn by matplotlib. A small script shows the values at the pointer
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -16,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics import __version__, figures
-from pythia_dynamics.claims.verdict import VERDICTS, Verdict, VerdictWord
+from pythia_dynamics.claims.populations import SeedCounts
+from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.errors import PythiaDynError, optional_import
 from pythia_dynamics.figures.gallery import comparison_figures
 from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report import facts
 from pythia_dynamics.report.explorer import Explorer, explorers
+from pythia_dynamics.report.verdicts import MARKS, counted, evidence_facts, heading, records_of
 from pythia_dynamics.results.folder import Results
 
-__all__ = ["Section", "report"]
-
-_MARKS: dict[VerdictWord, str] = {"supported": "✓", "not supported": "✗", "not testable here": "–"}
-"""Marks beside the words of the verdicts."""
+__all__ = ["OverModels", "Section", "report"]
 
 _MAX_NARROW_WIDTH = 420
 """Width in points up to which a figure shrinks on a small screen. A wider one is scrolled: its text of 9 points would
@@ -57,13 +55,31 @@ class Section:
     tables: Sequence[facts.Table]
 
 
-def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
+@dataclass(frozen=True)
+class OverModels:
+    """What is said of several models together.
+
+    Parameters
+    ----------
+    verdicts
+        The verdicts on the claims about all of them.
+    seeds
+        The verdicts on each model, counted over its runs with other seeds.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    seeds: tuple[SeedCounts, ...]
+
+
+def report(sections: Sequence[Section], *, over: OverModels | None = None, progress: Progress = silent) -> str:
     """The HTML page of some models.
 
     Parameters
     ----------
     sections
         One for each model.
+    over
+        What is said of several models together.
     progress
         Counts models, and the figures of all models as one more.
 
@@ -89,16 +105,24 @@ def report(sections: Sequence[Section], *, progress: Progress = silent) -> str:
         progress(number + 1, total)
     rows: dict[str, dict[str, Any]] = {}
     for name, section in zip(names, sections, strict=True):
+        records = records_of(section.results)
         for verdict in section.verdicts:
             row = rows.setdefault(verdict.claim, {"claim": verdict, "key": f"claim-{verdict.claim}", "of": {}})
-            row["of"][name] = verdict
+            row["of"][name] = {"verdict": verdict, "evidence": evidence_facts(verdict, records)}
+    records = max(records_of(results) for results in folders)
+    together_judged = [
+        {"verdict": verdict, "key": f"claim-{verdict.claim}", "evidence": evidence_facts(verdict, records)}
+        for verdict in (over.verdicts if over else ())
+    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = facts.format_number
     return environment.from_string(_file("page.html.j2")).render(
         title=f"Training dynamics of {', '.join(names)}",
         names=names,
         rows=list(rows.values()),
-        marks=_MARKS,
+        marks=MARKS,
+        over=together_judged,
+        seeds=over.seeds if over else (),
         together=together,
         sections=parts,
         command="pythia-dyn report " + " ".join(f"--model {name}" for name in names),
@@ -113,7 +137,6 @@ def _part(section: Section, key: str) -> dict[str, Any]:
     """What the template needs of a section. A figure that is an explorer is not drawn a second time."""
     results, with_slider = section.results, explorers(section.results, key)
     shown = {explorer.key for explorer in with_slider}
-    counted = Counter(verdict.verdict for verdict in section.verdicts)
     return {
         "key": key,
         "name": results.label,
@@ -123,7 +146,8 @@ def _part(section: Section, key: str) -> dict[str, Any]:
         "gaps": facts.gaps(results),
         "findings": facts.findings(results),
         "provenance": facts.provenance(results),
-        "counts": ", ".join(f"{counted[word]} {word}" for word in VERDICTS),
+        "counts": counted(section.verdicts),
+        "heading": heading(section.verdicts),
     }
 
 

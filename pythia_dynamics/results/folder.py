@@ -52,6 +52,10 @@ _PERPLEXITY_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 """Columns that a table of perplexities always has."""
 
+_PREFIX = "-prefix"
+_OF_PREFIXES = Table(("step", "prefix", "nll_mean", "entropy", "sentences"), keys=("step", "prefix"))
+"""The table of unmasking by prefix length, ``perplexity-unmask-prefix.csv``, which stands beside that of the mode."""
+
 _PLACES = ("source", "location")
 """Entries of the provenance that may be the path of a directory, which is recorded relative to the folder."""
 
@@ -245,7 +249,9 @@ class Results:
         """
         measure = _measure_of(name)
         closed = table is None and measure is not None and measure.name in BUILT_IN
-        table = table or (measure.tables[name] if measure else Table(("step",)))
+        table = table or (
+            measure.tables[name] if measure else _OF_PREFIXES if name.endswith(_PREFIX) else Table(("step",))
+        )
         required = _PERPLEXITY_COLUMNS.get(Path(name).name, ())
         if closed:
             required = tuple(column for column in table.columns if column not in _OPTIONAL)
@@ -351,7 +357,7 @@ class Results:
         """
         head, _, name = name.rpartition("/")
         first, _, mode = name.partition("-")
-        command = {"perplexity": f"perplexity --mode {mode}", "first_last": "portrait"}.get(first)
+        command = {"perplexity": f"perplexity --mode {mode.removesuffix(_PREFIX)}", "first_last": "portrait"}.get(first)
         measure = _measure_of(name)
         command = command or (measure.name if measure else name).replace("_", "-")
         command += f" --head {head}" if head else ""

@@ -24,6 +24,7 @@ from pythia_dynamics.measures.order import backward_derivative
 from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_blog import SOURCE, published_blog
+from pythia_dynamics.studies.order_summary import write_summary
 from pythia_dynamics.studies.pipeline import measure
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.tables import write_csv
@@ -92,7 +93,9 @@ def reproduce(
 ) -> Reproduction:
     """Train the blog's models, measure b and the losses, draw the figures and test the claims.
 
-    A finished suite of the same plan is used again, and an interrupted one is resumed.
+    Beside the curves (``runs.csv``), the common folder has the table of final values over seeds (``summary.csv``,
+    ``summary.md``) and the verdicts (``claims.json``). A finished suite of the same plan is used again, and an
+    interrupted one is resumed.
 
     Parameters
     ----------
@@ -151,7 +154,7 @@ def reproduce(
     initial_b = {size: _initial_b(plan, text) for size, plan in plans.items()}
     verdicts = decide(runs, initial_b, {size: plan.initialisation for size, plan in plans.items()})
     files += [_write_runs(common, runs, seeds), _write_comparison(common, runs, seeds)]
-    files += [_write_initial(common, initial_b), save(common, verdicts)]
+    files += [_write_initial(common, initial_b), *write_summary(common, runs), save(common, verdicts)]
     with stage("draw", "figure") as progress:
         files += save_figures(blog_figures(common), progress=progress)
     facts = {}

@@ -138,7 +138,7 @@ def measure(
             warnings.warn(str(error), stacklevel=2)
         else:
             outcomes[index] = replace(outcome, files=(*outcome.files, *drawn))
-    if {"density", "msd"} & set(datasets) and (found := _bifurcation(results)):
+    if {"density", "msd", "two_time"} & set(datasets) and (found := _bifurcation(results)):
         outcomes.append(found)
     if failures:
         raise PythiaDynError("; ".join(map(str, failures))) from failures[0]
@@ -182,11 +182,14 @@ def _take_loss(options: dict[str, Any], results: Results, history: History) -> s
 
 
 def _bifurcation(results: Results) -> Outcome | None:
-    """Write ``bifurcation.json``. Without both tables, or if they are of different weights, delete it; return None."""
+    """Write ``bifurcation.json``. Without both tables, or if they are of different weights, delete it; return None.
+
+    Peaks of the displacement are tested where ``two_time.zarr`` of the same weights is there.
+    """
     path = results.path / "bifurcation.json"
     try:
         results.require_same_weights(("density", "msd"))
-        found = bifurcation(results.read_table("msd"), results.read_table("moments"))
+        found = bifurcation(results.read_table("msd"), results.read_table("moments"), _pairs(results))
     except PythiaDynError:
         path.unlink(missing_ok=True)
         return None
@@ -194,17 +197,26 @@ def _bifurcation(results: Results) -> Outcome | None:
     return Outcome("bifurcation", (write_json(path, facts),), summary, facts)
 
 
+def _pairs(results: Results) -> xr.Dataset | None:
+    """``two_time.zarr``; None where it is missing, or of other weights than the density and the MSD."""
+    try:
+        results.require_same_weights(("density", "msd", "two_time"))
+        return results.read_zarr("two_time")
+    except PythiaDynError:
+        return None
+
+
 def _bifurcation_facts(found: Bifurcation) -> tuple[str, dict[str, Any]]:
     """A sentence for a reader, and facts for a program."""
     facts = {"detectors": {**DISPLACEMENT, **DENSITY}, **asdict(found), "agreeing": found.agreeing}
-    peaks = [f"{name} at {at.step:,}" for name, at in found.displacement.items() if at.step is not None]
-    modes = [f"{name} from {at.step:,}" for name, at in found.density.items() if at.step is not None]
-    sentence = f"displacement peaks: {', '.join(peaks)}" if peaks else "no displacement peak"
-    sentence += f"; density bimodal: {', '.join(modes)}" if modes else "; density not bimodal"
+    if found.step is None:
+        sentence = f"no step of a bifurcation: {found.reason}"
+    else:
+        sentence = f"bifurcation at step {found.step:,}, where {', '.join(found.origin)} agree"
     if found.pairs:
         sentence += (
-            f"; {found.agreeing} of {len(found.pairs)} pairs agree to {found.tolerance:,.0f} steps "
-            f"({found.by_chance:.1f} by chance)"
+            f"; {found.agreeing} of {len(found.pairs)} pairs of detectors agree to {found.tolerance:,.0f} steps "
+            f"({found.by_chance:.1f} pairs by chance)"
         )
     return sentence, facts
 
@@ -326,7 +338,7 @@ def write_stop(
     table = found.curves[list(columns[1:])].to_dataframe().reset_index().astype({"stationary": int})
     path = write_csv(results.path / "stop.csv", columns, table[list(columns)].itertuples(index=False, name=None))
     with figures.sheet(width=5.2) as (figure, ax):
-        threshold = None if rule.kind == "msd" else rule.threshold
+        threshold = rule.threshold if rule.kind in ("displacement", "either") else None
         figures.stopping(ax, found.curves, threshold=threshold, stopped_at=found.stopped_at, name=results.label)
         x_axis.apply(ax)
         written = figures.save(figure, results.path / "stop")
@@ -340,6 +352,10 @@ def write_stop(
 def _stop_sentence(found: Replay) -> str:
     rule = found.rule
     if found.stopped_at is None:
+        if rule.kind == "stationary":
+            known = "learning_rate" in found.curves.coords
+            why = "" if known else "; the learning rate is not known, so a motion that stops may be the schedule's work"
+            return f"the weights are not seen to be stationary up to step {found.last_step:,}{why}"
         least = np.nanmin(found.curves["displacement_rate"].to_numpy(), initial=np.inf)
         slowest = f"; the least displacement rate is {least:.3g} per 1,000 steps" if np.isfinite(least) else ""
         return f"the rule ({rule.kind}, threshold {rule.threshold:g}) does not stop before {found.last_step:,}{slowest}"
@@ -401,8 +417,20 @@ def write_phases(
         f"{kind.replace('_', ' ')}: {', '.join(f'{step:,}' for step in found) or 'no change'}"
         for kind, found in steps.items()
     )
+    undecided = dataset["step"].to_numpy()[dataset["displacement_rate_undecided"].to_numpy()].tolist()
+    if undecided:
+        summary += (
+            f"; undecided: the displacement rate changes at {', '.join(f'{step:,}' for step in undecided)}, but the "
+            "learning rate is not known"
+        )
     if own:
         summary += f"; {confirmed} of {len(own)} changes are seen by another detector ({by_chance:.1f} by chance)"
     table = [{name: getattr(change, name) for name in names if name != "model"} for change in own]
-    facts = {"changes": steps, "agreeing": confirmed, "agreeing_by_chance": by_chance, "rows": plain(table)}
+    facts = {
+        "changes": steps,
+        "undecided": undecided,
+        "agreeing": confirmed,
+        "agreeing_by_chance": by_chance,
+        "rows": plain(table),
+    }
     return Outcome("phases", (path, *written), summary, facts)

@@ -5,9 +5,11 @@ A folder is either of one model, or of the blog's models together (it then has a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pythia_dynamics.claims.populations import count_over_seeds, judge_over_models
+from pythia_dynamics.claims.saved import SavedResults
 from pythia_dynamics.claims.scorecard import judge, read
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.figures.axis import AxisKind, along, saved_axis
@@ -17,10 +19,10 @@ from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report.facts import tables
-from pythia_dynamics.report.page import Section, report
+from pythia_dynamics.report.page import OverModels, Section, report
 from pythia_dynamics.results.folder import Results
 
-__all__ = ["figure_specs", "section", "verdicts", "write_page", "write_report"]
+__all__ = ["figure_specs", "over_models", "section", "verdicts", "write_page", "write_report"]
 
 
 def verdicts(results: Results) -> tuple[Verdict, ...]:
@@ -37,6 +39,25 @@ def verdicts(results: Results) -> tuple[Verdict, ...]:
         As `pythia_dynamics.judge` does.
     """
     return (read(results) or ()) if _is_blog_study(results) else judge(results)
+
+
+def over_models(judged: Mapping[Results, Sequence[Verdict]]) -> OverModels | None:
+    """The verdicts over models, and those on each claim counted over seeds; None for fewer than two models.
+
+    Parameters
+    ----------
+    judged
+        The verdicts by folder. The blog's models together, and tensors other than the unembedding, are left out.
+    """
+    models = {
+        results: found
+        for results, found in judged.items()
+        if not _is_blog_study(results) and results.weights().is_unembedding
+    }
+    if len(models) < 2:
+        return None
+    verdicts = judge_over_models([SavedResults(results) for results in models])
+    return OverModels(verdicts, count_over_seeds({results.name: found for results, found in models.items()}))
 
 
 def figure_specs(results: Results) -> list[FigureSpec]:
@@ -106,7 +127,8 @@ def write_page(sections: Sequence[Section], path: Path, *, progress: Progress = 
     PythiaDynError
         Without sections.
     """
-    page = report(sections, progress=progress)
+    over = over_models({part.results: part.verdicts for part in sections})
+    page = report(sections, over=over, progress=progress)
     with atomic_file(path) as file:
         file.write(page.encode())
     return path

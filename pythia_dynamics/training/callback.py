@@ -166,6 +166,7 @@ class StationarityStop(TrainerCallback):
     def __init__(self, recorder: WeightDynamicsCallback, rule: StationarityRule | None = None) -> None:
         self.recorder, self.rule = recorder, rule or StationarityRule()
         self.stopped_at: int | None = None
+        self._at_rest: set[str] = set()
         self._tested_step = -1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -173,11 +174,16 @@ class StationarityStop(TrainerCallback):
         if not state.is_world_process_zero or state.global_step not in monitor.steps[-1:]:
             return
         if self._tested_step != state.global_step:
+            names = monitor.tensors
+            self._at_rest |= {name for name in names if self._stops(monitor.results(name))}
+            if names and self._at_rest.issuperset(names):
+                self.stopped_at = state.global_step
             self._tested_step = state.global_step
-            stops = [self.rule.stop(monitor.results(name)) for name in monitor.tensors]
-            if stops and all(step is not None for step in stops):
-                self.stopped_at = max(step for step in stops if step is not None)
         if self.stopped_at is not None:
             control.should_training_stop = True
+
+    def _stops(self, curves: Any) -> bool:
+        """Whether the rule stops; a run that goes on asks about all records once, then about the last ones only."""
+        return self.rule.stop(curves) is not None if self._tested_step < 0 else self.rule.stops_now(curves)
 
     on_log = on_save = on_step_end

@@ -28,5 +28,5 @@ FileDtype = Literal["float16", "float32"]
 RecordEvent = Literal["log", "save"]
 """The event of a Trainer at which the callback records the weights."""
 
-RuleKind = Literal["displacement", "msd", "either"]
+RuleKind = Literal["stationary", "displacement", "msd", "either"]
 """The criterion of a stationarity rule."""

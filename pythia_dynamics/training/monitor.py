@@ -48,7 +48,8 @@ class WeightMonitor:
     source
         The origin of the weights that a new store names. Default: its path.
     with_gram
-        Whether each record's row of the two-time Gram matrix is computed, which reads all earlier records.
+        Whether each record's row of the two-time Gram matrix and of the displacements is computed, which reads all
+        earlier records. The stationary rule (`StationarityRule`) needs them.
 
     Raises
     ------
@@ -175,8 +176,9 @@ class WeightMonitor:
         Returns
         -------
         xarray.Dataset
-            The variables `COLUMNS` over `step` and `gram` over (step, other_step); the coordinate `learning_rate` where
-            it was recorded. A record with weights that are not finite is NaN, except for `nonfinite`.
+            The variables `COLUMNS` over `step`, `gram` and `squared_displacement` over (step, other_step); the
+            coordinate `learning_rate` where it was recorded. A record with weights that are not finite is NaN, except
+            for `nonfinite`.
 
         Raises
         ------
@@ -196,11 +198,14 @@ class WeightMonitor:
             data[column] = ("step", values, {"long_name": label, "units": units})
         if self.with_gram:
             length = len(known.steps)
-            gram = np.full((length, length), np.nan)
+            gram, squared = np.full((2, length, length), np.nan)
             at = np.array([i for i, row in enumerate(known.rows) if not row["nonfinite"]], dtype=int)
             for place, i in enumerate(at):
                 gram[i, at[: place + 1]] = gram[at[: place + 1], i] = known.products[i]
+                squared[i, at[: place + 1]] = squared[at[: place + 1], i] = known.displaced[i]
             data["gram"] = (("step", "other_step"), gram, {"long_name": "Gram matrix of the weights"})
+            about = {"long_name": "squared displacement between two steps", "units": "weight^2", "weights": known.size}
+            data["squared_displacement"] = (("step", "other_step"), squared, about)
         steps = np.array(known.steps, dtype=np.int64)
         attributes = {"source": self.store.source, "tensor": name, "learning_rate": self.store.learning_rate_from}
         coordinates: dict[str, Any] = {"step": steps, "other_step": steps}

@@ -68,6 +68,8 @@ class OnlineStatistics:
         The statistics of each record by the names of `COLUMNS`; NaN where weights are not finite.
     products
         For each record its inner products with earlier records whose weights are finite, and with itself.
+    displaced
+        For each record its squared displacements from those earlier records, and 0 from itself.
     integral
         Σ_t (w_t − m_t), float64 of shape (N,): the only large array in memory.
     frames
@@ -80,6 +82,7 @@ class OnlineStatistics:
     steps: list[int] = field(default_factory=list)
     rows: list[dict[str, float]] = field(default_factory=list)
     products: list[NDArray[np.float64]] = field(default_factory=list)
+    displaced: list[NDArray[np.float64]] = field(default_factory=list)
     integral: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     frames: list[NDArray[Any]] = field(default_factory=list)
 
@@ -92,11 +95,14 @@ class OnlineStatistics:
         self.rows.append(row)
         if row["nonfinite"]:
             self.products.append(np.empty(0))
+            self.displaced.append(np.empty(0))
             return
         for name in ("mean", "std", "skewness", "kurtosis", "bimodality"):
             row[name] = float(getattr(moments, name)[0])
-        products = np.array([*(_dot(other, frame) for other in earlier), float(moments.square_sum[0])])
+        pairs = [_dot(other, frame) for other in earlier]
+        products = np.array([*(product for product, _ in pairs), float(moments.square_sum[0])])
         self.products.append(products)
+        self.displaced.append(np.array([*(squared for _, squared in pairs), 0.0]))
         if not len(self.integral):
             self.integral = np.zeros(self.size)
         sums = np.zeros(3)
@@ -143,15 +149,24 @@ def _moments(frame: NDArray[Any]) -> Moments:
     return Moments(n, mean, std, skewness, kurtosis, lowest, highest, nonfinite=sums[4:])
 
 
-def _dot(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Σ w v, in float32 inside rows of 1,024 weights and in float64 over the rows."""
-    total = 0.0
+def _dot(first: NDArray[Any], second: NDArray[Any]) -> tuple[float, float]:
+    """Σ w v and Σ (w − v)², in float32 inside rows of 1,024 weights and in float64 over the rows.
+
+    The second is summed by itself: from the products, small displacements of large weights would be lost in rounding.
+    """
+    product = squared = 0.0
     for i in range(0, first.size, _PIECE):
         a, b = _wide(first[i : i + _PIECE]), _wide(second[i : i + _PIECE])
-        whole = a.size - a.size % _ROW
-        rows = np.einsum("ij,ij->i", a[:whole].reshape(-1, _ROW), b[:whole].reshape(-1, _ROW))
-        total += float(rows.sum(dtype=np.float64)) + float(a[whole:].astype(np.float64) @ b[whole:].astype(np.float64))
-    return total
+        product += _sum_of_products(a, b)
+        difference = a - b
+        squared += _sum_of_products(difference, difference)
+    return product, squared
+
+
+def _sum_of_products(a: NDArray[Any], b: NDArray[Any]) -> float:
+    whole = a.size - a.size % _ROW
+    rows = np.einsum("ij,ij->i", a[:whole].reshape(-1, _ROW), b[:whole].reshape(-1, _ROW))
+    return float(rows.sum(dtype=np.float64)) + float(a[whole:].astype(np.float64) @ b[whole:].astype(np.float64))
 
 
 def _wide(values: NDArray[Any]) -> NDArray[Any]:

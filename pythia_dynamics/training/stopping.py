@@ -3,8 +3,13 @@
 The paper stops training once the weights are stationary. The rule here reads curves that are known during training. It
 can stop a run (`StationarityStop`) or be applied afterwards to any history (`replay`).
 
+Stationary means that the displacement saturates, in the time in which the learning rate is taken out
+(`pythia_dynamics.measures.rest`). At each record the rule looks for a rest in the records up to it, and asks
+how often a random walk would show one.
+
 The MSD demeaned over *time* is not such a curve. Its mean includes steps still to come, and its curve up to any step
-has passed a peak, for a random walk as well. The rule reads the MSD of Eq 4, demeaned over the weights.
+has passed a peak, for a random walk as well. The rules ``msd`` and ``either`` read the
+MSD of Eq 4, demeaned over the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
+from pythia_dynamics.measures.rest import MIN_RECORDS, RestSearch, find_rest, rest_p_value
 from pythia_dynamics.measures.stationarity import RATE_STEPS, motion
+from pythia_dynamics.measures.walks import Motion
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.training.choices import RuleKind
 
@@ -25,6 +33,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Replay", "StationarityRule", "replay"]
+
+_MAX_P = 0.01
+"""Largest p-value of a record's rest. The rule looks at every record, but the looks at one walk are alike: 1 % at each
+keeps the walks that are ever stopped below 5 %."""
+
+_WALKS = 199
+"""Walks for a p-value of 1 %, of which none may be as good: the p-value is doubled."""
+
+_CANDIDATES = 8
+"""About as many first records of a rest are tried at each record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +54,28 @@ class StationarityRule:
     kind
         When a record is stationary.
 
+        * ``stationary``: the records up to it have a rest (`find_rest`) that at most 1 % of random walks have. Where
+          the learning rate is known, distances are in ∫η², and a motion that decays with η is none. Where it is not
+          known, only a history in equilibrium from its first record is; a motion that stops could be the work of the
+          schedule.
         * ``displacement``: the displacement rate ‖w_t − w_{t−1}‖ / ‖w_t‖ / (steps between), per 1,000 steps, is below
           `threshold`. The rate counts steps by their number, so a long interval of an uneven grid is not a fast one.
+          A decaying learning rate makes it small by itself: the weights are then slow, not stationary.
         * ``msd``: the MSD of Eq 4 and 5 has passed its peak by more than its null explains. Its value relative to that
           at its peak so far lies below that of a random walk with the same step sizes, by more than `sigmas` standard
           deviations of the walk.
-        * ``either``: one of both holds.
+        * ``either``: one of the last two holds.
 
         A record with unknown curves is not stationary.
     threshold
-        Relative displacement per 1,000 steps, above 0. The default is 1 %.
+        Relative displacement per 1,000 steps, above 0, for ``displacement``. The default is 1 %.
     patience
         Number of stationary records in a row that stop the training, at least 1. The default of three leaves out a
         single slow interval.
     after
         First step whose record counts.
     sigmas
-        Standard deviations of the walk. A Gaussian lies 3 σ below its mean in 0.1 % of cases.
+        Standard deviations of the walk, for ``msd``. A Gaussian lies 3 σ below its mean in 0.1 % of cases.
 
     Raises
     ------
@@ -62,7 +85,7 @@ class StationarityRule:
         For a threshold or patience out of range.
     """
 
-    kind: RuleKind = "either"
+    kind: RuleKind = "stationary"
     threshold: float = 0.01
     patience: int = 3
     after: int = 0
@@ -76,40 +99,118 @@ class StationarityRule:
         if not self.threshold > 0:
             raise PythiaDynError(f"the threshold is a relative displacement per {RATE_STEPS} steps, above 0")
 
-    def stationary(self, curves: xr.Dataset) -> NDArray[np.bool_]:
+    def stationary(self, curves: xr.Dataset, *, last: int | None = None) -> NDArray[np.bool_]:
         """Which records are stationary.
 
         Parameters
         ----------
         curves
-            A dataset over `step` with `displacement_rate`, `msd`, `msd_null` and `msd_null_sd`.
+            A dataset over `step` with `displacement_rate`, `msd`, `msd_null` and `msd_null_sd`; for ``stationary`` with
+            `squared_displacement` over (step, other_step), and the coordinate `learning_rate` where it is known.
+        last
+            Number of known records at the end that are looked at; the others are False. Default: all.
 
         Returns
         -------
         bool array of shape (records,)
             The value of a record depends on it and on earlier records only.
+
+        Raises
+        ------
+        PythiaDynError
+            The rule needs displacements between all pairs of records, and `curves` has none.
         """
         steps = curves["step"].to_numpy()
         found = np.zeros(len(steps), dtype=bool)
+        known = np.isfinite(curves["msd"].to_numpy())
+        if last is not None:
+            known[np.flatnonzero(known)[:-last]] = False
+        if self.kind == "stationary":
+            return _at_rest(curves, known & (steps >= self.after))
         if self.kind != "msd":
             with np.errstate(invalid="ignore"):
                 found |= curves["displacement_rate"].to_numpy() < self.threshold
         if self.kind != "displacement":
             msd, null, spread = (curves[name].to_numpy() for name in ("msd", "msd_null", "msd_null_sd"))
             found |= _past_peak(msd, null, spread, self.sigmas)
-        known = np.isfinite(curves["msd"].to_numpy())
         stationary: NDArray[np.bool_] = found & known & (steps >= self.after)
         return stationary
 
     def stop(self, curves: xr.Dataset) -> int | None:
         """The step at which the rule stops on `curves`, None where it does not. Missing records are skipped."""
+        return self.first_stop(curves, self.until_stop(curves))
+
+    def until_stop(self, curves: xr.Dataset) -> NDArray[np.bool_]:
+        """Which records are stationary, up to the stop. The rule ``stationary`` does not look at later ones: False."""
+        if self.kind != "stationary":
+            return self.stationary(curves)
+        wanted = np.isfinite(curves["msd"].to_numpy()) & (curves["step"].to_numpy() >= self.after)
+        return _at_rest(curves, wanted, enough=self.patience)
+
+    def first_stop(self, curves: xr.Dataset, stationary: NDArray[np.bool_]) -> int | None:
+        """The step of the first `patience` records in a row that are `stationary`, as `stationary` gives them."""
         known = np.isfinite(curves["msd"].to_numpy())
         run = 0
-        for step, good in zip(curves["step"].to_numpy()[known], self.stationary(curves)[known], strict=True):
+        for step, good in zip(curves["step"].to_numpy()[known], stationary[known], strict=True):
             run = run + 1 if good else 0
             if run == self.patience:
                 return int(step)
         return None
+
+    def stops_now(self, curves: xr.Dataset) -> bool:
+        """Whether the last `patience` known records are stationary, as a run that is not stopped yet has to ask."""
+        known = np.flatnonzero(np.isfinite(curves["msd"].to_numpy()))[-self.patience :]
+        return len(known) == self.patience and bool(self.stationary(curves, last=self.patience)[known].all())
+
+
+def _at_rest(curves: xr.Dataset, wanted: NDArray[np.bool_], enough: int | None = None) -> NDArray[np.bool_]:
+    """Which of the `wanted` records have a rest in the records up to them that a walk would not show.
+
+    After `enough` of them in a row the later ones are not looked at.
+    """
+    if "squared_displacement" not in curves:
+        raise PythiaDynError(
+            "the stationary rule needs the displacement between all pairs of records: monitor with with_gram=True"
+        )
+    found = np.zeros(len(wanted), dtype=bool)
+    squared = curves["squared_displacement"].to_numpy()
+    known = np.isfinite(np.diag(squared))
+    present = np.flatnonzero(known)
+    for count in range(MIN_RECORDS + 1, len(present) + 1):
+        record = int(present[count - 1])
+        if enough is not None and count > enough and found[present[count - 1 - enough : count - 1]].all():
+            break
+        if not wanted[record]:
+            continue
+        past = present[:count]
+        between = squared[np.ix_(past, past)]
+        if not between.max() > 0:
+            continue  # weights that have never moved, such as frozen ones, come to no rest
+        motion = _motion(curves.isel(step=slice(record + 1)), past, between)
+        search = RestSearch.over(motion.time, _CANDIDATES)
+        rest = find_rest(motion, search)
+        if rest is None or not rest.found or (rest.record > 0 and not motion.rate_known):
+            continue
+        p, _ = rest_p_value(motion, np.random.default_rng(record), search, walks=_WALKS)
+        found[record] = p <= _MAX_P
+    return found
+
+
+def _motion(curves: xr.Dataset, past: NDArray[np.intp], squared: NDArray[np.float64]) -> Motion:
+    """The motion over the records `past` from their squared displacements; the direction of w_0 is not needed."""
+    steps = curves["step"].to_numpy().astype(np.int64)
+    products = np.zeros_like(squared)
+    # polarisation: (w_i − w_{i−1})·(w_j − w_{j−1}) from the squared distances of their four ends
+    products[1:, 1:] = (squared[:-1, 1:] + squared[1:, :-1] - squared[:-1, :-1] - squared[1:, 1:]) / 2
+    products[0, 0] = float(curves["frobenius_norm"].to_numpy()[past[0]]) ** 2
+    time, rate_known = (steps[past] - steps[past[0]]).astype(np.float64), False
+    if "learning_rate" in curves.coords:
+        rate = curves["learning_rate"].to_numpy().astype(np.float64)
+        covered = cumulative_learning_rate(steps[past[0] :], rate[past[0] :], 2)[past - past[0]]
+        if np.isfinite(covered).all() and covered[-1] > 0:
+            time, rate_known = covered, True
+    size = int(curves["squared_displacement"].attrs["weights"])
+    return Motion(steps[past], time, rate_known, products, size)
 
 
 def _past_peak(
@@ -204,8 +305,9 @@ def replay(
 
     rule = rule or StationarityRule()
     curves = history if isinstance(history, xr.Dataset) else motion(history, compute=compute)
-    stopped = rule.stop(curves)
-    curves = curves.assign(stationary=("step", rule.stationary(curves)))
+    stationary = rule.until_stop(curves)
+    stopped = rule.first_stop(curves, stationary)
+    curves = curves.assign(stationary=("step", stationary))
     last = int(curves["step"].to_numpy()[-1])
     known = {int(step): float(value) for step, value in sorted((loss or {}).items()) if np.isfinite(value)}
     known = {step: value for step, value in known.items() if step <= last}

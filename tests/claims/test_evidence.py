@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Ve
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 
-def evidence(effect: float, p: float = 0.001, power: float = 0.9, **other: float | bool) -> Evidence:
+def evidence(effect: float, p: float = 0.001, power: float = 0.9, **other: Any) -> Evidence:
     return Evidence("a statistic", effect, 0.1, "a null", p=p, power=power, **other)
 
 
@@ -63,7 +64,7 @@ def test_holm_is_as_published() -> None:
                 if values[place] > level / (6 - rank):
                     break
                 rejected.add(int(place))
-            assert {i for i, p in enumerate(holm(values)) if p <= level} == rejected
+            assert {i for i, p in enumerate(holm(values.tolist())) if p <= level} == rejected
 
 
 def test_holm_leaves_exact_statistics_out() -> None:

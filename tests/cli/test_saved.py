@@ -15,6 +15,7 @@ from support.tiny_models import model, write_checkpoint
 from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims import scorecard as claims
+from pythia_dynamics.claims.evidence import VERDICTS, Evidence
 from pythia_dynamics.claims.verdict import Claim, Decision, Verdict
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.results.folder import Results
@@ -73,7 +74,8 @@ def blog(directory: Path) -> Results:
             ]
     (results.path / "runs.csv").write_text("\n".join(lines) + "\n")
     claim = Claim("b-grows", "b grows.", "Fig 4", "test", "none", "A Large Language Model Order Parameter")
-    verdict = Verdict.of(claim, Decision.of(True, "it does", {"first": 0.1}))
+    evidence = Evidence("rise of b", 0.4, 0.1, "no rise", p=0.01, power=0.9, low=0.3)
+    verdict = Verdict.of(claim, Decision("it does", {"first": 0.1}, evidence, p_corrected=0.03))
     claims.save(results, (verdict,))
     results.record("order-parameter", {})
     return results
@@ -99,14 +101,66 @@ def test_figures_are_drawn_anew_alone_and_together(run: Run, tmp_path: Path, dra
 def test_claims_are_judged_and_saved(run: Run, tmp_path: Path) -> None:
     some(tmp_path, "one")
     text = succeeds(run("claims", "--model", "one"))
-    assert "not supported" in text
-    assert "perplexity-below-one" in text
+    lines = text.splitlines()
+    assert lines[0].startswith(f"one: {len(claims.CLAIMS)} claims: ")
+    assert "tests with a p-value, corrected for their number (Holm)" in lines[0]
+    assert any(line[:20].strip(" ✓✗?–") in VERDICTS and "perplexity-below-one" in line for line in lines)
     path = tmp_path / "results" / "one" / "claims.json"
     assert str(path) in text
     (facts,) = json.loads(succeeds(run("claims", "--json")))["claims"]
     assert facts["model"] == "one"
     saved = json.loads(path.read_text())["claims"]
     assert [one["claim"] for one in facts["claims"]] == [one["claim"] for one in saved] == [c.id for c in claims.CLAIMS]
+    assert not (tmp_path / "results" / "claims-over-models.json").exists()  # of one model
+    below = next(each for each in saved if each["claim"] == "perplexity-below-one")
+    assert {"statistic", "effect", "least", "null", "p", "power", "low", "high", "at_most"} == set(below["evidence"])
+    evidence = [each["evidence"] for each in saved if each["evidence"] is not None]
+    assert all(value is None or value == value for each in evidence for value in each.values())  # NaN is null
+    exact = [each for each in saved if each["evidence"] is not None and each["evidence"]["p"] is None]
+    assert all(each["p_corrected"] is None for each in exact)
+
+
+def test_each_test_has_a_line_of_evidence(run: Run, tmp_path: Path) -> None:
+    blog(tmp_path)
+    lines = succeeds(run("claims", "--model", "order-parameter")).splitlines()
+    assert lines[0] == (
+        "order-parameter: 1 claims: 1 tests with a p-value, corrected for their number (Holm); 0 without a p-value; "
+        "0 not testable"
+    )
+    assert lines[1] == "✓ supported          b-grows               it does"
+    assert lines[2].strip().startswith("rise of b: 0.4, at least 0.1; p 0.01, corrected 0.03; power 0.90; ")
+
+
+def test_several_models_are_judged_together(run: Run, tmp_path: Path) -> None:
+    some(tmp_path, "one", "two-seed1", "two-seed2")
+    text = succeeds(run("claims"))
+    assert "over models" in text
+    assert "bifurcation-shifts-with-size" in text
+    assert "two, over seeds: perplexity-below-one  0 of 2" in text
+    path = tmp_path / "results" / "claims-over-models.json"
+    content = json.loads(path.read_text())
+    assert content["models"] == ["one", "two-seed1", "two-seed2"]
+    facts = json.loads(succeeds(run("claims", "--json")))["over_models"]
+    assert facts["claims"] == content["claims"]
+    assert {each["model"] for each in facts["seeds"]} == {"two"}
+
+
+def test_the_published_table_needs_no_results(run: Run, tmp_path: Path) -> None:
+    text = succeeds(run("claims", "--published"))
+    assert "16 models, 21 tests, p corrected for their number (Holm)" in text
+    assert "suspect, not used: pythia-2.8b-deduped, 17 steps, 0 to 43,000" in text
+    for words in ("arXiv 2404.07647", "arXiv 2602.20433", "published-small-models", "1.60   7.9"):
+        assert words in text
+    assert not (tmp_path / "results").exists()
+    chosen = ("--model", "70m", "--model", "160m*", "--model", "pythia-1b", "--json")
+    facts = json.loads(succeeds(run("claims", "--published", *chosen)))["published"]
+    names = [each["model"] for each in facts["models"]]
+    assert names == ["pythia-70m-deduped", "pythia-160m", "pythia-160m-deduped", "pythia-1b-bf16"]
+    assert facts["tests"] == 21  # what is chosen is corrected for all tests
+    numbers = facts["models"][0]["claims"][0]["numbers"]
+    assert (numbers["best_step"], numbers["last_step"]) == (43_000, 143_000)
+    assert "no published model '31m'" in fails(run("claims", "--published", "--model", "31m")).replace("pythia-", "")
+    assert run("claims", "--published", "--tensor", "all").exit_code == 2
 
 
 def test_the_report_is_one_file(run: Run, tmp_path: Path) -> None:

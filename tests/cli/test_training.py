@@ -165,13 +165,15 @@ def write_history(directory: Path, sizes: list[float]) -> Path:
 def test_stop_says_where_what_it_saves_and_what_it_costs(run: Run, place: Path, tmp_path: Path) -> None:
     model = write_history(tmp_path / "resting", [0.1] * 5 + [0.001] * 5)
     succeeds(run("fetch", "--model", model))
-    out = succeeds(run("stop", "--model", "resting"))
+    assert "not seen to be stationary up to step 10,000" in succeeds(run("stop", "--model", "resting"))
+    slow = ("stop", "--model", "resting", "--rule", "displacement")
+    out = succeeds(run(*slow))
     assert "stops at step 8,000 of 10,000 and saves 20.0% of the steps; what it costs in loss is not known" in out
     (tmp_path / "loss.csv").write_text("step,loss\n1000,3.0\n7500,2.5\n10000,2.25\n")
-    out = succeeds(run("stop", "--model", "resting", "--loss", tmp_path / "loss.csv", "--patience", 2))
+    out = succeeds(run(*slow, "--loss", tmp_path / "loss.csv", "--patience", 2))
     assert "stops at step 7,000 of 10,000" in out
     assert "costs 0.75 nats per token: 3 at step 1,000, 2.25 at the end" in out
-    (fact,) = json.loads(succeeds(run("stop", "--model", "resting", "--threshold", 1e-6, "--json")))["stop"]
+    (fact,) = json.loads(succeeds(run(*slow, "--threshold", 1e-6, "--json")))["stop"]
     assert (fact["stopped_at"], fact["saved"], fact["loss_cost"]) == (None, 0.0, None)
     assert "does not stop" in succeeds(run("stop", "--model", "resting", "--rule", "msd"))
     out_directory = place / "results" / "resting" / EMBED_OUT
@@ -185,7 +187,18 @@ def test_stop_says_where_what_it_saves_and_what_it_costs(run: Run, place: Path, 
 
 def test_stop_knows_the_loss_of_a_suite(run: Run, suite: Path, tmp_path: Path) -> None:
     succeeds(run("fetch", "--model", suite))
-    arguments = ("stop", "--model", "own", "--threshold", 1e6, "--results", tmp_path, "--json")
+    arguments = (
+        "stop",
+        "--model",
+        "own",
+        "--rule",
+        "displacement",
+        "--threshold",
+        1e6,
+        "--results",
+        tmp_path,
+        "--json",
+    )
     (fact,) = json.loads(succeeds(run(*arguments)))["stop"]
     with (suite / "losses.csv").open(newline="") as file:
         losses = {int(row["step"]): float(row["validation_loss"]) for row in csv.DictReader(file)}
@@ -201,8 +214,13 @@ def test_phases_of_one_model_and_of_two(run: Run, place: Path, tmp_path: Path) -
     for name in ("one", "two"):
         succeeds(run("fetch", "--model", write_history(tmp_path / name, [0.1] * 20 + [0.3] * 20)))
     out = succeeds(run("phases", "--model", "one"))
+    assert "undecided: the displacement rate changes at 21,000, but the learning rate is not known" in out
+    (tmp_path / "rate.csv").write_text("step,learning_rate\n0,0.001\n40000,0.001\n")
+    known = ("--learning-rate", tmp_path / "rate.csv")
+    out = succeeds(run("phases", "--model", "one", *known))
     assert "displacement rate: 21,000; direction: no change" in out
-    facts = json.loads(succeeds(run("phases", "--model", "one", "--model", "two", "--json")))["phases"]
+    assert "undecided" not in out
+    facts = json.loads(succeeds(run("phases", "--model", "one", "--model", "two", *known, "--json")))["phases"]
     assert [fact["model"] for fact in facts] == ["one", "two"]
     assert facts[0]["changes"]["displacement_rate"] == [21_000]
     assert facts[0]["rows"][0]["models"] == 1

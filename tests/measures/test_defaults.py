@@ -34,5 +34,5 @@ def test_what_is_saved_and_what_is_computed_from_gram_matrices() -> None:
 
 
 def test_defaults_of_the_phases() -> None:
-    assert {option.name: option.default for option in PHASES.options.values()} == {"strength": 5.0}
+    assert {option.name: option.default for option in PHASES.options.values()} == {"strength": 7.0}
     assert TOLERANCE == 0.05

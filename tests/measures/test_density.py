@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import find_peaks
 from support import oracles
 from support.walks import DTYPES, walk
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.density import _spacing, count_modes, density
+from pythia_dynamics.measures.density import density
+from pythia_dynamics.measures.modes import _spacing
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
@@ -105,14 +105,6 @@ def test_sarle_and_modes_tell_one_mode_from_two():
     assert result["bimodality"][1] > 5 / 9
     uniform = density(rng.uniform(-1, 1, (1, 100000)).astype(np.float32))
     assert float(uniform["bimodality"][0]) == pytest.approx(5 / 9, abs=0.005)
-
-
-def test_three_narrow_modes_are_counted():
-    # weights that quantise themselves to −1, 0 and +1
-    values = np.arange(-1.2, 1.2001, 0.001)
-    counts = sum(1000 * np.exp(-(((values - centre) / 0.03) ** 2) / 2) for centre in (-1, 0, 1)).astype(int)
-    assert count_modes(values, counts) == 3
-    assert count_modes(np.array([0.5]), np.array([7])) == 1
 
 
 def test_bin_edges_may_be_given():
@@ -208,41 +200,6 @@ def test_weights_at_the_top_of_the_range_have_modes(dtype):
     assert float(found["weight_quantile"].sel(quantile=0.5)[1]) == pytest.approx(largest)
 
 
-def kernel_estimate_modes(values, counts):
-    """The modes by their definition: every value's own kernel, on a grid of 16 points a kernel width."""
-    sample = np.repeat(values, counts)
-    q1, q3 = np.quantile(sample, [0.25, 0.75], method="inverted_cdf")
-    width = 0.9 * min(sample.std(), (q3 - q1) / 1.34) * len(sample) ** -0.2
-    grid = np.arange(values[0] - 4 * width, values[-1] + 4 * width, width / 16)
-    smooth = sum(
-        count * np.exp(-(((grid - value) / width) ** 2) / 2) for value, count in zip(values, counts, strict=True)
-    )
-    peaks, _ = find_peaks(smooth, prominence=0.05 * smooth.max())
-    return len(peaks)
-
-
-@pytest.mark.parametrize("shift", [-3.0, 0.0, 7.0])
-@pytest.mark.parametrize(
-    ("centres", "spread"), [((0,), 1.0), ((-1, 1), 0.3), ((-1, 0, 1), 0.12), ((0, 1), 0.45), ((0, 0, 0, 1), 0.2)]
-)
-def test_modes_are_those_of_a_kernel_estimate(centres, spread, shift):
-    rng = np.random.default_rng(len(centres))
-    sample = np.concatenate([rng.normal(centre + shift, spread, 3000) for centre in centres])
-    values, counts = np.unique(np.round(sample, 2), return_counts=True)
-    assert count_modes(values, counts) == kernel_estimate_modes(values, counts)
-
-
-@pytest.mark.parametrize("seed", [2, 4, 14, 22, 24, 27, 28, 37])
-def test_modes_of_mixtures_with_heavy_tails_far_from_zero(seed):
-    """In some the standard deviation decides the width of the kernel, in others the distance of the quartiles."""
-    rng = np.random.default_rng(seed)
-    count, centre = rng.integers(1, 4), rng.normal(0, 5)
-    parts = [rng.normal(centre + rng.normal(0, 3), rng.uniform(0.2, 1), rng.integers(100, 400)) for _ in range(count)]
-    parts.append(rng.standard_t(2, size=100) * 2 + centre)
-    values, counts = np.unique(np.concatenate(parts).round(2).astype(np.float64), return_counts=True)
-    assert count_modes(values, counts) == kernel_estimate_modes(values, counts)
-
-
 def test_the_axis_of_the_density_is_the_middle_of_each_bin():
     result = density(walk(2, 50, 3, np.float16), bins=7)
     low, high = result["weight_low"].values, result["weight_high"].values
@@ -250,22 +207,6 @@ def test_the_axis_of_the_density_is_the_middle_of_each_bin():
     np.testing.assert_array_equal(low[1:], high[:-1])
     assert (low[0], high[-1]) == (result["min"].min(), result["max"].max())
     np.testing.assert_allclose((result["density"] * (high - low)).sum("weight"), 1)
-
-
-def test_outliers_and_a_majority_of_one_value_leave_the_other_modes():
-    rng = np.random.default_rng(1)
-    narrow = np.concatenate([rng.normal(centre, 0.1, 4500) for centre in (0, 1)])
-    values, counts = np.unique(np.round(np.concatenate([narrow, rng.normal(50, 0.1, 400)]), 2), return_counts=True)
-    assert count_modes(values, counts) == kernel_estimate_modes(values, counts) == 2 + 1
-    assert count_modes(np.array([-1.0, 0, 1]), np.array([100, 800, 100])) == 3  # quartiles are equal
-    assert count_modes(np.array([-10.0, 0]), np.array([1, 30])) == 1  # below 5 % of the highest
-    assert count_modes(np.array([-10.0, 0]), np.array([2, 30])) == 2
-
-
-def test_many_narrow_modes_are_resolved():
-    values = np.arange(-19.75, 19.75, 0.01)
-    counts = np.round(1e7 * np.exp(-(((values + 0.25) % 0.5 - 0.25) ** 2) / 2 / 0.05**2)).astype(int)
-    assert count_modes(values, counts) == 79
 
 
 def test_the_ends_are_the_quantiles_0_and_1():
@@ -293,26 +234,3 @@ def test_a_history_without_finite_weights_has_bins_from_0_to_1():
     with pytest.warns(NonFiniteWarning):
         result = density(np.full((2, 4, 3), np.nan, np.float16), bins=2)
     assert (result["weight_low"].values.tolist(), result["weight_high"].values.tolist()) == ([0, 0.5], [0.5, 1])
-
-
-@pytest.mark.parametrize(
-    ("values", "counts", "modes"),
-    [
-        ([17, 23, 28], [29, 8, 11], 2),
-        ([1, 4, 10, 19, 24], [6, 7, 13, 7, 28], 2),
-        ([7, 11, 15, 24], [30, 26, 34, 39], 2),
-        ([5, 13, 20], [34, 19, 38], 2),
-    ],
-)
-def test_modes_that_a_narrower_kernel_would_part(values, counts, modes):
-    values, counts = np.array(values, dtype=np.float64), np.array(counts)
-    assert count_modes(values, counts) == kernel_estimate_modes(values, counts) == modes
-
-
-def test_modes_beside_far_outliers():
-    # three modes by definition: two values several kernel widths apart, and a tenth as many far away from both
-    for far in (1352, 2704, 5089, 5407):
-        assert count_modes(np.array([0.0, 1, far]), np.array([20, 20, 2])) == 3
-    # 1 % of the values at a distance of more widths than the grid has cells: one mode, for theirs is below 5 %
-    values, counts = np.unique(np.round(np.random.default_rng(0).normal(size=2000), 2), return_counts=True)
-    assert count_modes(np.append(values, 1e6), np.append(counts, 20)) == 1

@@ -64,11 +64,11 @@ def test_order() -> None:
     assert sentence == "order parameter b 0.01 → 0.0512346, loss 10 → 5.25"
     assert facts["loss"] == (10, 5.25)
     assert facts["fit"] == {}
-    fit = {"break_b": 0.0301234, "slope_before": -200.04, "slope_after": -25.0, "break_p": 0.00123}
+    fit = {"kink_b": 0.0301234, "slope_before": -200.04, "slope_after": -25.0, "kink_p": 0.00123}
     sentence, facts = measure.summarise(curves(order_parameter=b, loss=(loss, fit)))
     assert sentence == (
-        "order parameter b 0.01 → 0.0512346, loss 10 → 5.25; a line with one break fits best at b = 0.03012, where "
-        "dL/db goes from -200 to -25 (p = 0.0012 for no break)"
+        "order parameter b 0.01 → 0.0512346, loss 10 → 5.25; the best kink is at b = 0.03012, where dL/db "
+        "goes from -200 to -25 (p = 0.0012 for a smooth curve)"
     )
     assert facts["fit"] == fit
     unknown = measure.summarise(curves(order_parameter=np.full(5, np.nan)))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,10 +17,14 @@ import pytest
 from support.saved_results import STEPS, save_results, save_table
 
 from pythia_dynamics.claims import scorecard as claims
+from pythia_dynamics.claims.evidence import VERDICTS, Evidence
+from pythia_dynamics.claims.populations import OVER_MODELS, SeedCounts
+from pythia_dynamics.claims.verdict import Claim, Decision, Verdict
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.report import facts
 from pythia_dynamics.report.explorer import decode, encode, explorers
-from pythia_dynamics.report.page import report
+from pythia_dynamics.report.page import OverModels, Section, report
+from pythia_dynamics.report.verdicts import MARKS, counted, evidence_facts, evidence_line, heading
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.studies.sections import section, write_report
 
@@ -97,7 +102,67 @@ def test_the_scorecard_comes_first_and_has_every_claim(models: list[Results], re
             assert verdict.reason[1:] in text
     assert text.index("Scorecard") < text.index("Claims in detail") < text.index("Step by step")
     chips = [attrs for tag, attrs in read.tags if tag == "span" and str(attrs.get("class")).startswith("chip ")]
-    assert len(chips) == 2 * len(claims.CLAIMS) * len(models)  # in the scorecard and in the details
+    # In the scorecard and in the details, of each model and over models.
+    assert len(chips) == 2 * (len(claims.CLAIMS) * len(models) + len(OVER_MODELS))
+
+
+def test_evidence_is_shown_with_each_verdict(models: list[Results], read: Reader) -> None:
+    text = text_of(read)
+    for results in models:
+        for verdict in claims.judge(results):
+            told = evidence_facts(verdict, len(STEPS))
+            assert bool(told) == (verdict.evidence is not None)
+            assert all(" ".join(value.split()) in text for value in told.values())
+    assert "corrected for their number (Holm)" in text
+    for claim in OVER_MODELS:
+        assert claim.statement in text
+
+
+def judged(word: str) -> Verdict:
+    """A verdict with each word."""
+    claim = Claim(
+        f"is-{word.replace(' ', '-')}", f"It is {word}.", "Fig 1", "test", "none", "The Garden of Forking Paths"
+    )
+    if word == "not testable here":
+        return Verdict.of(claim, Decision("no data", {}))
+    effect = 2.0 if word == "supported" else 0.5
+    evidence = Evidence("size of it", effect, 1.0, "none of it", 0.01, 0.5 if word == "undecided" else 0.9, 0.25, 3.0)
+    return Verdict.of(claim, Decision("reason", {}, evidence, p_corrected=0.04))
+
+
+def test_the_four_words_are_counted_and_marked(models: list[Results]) -> None:
+    verdicts = tuple(map(judged, VERDICTS))
+    assert [verdict.verdict for verdict in verdicts] == list(VERDICTS)
+    assert set(MARKS) == set(VERDICTS)
+    assert counted(verdicts) == "1 supported, 1 not supported, 1 undecided, 1 not testable here"
+    assert heading(verdicts).startswith("4 claims: 3 tests with a p-value")
+    seeds = (SeedCounts("m", "is-undecided", 7, 9, 1, 0, 0.5, 0.1),)
+    part = Section(models[1], verdicts, [], [])
+    page = report([part], over=OverModels((judged("undecided"),), seeds))
+    text = text_of(Reader(page.replace('id="claim-is-undecided"', "", 1)))
+    assert "? undecided" in text
+    assert "7 of 9; 1 undecided; mean effect 0.5 ± 0.1" in text
+    assert "0.5 (0.25 to 3)" in text
+    assert "0.01, corrected 0.04" in text
+    assert evidence_line(verdicts[0], 143) == (
+        "size of it: 2 (0.25 to 3), at least 1; p 0.01, corrected 0.04; power 0.90; error rates not calibrated"
+    )
+    assert evidence_line(verdicts[3], 143) == ""
+
+
+def test_saved_verdicts_have_null_for_what_is_not_known(models: list[Results], tmp_path: Path) -> None:
+    claim = Claim("exact", "It is exact.", "Fig 1", "test", "none", "The Garden of Forking Paths")
+    results = Results("m", tmp_path)
+    claims.save(results, (Verdict.of(claim, Decision("reason", {}, Evidence.exact("size", math.nan, 1.0))),))
+    found = claims.read(results)
+    assert found is not None
+    assert evidence_facts(found[0], 143) == {
+        "Statistic": "size",
+        "Effect": "–",
+        "At least": "1",
+        "p": "none, the statistic is exact",
+    }
+    assert evidence_line(found[0], 143).startswith("size: –, at least 1; p none, the statistic is exact; ")
 
 
 def test_gaps_oddities_and_provenance_are_told(models: list[Results], read: Reader) -> None:

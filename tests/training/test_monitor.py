@@ -72,6 +72,8 @@ def test_online_is_offline(tmp_path: Path, dtype: torch.dtype, spoilt: int | Non
     for name, values in expected.items():
         scale = 1e-6 * float(np.nanmax(np.abs(values)))
         np.testing.assert_allclose(online[name], values, rtol=1e-6, atol=scale if name == "skewness" else 0)
+    between = moving["squared_displacement"].to_numpy()
+    np.testing.assert_allclose(online["squared_displacement"], between, rtol=1e-5, atol=1e-9 * np.nanmax(between))
     moved = online["moved"].to_numpy()
     assert np.nan_to_num(moved, nan=float(moving["moved"][0])).tolist() == pytest.approx(
         np.nan_to_num(moving["moved"].to_numpy(), nan=0.0).tolist(), rel=1e-6
@@ -148,6 +150,7 @@ def test_without_the_gram_row_everything_else_is_the_same(tmp_path: Path) -> Non
     with_gram = recorded(tmp_path / "a", torch.float32).results()
     without = recorded(tmp_path / "b", torch.float32, with_gram=False).results()
     assert "gram" not in without
+    assert "squared_displacement" not in without
     for name in without.data_vars:
         np.testing.assert_array_equal(without[name], with_gram[name])
 

@@ -13,6 +13,7 @@ import pythia_dynamics as pyd
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.displacement import random_walk
+from pythia_dynamics.measures.learning_rate import learning_rate_integrals
 from pythia_dynamics.measures.stationarity import motion
 from pythia_dynamics.training.stopping import StationarityRule, replay
 
@@ -92,6 +93,72 @@ def test_rules_that_cannot_be() -> None:
         StationarityRule(patience=0)
     with pytest.raises(PythiaDynError, match="above 0"):
         StationarityRule(threshold=0.0)
+    with pytest.raises(PythiaDynError, match="with_gram=True"):
+        StationarityRule().stop(curves([0, 1], [np.nan, 1.0]))
+
+
+# -- stationary weights ---------------------------------------------------------------------------------------
+
+T = 60
+STEPS = np.arange(1, T + 1) * 1000
+FALLING = {int(step): 1e-3 * (0.1 + 0.45 * (1 + np.cos(np.pi * step / STEPS[-1]))) for step in STEPS}
+
+
+def moving(name: str, seed: int) -> History:
+    """60 records of 1,200 weights: a walk whose steps follow a learning rate that falls by ten, or another motion."""
+    rng = np.random.default_rng(seed)
+    sizes = np.sqrt(learning_rate_integrals(STEPS, np.array(list(FALLING.values())), 2))
+    noise = rng.normal(size=(T - 1, 1200))
+    if name == "rank 3":
+        noise = rng.normal(size=(T - 1, 3)) @ rng.normal(size=(3, 1200))
+    weights = np.concatenate([np.zeros((1, 1200)), np.cumsum(sizes[:, None] * noise, axis=0)])
+    if name.startswith("plateau"):
+        weights[25:] = weights[25]
+    if name in ("noise of records", "plateau with noise"):
+        weights += (2 if name == "noise of records" else 0.5) * sizes.mean() * rng.normal(size=weights.shape)
+    if name == "drift":
+        weights += np.concatenate([[0], np.cumsum(sizes)])[:, None] * rng.normal(size=1200)
+    if name == "equilibrium":
+        memory, weights = np.exp(-1 / 3), rng.normal(size=(T, 1200))
+        for i in range(1, T):
+            weights[i] = memory * weights[i - 1] + np.sqrt(1 - memory**2) * weights[i]
+    first = 5 * rng.normal(size=1200)
+    return History.from_array((weights + first).reshape(T, 40, 30), STEPS, learning_rate=FALLING)
+
+
+@pytest.mark.parametrize("name", ["walk", "rank 3", "noise of records", "drift"])
+def test_what_moves_on_is_not_stopped(name: str) -> None:
+    assert sum(replay(moving(name, seed)).stopped_at is not None for seed in range(6)) <= 1
+
+
+@pytest.mark.parametrize("name", ["plateau", "plateau with noise", "equilibrium"])
+def test_what_rests_is_stopped(name: str) -> None:
+    stops = [replay(moving(name, seed)).stopped_at for seed in range(4)]
+    assert sum(step is not None for step in stops) >= 3
+    if name != "equilibrium":
+        assert all(step > 26_000 for step in stops if step is not None)
+
+
+def test_a_stop_needs_a_learning_rate_unless_the_whole_history_is_in_equilibrium() -> None:
+    for name, stops in (("plateau", False), ("equilibrium", True)):
+        without = History.from_array(np.asarray(moving(name, 0).weights), STEPS)
+        assert (replay(without).stopped_at is not None) == stops
+
+
+def test_the_rule_needs_the_records_up_to_now_only() -> None:
+    curves_ = motion(moving("plateau", 0))
+    rule = StationarityRule()
+    stop = rule.stop(curves_)
+    assert stop is not None
+    place = int(np.searchsorted(STEPS, stop))
+    past = curves_.isel(step=slice(place + 1), other_step=slice(place + 1))
+    assert rule.stop(past) == stop
+    assert rule.stops_now(past)
+    before = curves_.isel(step=slice(place), other_step=slice(place))
+    assert rule.stop(before) is None
+    assert not rule.stops_now(before)
+    assert rule.until_stop(past)[-3:].all()
+    assert StationarityRule(after=stop + 1000).stop(past) is None
 
 
 # -- the curves -----------------------------------------------------------------------------------------------
@@ -114,6 +181,9 @@ def test_motion_against_the_formulas(dtype: type) -> None:
     rates = sizes / norms[1:] / np.diff(steps[present]) * 1000
     np.testing.assert_allclose(found["displacement_rate"][present][1:], rates, rtol=1e-5)
     assert np.isnan(found["displacement_rate"].to_numpy()[[0, 4]]).all()
+    between = ((w[:, None] - w[None]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(found["squared_displacement"].to_numpy()[np.ix_(present, present)], between, rtol=1e-4)
+    assert np.isnan(found["squared_displacement"].to_numpy()[4]).all()
     msd = pyd.msd(history.select(steps[present].tolist()))
     np.testing.assert_allclose(found["msd"][present], msd["msd"])
     np.testing.assert_allclose(found["msd_null"][present], msd["msd_null"])
@@ -148,9 +218,10 @@ def test_the_spread_of_a_walk_is_what_walks_show() -> None:
 def test_degenerate_histories() -> None:
     one = replay(np.ones((1, 5, 4)))
     assert (one.stopped_at, one.last_step, one.saved) == (None, 0, 0.0)
-    rest = replay(np.ones((9, 5, 4)), StationarityRule(patience=2))
+    rest = replay(np.ones((9, 5, 4)), StationarityRule("displacement", patience=2))
     assert rest.stopped_at == 2  # nothing moves from the first interval on
-    zero = replay(np.zeros((4, 5, 4)))
+    assert replay(np.ones((40, 5, 4))).stopped_at is None  # weights that have never moved come to no rest
+    zero = replay(np.zeros((4, 5, 4)), StationarityRule("displacement"))
     assert zero.stopped_at is None  # 0 / 0 is no rate
 
 
