@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Literal, TypeVar
 
 from pythia_dynamics.claims.saved import SavedResults, paper_bifurcation
 from pythia_dynamics.claims.verdict import NotTestableError
@@ -19,9 +18,6 @@ __all__ = ["Origin", "ReferenceStep", "bifurcation_of", "motion_of", "peaks_of",
 Origin = Literal["detectors", "paper"]
 
 _Found = TypeVar("_Found")
-
-_KNOWN: WeakKeyDictionary[SavedResults, dict[str, Any]] = WeakKeyDictionary()
-"""What was computed from the results of a model: walks are drawn once for all claims."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ def bifurcation_of(saved: SavedResults) -> Bifurcation | None:
         except PythiaDynError as error:
             raise NotTestableError(str(error)) from error
 
-    return _known(saved, "bifurcation", compute)
+    return saved.once("bifurcation", compute)
 
 
 def peaks_of(saved: SavedResults) -> Mapping[str, PeakTest]:
@@ -110,13 +106,13 @@ def peaks_of(saved: SavedResults) -> Mapping[str, PeakTest]:
     Raises `NotTestableError` where a file is missing, or too short.
     """
     msd, pairs = saved.read("msd.csv", "two_time.zarr")
-    return _known(saved, "peaks", lambda: _tested(lambda: peak_tests(msd, pairs)))
+    return saved.once("peaks", lambda: _tested(lambda: peak_tests(msd, pairs)))
 
 
 def motion_of(saved: SavedResults) -> Motion:
     """The motion of the weights. Raises `NotTestableError` where ``two_time.zarr`` is missing or has no motion."""
     (pairs,) = saved.read("two_time.zarr")
-    return _known(saved, "motion", lambda: _tested(lambda: Motion.of(pairs)))
+    return saved.once("motion", lambda: _tested(lambda: Motion.of(pairs)))
 
 
 def _tested(compute: Callable[[], _Found]) -> _Found:
@@ -127,12 +123,3 @@ def _tested(compute: Callable[[], _Found]) -> _Found:
         raise
     except PythiaDynError as error:
         raise NotTestableError(str(error)) from error
-
-
-def _known(saved: SavedResults, name: str, compute: Callable[[], _Found]) -> _Found:
-    """A result that is computed once for the results of a model."""
-    known = _KNOWN.setdefault(saved, {})
-    if name not in known:
-        known[name] = compute()
-    found: _Found = known[name]
-    return found

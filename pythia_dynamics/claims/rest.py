@@ -49,6 +49,11 @@ def stationary(saved: SavedResults) -> Decision:
     noise of records. Where η is not known, a motion that stops could be the work of the schedule; only a history that
     is in equilibrium as a whole can then support the claim.
     """
+    return saved.once("stationary", lambda: _stationary(saved))
+
+
+def _stationary(saved: SavedResults) -> Decision:
+    """The decision of `stationary`, which two claims need."""
     (pairs,) = saved.read("two_time.zarr")
     try:
         motion = Motion.of(pairs)

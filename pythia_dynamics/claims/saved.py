@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from pythia_dynamics.tables import read_json
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_Found = TypeVar("_Found")
 
 __all__ = ["PAPER_BIFURCATION", "Curve", "SavedResults", "Shape", "paper_bifurcation"]
 
@@ -99,6 +101,7 @@ class SavedResults:
         self.results, self.weights = results.model, results.weights()
         self.name = results.name
         self._loaded: dict[str, xr.Dataset | None] = {}
+        self._computed: dict[str, Any] = {}
         self._on_disk = True
 
     @classmethod
@@ -116,7 +119,7 @@ class SavedResults:
         saved = cls.__new__(cls)
         saved.results, saved.weights = Results(name), Results(name, tensor=EMBED_OUT)
         saved.name = name
-        saved._loaded, saved._on_disk = dict(tables), False
+        saved._loaded, saved._computed, saved._on_disk = dict(tables), {}, False
         return saved
 
     def read(self, *files: str, known: Numbers | None = None) -> list[xr.Dataset]:
@@ -157,6 +160,21 @@ class SavedResults:
     def _folder(self, file: str) -> Results:
         """The folder of a file: of the model, or of the weights."""
         return self.results if file.startswith(("perplexity-", "ternary/")) else self.weights
+
+    def once(self, name: str, compute: Callable[[], _Found]) -> _Found:
+        """A result that several claims need, such as simulated walks: computed for the first of them, then kept.
+
+        Parameters
+        ----------
+        name
+            Name of the result.
+        compute
+            Computes it. What it raises is raised again for the next claim.
+        """
+        if name not in self._computed:
+            self._computed[name] = compute()
+        found: _Found = self._computed[name]
+        return found
 
     def command_for(self, file: str) -> str:
         """The command that makes a file."""

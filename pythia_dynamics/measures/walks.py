@@ -326,8 +326,9 @@ def _vectors(rows: int, dimensions: float, count: int, generator: np.random.Gene
     """
     if dimensions < rows:
         return generator.standard_normal((count, rows, max(round(dimensions), 1)))
-    factor = np.tril(generator.standard_normal((count, rows, rows)), -1)
-    at = np.arange(rows)
+    below, at = np.tril_indices(rows, -1), np.arange(rows)
+    factor = np.zeros((count, rows, rows))
+    factor[:, below[0], below[1]] = generator.standard_normal((count, len(below[0])))
     factor[:, at, at] = np.sqrt(generator.chisquare(dimensions - at, (count, rows)))
     return factor
 
