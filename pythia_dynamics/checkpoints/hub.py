@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
+from pythia_dynamics.checkpoints.gate import RequestGate
 from pythia_dynamics.checkpoints.http import LIBRARY, HubClient
 from pythia_dynamics.checkpoints.hub_cache import absent_files, cache_lock, remove_files
 from pythia_dynamics.checkpoints.ranges import LinkCache, read_range
-from pythia_dynamics.checkpoints.retry import Failure, RateLimitGate, RetryableError, RetryPolicy
+from pythia_dynamics.checkpoints.retry import Failure, RetryableError, RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Revision, Traffic
 from pythia_dynamics.checkpoints.suite import GENERIC, Reference, Suite, chosen_steps
 from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, is_shared, revisions_in
@@ -229,7 +230,6 @@ class HubSource:
             wanted = [revision.path(file) for file in files]
 
         def download() -> str:
-            client.gate.wait()
             try:
                 with client.translated_errors(revision.ref):
                     return HfApi(endpoint=client.endpoint, library_name=LIBRARY).snapshot_download(
@@ -248,7 +248,7 @@ class HubSource:
         for _ in range(_MAX_DOWNLOADS):
             absent = absent_files(repository, commit, wanted or ())
             arrived |= dict.fromkeys(absent)
-            folder = Path(client.attempts(subject).run(download))
+            folder = Path(client.attempts(subject, revision.ref).run(download))
             if not absent:  # nothing was written, maybe nothing can be
                 break
             with cache_lock(folder):
@@ -279,8 +279,8 @@ class HubSource:
 
     def cancel(self) -> None:
         """Make the waiting and the next requests of all twins end with a `HubError`; this source can be used again."""
-        self._client.gate.cancel()
-        self._client = replace(self._client, gate=RateLimitGate())
+        self._client.cancel()
+        self._client = replace(self._client, gate=RequestGate())
 
     # -- listings ---------------------------------------------------------------------------------------------
 
@@ -329,7 +329,9 @@ class HubSource:
         url = f"{client.endpoint}/api/models{'' if path.startswith('?') else '/'}{path}"
         for _ in range(_MAX_PAGES):
             request = partial(client.get_json, url, parse, ref=ref)
-            page, following = client.attempts(f"{self.location}: {subject}").run(request)
+            attempts = client.attempts(f"{self.location}: {subject}", ref)
+            page, following = attempts.run(request)
+            attempts.reset()
             yield page
             if following is None:
                 return

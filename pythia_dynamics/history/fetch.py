@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -421,8 +420,7 @@ def _fetch_revision(
         if stop is None or not stop.is_set():
             reasons |= {name: str(error) for name in names if name not in done and name not in reasons}
     finally:
-        with suppress(PythiaDynError):
-            reader.close()
+        reader.close()
     return _Outcome(revision, source.traffic, len(done) == len(names), reasons, fatal)
 
 

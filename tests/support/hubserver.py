@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import random
 import secrets
 import socket
@@ -29,7 +30,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from support.hubrepos import LFS_SUFFIXES, File, Repository, entry_json, refs_json, tree_json
 
-__all__ = ["Fault", "HubServer", "Request", "at_random", "once"]
+__all__ = ["Fault", "FaultKind", "HubServer", "Request", "at_random", "once"]
 
 RequestKind = Literal["api", "resolve", "cdn"]
 
@@ -45,7 +46,9 @@ FaultKind = Literal[
     "moved",  # name another commit
     "gzip",  # state that the body is compressed
     "hang",  # never answer
-    "slow",  # send one byte of the body every 20 ms
+    "slow",  # send one byte of the body every 20 ms; of a file, after `Fault.after` bytes
+    "stall",  # send no more than `Fault.after` bytes, and keep the connection open
+    "short",  # state and send only the first `Fault.after` bytes of the range, as a server may
 ]
 
 
@@ -120,7 +123,9 @@ class HubServer:
     """The server; a context manager.
 
     `latency` (seconds, by kind) and `bandwidth` (bytes/s per connection) slow it down. A file list is sent in pages of
-    `page_size` entries, whole where that is None.
+    `page_size` entries, whole where that is None. `limits` has (requests, seconds) by kind: more than so many requests
+    in a window of so many seconds are answered 429. `states_limits` says whether every answer to such a request has the
+    headers ``RateLimit`` and ``RateLimit-Policy``, or only a refusal ``Retry-After``.
     """
 
     def __init__(
@@ -130,7 +135,11 @@ class HubServer:
         bandwidth: float | None = None,
         link_uses: int | None = None,
         page_size: int | None = None,
+        limits: Mapping[str, tuple[int, float]] | None = None,
     ) -> None:
+        self.limits = dict(limits or {})
+        self.states_limits = True
+        self._windows: dict[str, tuple[float, int]] = {}
         self.latency = dict(latency or {})
         self.bandwidth = bandwidth
         self.page_size = page_size
@@ -232,6 +241,23 @@ class HubServer:
                 return fault
         return None
 
+    def limit(self, kind: str) -> tuple[bool, dict[str, str]]:
+        """Count a request against its limit: whether it is refused, and the headers that say so."""
+        if kind not in self.limits:
+            return False, {}
+        quota, seconds = self.limits[kind]
+        with self._lock:
+            began, used = self._windows.get(kind, (-seconds, 0))
+            now = time.monotonic()
+            began, used = (began, used + 1) if now < began + seconds else (now, 1)
+            self._windows[kind] = began, used
+        wait = math.ceil(began + seconds - now)
+        if self.states_limits:
+            policy = f'"fixed window";"{kind}";q={quota};w={seconds:g}'
+            left = f'"{kind}";r={max(quota - used, 0)};t={wait}'
+            return used > quota, {"RateLimit": left, "RateLimit-Policy": policy}
+        return used > quota, {"Retry-After": str(wait)} if used > quota else {}
+
     def sign(self, file: File) -> str:
         """A signed address for a file, as the Hub's redirects carry."""
         signature = secrets.token_hex(12)
@@ -263,8 +289,12 @@ class _Server(ThreadingHTTPServer):
         """Ignores clients that close their connection."""
 
 
+_PARTIAL = ("cut", "truncate", "slow", "stall")
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
+    _limits: Mapping[str, str] = {}
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 64 * 1024
@@ -305,7 +335,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.hub.record(self.request_)
             if delay := self.hub.latency.get(kind):
                 time.sleep(delay)
-            if fault is not None and fault.kind == "status":
+            refused, self._limits = self.hub.limit(kind)
+            if refused:
+                self._error(429, "", "too many requests")
+            elif fault is not None and fault.kind == "status":
                 self._error(fault.status, "", "a fault of the test", fault.headers)
             elif fault is not None and fault.kind == "hang":
                 self.rfile.read(1)  # until the client closes the connection
@@ -313,7 +346,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, b"<html><body>Please log in to the network</body></html>", {}, "text/html")
             elif fault is not None and fault.kind == "json":
                 self._answer(200, fault.content, fault.headers, "application/json")
-            elif fault is not None and fault.kind == "slow":
+            elif fault is not None and fault.kind == "slow" and kind == "api":
                 self._head(200, 10_000, {}, "application/json")
                 while self.wfile.write(b" "):
                     self.wfile.flush()
@@ -459,15 +492,24 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status = 206
             shown = start + 1 if kind == "wrong_range" else start
+            if kind == "short":
+                stop = min(stop, start + (fault.after if fault is not None else 0))
             headers["Content-Range"] = f"bytes {shown}-{shown + stop - start - 1}/{file.size}"
         if kind == "gzip":
             headers["Content-Encoding"] = "gzip"
-        sendable = stop - start if kind not in ("cut", "truncate") else min(stop - start, fault.after)
+        sendable = min(stop - start, fault.after) if fault is not None and kind in _PARTIAL else stop - start
         length = sendable if kind == "truncate" else stop - start
         self._head(status, length, headers, "application/octet-stream")
         if self.command != "HEAD":
             self._send(file, start, start + sendable)
-        if sendable < length:
+        if kind == "slow":
+            for at in range(start + sendable, stop):
+                self.wfile.write(file.read(at, at + 1))
+                self.wfile.flush()
+                time.sleep(0.02)
+        elif kind == "stall":
+            self.rfile.read(1)  # until the client closes the connection
+        elif sendable < length:
             self._disconnect()
 
     def _send(self, file: File, start: int, stop: int) -> None:
@@ -504,7 +546,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _head(self, status: int, length: int, headers: Mapping[str, str], content_type: str) -> None:
         self.request_.status = status
         self.send_response(status)
-        for name, value in {"Content-Type": content_type, "Content-Length": str(length), **headers}.items():
+        stated = {"Content-Type": content_type, "Content-Length": str(length), **self._limits, **headers}
+        for name, value in stated.items():
             self.send_header(name, value)
         self.end_headers()
 
