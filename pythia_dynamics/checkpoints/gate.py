@@ -91,14 +91,15 @@ class RequestGate:
 
     def cancel(self) -> list[Any]:
         """End all waits, present and future, with a `HubError`; the sockets of the requests, to be shut down."""
-        self._cancelled.set()
         with self._lock:
+            self._cancelled.set()
             return list(self._sockets)
 
-    def add_socket(self, socket: Any) -> None:
-        """Note a socket that a request uses."""
+    def add_socket(self, socket: Any) -> bool:
+        """Note a socket that a request uses; whether it may be used, because nothing was cancelled."""
         with self._lock:
             self._sockets.add(socket)
+            return not self._cancelled.is_set()
 
     def wait(self, seconds: float, why: str) -> None:
         """Wait so many seconds, and give a notice of the reason if it is long. Raises `HubError` once cancelled."""

@@ -230,15 +230,14 @@ class HubClient:
     def cancel(self) -> None:
         """End the waits and the requests of all threads, in the middle of a transfer, too, with a `HubError`."""
         for each in self.gate.cancel():
-            with suppress(OSError):  # it is closed
-                socket.socket.shutdown(each, socket.SHUT_RDWR)
+            _shut_down(each)
 
     def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
         """Remember the connection that a request has opened or used."""
         stream = info.get("return_value")
         get = getattr(stream, "get_extra_info", None)
-        if get is not None and (found := get("socket")) is not None:
-            self.gate.add_socket(found)
+        if get is not None and (found := get("socket")) is not None and not self.gate.add_socket(found):
+            _shut_down(found)
 
     def follow(self, url: str, *, byte_range: str | None = None) -> Generator[Response, None, None]:
         """Send a GET and follow its redirects: yield each answer, the last being that without a redirect.
@@ -351,6 +350,12 @@ class HubClient:
             raise AccessError(f"{self.repository} cannot be reached: {why}") from None
         except HfHubHTTPError as error:
             raise self.refusal(error.response.status_code, error.response.headers, ref) from None
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """End the reads of a connection in all threads, which closing it does not."""
+    with suppress(OSError):  # it is closed
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def parse_count(text: str | None) -> int | None:

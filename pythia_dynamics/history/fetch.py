@@ -41,7 +41,7 @@ from pythia_dynamics.errors import (
 )
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.report import FetchReport
-from pythia_dynamics.history.request import FetchRequest
+from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import most_common, stored_steps, survey
@@ -65,7 +65,7 @@ def fetch(
     model: str | Path | Model,
     *,
     tensor: str = UNEMBEDDING,
-    workers: int = 8,
+    workers: int = WORKERS,
     executor: Executor | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -105,7 +105,7 @@ def fetch(
 def download(
     model: str | Path | Model | FetchRequest,
     *,
-    workers: int = 8,
+    workers: int = WORKERS,
     executor: Executor | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -121,8 +121,7 @@ def download(
         An alias (``70m``), a repository id, the name of a store, a directory of checkpoints, a `Model`, or a
         `FetchRequest`.
     workers
-        Revisions that are fetched at once, in threads. The default comes within 1.22 of the shortest time possible at
-        80 ms latency and 250 MB/s; 16 come within 1.15.
+        Revisions that are fetched at once, in threads.
     executor
         Runs the revisions instead of own threads. Processes work as well.
     progress

@@ -15,6 +15,10 @@ from pythia_dynamics.errors import HubError
 LONG = 1800.0
 
 
+class Socket:
+    """What a socket is to a gate: something to refer to."""
+
+
 class Clock:
     """A clock that a sleep puts forward."""
 
@@ -128,7 +132,8 @@ def test_threads_share_a_limit() -> None:
 
 
 def test_it_can_be_cancelled_and_pickled() -> None:
-    gate = RequestGate()
+    gate, one, other = RequestGate(), Socket(), Socket()
+    assert gate.add_socket(one)
     gate.enter("api", LONG)
     gate.leave("api", RateLimit(0, 1.9, None))
     threading.Timer(0.05, gate.cancel).start()
@@ -140,4 +145,6 @@ def test_it_can_be_cancelled_and_pickled() -> None:
         gate.wait(0.0, "")
     with pytest.raises(HubError, match="cancelled"):
         gate.enter("requests", LONG)
+    assert gate.cancel() == [one]
+    assert not gate.add_socket(other)
     pickle.loads(pickle.dumps(gate)).enter("api", 0.0)  # in another process it is open

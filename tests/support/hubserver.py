@@ -122,10 +122,10 @@ def at_random(
 class HubServer:
     """The server; a context manager.
 
-    `latency` (seconds, by kind) and `bandwidth` (bytes/s per connection) slow it down. A file list is sent in pages of
-    `page_size` entries, whole where that is None. `limits` has (requests, seconds) by kind: more than so many requests
-    in a window of so many seconds are answered 429. `states_limits` says whether every answer to such a request has the
-    headers ``RateLimit`` and ``RateLimit-Policy``, or only a refusal ``Retry-After``.
+    `latency` (seconds, by kind), `bandwidth` (bytes/s per connection) and `total` (bytes/s of all) slow it down. A file
+    list is sent in pages of `page_size` entries, whole where that is None. `limits` has (requests, seconds) by kind:
+    more than so many requests in a window of so many seconds are answered 429. `states_limits` says whether every
+    answer to such a request has the headers ``RateLimit`` and ``RateLimit-Policy``, or only a refusal ``Retry-After``.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class HubServer:
         *,
         latency: Mapping[str, float] | None = None,
         bandwidth: float | None = None,
+        total: float | None = None,
         link_uses: int | None = None,
         page_size: int | None = None,
         limits: Mapping[str, tuple[int, float]] | None = None,
@@ -141,7 +142,8 @@ class HubServer:
         self.states_limits = True
         self._windows: dict[str, tuple[float, int]] = {}
         self.latency = dict(latency or {})
-        self.bandwidth = bandwidth
+        self.bandwidth, self.total = bandwidth, total
+        self._free = 0.0
         self.page_size = page_size
         self.link_uses = link_uses
         """How often a signed address can be used before it expires; None for no limit."""
@@ -257,6 +259,13 @@ class HubServer:
             left = f'"{kind}";r={max(quota - used, 0)};t={wait}'
             return used > quota, {"RateLimit": left, "RateLimit-Policy": policy}
         return used > quota, {"Retry-After": str(wait)} if used > quota else {}
+
+    def pace(self, count: int) -> None:
+        """Wait until all connections together have had the time for so many more bytes."""
+        if self.total:
+            with self._lock:
+                self._free = max(self._free, time.monotonic()) + count / self.total
+            time.sleep(max(0.0, self._free - time.monotonic()))
 
     def sign(self, file: File) -> str:
         """A signed address for a file, as the Hub's redirects carry."""
@@ -515,7 +524,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, file: File, start: int, stop: int) -> None:
         self.wfile.flush()
         began, rate = time.monotonic(), self.hub.bandwidth
-        piece = 64 * 1024 if rate else 1024 * 1024
+        piece = (256 if self.hub.total else 64) * 1024 if rate else 1024 * 1024
         with contextlib.ExitStack() as stack:
             handle = stack.enter_context(file.content.open("rb")) if isinstance(file.content, Path) else None
             for at in range(start, stop, piece):
@@ -525,6 +534,7 @@ class _Handler(BaseHTTPRequestHandler):
                 else:
                     self.connection.sendall(memoryview(file.content)[at:end])  # type: ignore[arg-type]
                 self.request_.sent += end - at
+                self.hub.pace(end - at)
                 if rate:
                     time.sleep(max(0.0, (end - start) / rate - (time.monotonic() - began)))
 
@@ -563,11 +573,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("directory", type=Path, help="holds step1000/, step2000/ …, the branches")
     parser.add_argument("--repo", default="local/model")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer of the storage")
+    parser.add_argument("--hub-latency", type=float, default=None, help="and of the Hub; by default the same")
     parser.add_argument("--bandwidth", type=float, default=None, help="bytes per second and connection")
+    parser.add_argument("--total", type=float, default=None, help="bytes per second of all connections")
     options = parser.parse_args()
-    latency = dict.fromkeys(("api", "resolve", "cdn"), options.latency)
-    with HubServer(latency=latency, bandwidth=options.bandwidth) as hub:
+    hub_latency = options.latency if options.hub_latency is None else options.hub_latency
+    latency = {"api": hub_latency, "resolve": hub_latency, "cdn": options.latency}
+    with HubServer(latency=latency, bandwidth=options.bandwidth, total=options.total) as hub:
         hub.add(options.repo, {path.name: path for path in sorted(options.directory.iterdir()) if path.is_dir()})
         for files in hub.repositories[options.repo].commits.values():
             for file in files.values():
