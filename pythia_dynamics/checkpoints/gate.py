@@ -8,7 +8,6 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -44,19 +43,18 @@ class RateLimit(NamedTuple):
     quota: int | None
 
 
-@dataclass
 class _Window:
-    """How many more requests of a kind may be sent until a time."""
+    """How many more requests of a kind may be sent until a time, and how many have no answer yet.
 
-    left: float = math.inf
-    until: float = math.inf
-    quota: int | None = None
-    is_counted: bool = False
-    """Whether `left` counts all requests since an answer stated it, or since the limit began anew."""
-    is_new: bool = False
-    """Whether the limit began anew, and no answer has stated until when."""
-    unanswered: int = 0
-    """Requests that have no answer yet."""
+    `is_counted` says whether `left` counts all requests since an answer stated it, or since the limit began anew;
+    `is_new`, whether it began anew and no answer has stated until when.
+    """
+
+    def __init__(self) -> None:
+        self.left = self.until = math.inf
+        self.quota: int | None = None
+        self.is_counted = self.is_new = False
+        self.unanswered = 0
 
 
 class RequestGate:

@@ -331,7 +331,8 @@ class HubClient:
         if code == "RevisionNotFound":
             raise HubError(f"{self.repository}: the commit of {ref} is gone; run again to read the branch anew")
         if status == 403:
-            return RetryableError("the Hub refuses it (403): check what your token may read", Failure.REFUSED)
+            what = f"the Hub refuses {self.repository} (403): check what your token may read"
+            return RetryableError(what, Failure.REFUSED)
         return RetryableError(f"the Hub answered {status}", Failure.INVALID_RESPONSE)
 
     @contextmanager

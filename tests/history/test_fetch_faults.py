@@ -136,7 +136,7 @@ def test_one_refusal_is_of_one_revision(hub: HubServer, tmp_path: Path) -> None:
     hub.faults.append(lambda request: Fault("status", 403) if request.revision == commit else None)
     report = download(REPO, cache=tmp_path)
     assert tuple(report.missing) == (5,)
-    assert "the Hub refuses it (403): check what your token may read" in report.missing[5]
+    assert "the Hub refuses org/tiny (403): check what your token may read" in report.missing[5]
     assert hub.file_requests()[commit] == 1
 
 
