@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+from pythia_dynamics.checkpoints.source import AccessError
 from pythia_dynamics.errors import HubError
 
 __all__ = ["RateLimit", "RequestGate"]
@@ -120,8 +121,8 @@ class RequestGate:
     def enter(self, kind: str, longest: float) -> None:
         """Wait until the rate limit allows one more request of a kind, and count it.
 
-        Every call is followed by one of `leave`. Raises `HubError` once cancelled, or when the wait is longer than
-        `longest`.
+        Every call is followed by one of `leave`. Raises `HubError` once cancelled, and `AccessError` when the wait is
+        longer than `longest`.
         """
         while True:
             with self._lock:
@@ -137,7 +138,7 @@ class RequestGate:
                 # The answers that are under way will tell what is left.
                 pause = _MOMENT if window.unanswered else window.until - self.now()
             if pause > longest:
-                raise HubError(f"the Hub's rate limit is used up for {pause:.0f} s; try again later")
+                raise AccessError(f"the Hub's rate limit is used up for {pause:.0f} s; try again later")
             self.wait(pause, "the Hub's rate limit is used up")
         if self._cancelled.is_set():
             raise HubError("cancelled")

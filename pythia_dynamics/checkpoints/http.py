@@ -199,9 +199,10 @@ class HubClient:
         RetryableError
             When there is no connection, or no answer within the policy's timeout.
         AccessError
-            In the offline mode of `huggingface_hub`.
+            In the offline mode of `huggingface_hub`, or when the rate limit is used up for longer than the policy
+            waits.
         HubError
-            When the gate was cancelled, or the rate limit is used up for longer than the policy waits.
+            When the gate was cancelled.
         """
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 

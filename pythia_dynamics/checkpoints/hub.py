@@ -17,7 +17,7 @@ from pythia_dynamics.checkpoints.gate import RequestGate
 from pythia_dynamics.checkpoints.http import LIBRARY, HubClient
 from pythia_dynamics.checkpoints.hub_cache import absent_files, cache_lock, remove_files
 from pythia_dynamics.checkpoints.ranges import LinkCache, read_range
-from pythia_dynamics.checkpoints.retry import Failure, RetryableError, RetryPolicy
+from pythia_dynamics.checkpoints.retry import API, Failure, RetryableError, RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Revision, Traffic
 from pythia_dynamics.checkpoints.suite import GENERIC, Reference, Suite, chosen_steps
 from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, is_shared, revisions_in
@@ -240,7 +240,10 @@ class HubSource:
                         tqdm_class=SilentProgress,
                     )
             except LocalEntryNotFoundError:
-                raise HubError(f"{subject} cannot be had from the Hub and is not in the Hugging Face cache") from None
+                what = "it cannot be had from the Hub and is not in the Hugging Face cache"
+                if offline:  # whatever other steps are in the cache can be had
+                    raise HubError(f"{subject}: {what}") from None
+                raise RetryableError(what, Failure.REFUSED) from None  # the library has repeated the request
             except (ValueError, KeyError, TypeError):
                 raise RetryableError("the Hub sent an invalid response", Failure.INVALID_RESPONSE) from None
 
@@ -248,7 +251,9 @@ class HubSource:
         for _ in range(_MAX_DOWNLOADS):
             absent = absent_files(repository, commit, wanted or ())
             arrived |= dict.fromkeys(absent)
-            folder = Path(client.attempts(subject, revision.ref).run(download))
+            attempts = client.attempts(subject, revision.ref)
+            folder = Path(attempts.run(download))
+            attempts.reset()
             if not absent:  # nothing was written, maybe nothing can be
                 break
             with cache_lock(folder):
@@ -330,6 +335,7 @@ class HubSource:
         for _ in range(_MAX_PAGES):
             request = partial(client.get_json, url, parse, ref=ref)
             attempts = client.attempts(f"{self.location}: {subject}", ref)
+            attempts.server = API
             page, following = attempts.run(request)
             attempts.reset()
             yield page

@@ -14,12 +14,12 @@ from pythia_dynamics.checkpoints.gate import RequestGate
 from pythia_dynamics.checkpoints.source import AccessError, Traffic
 from pythia_dynamics.errors import HubError
 
-__all__ = ["HUB", "STORAGE", "AttemptCounter", "Failure", "RetryPolicy", "RetryableError"]
+__all__ = ["API", "HUB", "STORAGE", "AttemptCounter", "Failure", "RetryPolicy", "RetryableError"]
 
 T = TypeVar("T")
 
-HUB, STORAGE = "the Hub", "the storage behind the Hub"
-"""The two servers that a file comes from, as messages call them."""
+HUB, STORAGE, API = "the Hub", "the storage behind the Hub", "the Hub's API"
+"""What a file comes from, as messages call it, and what lists files. Each can fail while the others work."""
 
 _OUTAGE = 3
 """Revisions in a row that fail alike, after which the server counts as out of order: one or two may be broken."""
@@ -118,7 +118,7 @@ class AttemptCounter:
     Attributes
     ----------
     server : str
-        The server that the request has reached: `HUB` or `STORAGE`.
+        The server that the request has reached: `HUB`, `STORAGE` or `API`.
 
     Parameters
     ----------
@@ -153,13 +153,13 @@ class AttemptCounter:
         """Forget the failures, because content has arrived. Slow transfers are not forgotten: some content came."""
         self._failures = Counter({Failure.SLOW: self._failures[Failure.SLOW]})
         self._since = self._gate.now()
-        self._gate.succeeded(HUB, self.server)  # the storage's address is from the Hub
+        self._gate.succeeded(self.server, *(HUB,) * (self.server == STORAGE))  # the Hub gave the storage's address
 
     def wait_after(self, error: RetryableError) -> None:
         """Wait for the next attempt.
 
         Raises `HubError` when the policy allows no further attempt, or the gate was cancelled; `AccessError` where the
-        Hub is unreachable, or as many revisions in a row failed alike as make an outage.
+        Hub is unreachable, its rate limit used up, or as many revisions in a row failed alike as make an outage.
         """
         policy, gate, kind = self._policy, self._gate, error.failure
         alike = (kind, self.server)
@@ -185,6 +185,5 @@ class AttemptCounter:
         if in_a_row >= _OUTAGE:
             times += f", as the {in_a_row - 1} steps before it"
         again = "" if kind is Failure.REFUSED and in_a_row < _OUTAGE else "; try again later"
-        raise (AccessError if kind is Failure.UNREACHABLE or in_a_row >= _OUTAGE else HubError)(
-            f"{self._subject}: {error}{times}{again}"
-        )
+        of_all = kind in (Failure.UNREACHABLE, Failure.LIMITED) or in_a_row >= _OUTAGE
+        raise (AccessError if of_all else HubError)(f"{self._subject}: {error}{times}{again}")

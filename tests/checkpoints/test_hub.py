@@ -130,6 +130,20 @@ def test_snapshot_and_eviction(hub: HubServer, source: HubSource, tmp_path: Path
         source.snapshot(source.revisions()[20])
 
 
+def test_bad_snapshots_between_good_ones_are_no_outage(hub: HubServer) -> None:
+    hub.add(REPO, {f"step{step}": {WEIGHTS: BODY[:99], "config.json": b"{}"} for step in range(1, 9)})
+    source = HubSource(REPO, policy=QUICK)
+    bad = {hub.repositories[REPO].branches[f"step{step}"] for step in (1, 3, 5, 6, 7)}
+    hub.faults.append(lambda request: Fault("status", 418) if request.revision in bad else None)
+    raised: dict[int, type[HubError]] = {}
+    for step, revision in source.revisions().items():
+        try:
+            source.snapshot(revision)
+        except HubError as error:
+            raised[step] = type(error)
+    assert raised == {1: HubError, 3: HubError, 5: HubError, 6: HubError, 7: AccessError}
+
+
 def test_snapshot_shows_no_progress(source: HubSource, capfd: pytest.CaptureFixture[str]) -> None:
     source.snapshot(first(source))
     assert capfd.readouterr() == ("", "")
