@@ -1,11 +1,14 @@
 """Fetch against a plain parallel ranged GET of the same bytes, from one loopback Hub in another process.
 
-    python benchmarks/fetch_loopback.py [--revisions 48] [--vocab 50304] [--d-model 512] [--workers 8]
-                                        [--latency 0.03] [--bandwidth 4e7] [--layout safetensors] [--out FILE]
+    python benchmarks/fetch_loopback.py [--revisions 48] [--vocab 50304] [--d-model 512] [--workers 16]
+                                        [--hub-latency 0.08] [--latency 0.03] [--bandwidth 4e7] [--total 2.5e8]
+                                        [--layout safetensors] [--out FILE]
 
 The plain GET knows every offset beforehand, asks huggingface_hub's own HTTP client for the tensors' bytes with as
 many threads and writes them to files: no header, no check, no checksum, no store. Rounds alternate; the best of each
-is compared. Peak memory is that of the fetch alone, above an idle interpreter that has imported it.
+is compared. With ``--total``, the fetch is also compared with the floor: the list of branches, one redirect and one
+answer of the storage, and the tensors' bytes at that rate. Peak memory is that of the fetch alone, above an idle
+interpreter that has imported it.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from machine import describe_machine  # noqa: E402
+
+from pythia_dynamics.history.request import WORKERS  # noqa: E402
 
 REPO = "local/model"
 HEAD = "embed_out.weight"
@@ -56,9 +61,9 @@ def build(directory: Path, options: argparse.Namespace) -> int:
 def serve(directory: Path, options: argparse.Namespace) -> Iterator[str]:
     """The Hub in a process of its own."""
     command = [sys.executable, "-m", "support.hubserver", str(directory), "--repo", REPO]
-    command += ["--latency", str(options.latency)]
-    if options.bandwidth:
-        command += ["--bandwidth", str(options.bandwidth)]
+    for name in ("latency", "hub_latency", "bandwidth", "total"):
+        if getattr(options, name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -118,9 +123,11 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=50304)
     parser.add_argument("--d-model", type=int, default=512)
     parser.add_argument("--layout", default="safetensors")
-    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=WORKERS)
     parser.add_argument("--latency", type=float, default=0.0)
-    parser.add_argument("--bandwidth", type=float, default=None)
+    parser.add_argument("--hub-latency", type=float)
+    parser.add_argument("--bandwidth", type=float)
+    parser.add_argument("--total", type=float)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -159,6 +166,11 @@ def main() -> None:
             print(
                 f"best fetch {best['seconds']:.2f} s, best {name} {min(times):.2f} s: {share:.0f} % of its throughput"
             )
+        floor = None
+        if options.total:
+            hub_latency = options.latency if options.hub_latency is None else options.hub_latency
+            floor = 2 * hub_latency + options.latency + total / options.total
+            print(f"floor {floor:.2f} s: the fetch takes {best['seconds'] / floor:.2f} x that")
         print(f"moved {best['bytes']:,} bytes for {total:,} of tensors ({best['bytes'] / total:.5f}x)")
         print(f"{best['requests']} file requests, {best['api']} API requests; peak memory +{best['peak'] / 1e6:.0f} MB")
         if options.out:
@@ -169,6 +181,7 @@ def main() -> None:
                 "plain_seconds": plains,
                 "plain_with_fsync_seconds": durables,
                 "fetches": fetches,
+                "floor_seconds": floor,
                 "share_of_plain": min(plains) / best["seconds"],
                 "share_of_plain_with_fsync": min(durables) / best["seconds"],
             }

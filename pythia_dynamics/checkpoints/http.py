@@ -7,21 +7,22 @@ client, which may hold headers.
 from __future__ import annotations
 
 import json
-import time
+import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from pythia_dynamics.checkpoints.retry import AttemptCounter, Failure, RateLimitGate, RetryableError, RetryPolicy
+from pythia_dynamics.checkpoints.gate import RateLimit, RequestGate
+from pythia_dynamics.checkpoints.retry import HUB, STORAGE, AttemptCounter, Failure, RetryableError, RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, Traffic
 from pythia_dynamics.errors import HubError
 
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["CHUNK_BYTES", "LIBRARY", "HubClient", "Response", "overload", "parse_count"]
+__all__ = ["CHUNK_BYTES", "LIBRARY", "HubClient", "Response", "parse_count"]
 
 T = TypeVar("T")
 
@@ -52,14 +53,12 @@ class Response:
     ----------
     response
         The answer of the HTTP client, opened as a stream.
-    traffic
-        Where the bytes of `chunks` are counted.
-    timeout
-        Seconds `body` may take in all.
+    client
+        Counts the bytes of `chunks`, and has the clock and the limits of time.
     """
 
-    def __init__(self, response: httpx2.Response, traffic: Traffic, timeout: float) -> None:
-        self._response, self._traffic, self._timeout = response, traffic, timeout
+    def __init__(self, response: httpx2.Response, client: HubClient) -> None:
+        self._response, self._client = response, client
         self.url = str(response.request.url)
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
@@ -85,26 +84,39 @@ class Response:
     def chunks(self) -> Iterator[bytes]:
         """The body as it was sent, in chunks of at least `CHUNK_BYTES` (the last may be smaller), counted as content.
 
-        Raises `RetryableError` when the connection fails, after what had arrived until then.
+        Raises `RetryableError` when the connection fails or is too slow, after what had arrived until then.
         """
-        import httpx2
-
         parts: list[bytes] = []
         size = 0
         failure = None
         try:
-            for part in self._response.iter_raw():
+            for part in self._parts():
                 parts.append(part)
                 size += len(part)
                 if size >= CHUNK_BYTES:
                     yield self._count(parts)
                     parts, size = [], 0
-        except httpx2.TransportError as error:
-            failure = _connection_failure(error)
+        except RetryableError as error:
+            failure = error
         if parts:
             yield self._count(parts)
         if failure is not None:
             raise failure
+
+    def _parts(self) -> Iterator[bytes]:
+        """The body as it arrives. Raises `RetryableError` when the connection fails or is too slow."""
+        policy, now = self._client.policy, self._client.gate.now
+        size, seconds, began = 0, 0.0, now()
+        with _translated_connection():
+            for part in self._response.iter_raw():
+                size += len(part)
+                seconds += now() - began
+                yield part
+                if seconds >= policy.rate_seconds:
+                    if size < policy.min_rate * seconds:
+                        raise RetryableError(f"only {size} bytes came in {seconds:.0f} s", Failure.SLOW)
+                    size, seconds = 0, 0.0
+                began = now()
 
     def body(self, max_bytes: int) -> bytes:
         """The whole body, not counted as content.
@@ -112,19 +124,16 @@ class Response:
         Raises `RetryableError` when it is longer than `max_bytes`, takes longer than the timeout, or the connection
         fails.
         """
-        import httpx2
-
-        end = time.monotonic() + self._timeout
+        now, timeout = self._client.gate.now, self._client.policy.timeout
+        end = now() + timeout
         body = bytearray()
         try:
-            for part in self._response.iter_raw():
+            for part in self._parts():
                 body += part
                 if len(body) > max_bytes:
                     raise RetryableError(f"the response exceeds {max_bytes} bytes", Failure.INVALID_RESPONSE)
-                if time.monotonic() > end:
-                    raise RetryableError(f"the response is not complete after {self._timeout:g} s")
-        except httpx2.TransportError as error:
-            raise _connection_failure(error) from None
+                if now() > end:
+                    raise RetryableError(f"the response is not complete after {timeout:g} s")
         finally:
             self.close()
         return bytes(body)
@@ -135,7 +144,7 @@ class Response:
 
     def _count(self, parts: list[bytes]) -> bytes:
         chunk = b"".join(parts)
-        self._traffic.add(bytes=len(chunk))
+        self._client.traffic.add(bytes=len(chunk))
         return chunk
 
 
@@ -154,7 +163,7 @@ class HubClient:
     traffic
         Where requests, bytes and retries are counted.
     gate
-        Where requests wait while the rate limit is exhausted.
+        Where requests wait, and learn of the failures of others.
 
     Raises
     ------
@@ -166,7 +175,7 @@ class HubClient:
     endpoint: str
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     traffic: Traffic = field(default_factory=Traffic)
-    gate: RateLimitGate = field(default_factory=RateLimitGate)
+    gate: RequestGate = field(default_factory=RequestGate)
 
     def __post_init__(self) -> None:
         if not _is_http(self.endpoint):
@@ -190,30 +199,46 @@ class HubClient:
         RetryableError
             When there is no connection, or no answer within the policy's timeout.
         AccessError
-            In the offline mode of `huggingface_hub`.
+            In the offline mode of `huggingface_hub`, or when the rate limit is used up for longer than the policy
+            waits.
         HubError
             When the gate was cancelled.
         """
-        import httpx2
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
         to_hub = self.is_hub(url)
-        self.gate.wait()
-        if to_hub:
-            listing = url.startswith(f"{self.endpoint}/api/")
-            self.traffic.add(api=int(listing), requests=int(not listing))
+        kind = STORAGE if not to_hub else "api" if url.startswith(f"{self.endpoint}/api/") else "requests"
         headers = build_hf_headers(library_name=LIBRARY, token=None if to_hub else False)
         headers["Accept-Encoding"] = "identity"  # byte ranges of a compressed file mean nothing
         if byte_range is not None:
             headers["Range"] = byte_range
-        client = get_session()
-        with self.translated_errors():
-            try:
-                request = client.build_request("GET", url, headers=headers, timeout=self.policy.timeout)
-            except httpx2.InvalidURL:
-                raise RetryableError(_INVALID_ADDRESS, Failure.INVALID_RESPONSE) from None
-            answer = client.send(request, stream=True, follow_redirects=False)
-        return Response(answer, self.traffic, self.policy.timeout)
+        session, limit = get_session(), None
+        self.gate.enter(kind, self.policy.max_seconds)
+        try:
+            with self.translated_errors():
+                request = session.build_request(
+                    "GET", url, headers=headers, timeout=self.policy.timeout, extensions={"trace": self._note_socket}
+                )
+                if to_hub:
+                    self.traffic.add(**{kind: 1})
+                answer = session.send(request, stream=True, follow_redirects=False)
+            limit = _stated_limit(answer.status_code, answer.headers)
+        finally:
+            self.gate.leave(kind, limit)
+        self._note_socket("", {"return_value": answer.extensions.get("network_stream")})
+        return Response(answer, self)
+
+    def cancel(self) -> None:
+        """End the waits and the requests of all threads, in the middle of a transfer, too, with a `HubError`."""
+        for each in self.gate.cancel():
+            _shut_down(each)
+
+    def _note_socket(self, event: str, info: Mapping[str, Any]) -> None:
+        """Remember the connection that a request has opened or used."""
+        stream = info.get("return_value")
+        get = getattr(stream, "get_extra_info", None)
+        if get is not None and (found := get("socket")) is not None and not self.gate.add_socket(found):
+            _shut_down(found)
 
     def follow(self, url: str, *, byte_range: str | None = None) -> Generator[Response, None, None]:
         """Send a GET and follow its redirects: yield each answer, the last being that without a redirect.
@@ -260,16 +285,16 @@ class HubClient:
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
             raise RetryableError("the Hub sent an invalid response", Failure.INVALID_RESPONSE) from None
 
-    def attempts(self, subject: str) -> AttemptCounter:
+    def attempts(self, subject: str, revision: str) -> AttemptCounter:
         """A counter for the attempts of one request; `subject` (file, listing) is named in its final error."""
-        return AttemptCounter(self.policy, self.gate, self.traffic, subject)
+        return AttemptCounter(self.policy, self.gate, self.traffic, subject, revision)
 
     def is_hub(self, url: str) -> bool:
         """Whether an address is of the Hub itself: the same scheme, host and port as the endpoint."""
         return _origin(url) == _origin(self.endpoint)
 
-    def refusal(self, status: int, headers: Mapping[str, str], ref: str) -> RetryableError:
-        """Why the Hub sent no content, for another attempt. An exhausted rate limit closes the gate for all requests.
+    def refusal(self, status: int, headers: Mapping[str, str], ref: str, server: str = HUB) -> RetryableError:
+        """Why the Hub or its storage sent no content, for another attempt.
 
         Parameters
         ----------
@@ -279,6 +304,8 @@ class HubClient:
             The answer's headers.
         ref
             The revision that was requested, for the message that it is gone.
+        server
+            Which of the two answered.
 
         Raises
         ------
@@ -287,11 +314,14 @@ class HubClient:
         HubError
             When the revision does not exist.
         """
+        if status in _OVERLOADED:
+            wait = _requested_wait(headers)
+            limited = status == 429 and wait is not None
+            kind = Failure.LIMITED if limited else Failure.TRANSIENT
+            return RetryableError(f"{server} answered {status}", kind, wait=wait)
+        if server == STORAGE:
+            return RetryableError(f"the signed address answered {status}", Failure.INVALID_RESPONSE)
         code = headers.get("X-Error-Code", "")
-        if failure := overload(status, headers, "the Hub"):
-            if status == 429 and failure.wait is not None:
-                self.gate.close_for(failure.wait)
-            return failure
         log_in = "log in with `hf auth login`"
         if code == "GatedRepo":
             page = f"{self.endpoint}/{self.repository}"
@@ -302,7 +332,8 @@ class HubClient:
         if code == "RevisionNotFound":
             raise HubError(f"{self.repository}: the commit of {ref} is gone; run again to read the branch anew")
         if status == 403:
-            raise AccessError(f"the Hub refuses {self.repository} (403): check what your token may read")
+            what = f"the Hub refuses {self.repository} (403): check what your token may read"
+            return RetryableError(what, Failure.REFUSED)
         return RetryableError(f"the Hub answered {status}", Failure.INVALID_RESPONSE)
 
     @contextmanager
@@ -311,35 +342,22 @@ class HubClient:
 
         `ref` is the revision that is requested, for the message that it is gone.
         """
-        import httpx2
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         try:
-            yield
+            with _translated_connection():
+                yield
         except OfflineModeIsEnabled:
             why = "HF_HUB_OFFLINE is set; unset it, or name --source DIR"
             raise AccessError(f"{self.repository} cannot be reached: {why}") from None
         except HfHubHTTPError as error:
             raise self.refusal(error.response.status_code, error.response.headers, ref) from None
-        except httpx2.TransportError as error:
-            raise _connection_failure(error) from None
 
 
-def overload(status: int, headers: Mapping[str, str], server: str) -> RetryableError | None:
-    """The failure of a server that is overloaded, None where the status says something else.
-
-    Parameters
-    ----------
-    status
-        The HTTP status.
-    headers
-        The answer's headers, which may state when to come back.
-    server
-        What to call the server in the message.
-    """
-    if status not in _OVERLOADED:
-        return None
-    return RetryableError(f"{server} answered {status}", wait=_requested_wait(headers))
+def _shut_down(connection: socket.socket) -> None:
+    """End the reads of a connection in all threads, which closing it does not."""
+    with suppress(OSError):  # it is closed
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def parse_count(text: str | None) -> int | None:
@@ -371,24 +389,39 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _requested_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks to wait: its rate-limit headers when the limit is exhausted, else ``Retry-After``."""
-    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
-
-    limit = parse_ratelimit_headers(headers)
-    if limit is not None and limit.remaining == 0:
-        return float(limit.reset_in_seconds) + 0.5  # stated in whole seconds, which may be rounded down
+    """Seconds the server asks to wait: its rate-limit headers when the limit is used up, else ``Retry-After``."""
+    limit = _stated_limit(200, headers)
+    if limit is not None and limit.left == 0:
+        return limit.seconds
     seconds = parse_count(headers.get("Retry-After"))
     return None if seconds is None else float(seconds)
 
 
-def _connection_failure(error: Exception) -> RetryableError:
-    """A failed connection, without the message of the client, which may hold headers."""
+def _stated_limit(status: int, headers: Mapping[str, str]) -> RateLimit | None:
+    """The rate limit that an answer states, or that its refusal means; None without any."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    if stated := parse_ratelimit_headers(headers):  # in whole seconds, which may be rounded down
+        return RateLimit(stated.remaining, stated.reset_in_seconds + 0.5, stated.limit)
+    wait = _requested_wait(headers) if status == 429 else None
+    return None if wait is None else RateLimit(0, wait, None)
+
+
+@contextmanager
+def _translated_connection() -> Iterator[None]:
+    """Turn errors of the connection into `RetryableError`, without the client's message, which may hold headers."""
     import httpx2
 
-    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
-        return RetryableError("the Hub cannot be reached (no network?)", Failure.UNREACHABLE)
-    if isinstance(error, httpx2.TimeoutException):
-        return RetryableError("the server stopped responding")
-    if isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
-        return RetryableError("the request cannot be made (check HF_ENDPOINT and the token)", Failure.INVALID_RESPONSE)
-    return RetryableError("the connection was lost")
+    try:
+        yield
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError):
+        raise RetryableError("the Hub cannot be reached (no network?)", Failure.UNREACHABLE) from None
+    except httpx2.TimeoutException:
+        raise RetryableError("the server stopped responding") from None
+    except (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol):
+        what = "the request cannot be made (check HF_ENDPOINT and the token)"
+        raise RetryableError(what, Failure.INVALID_RESPONSE) from None
+    except httpx2.TransportError:
+        raise RetryableError("the connection was lost") from None
+    except httpx2.InvalidURL:
+        raise RetryableError(_INVALID_ADDRESS, Failure.INVALID_RESPONSE) from None

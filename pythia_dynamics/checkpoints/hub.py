@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
+from pythia_dynamics.checkpoints.gate import RequestGate
 from pythia_dynamics.checkpoints.http import LIBRARY, HubClient
 from pythia_dynamics.checkpoints.hub_cache import absent_files, cache_lock, remove_files
 from pythia_dynamics.checkpoints.ranges import LinkCache, read_range
-from pythia_dynamics.checkpoints.retry import Failure, RateLimitGate, RetryableError, RetryPolicy
+from pythia_dynamics.checkpoints.retry import API, Failure, RetryableError, RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Revision, Traffic
 from pythia_dynamics.checkpoints.suite import GENERIC, Reference, Suite, chosen_steps
 from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, is_shared, revisions_in
@@ -229,7 +230,6 @@ class HubSource:
             wanted = [revision.path(file) for file in files]
 
         def download() -> str:
-            client.gate.wait()
             try:
                 with client.translated_errors(revision.ref):
                     return HfApi(endpoint=client.endpoint, library_name=LIBRARY).snapshot_download(
@@ -240,7 +240,10 @@ class HubSource:
                         tqdm_class=SilentProgress,
                     )
             except LocalEntryNotFoundError:
-                raise HubError(f"{subject} cannot be had from the Hub and is not in the Hugging Face cache") from None
+                what = "it cannot be had from the Hub and is not in the Hugging Face cache"
+                if offline:  # whatever other steps are in the cache can be had
+                    raise HubError(f"{subject}: {what}") from None
+                raise RetryableError(what, Failure.REFUSED) from None  # the library has repeated the request
             except (ValueError, KeyError, TypeError):
                 raise RetryableError("the Hub sent an invalid response", Failure.INVALID_RESPONSE) from None
 
@@ -248,7 +251,9 @@ class HubSource:
         for _ in range(_MAX_DOWNLOADS):
             absent = absent_files(repository, commit, wanted or ())
             arrived |= dict.fromkeys(absent)
-            folder = Path(client.attempts(subject).run(download))
+            attempts = client.attempts(subject, revision.ref)
+            folder = Path(attempts.run(download))
+            attempts.reset()
             if not absent:  # nothing was written, maybe nothing can be
                 break
             with cache_lock(folder):
@@ -279,8 +284,8 @@ class HubSource:
 
     def cancel(self) -> None:
         """Make the waiting and the next requests of all twins end with a `HubError`; this source can be used again."""
-        self._client.gate.cancel()
-        self._client = replace(self._client, gate=RateLimitGate())
+        self._client.cancel()
+        self._client = replace(self._client, gate=RequestGate())
 
     # -- listings ---------------------------------------------------------------------------------------------
 
@@ -329,7 +334,10 @@ class HubSource:
         url = f"{client.endpoint}/api/models{'' if path.startswith('?') else '/'}{path}"
         for _ in range(_MAX_PAGES):
             request = partial(client.get_json, url, parse, ref=ref)
-            page, following = client.attempts(f"{self.location}: {subject}").run(request)
+            attempts = client.attempts(f"{self.location}: {subject}", ref)
+            attempts.server = API
+            page, following = attempts.run(request)
+            attempts.reset()
             yield page
             if following is None:
                 return

@@ -1,8 +1,9 @@
 """Byte ranges of files on the Hub, exact or an error.
 
 A range is one GET of ``resolve/<commit>/<file>`` and one of the signed address it redirects to. The answer must be 206
-with exactly the requested range of the requested commit. Whatever is incomplete, refused or wrong is requested again,
-from the byte where the last answer stopped. Signed addresses are kept in memory only, for the next range of the file.
+with a range of the requested commit that begins at the requested byte; what it lacks at its end is requested next.
+Whatever is incomplete, refused or wrong is requested again, from the byte where the last answer stopped. Signed
+addresses are kept in memory only, for the next range of the file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from pythia_dynamics.checkpoints.http import HubClient, Response, overload, parse_count
-from pythia_dynamics.checkpoints.retry import Failure, RetryableError
+from pythia_dynamics.checkpoints.http import HubClient, Response, parse_count
+from pythia_dynamics.checkpoints.retry import HUB, STORAGE, Failure, RetryableError
 from pythia_dynamics.checkpoints.source import ByteStream, FileMissingError, Revision
 from pythia_dynamics.errors import FormatError, HubError
 
@@ -23,6 +24,7 @@ MAX_LINKS = 64
 """Signed addresses that are kept: those of 16 workers with four shards each."""
 
 _CONTENT = (200, 206, 416)
+_EXPIRED = (400, 401, 403, 404, 410)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
@@ -92,11 +94,11 @@ class _RangeReader:
         self._start, self._stop = start, stop
         self._link_key = (f"{client.repository}@{revision.address}", file)
         self._subject = f"{client.repository} {revision.ref}/{file}"
-        self._attempts = client.attempts(self._subject)
+        self._attempts = client.attempts(self._subject, revision.ref)
         self._response: Response | None = None
         self.size = -1
         self.sha256: str | None = None
-        self.position = self.end = 0
+        self.position = self.end = self._answered = 0
 
     def stream(self) -> ByteStream:
         """The range as a stream, connected."""
@@ -117,12 +119,13 @@ class _RangeReader:
                 for chunk in self._response.chunks():
                     self._advance(len(chunk))
                     yield chunk
-                if self.position == self.end:
-                    return
-                raise RetryableError(f"the response ended {self.end - self.position} bytes early")
+                if self.position < self._answered:
+                    raise RetryableError(f"the response ended {self._answered - self.position} bytes early")
             except RetryableError as error:
                 self.close()
                 self._attempts.wait_after(error)
+            if self.position == self.end:
+                return
             self.open()
 
     def close(self) -> None:
@@ -132,7 +135,7 @@ class _RangeReader:
             self._response = None
 
     def _advance(self, count: int) -> None:
-        if self.position + count > self.end:
+        if self.position + count > self._answered:
             raise HubError(f"{self._subject}: more bytes came than were requested")
         self.position += count
         self._attempts.reset()
@@ -142,7 +145,16 @@ class _RangeReader:
     def _connect(self) -> Response:
         """The answer to one request for what is still missing. Raises `RetryableError`, or an error that is final."""
         link = self._links.get(self._link_key)
-        response = self._resolve() if link is None else self._client.get(link.url, byte_range=self._range_header())
+        response = None
+        if link is not None:
+            self._attempts.server = STORAGE
+            response = self._client.get(link.url, byte_range=self._range_header())
+            if response.status in _EXPIRED:
+                response.close()
+                self._links.pop(self._link_key, None)
+                response = None
+        if response is None:
+            response = self._resolve()
         try:
             if response.status not in _CONTENT:
                 raise self._refusal(response)
@@ -159,6 +171,7 @@ class _RangeReader:
         client = self._client
         url = hf_hub_url(client.repository, self._file, revision=self._revision.address, endpoint=client.endpoint)
         commit, size, sha256 = None, None, None
+        self._attempts.server = HUB
         for response in client.follow(url, byte_range=self._range_header()):
             headers = response.headers
             commit = commit or headers.get("X-Repo-Commit")
@@ -168,6 +181,7 @@ class _RangeReader:
             if response.is_redirect and not client.is_hub(target := response.redirect_target()):
                 self._require_commit(commit)
                 self._links.add(self._link_key, SignedLink(target, size, sha256))
+                self._attempts.server = STORAGE
         if response.status in _CONTENT:
             try:
                 self._require_commit(commit)
@@ -178,15 +192,13 @@ class _RangeReader:
 
     def _refusal(self, response: Response) -> RetryableError:
         """Why there is no content, for another attempt. Raises an error when another attempt is of no use."""
-        if self._client.is_hub(response.url):
-            if response.headers.get("X-Error-Code") == "EntryNotFound":
-                message = f"{self._client.repository} has no {self._file} at {self._revision.ref}"
-                raise FileMissingError(message, self._file)
-            return self._client.refusal(response.status, response.headers, self._revision.ref)
-        failure = overload(response.status, response.headers, "the storage behind the Hub")
-        if failure is None:
+        server = HUB if self._client.is_hub(response.url) else STORAGE
+        if server == HUB and response.headers.get("X-Error-Code") == "EntryNotFound":
+            message = f"{self._client.repository} has no {self._file} at {self._revision.ref}"
+            raise FileMissingError(message, self._file)
+        failure = self._client.refusal(response.status, response.headers, self._revision.ref, server)
+        if failure.failure is Failure.INVALID_RESPONSE:
             self._links.pop(self._link_key, None)
-            failure = RetryableError(f"the signed address answered {response.status}", wait=0.0)  # it has expired
         return failure
 
     def _require_commit(self, commit: str | None) -> None:
@@ -218,11 +230,12 @@ class _RangeReader:
             raise _invalid(f"the response is of a file of {size} bytes, not {link.size}")
         begin, end, _ = slice(self._start, self._stop).indices(size)
         expected = (self.position, self.end, self.size) if self.size >= 0 else (begin, end, size)
-        if (first, last + 1, size) != expected or last < first:
+        if (first, size) != (expected[0], expected[2]) or not first <= last < expected[1]:
             raise _invalid(f"the response is bytes {first}–{last} of {size}, not {expected[0]}–{expected[1] - 1}")
         if length is not None and length != last + 1 - first:
             raise RetryableError(f"the response has {length} bytes instead of {last + 1 - first}")
         self.position, self.end, self.size = expected
+        self._answered = last + 1
         self.sha256 = link.sha256 if link is not None else None
 
     def _stated_range(self, response: Response, length: int | None) -> tuple[int, int, int]:

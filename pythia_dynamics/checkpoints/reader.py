@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.source import ByteStream, Revision, Source
@@ -123,23 +124,21 @@ class RevisionReader:
 
     def read(self, request: TensorRequest) -> Iterator[bytes]:
         """The bytes of a tensor that `find` has found, in chunks. Raises as `Source.read`."""
-        tensor, position = request.tensor, request.tensor.start
-        if tensor.file == self._file and self._last.start <= position < self._last.start + len(self._last.data):
-            chunk = self._last.data[position - self._last.start :][: tensor.nbytes]
+        tensor, last = request.tensor, self._last
+        position = tensor.start
+        if tensor.file == self._file and last.start <= position < last.start + len(last.data):
+            chunk = last.data[position - last.start :][: tensor.nbytes]
             position += len(chunk)
             yield chunk
-        while position < tensor.stop:
-            stream = self._stream_at(tensor.file, position, max(request.prefetch_stop, tensor.stop))
-            count = min(stream.stop, tensor.stop) - position
-            yield from stream.chunks(count)
-            position += count
+        yield from self._chunks(tensor.file, position, tensor.stop, request.prefetch_stop)
 
     def close(self) -> None:
-        """Close the open stream."""
+        """Close the open stream. Raises no error: what could not be read has been said."""
         stream, self._stream = self._stream, None
         if stream is not None:
             if stream.stop - stream.position <= MAX_SKIPPED_BYTES:  # so that its connection can be used again
-                stream.skip(stream.stop - stream.position)
+                with suppress(PythiaDynError):
+                    stream.skip(stream.stop - stream.position)
             stream.close()
 
     def _read_range(self, request: RangeRequest) -> FileBytes:
@@ -151,13 +150,19 @@ class RevisionReader:
         if start < 0 or stop is None:
             self.close()
             stream = self._open(request.file, start, stop)
-            stop = stream.stop
-        else:
-            read_stop = stop if self._headers_only else max(stop, request.prefetch_stop)
-            stream = self._stream_at(request.file, start, read_stop)
-        position = stream.position
-        self._last = FileBytes(stream.read(min(stop, stream.stop) - position), position, stream.size)
+            start, stop = stream.start, stream.stop
+        data = b"".join(self._chunks(request.file, start, stop, 0 if self._headers_only else request.prefetch_stop))
+        self._last = FileBytes(data, start, self.sizes[request.file])
         return self._last
+
+    def _chunks(self, file: str, start: int, stop: int, prefetch_stop: int) -> Iterator[bytes]:
+        """The bytes ``file[start:stop]``, whole unless the file ends before, from as many streams as it takes."""
+        size = stop
+        while start < min(stop, size):
+            stream = self._stream_at(file, start, max(stop, prefetch_stop))
+            count, size = min(stream.stop, stop) - start, stream.size
+            yield from stream.chunks(count)
+            start += count
 
     def _stream_at(self, file: str, start: int, stop: int) -> ByteStream:
         """A stream at position `start`: the open one where that is close enough, else a new one up to `stop`."""

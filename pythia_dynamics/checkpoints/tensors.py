@@ -48,6 +48,9 @@ __all__ = ["Answer", "FileBytes", "ListingRequest", "RangeRequest", "Request", "
 MAX_INDEX_BYTES = 64 * 2**20
 """Longest accepted index of shards, which bounds the memory. That of Pythia 12b has 45 KB."""
 
+_INDEX_ATTEMPTS = 3
+"""How often an index that is damaged is read: no checksum covers it, and damage in transit is rare."""
+
 MAX_CONFIG_BYTES = 2**20
 """Longest part of a ``config.json`` that is read; those of public models have a few kilobytes."""
 
@@ -245,10 +248,16 @@ def _find_in_layout(layout: Layout, query: _Query) -> Plan:
 
 def _index(file: str) -> Generator[Request, Answer, dict[str, str]]:
     """Tensor name → shard, from an index of shards."""
-    index = yield from _read(file, 0, MAX_INDEX_BYTES)
-    if index.size > MAX_INDEX_BYTES:
-        raise FormatError(f"{file} has {index.size} bytes, which no index of shards needs")
-    return parse_index(index.data, file=file)
+    for attempt in range(1, _INDEX_ATTEMPTS + 1):
+        index = yield from _read(file, 0, MAX_INDEX_BYTES)
+        if index.size > MAX_INDEX_BYTES:
+            raise FormatError(f"{file} has {index.size} bytes, which no index of shards needs")
+        try:
+            return parse_index(index.data, file=file)
+        except FormatError:
+            if attempt == _INDEX_ATTEMPTS:
+                raise
+    raise AssertionError
 
 
 def _joint_index(layout: Layout, query: _Query) -> Generator[Request, Answer, dict[str, str]]:

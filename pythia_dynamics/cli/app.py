@@ -199,7 +199,7 @@ with_devices = click.option(
     help="auto, cuda, cuda:1, mps or cpu; several, as in cuda:0,cuda:1 or cpu,cpu, have a process each.",
 )
 with_workers = click.option(
-    "--workers", type=click.IntRange(1, 256), default=8, show_default=True, help="Parallel revisions."
+    "--workers", type=click.IntRange(1, 256), default=16, show_default=True, help="Parallel revisions."
 )
 with_bandwidth = click.option(
     "--bandwidth",

@@ -14,7 +14,7 @@ from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, Source
 from pythia_dynamics.checkpoints.tree import checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.request import FetchRequest
+from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import stored_steps, survey
@@ -74,11 +74,11 @@ class FetchPlan:
         return max(0, self.full_bytes - self.bytes)
 
     @staticmethod
-    def memory_bytes(workers: int = 8) -> int:
+    def memory_bytes(workers: int = WORKERS) -> int:
         """Memory of a fetch with so many `workers`, without that of the Python interpreter."""
         return workers * _WORKER_BYTES
 
-    def seconds(self, bandwidth: float, *, latency: float = 0.1, workers: int = 8) -> float:
+    def seconds(self, bandwidth: float, *, latency: float = 0.1, workers: int = WORKERS) -> float:
         """Estimated duration: the longer of transferring the bytes and of waiting for the answers.
 
         Parameters

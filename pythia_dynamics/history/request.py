@@ -16,7 +16,11 @@ from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import model_with_suite, store_path
 
-__all__ = ["FetchRequest"]
+__all__ = ["WORKERS", "FetchRequest"]
+
+WORKERS = 16
+"""Revisions that are fetched at once. At 80 ms to the Hub and 40 MB/s a connection, 8 take 1.19 times as long as the
+line allows and 16 take 1.10 times; more than 20 connections the HTTP client does not keep for the next request."""
 
 
 @dataclass(frozen=True)

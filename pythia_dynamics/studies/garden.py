@@ -27,6 +27,7 @@ from pythia_dynamics.history.cache import choose_model
 from pythia_dynamics.history.estimate import FetchPlan, preview
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.history import History
+from pythia_dynamics.history.request import WORKERS
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.progress import Stage
@@ -185,7 +186,7 @@ def run(
     stage: Stage,
     steps: str | None = None,
     skip_perplexity: bool = False,
-    workers: int = 8,
+    workers: int = WORKERS,
     cache: Path | str | None = None,
     results: Path | str | None = None,
     suite: Mapping[str, Any] | str | Path | None = None,

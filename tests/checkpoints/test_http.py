@@ -173,5 +173,8 @@ def test_a_revision_that_is_gone_cannot_be_listed(hub: HubServer, source: HubSou
     with pytest.raises(HubError, match="the commit of step1 is gone; run again"):
         source.files(revision)
     hub.faults.append(lambda request: Fault("status", 403))
-    with pytest.raises(AccessError, match=r"the Hub refuses org/model \(403\)"):
+    with pytest.raises(
+        HubError, match=r"org/model: the file list of step1: the Hub refuses org/model \(403\)"
+    ) as caught:
         source.files(revision)
+    assert type(caught.value) is HubError

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hubserver import Fault, HubServer, at_random, once
+from support.hubserver import Fault, FaultKind, HubServer, at_random, once
 
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.retry import RetryPolicy
@@ -128,6 +128,20 @@ def test_snapshot_and_eviction(hub: HubServer, source: HubSource, tmp_path: Path
     assert not [path for path in tmp_path.rglob("blobs/*") if path.stat().st_size >= len(BODY)]
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         source.snapshot(source.revisions()[20])
+
+
+def test_bad_snapshots_between_good_ones_are_no_outage(hub: HubServer) -> None:
+    hub.add(REPO, {f"step{step}": {WEIGHTS: BODY[:99], "config.json": b"{}"} for step in range(1, 9)})
+    source = HubSource(REPO, policy=QUICK)
+    bad = {hub.repositories[REPO].branches[f"step{step}"] for step in (1, 3, 5, 6, 7)}
+    hub.faults.append(lambda request: Fault("status", 418) if request.revision in bad else None)
+    raised: dict[int, type[HubError]] = {}
+    for step, revision in source.revisions().items():
+        try:
+            source.snapshot(revision)
+        except HubError as error:
+            raised[step] = type(error)
+    assert raised == {1: HubError, 3: HubError, 5: HubError, 6: HubError, 7: AccessError}
 
 
 def test_snapshot_shows_no_progress(source: HubSource, capfd: pytest.CaptureFixture[str]) -> None:
@@ -338,6 +352,72 @@ def test_waiting_ends_when_cancelled(hub: HubServer) -> None:
     hub.faults.append(once(Fault("status", 429, {"Retry-After": "300"}), "resolve"))
     twin = source.with_own_traffic()
     threading.Timer(0.3, source.cancel).start()
-    with pytest.raises(HubError, match="cancelled"):
+    with pytest.warns(UserWarning, match="429, 1 time; waiting 300 s"), pytest.raises(HubError, match="cancelled"):
         twin.read(revision, WEIGHTS)
     assert read(source, 0, 10) == BODY[:10]  # one that was cancelled can be used again
+
+
+@pytest.mark.parametrize("kind", ["stall", "hang"])
+def test_a_transfer_ends_when_cancelled(hub: HubServer, source: HubSource, kind: FaultKind) -> None:
+    revision = first(source)
+    read(source, 0, 10)  # so that one case has its connections from before
+    hub.faults.append(lambda request: Fault(kind, after=1000) if request.kind == "cdn" else None)
+    began: list[float] = []
+
+    def cancel() -> None:
+        began.append(time.monotonic())
+        source.cancel()
+
+    twin = source.with_own_traffic()
+    threading.Timer(0.3, cancel).start()
+    with pytest.raises(HubError, match="cancelled"), twin.read(revision, WEIGHTS) as stream:
+        stream.read(len(BODY))
+    assert time.monotonic() - began[0] < 1.0
+
+
+def test_a_short_range_is_completed_by_the_next(hub: HubServer, source: HubSource) -> None:
+    hub.faults.append(lambda request: Fault("short", after=300_000) if request.kind == "cdn" else None)
+    assert read(source, 1000) == BODY[1000:]
+    assert read(source, -400_000) == BODY[-400_000:]
+    asked = [request.range for request in hub.log if request.kind == "cdn"]
+    assert asked == [
+        *("bytes=1000-", "bytes=301000-699999", "bytes=601000-699999"),
+        *("bytes=-400000", "bytes=600000-699999"),
+    ]
+    assert source.traffic.retries == 0
+    assert source.traffic.bytes == hub.sent == 699_000 + 400_000
+
+
+def test_a_transfer_that_crawls_is_given_up(hub: HubServer) -> None:
+    hub.add(REPO, {"step1": {WEIGHTS: BODY}})
+    source = HubSource(REPO, policy=RetryPolicy(first_wait=0.001, rate_seconds=0.2))
+    hub.faults.append(lambda request: Fault("slow", after=500) if request.kind == "cdn" else None)
+    message = r"org/model step1/model.safetensors: only \d+ bytes came in 0 s, 3 times"
+    began = time.monotonic()
+    with pytest.raises(HubError, match=message), source.read(first(source), WEIGHTS) as stream:
+        stream.read(len(BODY))
+    assert 0.6 <= time.monotonic() - began < 5
+    hub.faults[:] = [once(Fault("slow", after=500), "cdn", times=2)]
+    assert read(source) == BODY
+
+
+def test_the_time_in_which_nobody_reads_is_not_slow(hub: HubServer) -> None:
+    hub.add(REPO, {"step1": {WEIGHTS: BODY * 20}})
+    source = HubSource(REPO, policy=RetryPolicy(first_wait=0.001, min_rate=1e6, rate_seconds=0.1))
+    with source.read(first(source), WEIGHTS) as stream:
+        for at in range(0, 20 * len(BODY), 2_000_000):
+            count = len(stream.read(2_000_000))
+            assert count == min(2_000_000, 20 * len(BODY) - at)
+            time.sleep(0.12)
+    assert source.traffic.retries == 0
+
+
+def test_an_address_that_is_refused_at_once_is_asked_for_anew_with_a_pause(hub: HubServer) -> None:
+    hub.add(REPO, {"step1": {WEIGHTS: BODY}})
+    source = HubSource(REPO, policy=RetryPolicy(first_wait=0.1))
+    hub.faults.append(lambda request: Fault("expired") if request.kind == "cdn" else None)
+    began = time.monotonic()
+    with pytest.raises(HubError, match="the signed address answered 403, 4 times"):
+        read(source, 0, 10)
+    assert time.monotonic() - began > 0.75 * 0.7
+    assert (hub.count("resolve"), hub.count("cdn")) == (4, 4)

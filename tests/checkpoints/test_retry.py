@@ -1,24 +1,36 @@
-"""The retry policy: how many attempts each kind of failure has, the waits between them, and the rate-limit gate."""
+"""The retry policy: how many attempts each kind of failure has, the waits between them, and when an outage is one."""
 
 from __future__ import annotations
 
-import pickle
-import threading
-import time
 from collections.abc import Callable
 
 import pytest
 
 from pythia_dynamics.checkpoints import retry
-from pythia_dynamics.checkpoints.retry import AttemptCounter, Failure, RateLimitGate, RetryableError, RetryPolicy
+from pythia_dynamics.checkpoints.gate import RequestGate
+from pythia_dynamics.checkpoints.retry import STORAGE, AttemptCounter, Failure, RetryableError, RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError, Traffic
 from pythia_dynamics.errors import HubError
 
 POLICY = RetryPolicy(max_attempts=6, max_unreachable=3, max_invalid_responses=2, first_wait=0.0)
 
 
-def counter(policy: RetryPolicy = POLICY) -> AttemptCounter:
-    return AttemptCounter(policy, RateLimitGate(), Traffic(), "org/model")
+def counter(policy: RetryPolicy = POLICY, gate: RequestGate | None = None, revision: str = "step1") -> AttemptCounter:
+    return AttemptCounter(policy, gate or RequestGate(), Traffic(), "org/model", revision)
+
+
+class Clock:
+    """A clock that a sleep puts forward."""
+
+    def __init__(self) -> None:
+        self.seconds, self.waits = 0.0, list[float]()
+
+    def gate(self) -> RequestGate:
+        return RequestGate(now=lambda: self.seconds, sleep=self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.seconds += seconds
 
 
 def failing(*failures: Failure, then: str = "done") -> Callable[[], str]:
@@ -27,7 +39,8 @@ def failing(*failures: Failure, then: str = "done") -> Callable[[], str]:
 
     def request() -> str:
         if left:
-            raise RetryableError("it failed", left.pop(0))
+            kind = left.pop(0)
+            raise RetryableError("it answered 429" if kind is Failure.LIMITED else "it failed", kind, wait=0)
         return then
 
     return request
@@ -55,23 +68,93 @@ def test_all_failures_count_until_content_arrives() -> None:
 
 
 def test_waits_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
+    clock = Clock()
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: high)  # type: ignore[attr-defined]
-    monkeypatch.setattr(RateLimitGate, "wait", lambda gate, seconds=0.0: waits.append(seconds))
-    with pytest.raises(HubError, match="14 times"):
-        counter(RetryPolicy()).run(failing(*[Failure.TRANSIENT] * 14))
-    assert waits == [0.5, 1.0, 2.0, 4.0, *[8.0] * 9]
+    with pytest.warns(UserWarning, match="it failed") as notices, pytest.raises(HubError, match="14 times in 80 s"):
+        counter(RetryPolicy(), clock.gate()).run(failing(*[Failure.TRANSIENT] * 14))
+    assert clock.waits == [0.5, 1.0, 2.0, 4.0, *[8.0] * 9]
+    assert [str(notice.message) for notice in notices] == [  # one every 15 s
+        "org/model: it failed, 3 times; waiting 2 s",
+        "org/model: it failed, 7 times; waiting 8 s",
+        "org/model: it failed, 9 times; waiting 8 s",
+        "org/model: it failed, 11 times; waiting 8 s",
+        "org/model: it failed, 13 times; waiting 8 s",
+    ]
 
 
-def test_the_gate_delays_and_can_be_cancelled() -> None:
-    gate = RateLimitGate()
-    gate.close_for(0.2)
-    gate.close_for(0.1)
-    began = time.monotonic()
-    gate.wait()
-    assert 0.2 <= time.monotonic() - began < 2
-    gate.close_for(60)
-    threading.Timer(0.05, gate.cancel).start()
-    with pytest.raises(HubError, match="cancelled"):
-        gate.wait()
-    pickle.loads(pickle.dumps(gate)).wait()  # in another process it is open
+def test_an_exhausted_rate_limit_is_waited_for_as_long_as_content_arrives_elsewhere() -> None:
+    clock = Clock()
+    gate = clock.gate()
+    attempts = counter(RetryPolicy(max_seconds=600), gate)
+
+    def wait(times: int) -> None:
+        for _ in range(times):
+            attempts.wait_after(RetryableError("it answered 429", Failure.LIMITED, wait=60))
+            if times == 40:
+                gate.succeeded(STORAGE)
+
+    with pytest.warns(UserWarning, match="429"):
+        wait(40)
+    with pytest.warns(), pytest.raises(HubError, match="it answered 429 and asks to wait 60 s; try again later"):
+        wait(11)
+    assert clock.seconds == pytest.approx((40 + 10) * 60)
+
+
+def test_a_server_that_asks_for_no_wait_is_not_asked_all_the_time() -> None:
+    clock = Clock()
+    attempts = counter(RetryPolicy(), clock.gate())
+    with pytest.warns(UserWarning, match="429"):
+        attempts.run(failing(*[Failure.LIMITED] * 20))
+    assert clock.seconds > 60
+
+
+def test_slow_transfers_count_though_content_arrives() -> None:
+    attempts = counter(RetryPolicy(first_wait=0.0))
+    for _ in range(2):
+        attempts.wait_after(RetryableError("it failed", Failure.SLOW))
+        attempts.reset()
+    with pytest.raises(HubError, match="3 times"):
+        attempts.wait_after(RetryableError("it failed", Failure.SLOW))
+
+
+def fail(gate: RequestGate, revision: str, failure: Failure = Failure.TRANSIENT, server: str = STORAGE) -> HubError:
+    attempts = counter(POLICY, gate, revision)
+    attempts.server = server
+    with pytest.raises(HubError) as caught:
+        attempts.run(failing(*[failure] * 10))
+    return caught.value
+
+
+def test_the_third_revision_in_a_row_that_fails_alike_is_an_outage() -> None:
+    gate = RequestGate()
+    assert "6 times" in str(fail(gate, "step1"))
+    assert "2 times" in str(fail(gate, "step1"))  # the same revision again
+    assert "2 times" in str(fail(gate, "step2"))
+    error = fail(gate, "step3")
+    assert type(error) is AccessError
+    assert str(error) == "org/model: it failed, 2 times in 0 s, as the 2 steps before it; try again later"
+
+
+def test_what_does_not_fail_alike_is_no_outage() -> None:
+    gate = RequestGate()
+    for step in range(20):
+        assert type(fail(gate, f"step{step}", (Failure.TRANSIENT, Failure.INVALID_RESPONSE)[step % 2])) is HubError
+    for step in range(20):
+        assert type(fail(gate, f"step{step}")) is HubError
+        fail(gate, f"step{step}", server="the Hub")
+    for step in range(20):
+        assert type(fail(gate, f"step{step}")) is HubError
+        gate.succeeded("the Hub")
+        gate.succeeded(STORAGE)
+    fail(gate, "step1")
+    fail(gate, "step2")
+    gate.succeeded("the Hub")  # an index, say, while the weights of all revisions fail
+    assert type(fail(gate, "step3")) is AccessError
+
+
+def test_one_refusal_is_final_for_its_revision_only() -> None:
+    gate = RequestGate()
+    error = fail(gate, "step1", Failure.REFUSED)
+    assert (type(error), str(error)) == (HubError, "org/model: it failed")
+    fail(gate, "step2", Failure.REFUSED)
+    assert type(fail(gate, "step3", Failure.REFUSED)) is AccessError

@@ -206,6 +206,7 @@ def test_a_run_that_fails_goes_on_where_it_stopped(hub: HubServer, tmp_path: Pat
     hub.faults.append(close)
     with pytest.raises(AccessError):
         list_repository(HubSource(REPO), cache=tmp_path, threads=2)
+    assert hub.count("api", status=403) <= 3 + 1
     hub.faults.clear()
     hub.reset()
     made = list_repository(HubSource(REPO), cache=tmp_path)
@@ -277,3 +278,17 @@ def test_errors_are_those_of_the_hub(hub: HubServer) -> None:
     assert issubclass(AccessError, HubError)
     with pytest.raises(AccessError, match="no repository"):
         list_repository(HubSource("org/none"))
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_rate_limit_costs_few_requests_and_no_words(
+    hub: HubServer, capfd: pytest.CaptureFixture[str], stated: bool
+) -> None:
+    hub.add(REPO, run(ALL_STEPS))
+    hub.limits, hub.states_limits = {"api": (60, 1.0)}, stated
+    listing = list_repository(HubSource(REPO))
+    assert len(listing.files) == 154
+    assert hub.count("api") <= 155 + (
+        1 if stated else 2 * 8
+    )  # the requests under way when it is used up, in two windows
+    assert capfd.readouterr() == ("", "")

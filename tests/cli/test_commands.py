@@ -16,6 +16,7 @@ from support.hubserver import HubServer
 
 from pythia_dynamics import figures
 from pythia_dynamics.cli.app import main
+from pythia_dynamics.history.request import WORKERS
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.results.folder import Results
@@ -234,6 +235,12 @@ def test_fetch_from_a_hub(run: Run, hub: HubServer) -> None:
     hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in STEPS})
     assert "4 steps fetched" in succeeds(run("fetch", "--model", "org/tiny", "--workers", "2"))
     assert "from org/tiny" in succeeds(run("ls", "--model", "tiny"))
+
+
+def test_the_default_number_of_workers_is_that_of_the_library() -> None:
+    for command in (main.commands["fetch"], main.commands["plan"]):
+        (workers,) = (option for option in command.params if option.name == "workers")
+        assert workers.default == WORKERS
 
 
 def test_models_are_the_registry(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from typing import IO, Any
 
 import pytest
 from click.testing import CliRunner
-from support.checkpoints import checkpoint, state
+from support.checkpoints import checkpoint, state, suite
+from support.hubserver import Fault, HubServer
 from support.tiny_models import TEXTS, model, write_checkpoint
 
 import pythia_dynamics.history.fetch as fetching
+from pythia_dynamics.checkpoints.gate import RequestGate
 from pythia_dynamics.cli.app import main
 
 STEPS = (1000, 2000, 3000, 4000)
@@ -131,6 +134,43 @@ def test_a_command_that_can_go_on_says_so(tmp_path: Path, suites: list[Path], mo
     line = "pythia-dyn: interrupted; finished files are kept, run the same command again to go on\n"
     assert (result.exit_code, result.stderr) == (130, line)
     assert "0 steps fetched, 4 already" in invoke(tmp_path, "fetch", "--model", suites[0]).stdout
+
+
+def test_an_interrupt_of_transfers_that_stall_does_not_wait_for_them(tmp_path: Path, hub: HubServer) -> None:
+    hub.add("org/tiny", suite(range(1, 41)))
+    hub.faults.append(lambda request: Fault("stall", after=10) if request.nth > 5 and request.kind == "cdn" else None)
+    process = start(tmp_path, "fetch", "--model", "org/tiny")
+    while hub.count("cdn") < 6 + 16 and process.poll() is None:
+        time.sleep(0.02)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5  # most of it to end the interpreter
+    line = "pythia-dyn: interrupted; finished files are kept, run the same command again to go on\n"
+    assert (process.returncode, err[-len(line) :]) == (130, line)
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_an_outage_is_told_while_it_is_waited_for_and_ends_in_one_line(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("org/tiny", suite(range(1, 41)))
+    hub.faults.append(lambda request: Fault("status", 503) if request.kind == "cdn" else None)
+    seconds = [0.0]
+    clock = {"now": lambda: seconds[0], "sleep": lambda pause: seconds.append(seconds.pop() + pause)}
+    monkeypatch.setattr(RequestGate.__init__, "__kwdefaults__", clock)
+    result = invoke(tmp_path, "fetch", "--model", "org/tiny")
+    notes = [line for line in result.stderr.splitlines() if line.startswith("pythia-dyn: note: ")]
+    assert 3 <= len(notes) <= 6
+    why = "org/tiny step1/model.safetensors: the storage behind the Hub answered 503"
+    assert re.fullmatch(rf"pythia-dyn: note: {why}, \d+ times; waiting \d s", notes[0])
+    assert re.fullmatch(
+        "pythia-dyn: org/tiny step3/model.safetensors: the storage behind the Hub answered 503, 2 times in . s, as the "
+        "2 steps before it; try again later",
+        result.stderr.splitlines()[-1],
+    )
+    assert (result.exit_code, hub.count("cdn")) == (1, 14 + 2 + 2)
+    assert seconds[0] < 80
 
 
 class InterruptedInput(io.BytesIO):

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from support.checkpoints import HEAD, checkpoint, raw, state, suite
 from support.hubserver import Fault, HubServer, Request, at_random, once
 
 import pythia_dynamics.history.fetch as fetching
+from pythia_dynamics.checkpoints.gate import RequestGate
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
@@ -68,6 +70,99 @@ def undisturbed(hub: HubServer, tmp_path: Path) -> dict[str, bytes]:
     assert_true_weights(report)
     hub.reset()
     return chunks(report.path)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """All waits of gates, which take no time."""
+    found: list[float] = []
+    monkeypatch.setattr(RequestGate, "wait", lambda gate, seconds, why: found.append(seconds))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "why", "longest"),
+    [
+        (Fault("status", 503), "cdn", "the storage behind the Hub answered 503", 82),
+        (Fault("status", 500), "resolve", "the Hub answered 500", 82),
+        (Fault("cut"), "cdn", "the connection was lost", 82),
+        (Fault("html"), "cdn", "the response is (not the requested range, but 200|of a file of 54 bytes, not .*)", 6),
+    ],
+)
+@pytest.mark.parametrize("layout", ["safetensors", "torch shards"])
+def test_an_outage_ends_a_fetch_after_three_revisions(
+    hub: HubServer, tmp_path: Path, waits: list[float], layout: str, fault: Fault, kind: str, why: str, longest: float
+) -> None:
+    hub.add(REPO, suite(STEPS, layout, **SHAPE))
+    hub.faults.append(lambda request: fault if request.kind == kind else None)
+    with pytest.raises(
+        AccessError, match=f"{why}, 2 times in . s, as the 2 steps before it; try again later"
+    ) as caught:
+        download(REPO, cache=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (
+        hub.count(kind, status=fault.status if fault.kind == "status" else 200 if fault.kind == "html" else 206) <= 18
+    )
+    assert sum(waits) < longest
+
+
+def test_an_outage_while_others_arrive_keeps_what_has_come(hub: HubServer, tmp_path: Path, waits: list[float]) -> None:
+    hub.add(REPO, suite(STEPS, **SHAPE))
+    hub.faults.append(lambda request: Fault("status", 503) if hub.count("cdn") > 20 and request.kind == "cdn" else None)
+    with pytest.raises(AccessError, match=r"answered 503.* steps before it.*of 40 steps are in .*tiny\.zarr"):
+        download(REPO, cache=tmp_path, workers=4)
+    assert hub.count("cdn", status=503) < 4 * 14 + 8
+    hub.faults.clear()
+    report = download(REPO, cache=tmp_path)
+    assert report.complete
+    assert 10 <= len(report.present) <= 20
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_rate_limit_is_used_to_the_full(hub: HubServer, tmp_path: Path, stated: bool) -> None:
+    hub.add(REPO, suite(range(1, 7), **SHAPE))
+    hub.limits, hub.states_limits = {"resolve": (2, 1.0)}, stated
+    report = download(REPO, cache=tmp_path, workers=6)
+    assert report.complete
+    assert report.seconds < 12
+    refused = hub.count("resolve", status=429)
+    assert refused <= (1 if stated else 12)
+    assert report.retries == refused
+
+
+def test_one_refusal_is_of_one_revision(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite(STEPS, **SHAPE))
+    commit = hub.repositories[REPO].branches["step5"]
+    hub.faults.append(lambda request: Fault("status", 403) if request.revision == commit else None)
+    report = download(REPO, cache=tmp_path)
+    assert tuple(report.missing) == (5,)
+    assert "the Hub refuses org/tiny (403): check what your token may read" in report.missing[5]
+    assert hub.file_requests()[commit] == 1
+
+
+@pytest.mark.parametrize("times", [2, 3])
+@pytest.mark.parametrize("content", [b"<html><body>Log in</body></html>", b'{"metadata": {}, "weight_m'])
+def test_a_damaged_index_is_read_again(hub: HubServer, tmp_path: Path, content: bytes, times: int) -> None:
+    hub.add(REPO, suite([1, 2, 3], "safetensors shards", **SHAPE))
+    commit = hub.repositories[REPO].branches["step2"]
+    damaged = Fault("json", headers={"X-Repo-Commit": commit}, content=content)
+    hub.faults.append(once(damaged, "resolve", match=f"{commit}/model.safetensors.index", times=times))
+    report = download(REPO, cache=tmp_path)
+    assert tuple(report.missing) == ((2,) if times == 3 else ())
+
+
+@pytest.mark.parametrize("grown", [300, 30_000, 3_000_000])
+def test_a_header_that_is_longer_than_the_last_one(hub: HubServer, tmp_path: Path, grown: int) -> None:
+    states = {step: state(step, vocab=64, d_model=8, layers=1) for step in (1, 2, 3)}
+    files = {
+        step: safetensors.torch.save(tensors, {"note": "x" * grown} if step == 2 else None)
+        for step, tensors in states.items()
+    }
+    hub.add(REPO, {f"step{step}": {"model.safetensors": content} for step, content in files.items()})
+    report = download(REPO, cache=tmp_path, workers=1)
+    assert report.complete
+    for step, tensors in states.items():
+        assert report.histories()[HEAD].at(step).tobytes() == raw(tensors[HEAD])
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "torch shards"])

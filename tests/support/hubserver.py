@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import random
 import secrets
 import socket
@@ -29,7 +30,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from support.hubrepos import LFS_SUFFIXES, File, Repository, entry_json, refs_json, tree_json
 
-__all__ = ["Fault", "HubServer", "Request", "at_random", "once"]
+__all__ = ["Fault", "FaultKind", "HubServer", "Request", "at_random", "once"]
 
 RequestKind = Literal["api", "resolve", "cdn"]
 
@@ -45,7 +46,9 @@ FaultKind = Literal[
     "moved",  # name another commit
     "gzip",  # state that the body is compressed
     "hang",  # never answer
-    "slow",  # send one byte of the body every 20 ms
+    "slow",  # send one byte of the body every 20 ms; of a file, after `Fault.after` bytes
+    "stall",  # send no more than `Fault.after` bytes, and keep the connection open
+    "short",  # state and send only the first `Fault.after` bytes of the range, as a server may
 ]
 
 
@@ -119,8 +122,10 @@ def at_random(
 class HubServer:
     """The server; a context manager.
 
-    `latency` (seconds, by kind) and `bandwidth` (bytes/s per connection) slow it down. A file list is sent in pages of
-    `page_size` entries, whole where that is None.
+    `latency` (seconds, by kind), `bandwidth` (bytes/s per connection) and `total` (bytes/s of all) slow it down. A file
+    list is sent in pages of `page_size` entries, whole where that is None. `limits` has (requests, seconds) by kind:
+    more than so many requests in a window of so many seconds are answered 429. `states_limits` says whether every
+    answer to such a request has the headers ``RateLimit`` and ``RateLimit-Policy``, or only a refusal ``Retry-After``.
     """
 
     def __init__(
@@ -128,11 +133,17 @@ class HubServer:
         *,
         latency: Mapping[str, float] | None = None,
         bandwidth: float | None = None,
+        total: float | None = None,
         link_uses: int | None = None,
         page_size: int | None = None,
+        limits: Mapping[str, tuple[int, float]] | None = None,
     ) -> None:
+        self.limits = dict(limits or {})
+        self.states_limits = True
+        self._windows: dict[str, tuple[float, int]] = {}
         self.latency = dict(latency or {})
-        self.bandwidth = bandwidth
+        self.bandwidth, self.total = bandwidth, total
+        self._free = 0.0
         self.page_size = page_size
         self.link_uses = link_uses
         """How often a signed address can be used before it expires; None for no limit."""
@@ -232,6 +243,30 @@ class HubServer:
                 return fault
         return None
 
+    def limit(self, kind: str) -> tuple[bool, dict[str, str]]:
+        """Count a request against its limit: whether it is refused, and the headers that say so."""
+        if kind not in self.limits:
+            return False, {}
+        quota, seconds = self.limits[kind]
+        with self._lock:
+            began, used = self._windows.get(kind, (-seconds, 0))
+            now = time.monotonic()
+            began, used = (began, used + 1) if now < began + seconds else (now, 1)
+            self._windows[kind] = began, used
+        wait = math.ceil(began + seconds - now)
+        if self.states_limits:
+            policy = f'"fixed window";"{kind}";q={quota};w={seconds:g}'
+            left = f'"{kind}";r={max(quota - used, 0)};t={wait}'
+            return used > quota, {"RateLimit": left, "RateLimit-Policy": policy}
+        return used > quota, {"Retry-After": str(wait)} if used > quota else {}
+
+    def pace(self, count: int) -> None:
+        """Wait until all connections together have had the time for so many more bytes."""
+        if self.total:
+            with self._lock:
+                self._free = max(self._free, time.monotonic()) + count / self.total
+            time.sleep(max(0.0, self._free - time.monotonic()))
+
     def sign(self, file: File) -> str:
         """A signed address for a file, as the Hub's redirects carry."""
         signature = secrets.token_hex(12)
@@ -263,8 +298,12 @@ class _Server(ThreadingHTTPServer):
         """Ignores clients that close their connection."""
 
 
+_PARTIAL = ("cut", "truncate", "slow", "stall")
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
+    _limits: Mapping[str, str] = {}
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = 64 * 1024
@@ -305,7 +344,10 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self.hub.record(self.request_)
             if delay := self.hub.latency.get(kind):
                 time.sleep(delay)
-            if fault is not None and fault.kind == "status":
+            refused, self._limits = self.hub.limit(kind)
+            if refused:
+                self._error(429, "", "too many requests")
+            elif fault is not None and fault.kind == "status":
                 self._error(fault.status, "", "a fault of the test", fault.headers)
             elif fault is not None and fault.kind == "hang":
                 self.rfile.read(1)  # until the client closes the connection
@@ -313,7 +355,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(200, b"<html><body>Please log in to the network</body></html>", {}, "text/html")
             elif fault is not None and fault.kind == "json":
                 self._answer(200, fault.content, fault.headers, "application/json")
-            elif fault is not None and fault.kind == "slow":
+            elif fault is not None and fault.kind == "slow" and kind == "api":
                 self._head(200, 10_000, {}, "application/json")
                 while self.wfile.write(b" "):
                     self.wfile.flush()
@@ -459,21 +501,30 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status = 206
             shown = start + 1 if kind == "wrong_range" else start
+            if kind == "short":
+                stop = min(stop, start + (fault.after if fault is not None else 0))
             headers["Content-Range"] = f"bytes {shown}-{shown + stop - start - 1}/{file.size}"
         if kind == "gzip":
             headers["Content-Encoding"] = "gzip"
-        sendable = stop - start if kind not in ("cut", "truncate") else min(stop - start, fault.after)
+        sendable = min(stop - start, fault.after) if fault is not None and kind in _PARTIAL else stop - start
         length = sendable if kind == "truncate" else stop - start
         self._head(status, length, headers, "application/octet-stream")
         if self.command != "HEAD":
             self._send(file, start, start + sendable)
-        if sendable < length:
+        if kind == "slow":
+            for at in range(start + sendable, stop):
+                self.wfile.write(file.read(at, at + 1))
+                self.wfile.flush()
+                time.sleep(0.02)
+        elif kind == "stall":
+            self.rfile.read(1)  # until the client closes the connection
+        elif sendable < length:
             self._disconnect()
 
     def _send(self, file: File, start: int, stop: int) -> None:
         self.wfile.flush()
         began, rate = time.monotonic(), self.hub.bandwidth
-        piece = 64 * 1024 if rate else 1024 * 1024
+        piece = (256 if self.hub.total else 64) * 1024 if rate else 1024 * 1024
         with contextlib.ExitStack() as stack:
             handle = stack.enter_context(file.content.open("rb")) if isinstance(file.content, Path) else None
             for at in range(start, stop, piece):
@@ -483,6 +534,7 @@ class _Handler(BaseHTTPRequestHandler):
                 else:
                     self.connection.sendall(memoryview(file.content)[at:end])  # type: ignore[arg-type]
                 self.request_.sent += end - at
+                self.hub.pace(end - at)
                 if rate:
                     time.sleep(max(0.0, (end - start) / rate - (time.monotonic() - began)))
 
@@ -504,7 +556,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _head(self, status: int, length: int, headers: Mapping[str, str], content_type: str) -> None:
         self.request_.status = status
         self.send_response(status)
-        for name, value in {"Content-Type": content_type, "Content-Length": str(length), **headers}.items():
+        stated = {"Content-Type": content_type, "Content-Length": str(length), **self._limits, **headers}
+        for name, value in stated.items():
             self.send_header(name, value)
         self.end_headers()
 
@@ -520,11 +573,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("directory", type=Path, help="holds step1000/, step2000/ …, the branches")
     parser.add_argument("--repo", default="local/model")
-    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer of the storage")
+    parser.add_argument("--hub-latency", type=float, default=None, help="and of the Hub; by default the same")
     parser.add_argument("--bandwidth", type=float, default=None, help="bytes per second and connection")
+    parser.add_argument("--total", type=float, default=None, help="bytes per second of all connections")
     options = parser.parse_args()
-    latency = dict.fromkeys(("api", "resolve", "cdn"), options.latency)
-    with HubServer(latency=latency, bandwidth=options.bandwidth) as hub:
+    hub_latency = options.latency if options.hub_latency is None else options.hub_latency
+    latency = {"api": hub_latency, "resolve": hub_latency, "cdn": options.latency}
+    with HubServer(latency=latency, bandwidth=options.bandwidth, total=options.total) as hub:
         hub.add(options.repo, {path.name: path for path in sorted(options.directory.iterdir()) if path.is_dir()})
         for files in hub.repositories[options.repo].commits.values():
             for file in files.values():
