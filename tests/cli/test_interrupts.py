@@ -212,7 +212,8 @@ def test_an_interrupt_of_several_processes_is_one_line_and_keeps_their_rows(tmp_
     line = "pythia-dyn: interrupted; finished files are kept, run the same command again to go on\n"
     assert (process.returncode, err) == (130, line)
     assert time.monotonic() - began < 15
-    assert out.count("\n") == 1  # where the model is
+    said = [line for line in out.splitlines() if not line.startswith("this processor multiplies")]
+    assert len(said) == 1  # where the model is; some processors have a hint at bfloat16 besides
     assert 2 <= len(table.read_text().splitlines()) < 1001
     while has_processes(process.pid):  # until the system has noticed that the last one has ended
         assert time.monotonic() - began < 15
