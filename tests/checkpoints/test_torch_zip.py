@@ -341,7 +341,7 @@ def patched(raw: bytes, signature: bytes, offset: int, value: bytes, *, last: bo
         (b"PK\1\2", 34, b"\x05\x00", "split"),
         (b"PK\1\2", 20, b"\xff\xff\xff\x00", "compressed"),
         (b"PK\1\2", 28, b"\xff\xff", "damaged"),
-        (b"PK\1\2", 42, b"\xff\xff\xff\xff", "lacks its zip64"),
+        (b"PK\1\2", 42, b"\xff\xff\xff\xff", "overlaps"),
         (b"PK\1\2", 42, b"\x00\x00\x00\x00", "overlaps"),
         (b"PK\1\2", 46, b"\xff\xfe", "not valid UTF-8"),
         (b"PK\5\6", 20, b"\x07\x00", "does not end as a zip"),
