@@ -84,7 +84,7 @@ class LocalSource:
         found = revisions_in(self.suite, folders, files, where=self.location)
         inside = tuple(f"{revision.folder}/" for revision in found.values() if revision.folder)
         for path in files:
-            is_link = without_suffix(path) == path and not os.path.exists(self._path / path)
+            is_link = without_suffix(path) == path and not (self._path / path).exists()
             if is_link and not path.startswith(inside):  # and leads nowhere
                 found = revisions_in(self.suite, [path], [], where=self.location) | found
         if found:
