@@ -139,8 +139,10 @@ def parse_zip_directory(tail: bytes, *, file: str, file_size: int) -> ZipDirecto
     if len(tail) > file_size:
         raise FormatError(f"{file} has {file_size} bytes by its size, but {len(tail)} arrived")
     base = file_size - len(tail)
-    if base == 0:
-        _refuse_other_formats(tail, file)
+    if base == 0 and (other := wrong_file_hint(tail)):
+        raise FormatError(f"{file} is not a torch checkpoint: {other}")
+    if base == 0 and tail[:1] == b"\x80" and tail[2 : 2 + len(PICKLED_MAGIC)] == PICKLED_MAGIC:
+        raise FormatError(f"{file} is in torch's legacy format, of which no range can be read; {RESAVE}")
     if len(tail) < min(END.size, file_size):
         raise NeedBytes(max(0, file_size - END.size - MAX_COMMENT), base)
     end = _find_end(tail, file)
@@ -149,14 +151,6 @@ def parse_zip_directory(tail: bytes, *, file: str, file_size: int) -> ZipDirecto
         raise NeedBytes(start, base)
     entries = _read_entries(tail[start - base : start - base + size], count, file)
     return _build_directory(entries, start, file)
-
-
-def _refuse_other_formats(head: bytes, file: str) -> None:
-    """Raise `FormatError` for a file that is recognised as something else by its first bytes."""
-    if other := wrong_file_hint(head):
-        raise FormatError(f"{file} is not a torch checkpoint: {other}")
-    if head[:1] == b"\x80" and head[2 : 2 + len(PICKLED_MAGIC)] == PICKLED_MAGIC:
-        raise FormatError(f"{file} is in torch's legacy format, of which no range can be read; {RESAVE}")
 
 
 def _find_end(tail: bytes, file: str) -> int:
