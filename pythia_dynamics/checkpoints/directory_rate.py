@@ -81,7 +81,7 @@ def _has_log(path: Path) -> bool:
 def _content(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none."""
     try:
-        content = read_json(path)
+        content = read_json(path) if path.is_file() else {}  # reading a pipe would wait for its writer
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

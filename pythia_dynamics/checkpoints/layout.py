@@ -65,6 +65,11 @@ class Layout:
         return [cls.of_file(file) for file in weights]
 
     @property
+    def title(self) -> str:
+        """What it is called in messages."""
+        return self.entry_file or f"{len(self.shards)} {self.format} shards"
+
+    @property
     def has_index(self) -> bool:
         """Whether the weights are spread over several files, which an index lists."""
         return is_index(self.entry_file)

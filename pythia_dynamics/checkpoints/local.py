@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +31,20 @@ _CHUNK_BYTES = 2**20
 _DEPTH = 3
 """How deep checkpoints may lie: ``run/checkpoints/epoch=1-step=100.ckpt``, as Lightning writes them below its logs."""
 
+_SPECIAL = {
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+"""What a path can be that is neither a file nor a folder."""
+
 
 class LocalSource:
     """A `Source` that reads a directory of checkpoints, and never changes it. It states no checksums.
+
+    Regular files are read, also through symbolic links. A pipe, a socket, a device or a link that leads nowhere is the
+    reason why a checkpoint cannot be read.
 
     The commit of a revision is a digest of the names, sizes and modification times of its weight files, so that a
     checkpoint that is written again counts as another one.
@@ -70,8 +82,13 @@ class LocalSource:
         """
         folders, files = self._listing()
         found = revisions_in(self.suite, folders, files, where=self.location)
+        inside = tuple(f"{revision.folder}/" for revision in found.values() if revision.folder)
+        for path in files:
+            is_link = without_suffix(path) == path and not (self._path / path).exists()
+            if is_link and not path.startswith(inside):  # and leads nowhere
+                found = revisions_in(self.suite, [path], [], where=self.location) | found
         if found:
-            return {step: replace(revision, commit=self._digest(revision)) for step, revision in found.items()}
+            return {step: replace(found[step], commit=self._digest(found[step])) for step in sorted(found)}
         if not folders and not files:
             raise CheckpointError(f"{self.location} is empty; it should hold step1000/, step2000/ …")
         if weight_files(files) or "config.json" in files:
@@ -111,14 +128,20 @@ class LocalSource:
     def files(self, revision: Revision) -> Mapping[str, int]:
         """Size in bytes of every file of a revision, by path. Raises `CheckpointError` when its folder is gone."""
         root = self._folder(revision)
-        files = (path for path in sorted(root.glob("*") if revision.file else root.rglob("*")) if path.is_file())
-        sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
-        return files_of(replace(revision, folder=""), sizes)
+        paths = {path.relative_to(root).as_posix(): path for path in root.glob("*" if revision.file else "**/*")}
+        files = {name: paths[name].stat().st_size for name in sorted(paths) if paths[name].is_file()}
+        if not weight_files(files):
+            for name in weight_files(paths):  # raises an error for what is there instead
+                self.read(revision, name).close()
+        return files_of(replace(revision, folder=""), files)
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `Source.read`."""
         path = self._folder(revision) / require_relative_path(file)
         try:
+            kind = _SPECIAL.get(stat.S_IFMT(path.stat().st_mode))  # opening a pipe would wait for its writer
+            if kind is not None:
+                raise CheckpointError(f"cannot read {path}: it is a {kind}, not a regular file")
             handle = path.open("rb", buffering=0)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise FileMissingError(f"{self.location}/{revision.ref} has no {file}", file) from None
@@ -159,7 +182,7 @@ class LocalSource:
     def _digest(self, revision: Revision) -> str:
         """What stands for the commit of a revision."""
         folder = self._path / revision.folder
-        paths = [folder / revision.file] if revision.file else sorted(folder.iterdir())
+        paths = [folder / revision.file] if revision.file else sorted(folder.glob("*"))
         weights = [path for path in paths if path.name.endswith(SUFFIXES) or is_index(path.name)]
         files = [(path.name, path.stat()) for path in weights if path.is_file()]
         text = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
@@ -168,6 +191,8 @@ class LocalSource:
     def _folder(self, revision: Revision) -> Path:
         """The folder of a revision. Raises `CheckpointError` when it is gone."""
         folder = self._path / require_relative_path(revision.folder) if revision.folder else self._path
+        if folder.is_symlink() and not folder.exists():
+            raise CheckpointError(f"{folder} is a symbolic link that leads nowhere, or to itself")
         if not folder.is_dir():
             raise CheckpointError(f"{self.location} has no folder {revision.folder} any more")
         return folder

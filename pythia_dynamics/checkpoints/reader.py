@@ -18,11 +18,16 @@ from pythia_dynamics.checkpoints.tensors import (
 )
 from pythia_dynamics.errors import PythiaDynError
 
-__all__ = ["ListingBudget", "RevisionReader"]
+__all__ = ["MAX_LISTINGS", "ListingBudget", "RevisionReader"]
 
 MAX_SKIPPED_BYTES = 64 * 1024
 """Largest gap that is read and dropped instead of requested anew: 2 ms at the 40 MB/s of one connection to the Hub,
 where a request takes 30 ms or more; and what the HTTP client has received at once anyway."""
+
+
+MAX_LISTINGS = 16
+"""File lists that a fetch may request. One is needed only where a revision has none of the layouts found so far, or no
+weights; 16 of the Hub's 500 API requests in 5 minutes leave room for parallel fetches."""
 
 
 class ListingBudget:
@@ -33,11 +38,10 @@ class ListingBudget:
     Parameters
     ----------
     listings
-        File lists that may be requested. One is needed only where a revision has none of the layouts found so far, or
-        no weights; 16 of the Hub's 500 API requests in 5 minutes leave room for parallel fetches.
+        File lists that may be requested.
     """
 
-    def __init__(self, listings: int = 16) -> None:
+    def __init__(self, listings: int = MAX_LISTINGS) -> None:
         self._left = listings
         self._lock = threading.Lock()
 

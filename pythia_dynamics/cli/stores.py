@@ -25,12 +25,21 @@ with_tensors = click.option(
     help="unembedding, embedding, a name, a glob, or all; repeatable.",
 )
 
+with_verify_whole = click.option(
+    "--verify-whole",
+    is_flag=True,
+    help="Download each safetensors file whole, once, and compare it with the SHA-256 that the Hub states: a file of "
+    "this format has no checksum of one tensor. It costs the bytes of whole checkpoints (plan --verify-whole says how "
+    "many). The tensors of torch files have a checksum, which is always compared.",
+)
+
 
 @app.main.command()
 @app.with_models(required=True)
 @app.with_steps
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
+@with_verify_whole
 @app.with_learning_rate
 @app.with_workers
 @app.with_suite
@@ -42,6 +51,7 @@ def fetch(
     steps: str | None,
     tensors: tuple[str, ...],
     source: str,
+    verify_whole: bool,
     learning_rate: Path | None,
     workers: int,
     suite: dict[str, Any],
@@ -51,13 +61,14 @@ def fetch(
     from pythia_dynamics.checkpoints.learning_rate import read_learning_rate
     from pythia_dynamics.checkpoints.registry import aliases
     from pythia_dynamics.history.fetch import download
+    from pythia_dynamics.history.provenance import checks_in_words
     from pythia_dynamics.history.request import FetchRequest
 
     rates = None if learning_rate is None else read_learning_rate(learning_rate)
     answer = app.Answer("fetch")
     for name in app.expanded(models, aliases(), answer):
         with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, suite, rates)
+            request = FetchRequest(name, tensors, steps, source, cache, suite, rates, verify_whole)
             model = request.resolved
             app.echo(f"{name} is {model.location}")
             with app.bar(model.name, "step") as progress:
@@ -71,6 +82,8 @@ def fetch(
                 f"{report.seconds:.1f} s ({app.size(rate)}/s)"
             )
             app.echo_missing(report.missing)
+            for line in checks_in_words(report.checks):
+                app.echo(f"  {line}")
             answer.facts.append(
                 {
                     "model": model.name,
@@ -83,6 +96,7 @@ def fetch(
                     "requests": report.requests,
                     "api_requests": report.api,
                     "bytes": report.bytes,
+                    "checks": report.checks,
                     "seconds": report.seconds,
                 }
             )
@@ -94,7 +108,9 @@ def fetch(
 @app.with_cache
 @app.with_json
 def list_stores(models: tuple[str, ...], cache: Path) -> None:
-    """List the steps in the cache, and the missing steps with their reasons."""
+    """List the steps in the cache and how their bytes were checked, and the missing steps with their reasons."""
+    from pythia_dynamics.history.provenance import check_of, checks_in_words
+
     answer = app.Answer("stores")
     for name in app.model_names(models, cache, answer):
         with answer.collect():
@@ -111,6 +127,9 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
                     f"{store.name}  {tensor} {spec}  {len(stored)} steps, "
                     f"{app.size(len(stored) * spec.nbytes)}, from {store.source}"
                 )
+                checks = {step: check_of(recorded[step]) for step in stored}
+                for line in checks_in_words(checks):
+                    app.echo(f"  {line}")
                 app.echo_missing(missing)
                 answer.facts.append(
                     {
@@ -120,6 +139,7 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
                         "dtype": spec.dtype,
                         "shape": spec.shape,
                         "steps": stored,
+                        "checks": checks,
                         "missing": missing,
                         "bytes": len(stored) * spec.nbytes,
                     }
@@ -204,6 +224,7 @@ def models() -> None:
 @click.option(
     "--source", default="hub", show_default=True, help="hub, a directory of checkpoints, or registry (no network)."
 )
+@with_verify_whole
 @app.with_workers
 @app.with_bandwidth
 @app.with_suite
@@ -214,6 +235,7 @@ def plan(
     steps: str | None,
     tensors: tuple[str, ...],
     source: str,
+    verify_whole: bool,
     workers: int,
     bandwidth: float,
     suite: dict[str, Any],
@@ -228,7 +250,7 @@ def plan(
     answer, total = app.Answer("plan"), 0
     for name in app.expanded(models, aliases(), answer) if models else tuple(SIZES):
         with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, suite)
+            request = FetchRequest(name, tensors, steps, source, cache, suite, verify_whole=verify_whole)
             model, found = request.resolved, preview(request)
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)
@@ -263,7 +285,11 @@ def plan(
 
 
 def _plan_notes(found: FetchPlan) -> list[str]:
+    from pythia_dynamics.history.provenance import CHECKS
+
     notes = [found.note] if found.note else []
+    if found.revisions:
+        notes.append(f"each step will be {', or '.join(CHECKS[check] for check in found.checks)}")
     if found.present:
         notes.append(f"{found.present} of {found.steps} steps are in the cache already")
     if found.missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pythia_dynamics.checkpoints.findings import Finding, Verification
     from pythia_dynamics.checkpoints.listings import Listing
     from pythia_dynamics.checkpoints.registry import Model
+    from pythia_dynamics.history.store import Store
 
 __all__ = ["verify"]
 
@@ -56,33 +57,35 @@ def verify(
     for option, value in (("--steps", steps), ("--weights", weights), *of_suite):
         if value:
             raise click.UsageError(f"{option} is for --remote; without it all steps in the cache are checked")
+    from pythia_dynamics.history.provenance import checks_in_words, weakest_checks
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import save_findings
 
     answer, count = app.Answer("verify"), 0
     for name in app.model_names(models, cache, answer):
         with answer.collect():
-            verified = _verify_stored(name, cache)
-            for found in verified:
+            store = app.open_store(name, cache)
+            for found in _verify_stored(store):
                 count += len(found.faults)
                 _echo_findings(found)
+                checks = weakest_checks([store.records(found.subject)], found.checked)
+                for line in checks_in_words(checks):
+                    app.echo(f"  when they were fetched: {line}")
                 save_findings(Results(found.model, results), found)
-            answer.facts += [asdict(found) for found in verified]
+                answer.facts.append(asdict(found) | {"checks": checks})
     if count:
         answer.fail(f"{count} {'fault' if count == 1 else 'faults'} found; fetch replaces damaged chunks")
     answer.finish()
 
 
-def _verify_stored(name: str, cache: Path) -> list[Verification]:
+def _verify_stored(store: Store) -> Iterator[Verification]:
     from pythia_dynamics.sweep.compute import Compute
     from pythia_dynamics.sweep.verify import verify_store
 
-    store = app.open_store(name, cache)
-    found = []
     for tensor in store.tensors:
-        with app.bar(f"{name} {tensor}") as progress:
-            found.append(verify_store(store, tensor, Compute(progress=progress)))
-    return found
+        with app.bar(f"{store.name} {tensor}") as progress:
+            found = verify_store(store, tensor, Compute(progress=progress))
+        yield found
 
 
 def _verify_remote(

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from pythia_dynamics.checkpoints.layout import LAYOUTS, Layout, LayoutCache
 from pythia_dynamics.checkpoints.open import REGISTRY
-from pythia_dynamics.checkpoints.reader import ListingBudget
+from pythia_dynamics.checkpoints.reader import MAX_LISTINGS, ListingBudget
 from pythia_dynamics.checkpoints.registry import EMBED_OUT, Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
-from pythia_dynamics.checkpoints.source import AccessError, Source
+from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.checkpoints.tree import checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.history.provenance import CHECKS, Check
 from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
-from pythia_dynamics.history.survey import stored_steps, survey
+from pythia_dynamics.history.survey import Survey, stored_steps, survey
+from pythia_dynamics.history.whole import has_whole_checksum
 
 __all__ = ["FetchPlan", "preview"]
 
@@ -47,11 +52,14 @@ class FetchPlan:
     tensor_bytes
         Size of the tensors to be fetched.
     bytes
-        Size of all that is transferred: the tensors and the headers read to find them.
+        Size of all that is transferred: the tensors and the headers read to find them; the whole of the files that
+        `verify_whole` compares.
     full_bytes
         Size of the whole checkpoints of these revisions.
     disk_bytes
         Size of the chunks that are written.
+    checks
+        How the bytes of each layout that was found will be checked.
     note
         Where the sizes are from, if not from the files themselves.
     """
@@ -66,6 +74,7 @@ class FetchPlan:
     bytes: int
     full_bytes: int
     disk_bytes: int
+    checks: tuple[Check, ...]
     note: str = ""
 
     @property
@@ -95,7 +104,10 @@ class FetchPlan:
 
 
 def preview(model: str | Path | Model | FetchRequest, **options: Any) -> FetchPlan:
-    """What `download` of the same request would cost, from the headers of one revision and two API requests.
+    """What `download` of the same request would cost, from the headers of three revisions and four API requests.
+
+    These are the first, the middle and the last revision. Where their layouts differ, `FetchPlan.note` says so, and the
+    requests are as many as the worst order of these layouts takes.
 
     If the Hub cannot be reached, or the source is ``"registry"``, the size of W_U of a Pythia model is taken from the
     registry; `FetchPlan.note` says so.
@@ -105,7 +117,7 @@ def preview(model: str | Path | Model | FetchRequest, **options: Any) -> FetchPl
     model
         As for `FetchRequest`, or a `FetchRequest`.
     **options
-        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`.
+        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`, `verify_whole`.
 
     Raises
     ------
@@ -124,16 +136,39 @@ def preview(model: str | Path | Model | FetchRequest, **options: Any) -> FetchPl
         return _plan_from_registry(request, f"from the registry's shapes: {error}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What one revision would cost: its layout, the bytes read beside the tensors or in their place, and its size."""
+
+    revision: Revision
+    layout: Layout
+    whole_bytes: int
+    checkpoint_bytes: int
+
+
 def _plan_from_headers(request: FetchRequest, source: Source) -> FetchPlan:
-    """The plan by the headers and the file list of the first readable revision."""
+    """The plan by the headers and the file lists of the first readable, the middle and the last revision."""
     revisions = source.revisions()
     steps = tuple(revisions) if request.wanted is None else request.wanted
     available = [revisions[step] for step in steps if step in revisions]
-    cache = LayoutCache(rule=source.suite.roles)
-    surveyed = survey(source, available, request.patterns, cache=cache, listings=ListingBudget())
-    files = source.files(surveyed.revision)
-    checkpoint_bytes = sum(files[name] for name in checkpoint_files(files))
-    return _plan(request, steps, len(steps) - len(available), surveyed.specs, cache.layouts[0], checkpoint_bytes)
+    cache, listings = LayoutCache(rule=source.suite.roles), ListingBudget()
+    first = survey(source, available, request.patterns, cache=cache, listings=listings)
+    samples = [_sample(source, first, cache, request)]
+    others = {each.step: each for each in (available[len(available) // 2], available[-1])}
+    for revision in others.values():
+        with suppress(PythiaDynError):  # a step that cannot be read costs little
+            if revision.step > first.revision.step:
+                found = survey(source, [revision], request.patterns, cache=cache, listings=listings)
+                samples.append(_sample(source, found, cache, request))
+    return _plan(request, steps, len(steps) - len(available), first.specs, samples)
+
+
+def _sample(source: Source, found: Survey, cache: LayoutCache, request: FetchRequest) -> _Sample:
+    """What a revision would cost whose headers have just been read."""
+    files = source.files(found.revision)
+    read = {tensor.file for tensor in found.tensors if has_whole_checksum(tensor, found.sha256.get(tensor.file))}
+    whole_bytes = sum(found.file_sizes[file] for file in read) if request.verify_whole else 0
+    return _Sample(found.revision, cache.layouts[0], whole_bytes, sum(files[name] for name in checkpoint_files(files)))
 
 
 def _in_registry(request: FetchRequest) -> bool:
@@ -148,7 +183,9 @@ def _plan_from_registry(request: FetchRequest, note: str) -> FetchPlan:
         raise PythiaDynError(f"the registry knows {EMBED_OUT} of Pythia models only, not {model.name}")
     specs = (TensorSpec(EMBED_OUT, "float16", (shape.vocab, shape.d_model)),)
     steps = request.wanted or model.published_steps
-    return _plan(request, steps, 0, specs, LAYOUTS[0], shape.checkpoint_bytes, note)
+    whole_bytes = shape.checkpoint_bytes if request.verify_whole else 0
+    sample = _Sample(Revision(steps[0], ""), LAYOUTS[0], whole_bytes, shape.checkpoint_bytes)
+    return _plan(request, steps, 0, specs, [sample], note)
 
 
 def _plan(
@@ -156,27 +193,43 @@ def _plan(
     steps: tuple[int, ...],
     missing: int,
     specs: tuple[TensorSpec, ...],
-    layout: Layout,
-    checkpoint_bytes: int,
+    samples: list[_Sample],
     note: str = "",
 ) -> FetchPlan:
-    """The plan for these tensors of these steps, of which the source lacks so many; `layout` is of one revision."""
+    """The plan for these tensors of these steps, of which the source lacks so many, from some of its revisions."""
     stored = set(steps)
+    store = Store.open(request.path) if Store.exists(request.path) else None
     for spec in specs:
-        stored &= stored_steps(Store.open(request.path), spec) if Store.exists(request.path) else set()
+        stored &= stored_steps(store, spec, verify_whole=request.verify_whole) if store else set()
     revisions = max(0, len(steps) - len(stored) - missing)
-    requests = revisions * layout.files_read
-    tensor_bytes = revisions * sum(spec.nbytes for spec in specs)
+    layouts = dict.fromkeys(sample.layout for sample in samples)
+    # Where revisions differ, a fetch first asks for the layout of the revision before, which this one may not have.
+    files_read = ceil(revisions * mean(each.layout.files_read for each in samples))
+    requests = files_read + revisions * (len(layouts) - 1)
+    nbytes = sum(spec.nbytes for spec in specs)
+    moved = round(revisions * mean(each.whole_bytes or nbytes for each in samples))
+    if len(layouts) > 1:
+        found = ", ".join(f"{each.layout.title} at {each.revision.ref}" for each in samples)
+        note = f"the layout differs between revisions ({found}): requests are those of the worst order"
+    checks = {_check(each) for each in samples}
     return FetchPlan(
         steps=len(steps),
         present=len(stored),
         missing=missing,
         revisions=revisions,
         requests=requests,
-        api_requests=1,
-        tensor_bytes=tensor_bytes,
-        bytes=tensor_bytes + requests * layout.first_read_bytes,
-        full_bytes=revisions * checkpoint_bytes,
-        disk_bytes=tensor_bytes,
+        api_requests=1 + (min(revisions, MAX_LISTINGS) if len(layouts) > 1 else 0),
+        tensor_bytes=revisions * nbytes,
+        bytes=moved + files_read * max(layout.first_read_bytes for layout in layouts),
+        full_bytes=round(revisions * mean(each.checkpoint_bytes for each in samples)),
+        disk_bytes=revisions * nbytes,
+        checks=tuple(check for check in CHECKS if check in checks),
         note=note,
     )
+
+
+def _check(sample: _Sample) -> Check:
+    """How the bytes of a revision will be checked. Local torch files have a CRC-32 too."""
+    if sample.layout.format == "torch":
+        return "crc32"
+    return "sha256" if sample.whole_bytes else "transferred"

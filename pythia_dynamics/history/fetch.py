@@ -12,15 +12,16 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard library's
 
-from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.directory_rate import stated_learning_rate
+from pythia_dynamics.checkpoints.formats.slices import TensorSlice
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.learning_rate import LoggedLearningRate, rates_at
 from pythia_dynamics.checkpoints.local import LocalSource
@@ -41,17 +42,16 @@ from pythia_dynamics.errors import (
     size,
 )
 from pythia_dynamics.history.history import History
+from pythia_dynamics.history.provenance import record_of, weakest_checks
 from pythia_dynamics.history.report import FetchReport
 from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import most_common, stored_steps, survey
+from pythia_dynamics.history.whole import has_whole_checksum, read_whole, repeat_if_damaged
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["download", "fetch"]
-
-_CHECKSUM_ATTEMPTS = 3
-"""How often a tensor that fails its checksum is read: damage in transit is rare, so a third failure is the file's."""
 
 _SAMPLE = 3
 """Revisions whose headers are read to learn the layout when the tensors are in the store already. More would be read
@@ -82,7 +82,8 @@ def fetch(
     workers, executor, progress
         As for `download`.
     **options
-        The other fields of `FetchRequest`, by name: `steps`, `source`, `cache`, `suite`, `learning_rate`.
+        The other fields of `FetchRequest`, by name: `steps`, `source`, `cache`, `suite`, `learning_rate`,
+        `verify_whole`.
 
     Returns
     -------
@@ -128,7 +129,8 @@ def download(
     progress
         Called with the number of revisions that are done and of all.
     **options
-        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`, `learning_rate`.
+        Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`, `learning_rate`,
+        `verify_whole`.
 
     Raises
     ------
@@ -165,6 +167,7 @@ def _download(
         fetched=tuple(sorted(job.fetched)),
         present=tuple(sorted(job.present)),
         missing=dict(sorted(job.missing.items())),
+        checks=weakest_checks(map(Store.open(request.path).records, (spec.name for spec in job.specs)), job.steps),
         **source.traffic.counts(),
         seconds=time.monotonic() - began,
     )
@@ -208,7 +211,8 @@ class _Job:
         self._require_space(len(todo))
         stop = threading.Event()
         wanted = {self._asked_as(spec): spec for spec in self.specs}
-        common = (_Stores(self.path), wanted, cache, listings, stop if executor is None else None)
+        events = stop if executor is None else None
+        common = (_Stores(self.path), wanted, cache, listings, events, self.request.verify_whole)
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
         for step in set(self.steps) - set(revisions):
@@ -242,7 +246,10 @@ class _Job:
             wait([future for future in futures if not future.cancelled()])
             store = Store.open(self.path)
             for name, reasons in self.reasons.items():
-                store.record_missing(name, reasons)
+                kept = (
+                    store.records(name) if self.request.verify_whole else {}
+                )  # what it could not check, is still there
+                store.record_missing(name, {step: why for step, why in reasons.items() if step not in kept})
         self._raise_failure(fatal)
 
     # -- parts of `run` ---------------------------------------------------------------------------------------
@@ -332,8 +339,11 @@ class _Job:
         self.present = set(self.steps).intersection(*self.stored.values())
 
     def _up_to_date(self, store: Store, spec: TensorSpec) -> set[int]:
-        """The steps whose weights are in the store and of the source's present commit, where that is known."""
-        stored = stored_steps(store, spec)
+        """The steps whose weights are in the store and of the source's present commit, where that is known.
+
+        Of those that `verify_whole` can check, the ones that have been checked.
+        """
+        stored = stored_steps(store, spec, verify_whole=self.request.verify_whole)
         records = store.records(spec.name)  # read after: another process may be adding to them
         changed = {step for step, commit in self.commits.items() if records.get(step, {}).get("commit") != commit}
         return stored - changed
@@ -404,11 +414,13 @@ def _fetch_revision(
     cache: LayoutCache,
     listings: ListingBudget,
     stop: threading.Event | None,
+    verify_whole: bool,
 ) -> _Outcome:
     """Fetch the tensors of one revision that are not in `held`. All arguments can be pickled, for an executor."""
-    done = set(held)
+    done, taken = set(held), set(held)
     reasons: dict[str, str] = {}
-    reader = RevisionReader(source, revision)
+    whole: dict[str, dict[TensorSlice, TensorSpec]] = defaultdict(dict)
+    reader = RevisionReader(source, revision, headers_only=verify_whole)
     names = [spec.name for spec in wanted.values()]
     patterns = [pattern for pattern, spec in wanted.items() if spec.name not in held]
     fatal: PythiaDynError | None = None
@@ -418,14 +430,26 @@ def _fetch_revision(
         store = stores.get()
         for request in reader.find(patterns, cache, listings=listings):
             asked = (request.tensor.name, *(request.roles or ()))
-            spec = next(wanted[pattern] for pattern in patterns if pattern in asked)
-            if spec.name in done:  # two roles that one tensor has at other steps
+            spec, tensor = next(wanted[pattern] for pattern in patterns if pattern in asked), request.tensor
+            if spec.name in taken:  # two roles that one tensor has at other steps
                 continue
             try:
-                _store_tensor(store, spec, reader, request, stop)
+                if (found := TensorSpec(spec.name, tensor.dtype, tensor.shape)) != spec:
+                    raise FormatError(f"{tensor.name} is {found} at {revision.ref}, elsewhere {spec}")
+                taken.add(spec.name)
+                if verify_whole and has_whole_checksum(tensor, reader.sha256.get(tensor.file)):
+                    whole[tensor.file][tensor] = spec
+                    continue
+                repeat_if_damaged(partial(_store_tensor, store, spec, reader, request, stop))
                 done.add(spec.name)
             except (IntegrityError, FormatError) as error:
                 reasons[spec.name] = str(error)
+        for tensors in whole.values():
+            try:
+                repeat_if_damaged(partial(_store_file, store, reader, tensors, stop))
+                done |= {spec.name for spec in tensors.values()}
+            except (IntegrityError, FormatError) as error:
+                reasons |= {spec.name: str(error) for spec in tensors.values()}
     except (AccessError, StoreError) as error:
         fatal = error
     except PythiaDynError as error:
@@ -439,38 +463,37 @@ def _fetch_revision(
 def _store_tensor(
     store: Store, spec: TensorSpec, reader: RevisionReader, request: TensorRequest, stop: threading.Event | None
 ) -> None:
-    """Write one tensor into its chunk as it arrives. Raises `IntegrityError` when it fails its checksum every time."""
+    """Write one tensor into its chunk as it arrives. Raises `IntegrityError` when it fails its checksum."""
     tensor, revision = request.tensor, reader.revision
-    found = TensorSpec(spec.name, tensor.dtype, tensor.shape)
-    if found != spec:
-        raise FormatError(f"{tensor.name} is {found} at {revision.ref}, elsewhere {spec}")
-    for attempt in range(1, _CHECKSUM_ATTEMPTS + 1):
-        record: dict[str, object] = {
-            "repo": revision.repository or store.recorded_source,
-            "ref": revision.ref,
-            "commit": revision.commit,
-            "file": tensor.file,
-            "tensor": tensor.name,
-            "start": tensor.start,
-            "stop": tensor.stop,
-            "dtype": tensor.dtype,
-            "version": __version__,
-        }
-        try:
-            with store.writer(spec.name, revision.step, record) as writer:
-                checksum = 0
-                for piece in reader.read(request):
-                    if stop is not None and stop.is_set():
-                        raise PythiaDynError("stopped")
-                    if tensor.crc32 is not None:
-                        checksum = crc32(piece, checksum)
-                    writer.write(piece)
-                if tensor.crc32 is not None and checksum != tensor.crc32:
-                    raise IntegrityError(f"{tensor.name} of {revision.ref} fails the checksum of {tensor.file}")
-                record["sha256"] = reader.sha256.get(tensor.file)
-                record["time"] = datetime.now(UTC).isoformat(timespec="seconds")
-        except IntegrityError:
-            if attempt == _CHECKSUM_ATTEMPTS:
-                raise
-        else:
-            return
+    record = record_of(
+        tensor,
+        revision,
+        store.recorded_source,
+        check="transferred" if tensor.crc32 is None else "crc32",
+        sha256=reader.sha256.get(tensor.file),
+    )
+    with store.writer(spec.name, revision.step, record) as writer:
+        checksum = 0
+        for piece in reader.read(request):
+            if stop is not None and stop.is_set():
+                raise PythiaDynError("stopped")
+            if tensor.crc32 is not None:
+                checksum = crc32(piece, checksum)
+            writer.write(piece)
+        if tensor.crc32 is not None and checksum != tensor.crc32:
+            raise IntegrityError(f"{tensor.name} of {revision.ref} fails the checksum of {tensor.file}")
+
+
+def _store_file(
+    store: Store, reader: RevisionReader, tensors: Mapping[TensorSlice, TensorSpec], stop: threading.Event | None
+) -> None:
+    """Write the tensors of one file into their chunks, while the whole of it arrives and is compared."""
+    source, revision = reader.source, reader.revision
+    sha256 = reader.sha256[next(iter(tensors)).file]
+    assert sha256 is not None
+    with ExitStack() as writers:
+        targets = {}
+        for tensor, spec in tensors.items():
+            record = record_of(tensor, revision, store.recorded_source, check="sha256", sha256=sha256)
+            targets[tensor] = writers.enter_context(store.writer(spec.name, revision.step, record)).write
+        read_whole(source, revision, targets, sha256=sha256, stop=lambda: stop is not None and stop.is_set())

@@ -23,6 +23,7 @@ from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, RateLike, as_le
 from pythia_dynamics.checkpoints.roles import find_roles
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
+from pythia_dynamics.history.provenance import check_of
 from pythia_dynamics.history.spec import DTYPES
 from pythia_dynamics.history.store import Store
 
@@ -157,7 +158,7 @@ class History:
                 raise UnknownNameError("step", step, known, where=self.name)
         kept = dict.fromkeys(sorted(steps))
         provenance = dict(self.provenance)
-        for key in {"commits", "missing"} & provenance.keys():
+        for key in {"commits", "checks", "missing"} & provenance.keys():
             provenance[key] = {step: what for step, what in provenance[key].items() if int(step) in kept}
         return replace(
             self,
@@ -231,6 +232,7 @@ class History:
             "tensor": tensor,
             "roles": [role for role, name in store.roles.items() if name == tensor],
             "commits": {str(step): records[step].get("commit") for step in sorted(records)},
+            "checks": {str(step): check_of(records[step]) for step in sorted(records)},
             "missing": {str(step): why for step, why in missing.items()},
             "learning_rate": store.learning_rate_from,
         }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.history.history import History
+from pythia_dynamics.history.provenance import Check
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 
@@ -36,6 +37,8 @@ class FetchReport:
         Those that were in the store before.
     missing
         Those that are not in the store, with the reason of each.
+    checks
+        How the bytes of each step in the store were checked; of several tensors the weakest check.
     requests
         File requests.
     api
@@ -56,6 +59,7 @@ class FetchReport:
     fetched: tuple[int, ...]
     present: tuple[int, ...]
     missing: Mapping[int, str]
+    checks: Mapping[int, Check]
     requests: int
     api: int
     retries: int

@@ -51,6 +51,10 @@ class FetchRequest:
         The learning rate of its training: a CSV file, a ``.jsonl`` log or a ``trainer_state.json`` with the columns
         step and learning_rate (or lr), a mapping of step to learning rate, or a schedule. It replaces that of the
         suite, and the store keeps it.
+    verify_whole
+        Whether to download each safetensors file whole, once, and compare it with the SHA-256 that the Hub states of
+        it: such a file has no checksum of one tensor. Steps in the store that were not checked so are fetched again.
+        Torch files are not, since they have a checksum of each tensor; nor what the source states no checksum of.
 
     Raises
     ------
@@ -67,6 +71,7 @@ class FetchRequest:
     cache: str | Path | None = None
     suite: Mapping[str, Any] | str | Path | None = None
     learning_rate: RateLike | None = None
+    verify_whole: bool = False
 
     def __post_init__(self) -> None:
         tensors = (self.tensors,) if isinstance(self.tensors, str) else tuple(self.tensors)

@@ -12,6 +12,7 @@ from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.roles import Role
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
+from pythia_dynamics.history.provenance import is_end_to_end
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 
@@ -35,12 +36,15 @@ class Survey:
         What each tensor is for; None where that is not known.
     file_sizes
         Bytes of every file that was opened, by name.
+    sha256
+        Checksum of each of these files, None where the source states none.
     """
 
     revision: Revision
     tensors: tuple[TensorSlice, ...]
     roles: tuple[tuple[Role, ...] | None, ...]
     file_sizes: Mapping[str, int]
+    sha256: Mapping[str, str | None]
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -89,7 +93,7 @@ def survey(
         try:
             found = list(reader.find(patterns, cache, listings=listings))
             tensors, roles = tuple(each.tensor for each in found), tuple(each.roles for each in found)
-            return Survey(revision, tensors, roles, dict(reader.sizes))
+            return Survey(revision, tensors, roles, dict(reader.sizes), dict(reader.sha256))
         except AccessError:
             raise
         except PythiaDynError as error:
@@ -103,9 +107,14 @@ def survey(
     raise CheckpointError(f"no revision of {source.location} can be read: {most_common(map(str, errors))}")
 
 
-def stored_steps(store: Store, spec: TensorSpec) -> set[int]:
-    """The steps of a tensor that have a record and a chunk of the right length. Checksums are not read."""
-    return {step for step in store.records(spec.name) if store.has_chunk(spec.name, step)}
+def stored_steps(store: Store, spec: TensorSpec, *, verify_whole: bool = False) -> set[int]:
+    """The steps of a tensor that have a record and a chunk of the right length. Checksums are not read.
+
+    With `verify_whole`, only those that were compared with a checksum of their publisher, where there is one.
+    """
+    records = store.records(spec.name)
+    chosen = {step for step, record in records.items() if not verify_whole or is_end_to_end(record, possible=True)}
+    return {step for step in chosen if store.has_chunk(spec.name, step)}
 
 
 def most_common(reasons: Iterable[str]) -> str:

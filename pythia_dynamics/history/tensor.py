@@ -21,11 +21,9 @@ from pythia_dynamics.checkpoints.tensors import TensorRequest
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError
 from pythia_dynamics.history.request import FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.whole import has_whole_checksum, read_whole, repeat_if_damaged
 
 __all__ = ["tensor"]
-
-_ATTEMPTS = 3
-"""How often a tensor that fails its checksum is read, as in a fetch."""
 
 
 def tensor(
@@ -35,6 +33,7 @@ def tensor(
     *,
     source: str | Path | Source = HUB,
     suite: Mapping[str, Any] | str | Path | None = None,
+    verify_whole: bool = False,
 ) -> NDArray[Any]:
     """One tensor of one checkpoint, at the cost of its bytes: nothing is stored, and nothing else is downloaded.
 
@@ -50,12 +49,15 @@ def tensor(
         The step as a number; or a branch, a tag, a commit, or the folder or file of a directory by name.
     source, suite
         As for `FetchRequest`.
+    verify_whole
+        Whether to download a whole safetensors file, to compare it with the SHA-256 that the Hub states of it.
 
     Returns
     -------
     array
         float16, bfloat16 or float32, in the tensor's shape. Every range was of the pinned commit and of the
-        right length, and the checksum of a torch file was compared; a safetensors file has none for one tensor.
+        right length, and the checksum of a torch file was compared; a safetensors file has none for one tensor,
+        only for the whole of it.
 
     Raises
     ------
@@ -75,19 +77,16 @@ def tensor(
             raise UnknownNameError("step", revision, revisions, where=opened.location)
         found = revisions[revision]
     cache = LayoutCache(rule=opened.suite.roles)
-    for attempt in range(1, _ATTEMPTS + 1):
-        reader = RevisionReader(opened, found)
+
+    def read() -> NDArray[Any]:
+        reader = RevisionReader(opened, found, headers_only=verify_whole)
         try:
             found_tensors = reader.find((name,), cache, listings=ListingBudget())
-            array = _read(reader, _only_one(found_tensors, name))
-        except IntegrityError:
-            if attempt == _ATTEMPTS:
-                raise
-        else:
-            break
+            return _read(reader, _only_one(found_tensors, name), verify_whole)
         finally:
             reader.close()
-    return array
+
+    return repeat_if_damaged(read)
 
 
 def _only_one(requests: Iterator[TensorRequest], name: str) -> TensorRequest:
@@ -99,10 +98,14 @@ def _only_one(requests: Iterator[TensorRequest], name: str) -> TensorRequest:
     return first
 
 
-def _read(reader: RevisionReader, request: TensorRequest) -> NDArray[Any]:
+def _read(reader: RevisionReader, request: TensorRequest, verify_whole: bool) -> NDArray[Any]:
     found = request.tensor
-    spec = TensorSpec(found.name, found.dtype, found.shape)
-    content = bytearray(b"".join(reader.read(request)))
+    spec, sha256 = TensorSpec(found.name, found.dtype, found.shape), reader.sha256.get(found.file)
+    if verify_whole and sha256 is not None and has_whole_checksum(found, sha256):
+        content = bytearray()
+        read_whole(reader.source, reader.revision, {found: content.extend}, sha256=sha256)
+    else:
+        content = bytearray(b"".join(reader.read(request)))
     if found.crc32 is not None and crc32(content) != found.crc32:
         raise IntegrityError(f"{found.name} of {reader.revision.ref} fails the checksum of {found.file}")
     array: NDArray[Any] = np.frombuffer(content, spec.numpy_dtype).reshape(spec.shape)

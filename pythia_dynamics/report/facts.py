@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from pythia_dynamics.checkpoints.findings import FindingKind
+from pythia_dynamics.history.provenance import Check, checks_in_words
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results, computed
 from pythia_dynamics.tables import read_json
@@ -126,6 +127,8 @@ class Provenance:
         When: one time, or the first and the last.
     commits
         Step and commit of each checkpoint.
+    checks
+        Which steps were compared with which checksum of their publisher, a line for each.
     commands
         The commands that make the results again.
     """
@@ -134,6 +137,7 @@ class Provenance:
     software: tuple[str, ...]
     computed: str
     commits: tuple[tuple[str, str], ...]
+    checks: tuple[str, ...]
     commands: tuple[str, ...]
 
 
@@ -218,6 +222,7 @@ def provenance(results: Results) -> Provenance:
     sources: dict[str, None] = {}
     software: dict[str, None] = {}
     commits: dict[int, str] = {}
+    checks: dict[int, Check] = {}
     for details in made.values():
         place, tensor = details.get("source") or details.get("location"), details.get("tensor")
         if place:
@@ -226,12 +231,14 @@ def provenance(results: Results) -> Provenance:
         python = f"Python {details.get('python')} on {details.get('machine')}"
         software[f"pythia-dynamics {details.get('pythia_dynamics')}, {python}: {versions}"] = None
         commits |= {int(step): str(commit) for step, commit in _mapping(details.get("commits")).items()}
+        checks |= {int(step): check for step, check in _mapping(details.get("checks")).items()}
     times = sorted({str(details["time"]) for details in made.values() if "time" in details})
     return Provenance(
         sources=tuple(sources),
         software=tuple(software),
         computed=" to ".join(times[:1] + times[1:][-1:]),
         commits=tuple((f"{step:,}", commit) for step, commit in sorted(commits.items())),
+        checks=tuple(checks_in_words(checks)),
         commands=tuple(dict.fromkeys(_commands(results, made))),
     )
 

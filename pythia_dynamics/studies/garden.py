@@ -320,7 +320,8 @@ def _is_current(out: Results, name: str, history: History) -> bool:
     if name == "order" and forward.is_file() and forward.stat().st_mtime > table.stat().st_mtime:
         return False
     made = folder.provenance().get(name, {})
-    return all(made.get(key) == value for key, value in plain(history.provenance).items())
+    decisive = {key: value for key, value in plain(history.provenance).items() if key != "checks"}  # not how it came
+    return all(made.get(key) == value for key, value in decisive.items())
 
 
 def _has_portrait(out: Results, history: History) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
+import shutil
+import socket
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from support.checkpoints import checkpoint, state, torch_file
 
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.local import LocalSource
@@ -23,6 +28,7 @@ from pythia_dynamics.checkpoints.source import (
 from pythia_dynamics.checkpoints.suite import Suite
 from pythia_dynamics.checkpoints.tree import checkpoint_files
 from pythia_dynamics.errors import CheckpointError, FormatError
+from pythia_dynamics.history.fetch import download
 
 
 @pytest.fixture
@@ -108,6 +114,54 @@ def test_directories_that_are_no_suites(tmp_path: Path, run: Path) -> None:
     with pytest.raises(CheckpointError, match="global_step1000 and step1000 are both step 1000"):
         LocalSource(run).revisions()
     assert list(LocalSource(run, suite=Suite(pattern=(r"^step(\d+)",))).revisions()) == [0, 1000]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("pipe", "it is a named pipe, not a regular file"),
+        ("socket", "it is a socket, not a regular file"),
+        ("device", "it is a device, not a regular file"),
+        ("loop", "Too many levels of symbolic links"),
+        ("folder loop", "is a symbolic link that leads nowhere, or to itself"),
+        ("unusual name", r"weights\.pt: it is a named pipe, not a regular file"),
+        ("file per step", r"ckpt_2\.pt: it is a named pipe, not a regular file"),
+    ],
+)
+def test_what_is_no_regular_file_is_the_reason_of_one_step(tmp_path: Path, kind: str, why: str) -> None:
+    root = tmp_path / "run"
+    for step in (1, 2, 3):
+        (root / f"step{step}").mkdir(parents=True)
+        (root / f"step{step}" / "model.safetensors").write_bytes(checkpoint(state(step))["model.safetensors"])
+    weights = root / "step2" / "model.safetensors"
+    weights.unlink()
+    if kind == "pipe":
+        os.mkfifo(weights)
+        os.mkfifo(root / "suite.json")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(weights))  # its path is limited to 100 characters
+    elif kind == "device":
+        weights.symlink_to("/dev/zero")
+    elif kind == "loop":
+        weights.symlink_to(weights)
+    elif kind == "folder loop":
+        weights.parent.rmdir()
+        weights.parent.symlink_to(weights.parent)
+        (root / "step3" / "back").symlink_to(root)
+        (root / "step3" / "step9").symlink_to("step9")
+    elif kind == "unusual name":
+        os.mkfifo(weights.with_name("weights.pt"))
+    else:
+        shutil.rmtree(root)
+        root.mkdir()
+        for step in (1, 3):
+            (root / f"ckpt_{step}.pt").write_bytes(torch_file(state(step)))
+        os.mkfifo(root / "ckpt_2.pt")
+    report = download(root, cache=tmp_path)
+    assert report.fetched == (1, 3)
+    assert list(report.missing) == [2]
+    assert re.search(why, report.missing[2])
 
 
 def test_open_source_follows_the_model(run: Path) -> None:

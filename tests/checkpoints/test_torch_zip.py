@@ -341,7 +341,7 @@ def patched(raw: bytes, signature: bytes, offset: int, value: bytes, *, last: bo
         (b"PK\1\2", 34, b"\x05\x00", "split"),
         (b"PK\1\2", 20, b"\xff\xff\xff\x00", "compressed"),
         (b"PK\1\2", 28, b"\xff\xff", "damaged"),
-        (b"PK\1\2", 42, b"\xff\xff\xff\xff", "lacks its zip64"),
+        (b"PK\1\2", 42, b"\xff\xff\xff\xff", "overlaps"),
         (b"PK\1\2", 42, b"\x00\x00\x00\x00", "overlaps"),
         (b"PK\1\2", 46, b"\xff\xfe", "not valid UTF-8"),
         (b"PK\5\6", 20, b"\x07\x00", "does not end as a zip"),
@@ -374,6 +374,22 @@ def test_a_directory_too_large_to_hold_is_refused_before_it_is_asked_for():
     tail += struct.pack("<4sLQL", b"PK\6\7", 0, 100 + size, 1) + b"PK\5\6" + b"\xff" * 16 + bytes(2)
     with pytest.raises(FormatError, match="cannot be that of a checkpoint"):
         parse_zip_directory(tail, file="m", file_size=100 + size + len(tail))
+
+
+def test_an_entry_that_is_longer_than_the_directory_is_refused():
+    raw = rezip({"a/data.pkl": b"\x80\x02}."})
+    entry, end = raw.rfind(b"PK\1\2"), raw.rfind(b"PK\5\6")
+    for extra in (1, 20, 45, 46, 47, 68, 92, 2000):  # into what `zipfile` is given behind the directory, and beyond
+        longer = patched(raw, b"PK\1\2", 32, struct.pack("<H", extra))
+        with pytest.raises(FormatError, match=r"damaged|does not hold"):
+            directory_of(longer)
+    record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 1, 1, 10, 0)
+    comment = record + struct.pack("<4sLQL", b"PK\6\7", 0, entry, 1)  # what looks like a zip64 end record, but is none
+    hidden = patched(raw[:end], b"PK\1\2", 32, struct.pack("<H", len(comment))) + comment
+    size, start = end - entry + len(comment), entry
+    hidden += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size, start, 0)
+    with pytest.raises(FormatError, match="zip64 end record"):  # the parser of the end records looks there first
+        directory_of(hidden)
 
 
 def test_a_signature_within_a_comment_does_not_mislead():

@@ -10,7 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from types import MappingProxyType
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 from zlib import crc32
 
 from pythia_dynamics.checkpoints.formats.slices import NeedBytes, quote, wrong_file_hint
@@ -18,8 +20,8 @@ from pythia_dynamics.errors import FormatError
 
 __all__ = ["LOCAL_HEADER_BYTES", "ZipDirectory", "ZipMember", "member_data_start", "parse_zip_directory"]
 
-MAX_DIRECTORY_BYTES = 16 * 2**20
-"""Longest accepted directory, which bounds the memory: about 250,000 members. That of Pythia 12b has 34 KB."""
+MAX_DIRECTORY_BYTES = 8 * 2**20
+"""Longest accepted directory, which bounds the memory: about 120,000 members. That of Pythia 12b has 34 KB."""
 
 MAX_COMMENT = 65_535
 MAX_FIELD = 65_535
@@ -28,15 +30,15 @@ MAX_FIELD = 65_535
 END = struct.Struct("<4s4H2LH")
 LOCATOR = struct.Struct("<4sLQL")
 END64 = struct.Struct("<4sQ2H2L4Q")
-ENTRY = struct.Struct("<4s4x2H4x3L4H6xL")
 LOCAL = struct.Struct("<4s2x2H8x2L2H")
 LOCAL_HEADER_BYTES = LOCAL.size
 """Bytes of a local header without the member's name and extra field."""
 
 END_SIGNATURE, LOCATOR_SIGNATURE, END64_SIGNATURE = b"PK\x05\x06", b"PK\x06\x07", b"PK\x06\x06"
-ENTRY_SIGNATURE, LOCAL_SIGNATURE = b"PK\x01\x02", b"PK\x03\x04"
+NO_ENTRY = b"PK\x01\x02" + bytes(42)
+"""An entry of the directory without a name."""
 
-ZIP64_EXTRA = 1
+LOCAL_SIGNATURE = b"PK\x03\x04"
 IN_ZIP64 = 0xFFFFFFFF
 ENCRYPTED = 0x0001 | 0x0040 | 0x2000
 SIZES_FOLLOW = 0x0008
@@ -113,18 +115,6 @@ class ZipDirectory:
         return member
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    name: str
-    flags: int
-    method: int
-    crc32: int
-    packed: int
-    size: int
-    disk: int
-    offset: int
-
-
 def parse_zip_directory(tail: bytes, *, file: str, file_size: int) -> ZipDirectory:
     """The members of a torch archive, from the end of the file.
 
@@ -149,8 +139,10 @@ def parse_zip_directory(tail: bytes, *, file: str, file_size: int) -> ZipDirecto
     if len(tail) > file_size:
         raise FormatError(f"{file} has {file_size} bytes by its size, but {len(tail)} arrived")
     base = file_size - len(tail)
-    if base == 0:
-        _refuse_other_formats(tail, file)
+    if base == 0 and (other := wrong_file_hint(tail)):
+        raise FormatError(f"{file} is not a torch checkpoint: {other}")
+    if base == 0 and tail[:1] == b"\x80" and tail[2 : 2 + len(PICKLED_MAGIC)] == PICKLED_MAGIC:
+        raise FormatError(f"{file} is in torch's legacy format, of which no range can be read; {RESAVE}")
     if len(tail) < min(END.size, file_size):
         raise NeedBytes(max(0, file_size - END.size - MAX_COMMENT), base)
     end = _find_end(tail, file)
@@ -161,23 +153,13 @@ def parse_zip_directory(tail: bytes, *, file: str, file_size: int) -> ZipDirecto
     return _build_directory(entries, start, file)
 
 
-def _refuse_other_formats(head: bytes, file: str) -> None:
-    """Raise `FormatError` for a file that is recognised as something else by its first bytes."""
-    if other := wrong_file_hint(head):
-        raise FormatError(f"{file} is not a torch checkpoint: {other}")
-    if head[:1] == b"\x80" and head[2 : 2 + len(PICKLED_MAGIC)] == PICKLED_MAGIC:
-        raise FormatError(f"{file} is in torch's legacy format, of which no range can be read; {RESAVE}")
-
-
 def _find_end(tail: bytes, file: str) -> int:
     """Position in `tail` of the end-of-central-directory record."""
-    lowest = max(0, len(tail) - END.size - MAX_COMMENT)
-    position = tail.rfind(END_SIGNATURE, lowest)
-    while position >= 0:
+    lowest, position = max(0, len(tail) - END.size - MAX_COMMENT), len(tail)
+    while (position := tail.rfind(END_SIGNATURE, lowest, position + len(END_SIGNATURE) - 1)) >= 0:
         comment = position + END.size
-        if comment <= len(tail) and comment + int.from_bytes(tail[comment - 2 : comment], "little") == len(tail):
+        if comment + int.from_bytes(tail[comment - 2 : comment], "little") == len(tail):
             return position
-        position = tail.rfind(END_SIGNATURE, lowest, position + len(END_SIGNATURE) - 1)
     raise FormatError(f"{file} does not end as a zip archive: it is cut short, or in torch's legacy format; {RESAVE}")
 
 
@@ -204,61 +186,34 @@ def _directory_bounds(tail: bytes, end: int, base: int, file: str) -> tuple[int,
         raise FormatError(f"{file} is one part of a zip archive split over several files; join them first")
     if start + size != directory_stop:
         raise FormatError(f"{file}: the zip directory does not end where its end record begins; the file is damaged")
-    if size > MAX_DIRECTORY_BYTES or count * ENTRY.size > size:
+    if size > MAX_DIRECTORY_BYTES or count * len(NO_ENTRY) > size:
         raise FormatError(f"{file}: a zip directory of {size} bytes cannot be that of a checkpoint of {count} members")
     return start, size, count
 
 
-def _read_entries(directory: bytes, count: int, file: str) -> list[_Entry]:
-    entries: list[_Entry] = []
-    position = 0
-    for _ in range(count):
-        if position + ENTRY.size > len(directory):
-            raise FormatError(f"{file}: the zip directory ends before its last entry; the file is damaged")
-        signature, flags, method, crc, packed, size, n_name, n_extra, n_comment, disk, offset = ENTRY.unpack_from(
-            directory, position
-        )
-        name_at = position + ENTRY.size
-        extra_at = name_at + n_name
-        position = extra_at + n_extra + n_comment
-        if signature != ENTRY_SIGNATURE or position > len(directory):
-            raise FormatError(f"{file}: an entry of the zip directory is damaged")
-        name = _decode_name(directory[name_at:extra_at], flags, file)
-        if IN_ZIP64 in (packed, size, offset):
-            extra = directory[extra_at : extra_at + n_extra]
-            size, packed, offset = _read_zip64(extra, (size, packed, offset), name, file)
-        entries.append(_Entry(name, flags, method, crc, packed, size, disk, offset))
-    if position != len(directory):
-        raise FormatError(f"{file}: the zip directory holds more than the {count} entries it counts; it is damaged")
+def _read_entries(directory: bytes, count: int, file: str) -> list[ZipInfo]:
+    """The entries of a central directory, which `zipfile` reads.
+
+    It gets the directory alone: end records and bounds have been checked here. An empty entry follows the last one. It
+    is still the last one only if no entry is longer than the directory, and it keeps `zipfile` from taking the comment
+    of the entry before it for a zip64 record.
+    """
+    content = directory + NO_ENTRY
+    try:
+        with ZipFile(BytesIO(content + END.pack(END_SIGNATURE, 0, 0, 0, 0, len(content), 0, 0))) as archive:
+            *entries, last = archive.infolist()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{file}: a member's name {quote(error.object)} is not valid UTF-8; it is damaged") from None
+    except (BadZipFile, NotImplementedError) as error:
+        raise FormatError(f"{file}: the zip directory is damaged ({quote(str(error))})") from None
+    if len(entries) != count or last.orig_filename:
+        raise FormatError(f"{file}: the zip directory does not hold the {count} entries it counts; it is damaged")
     return entries
 
 
-def _read_zip64(extra: bytes, stated: tuple[int, int, int], name: str, file: str) -> tuple[int, int, int]:
-    """Size, packed size and offset, the saturated ones taken from the zip64 extra field."""
-    position = 0
-    while position + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, position)
-        body = extra[position + 4 : position + 4 + length]
-        if kind == ZIP64_EXTRA:
-            values = iter(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
-            found = [next(values, None) if value == IN_ZIP64 else value for value in stated]
-            if None not in found:
-                size, packed, offset = (value for value in found if value is not None)
-                return size, packed, offset
-        position += 4 + length
-    raise FormatError(f"{file}: the entry of {quote(name)} lacks its zip64 sizes; the file is damaged")
-
-
-def _decode_name(raw: bytes, flags: int, file: str) -> str:
-    try:
-        return raw.decode("utf-8" if flags & UTF8 else "cp437")
-    except UnicodeDecodeError:
-        raise FormatError(f"{file}: a member's name {quote(raw)} is not valid UTF-8; the file is damaged") from None
-
-
-def _build_directory(entries: list[_Entry], directory_start: int, file: str) -> ZipDirectory:
+def _build_directory(entries: list[ZipInfo], directory_start: int, file: str) -> ZipDirectory:
     """The directory, checked: one state dict, members that can be read and do not overlap."""
-    names = {entry.name for entry in entries}
+    names = {entry.orig_filename for entry in entries}
     if len(names) != len(entries):
         raise FormatError(f"{file} holds two members of the same name; it is damaged or hostile")
     prefixes = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
@@ -267,31 +222,25 @@ def _build_directory(entries: list[_Entry], directory_start: int, file: str) -> 
     (prefix,) = prefixes
     if f"{prefix}/constants.pkl" in names or any(name.startswith(f"{prefix}/code/") for name in names):
         raise FormatError(f"{file} is a TorchScript program; save torch.jit.load(path).state_dict() instead")
-    for entry in entries:
-        _refuse_unreadable(entry, file)
-
-    ordered = sorted(entries, key=lambda entry: entry.offset)
-    limits = [entry.offset for entry in ordered[1:]] + [directory_start]
     members: dict[str, ZipMember] = {}
+    ordered = sorted(entries, key=lambda entry: entry.header_offset)
+    limits = [entry.header_offset for entry in ordered[1:]] + [directory_start]
     for entry, limit in zip(ordered, limits, strict=True):
-        if entry.offset + LOCAL.size + entry.size > limit:
-            raise FormatError(f"{file}: {quote(entry.name)} overlaps the next member; the file is damaged")
+        name, offset, size = entry.orig_filename, entry.header_offset, entry.file_size
+        if entry.flag_bits & ENCRYPTED:
+            raise FormatError(f"{file}: {quote(name)} is encrypted; decrypt the archive first")
+        if entry.compress_type != ZIP_STORED or entry.compress_size != size:
+            raise FormatError(f"{file}: {quote(name)} is compressed, so no range of it can be read; {RESAVE}")
+        if entry.volume not in (0, MAX_FIELD):
+            raise FormatError(f"{file}: {quote(name)} lies in another part of a split archive; join the parts first")
+        if offset + LOCAL.size + size > limit:
+            raise FormatError(f"{file}: {quote(name)} overlaps the next member; the file is damaged")
         # torch states a CRC-32 of 0 when it was told not to compute it
-        members[entry.name] = ZipMember(entry.name, entry.offset, entry.size, entry.crc32 or None, file, limit)
+        members[name] = ZipMember(name, offset, size, entry.CRC or None, file, limit)
     order, little = members.get(f"{prefix}/byteorder"), crc32(b"little")
     if order and (order.size, order.crc32 or little) != (6, little):
         raise FormatError(f"{file} was saved on a big-endian machine; re-save it on a little-endian one")
     return ZipDirectory(file, MappingProxyType(members), prefix)
-
-
-def _refuse_unreadable(entry: _Entry, file: str) -> None:
-    """Raise `FormatError` for a member of which no byte range can be read."""
-    if entry.flags & ENCRYPTED:
-        raise FormatError(f"{file}: {quote(entry.name)} is encrypted; decrypt the archive first")
-    if entry.method != 0 or entry.packed != entry.size:
-        raise FormatError(f"{file}: {quote(entry.name)} is compressed, so no range of it can be read; {RESAVE}")
-    if entry.disk not in (0, MAX_FIELD):
-        raise FormatError(f"{file}: {quote(entry.name)} lies in another part of a split archive; join the parts first")
 
 
 def member_data_start(local: bytes, member: ZipMember) -> int:
@@ -321,7 +270,7 @@ def member_data_start(local: bytes, member: ZipMember) -> int:
     if flags & ENCRYPTED or method != 0:
         raise FormatError(f"{where} says encrypted or compressed, the zip directory does not; it is damaged")
     raw = local[LOCAL.size : LOCAL.size + n_name]
-    if n_name != len(raw) or _decode_name(raw, flags, member.file) != member.name:
+    if n_name != len(raw) or raw.decode("utf-8" if flags & UTF8 else "cp437", "replace") != member.name:
         raise FormatError(f"{where} has another name ({quote(raw)}); the file is damaged")
     sizes = {packed, size} - ({0, IN_ZIP64} if flags & SIZES_FOLLOW else {IN_ZIP64})
     if sizes - {member.size}:
