@@ -13,13 +13,16 @@ on the full results of a model.
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import multiprocessing
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +69,7 @@ __all__ = [
     "TruthCounts",
     "calibrate",
     "calibrated_truths",
+    "code_version",
     "error_rates",
     "error_rates_of",
     "judge_run",
@@ -87,6 +91,9 @@ _COMPANY = {"history": "walk-cosine", "loss": "loss-exponential-ar6-0.003", "per
 
 _SPREAD = 1_000_003
 """Distance of the seeds of the company from those of the runs."""
+
+_JUDGING = ("claims/*.py", "measures/*.py", "sweep/*.py", "training/stopping.py")
+"""The code that decides what is said of a history."""
 
 Words = Mapping[str, VerdictWord]
 
@@ -250,6 +257,8 @@ def _run(task: _Task) -> _Counts:
     settings = task.settings
     with threadpool_limits(limits=1):
         for run in task.runs:
+            if _stopped is not None and _stopped.is_set():
+                break
             seed = settings.seed + run
             try:
                 words = judge_run(
@@ -263,8 +272,14 @@ def _run(task: _Task) -> _Counts:
     return dict(counts)
 
 
-def _ignore_interruption() -> None:
-    """An interruption ends the parent, which ends its processes."""
+_stopped: Event | None = None
+"""In a process of the pool: set when the others need no more results."""
+
+
+def _start_process(stopped: Event) -> None:
+    """Leave an interruption to the parent, which says so with `stopped`."""
+    global _stopped
+    _stopped = stopped
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -275,13 +290,15 @@ def _results(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[_Task, _Cou
             yield task, _run(task)
         return
     context = multiprocessing.get_context("spawn")  # threads of BLAS and of Numba do not survive a fork
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interruption)
+    stopped = context.Event()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_process, initargs=(stopped,))
     try:
         running = {pool.submit(_run, task): task for task in tasks}
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
     finally:
+        stopped.set()  # a process ends its task after the history that it judges
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -300,10 +317,10 @@ def calibrate(
     settings
         Number of runs, records and weights, and the first seed. Run i of every truth has the seed `seed` + i.
     truths
-        Names and globs of truths. Default: all of `calibrated_truths`.
+        Names and globs of truths. Default: all of `calibrated_truths`. Further truths are taken by their names only.
     out
-        A file for the table. It is written after every truth. Truths that a file of the same settings and version has
-        are not judged again.
+        A file for the table. It is written after every truth. Truths that a file of the same settings has, and that
+        the same code has judged (`code_version`), are not judged again.
     workers
         Number of processes; 1 for none beside this one. Default: the number of cores.
     progress
@@ -320,11 +337,12 @@ def calibrate(
     UnknownNameError
         There is no such truth.
     PythiaDynError
-        The file is one of other settings or of another version, or `workers` is below 1.
+        The file is one of other settings or of other code, or `workers` is below 1.
     """
     settings = settings or CalibrationSettings()
-    everything = calibrated_truths(extra=True)
-    names = select_truths(truths, everything) if truths else calibrated_truths()
+    everything, usual = calibrated_truths(extra=True), calibrated_truths()
+    chosen = select_truths(truths, everything) if truths else usual
+    names = tuple(name for name in chosen if name in usual or name in truths)
     workers = Compute().workers if workers is None else workers
     if workers < 1:
         raise PythiaDynError(f"the number of processes must be at least 1; got {workers}")
@@ -344,12 +362,26 @@ def calibrate(
     return _ordered(settings, done)
 
 
+@cache
+def code_version() -> str:
+    """The version of the package, and a digest of the code that judges: without comments, docstrings and layout."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(path for part in _JUDGING for path in root.glob(part)):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                node.value = ast.Constant(None)
+        digest.update(f"{path.relative_to(root).as_posix()} {ast.dump(tree)}".encode())
+    return f"{__version__}+{digest.hexdigest()[:12]}"
+
+
 def _resumed(out: Path, settings: CalibrationSettings) -> tuple[TruthCounts, ...]:
-    """The truths that a file has. Raises `PythiaDynError` where it is of other settings or of another version."""
+    """The truths that a file has. Raises `PythiaDynError` where it is of other settings or of other code."""
     if not out.exists():
         return ()
     found = read_table(out)
-    if found.settings != settings or found.version != __version__:
+    if found.settings != settings or found.version != code_version():
         was = f"{asdict(found.settings)} and version {found.version}"
         raise PythiaDynError(f"{out} is of {was}; name another file with --out, or remove it")
     return found.truths
@@ -376,4 +408,4 @@ def _counted(name: str, settings: CalibrationSettings, parts: Sequence[_Counts])
 def _ordered(settings: CalibrationSettings, done: Mapping[str, TruthCounts]) -> CalibrationTable:
     """The table of some truths, in the order of all."""
     truths = tuple(done[name] for name in calibrated_truths(extra=True) if name in done)
-    return CalibrationTable(settings, __version__, truths)
+    return CalibrationTable(settings, code_version(), truths)

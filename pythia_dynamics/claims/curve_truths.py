@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.claims.truths import BIFURCATION, SMALL, Array, grid_steps
+from pythia_dynamics.claims.motions import BIFURCATION, Array, grid_steps
+from pythia_dynamics.claims.truths import SMALL
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -223,17 +224,14 @@ def _losses() -> Sequence[CurveTruth]:
         for kind in kinds:
             for size in (0.003, 0.03):
                 text = f"loss over b: {label}, no kink; {_NOISE_NAMES[kind]} of {size} nats"
-                # With 0.03 nats the flat end of a curve can rise by more than a share of its range.
-                effects, unclear = (falls, frozenset()) if size < 0.01 else (frozenset(), falls)
-                name = f"loss-{label}-{kind}-{size}"
-                found.append(_loss_truth(name, text, shape, Noise(kind, size), effects, unclear))
+                found.append(_loss_truth(f"loss-{label}-{kind}-{size}", text, shape, Noise(kind, size), falls))
     for factor in (2, 4, 10, 0.5, 0.25, 0.1):
         for kind in kinds:
             turn = f"{factor:g} times as steep" if factor > 1 else f"{1 / factor:g} times less steep"
             text = f"loss over b: two lines, the second {turn}; {_NOISE_NAMES[kind]} of 0.01 nats"
             name = f"loss-{'steeper' if factor > 1 else 'flatter'}-{max(factor, 1 / factor):g}-{kind}"
-            effects = frozenset({"slope-changes"})
-            found.append(_loss_truth(name, text, _kink(factor), Noise(kind, 0.01), effects, falls))
+            effects = falls | {"slope-changes"}
+            found.append(_loss_truth(name, text, _kink(factor), Noise(kind, 0.01), effects))
     for percent in (10, 20):
         text = f"loss over b: falls, then rises by {percent} % of its range; independent noise of 0.01 nats"
         rising = _rising(percent / 100)

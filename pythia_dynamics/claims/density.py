@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from pythia_dynamics.claims.evidence import Evidence
 from pythia_dynamics.claims.saved import SavedResults
 from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Number
+from pythia_dynamics.measures.bifurcation import LASTING
+from pythia_dynamics.measures.levels import ALL_DRAWS, FEW_EXTREME, FIRST_DRAWS, ONE_SIDED, TWO_SIDED, normal
 from pythia_dynamics.measures.modes import (
     LEAST_PROMINENCE,
     Estimate,
@@ -40,20 +42,14 @@ _garden = partial(Claim, work="The Garden of Forking Paths")
 _MIN_STEPS = 10
 """Fewest steps for an onset that lasts: three of them must follow it, and some must come before."""
 
-_LASTING = 0.1
-"""Share of the steps, at the end, at which there are two modes: as `measures.bifurcation.first_lasting` asks."""
-
-_SPLIT_AT, _SPLIT_NOISE = 3.0, 0.3
-"""The split that the power is for: half of the weights move to ±3 standard deviations, with noise of 30 % of that. The
-other half keeps its density, so it is the least clear split of those in which modes stand apart."""
+_SPLIT_NOISE = 0.3
+"""The split that the power is for, the least that counts: all weights move to ±a, with noise of 30 % of a. A split of a
+part of the weights, beside the density of the others, is a smaller effect. Where noise can hide the second mode of one,
+the claim is left open instead."""
 
 _MAX_ASYMMETRY = 1 / 9
 """Largest asymmetry of two modes that are symmetric: an asymmetry a is a ratio of (1 + a)/(1 − a), so heights, and
 distances from zero, are within a factor 1.25."""
-
-_FEW, _MANY = 199, 1999
-"""Draws of a bootstrap: the p-value can be as small as 0.005, and as small as 0.0005 where at most two of the first
-draws contradict the claim, because a scorecard multiplies p by the number of its tests."""
 
 _CHUNK = 100
 """Draws that are smoothed at once: they need at most 26 MB."""
@@ -65,8 +61,9 @@ DENSITY_BIMODAL: Claim = _garden(
     "Prominence of the second mode of a kernel density estimate of the exact counts, at the last step, against the "
     "noise of an estimate from as many independent weights as there are rows (at least 2,000 or all): p with "
     "Bonferroni's correction for the places of a mode, the greatest of the last tenth of the steps. Two modes must "
-    "begin after the first step, at S, and last to the end.",
-    "5 % of the highest mode; S within 10 % of training; power for half of the weights at ±3 σ with noise of 30 %",
+    "begin after the first step, at S, and last to the end. It is open where noise can hide a second mode: the density "
+    "has another local maximum, and 5 % are within the 95 % interval of its prominence.",
+    "5 % of the highest mode; S within 10 % of training; power for all weights at ±a with noise of 30 % of a",
     bifurcation=True,
     remark="Eq 4 integrates the weights themselves, so weights that settle at ±a make the MSD grow: a fork cannot give "
     "the fall of Fig 3.",
@@ -100,21 +97,22 @@ def density_bimodal(saved: SavedResults) -> Decision:
     steps = density["step"].to_numpy().astype(np.int64)
     if len(steps) < _MIN_STEPS:
         raise NotTestableError(f"{len(steps)} steps are too few to tell a change from an end")
-    count = max(math.ceil(_LASTING * len(steps)), 3)
+    count = max(math.ceil(LASTING * len(steps)), 3)
     lasting = [modes_at(density, index) for index in range(len(steps) - count, len(steps))]
     last, since = lasting[-1], onset_of_modes(density)
     bimodal = int(np.count_nonzero(density["modes"].to_numpy() >= 2))
     numbers: dict[str, Number] = {"bimodal_since": since, "steps_with_two_modes": bimodal, "steps": len(steps)}
     numbers |= {"modes_last": last.count, "least_beyond_noise": last.least}
     numbers |= {name: float(density[name][-1]) for name in ("bimodality", "dip_p") if name in density}
-    margin = 1.96 * last.deviation if last.count > 1 else math.nan  # a second mode that does not count may be hidden
+    reach = TWO_SIDED * last.deviation
+    margin = reach if last.count > 1 else math.nan  # a second mode that does not count may be hidden
     evidence = Evidence(
         statistic="prominence of the second mode at the end, as a share of the highest",
         effect=last.prominence,
         least=LEAST_PROMINENCE,
         null="one mode, and the noise of an estimate from the independent weights",
         p=max(modes.p for modes in lasting),
-        power=_power_of_a_split(density),
+        power=_power_of_a_split(int(density.attrs["independent_weights"])),
         low=float(np.maximum(last.prominence - margin, 0.0)),
         high=last.prominence + margin,
     )
@@ -126,7 +124,10 @@ def density_bimodal(saved: SavedResults) -> Decision:
         )
         if bimodal:
             finding += f"; it has two modes at {bimodal} of {len(steps)} steps, but not at the last tenth of them"
-        return decision(finding, open=last.count > 1)
+        hidden = last.prominence > 0 and last.prominence + reach >= LEAST_PROMINENCE
+        if hidden and last.count == 1:
+            finding += "; noise of so few independent weights can hide a second mode there"
+        return decision(finding, open=last.count > 1 or hidden)
     finding = f"the density is bimodal from step {since:,} on"
     if since == steps[0]:
         return decision(f"{finding}, the first: it does not turn bimodal", refuted=True)
@@ -173,6 +174,9 @@ def symmetric_modes(saved: SavedResults) -> Decision:
     signed = _asymmetries(estimate, modes, estimate.smooth[None])[0]
     position, height = (float(part) for part in signed)
     effects = np.abs(drawn).max(axis=1)
+    # The interval is that of the larger asymmetry with its sign, so that it can hold 0; towards the larger mode.
+    larger = int(np.argmax(np.abs(signed)))
+    towards = drawn[:, larger] * (1.0 if signed[larger] >= 0 else -1.0)
     evidence = Evidence(
         statistic="asymmetry of the outer two modes at the end: the larger of position and height",
         effect=float(np.abs(signed).max()),
@@ -180,8 +184,8 @@ def symmetric_modes(saved: SavedResults) -> Decision:
         null="an asymmetry of more than that",
         p=float((1 + np.count_nonzero(effects > _MAX_ASYMMETRY)) / (1 + len(effects))),
         power=_power_if_symmetric(drawn),
-        low=float(np.quantile(effects, 0.025)),
-        high=float(np.quantile(effects, 0.975)),
+        low=float(np.quantile(towards, 0.025)),
+        high=float(np.quantile(towards, 0.975)),
         at_most=True,
     )
     low, high = (float(modes.positions[index]) for index in (0, -1))
@@ -214,8 +218,8 @@ def _bootstrap(estimate: Estimate, modes: Modes, rng: np.random.Generator) -> ND
     share = estimate.share / estimate.share.sum()
     drawn: list[NDArray[np.float64]] = []
     found = 0
-    while found < (_FEW if _contradicting(drawn) > 2 else _MANY):
-        count = min(_CHUNK, _FEW - found if found < _FEW else _MANY - found)
+    while found < (FIRST_DRAWS if _contradicting(drawn) > FEW_EXTREME else ALL_DRAWS):
+        count = min(_CHUNK, FIRST_DRAWS - found if found < FIRST_DRAWS else ALL_DRAWS - found)
         numbers = rng.multinomial(estimate.independent, share, count) / estimate.independent
         smooth = gaussian_filter1d(numbers, estimate.width, axis=1, mode="constant", truncate=6)
         drawn.append(_asymmetries(estimate, modes, smooth))
@@ -225,7 +229,7 @@ def _bootstrap(estimate: Estimate, modes: Modes, rng: np.random.Generator) -> ND
 
 def _contradicting(drawn: list[NDArray[np.float64]]) -> int:
     """How many of the first draws are not symmetric."""
-    first = np.concatenate(drawn)[:_FEW] if drawn else np.empty((0, 2))
+    first = np.concatenate(drawn)[:FIRST_DRAWS] if drawn else np.empty((0, 2))
     return int(np.count_nonzero(np.abs(first).max(axis=1, initial=0) > _MAX_ASYMMETRY))
 
 
@@ -236,7 +240,7 @@ def _power_if_symmetric(drawn: NDArray[np.float64]) -> float:
     deviations from the largest asymmetry that counts.
     """
     noise = drawn - drawn.mean(axis=0)
-    return float(np.mean(np.all(np.abs(noise) <= _MAX_ASYMMETRY - 1.645 * noise.std(axis=0), axis=1)))
+    return float(np.mean(np.all(np.abs(noise) <= _MAX_ASYMMETRY - ONE_SIDED * noise.std(axis=0), axis=1)))
 
 
 def known_density(saved: SavedResults) -> xr.Dataset:
@@ -267,24 +271,17 @@ def known_density(saved: SavedResults) -> xr.Dataset:
     return density.isel(step=known)
 
 
-def _power_of_a_split(density: xr.Dataset) -> float:
-    """The probability that a split of half of the weights is seen; the other half keeps the density of the first step.
+def _power_of_a_split(independent: int) -> float:
+    """The probability that a split of all weights to ±a, with noise of 30 % of a, is seen in so many weights.
 
     The modes of the expected density, and the noise of an estimate, are those of `find_modes`.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    values, counts = density["value"].to_numpy(), density["counts"].transpose("step", "value")[0].to_numpy()
-    level = (np.arange(1024) + 0.5) / 1024
-    cumulated = np.cumsum(counts, dtype=np.float64)
-    rest = values[np.searchsorted(cumulated, level * cumulated[-1])]
-    spread = float(rest.std())
-    if spread == 0:
-        return math.nan
-    fork = _SPLIT_AT * spread * (1 + _SPLIT_NOISE * norm.ppf(level[::2] + 0.5 / 1024))
-    split = np.sort(np.concatenate([rest, rest.mean() + fork, rest.mean() - fork]))
-    expected = find_modes(split, np.ones(len(split)), int(density.attrs["independent_weights"]))
-    return float(norm.cdf((expected.prominence - expected.least) / expected.deviation))
+    fork = 1 + _SPLIT_NOISE * ndtri((np.arange(1024) + 0.5) / 1024)
+    split = np.sort(np.concatenate([fork, -fork]))
+    expected = find_modes(split, np.ones(len(split)), independent)
+    return normal((expected.prominence - expected.least) / expected.deviation)
 
 
 def _times(count: int) -> str:

@@ -7,6 +7,7 @@ Each claim is a function of `saved`, the `SavedResults` of one model, that retur
 from __future__ import annotations
 
 import re
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from pythia_dynamics.claims.evidence import LEVEL, Evidence
 from pythia_dynamics.claims.regimes import Regimes, compare_regimes
 from pythia_dynamics.claims.saved import SavedResults, paper_bifurcation
 from pythia_dynamics.claims.verdict import Decision, NotTestableError, Number
-from pythia_dynamics.measures.peak import LEAST_PROMINENCE, MOST_BATCHES, SAME_STEP, STRICT, PeakTest, p_limit
+from pythia_dynamics.measures.levels import ONE_SIDED, TWO_SIDED, normal
+from pythia_dynamics.measures.peak import LEAST_PROMINENCE, SAME_STEP, STRICT, PeakTest, p_limit
 from pythia_dynamics.measures.walks import exceedance
 
 __all__ = ["changes_at_the_end", "msd_peak", "msd_time_peak", "quasi_linear_msd", "two_regimes"]
@@ -30,12 +32,6 @@ _MAX_FROM_LINEAR = 0.25
 
 _MIN_STEPS_BEFORE = 16
 """Fewest steps before S for the exponent of the MSD: four doublings of the record number."""
-
-_TWO_SIDED = 1.96
-"""Standard deviations of a Gaussian that hold 95 %."""
-
-_ONE_SIDED = 1.645
-"""Standard deviation that a Gaussian exceeds with probability 5 %."""
 
 _LEAST_FACTOR = 1.5
 """Least measured factor of a change at the end, so that a factor of 2, the least that counts, is seen in spite of its
@@ -152,11 +148,11 @@ def quasi_linear_msd(saved: SavedResults) -> Decision:
         return _exponent_deviation(record, slope, at, motion.dimensions)
 
     low, high = 1 - _MAX_FROM_LINEAR, 1 + _MAX_FROM_LINEAR
-    p = max(_normal((exponent - high) / deviation(high)), _normal((low - exponent) / deviation(low)))
-    reached = high - _ONE_SIDED * deviation(high), low + _ONE_SIDED * deviation(low)
+    p = max(normal((exponent - high) / deviation(high)), normal((low - exponent) / deviation(low)))
+    reached = high - ONE_SIDED * deviation(high), low + ONE_SIDED * deviation(low)
     error = deviation(1.0)
-    power = max(_normal((reached[0] - 1) / error) - _normal((reached[1] - 1) / error), 0.0)
-    own = _TWO_SIDED * deviation(float(np.clip(exponent, 0.05, 1.95)))
+    power = max(normal((reached[0] - 1) / error) - normal((reached[1] - 1) / error), 0.0)
+    own = TWO_SIDED * deviation(float(np.clip(exponent, 0.05, 1.95)))
     ends = sorted((abs(exponent - own - 1), abs(exponent + own - 1)))
     effect = abs(exponent - 1)
     finding = (
@@ -200,13 +196,6 @@ def _exponent_deviation(
     squared = shared**2 / power[:, None] / power
     variance = max(2 / dimensions * float(slope @ squared @ slope), float(np.finfo(float).tiny))
     return float(np.sqrt(variance))
-
-
-def _normal(z: float) -> float:
-    """Probability that a standard Gaussian is below `z`."""
-    from scipy.stats import norm
-
-    return float(norm.cdf(z))
 
 
 def two_regimes(saved: SavedResults) -> Decision:
@@ -255,10 +244,8 @@ def changes_at_the_end(saved: SavedResults) -> Decision:
     jittery = is_jittery(motion)
     observed = end_change(motion.products[None, 1:, 1:], motion, blocks, jittery)[0]
     kinds = (EndNull(motion, blocks, jittery, slow) for slow in ((False, True) if jittery else (False,)))
-    batches = (
-        MOST_BATCHES if abs(observed) >= np.log(_LEAST_FACTOR) else 1
-    )  # a lesser factor does not count, however small its p
-    tested = [(*exceedance(abs(observed), (np.abs(kind.draw()) for _ in range(batches))), kind) for kind in kinds]
+    large = bool(abs(observed) >= np.log(_LEAST_FACTOR))
+    tested = [(*exceedance(abs(observed), (np.abs(kind.draw()) for _ in count()), more=large), kind) for kind in kinds]
     p, drawn, null = max(tested, key=lambda test: test[0])
     critical, needed = (float(np.quantile(drawn, 1 - level)) for level in (LEVEL, STRICT))
     planted = null.draw(_TRUE_FACTOR)

@@ -50,7 +50,7 @@ _NULL = (
 
 
 def perplexity_drops(saved: SavedResults) -> Decision:
-    """The forward perplexity drops by 10 % at the reference step beyond its trend, and nowhere more.
+    """The forward perplexity drops by 10 % at the reference step beyond its trend; no drop elsewhere is as likely.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def perplexity_drops(saved: SavedResults) -> Decision:
 
 
 def unmasking_drops(saved: SavedResults) -> Decision:
-    """The causal-unmasking perplexity drops by 10 % at the reference step beyond its trend, and nowhere more.
+    """The unmasking perplexity drops by 10 % at the reference step, beyond its trend; none elsewhere is as likely.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def sharper_at_the_end(saved: SavedResults) -> Decision:
 
 
 def rank_shrinks(saved: SavedResults) -> Decision:
-    """The rank drops at the reference step beyond its trend by 10 % of the greatest rank, and nowhere more.
+    """The rank drops at the reference step beyond its trend by 10 % of the greatest rank.
 
     It is the mean over the paper's absolute tolerances, at the largest batch. Its error over the random projections
     bounds the noise from below.
@@ -259,17 +259,22 @@ def _at_the_step(
             f"; of all other places the likeliest drop is that at steps {found.elsewhere_start:,} to "
             f"{found.elsewhere_end:,} ({size:+.1%})"
         )
-    if found.is_other:
+    here = found.p <= LEVEL and evidence.large_enough
+    if found.is_other and not here:
         rise = found.rise_score > found.elsewhere_score or found.elsewhere_start < 0
         reason += ", and a rise of the curve is likelier" if rise else ", and likelier than the one here"
-    open_ = evidence.large_enough and not found.greatest
-    if open_ and not found.is_other:
-        reason += "; another change of the curve is about as likely"
+    if found.removed:
+        reason += f"; {found.removed} records that are far from the others and come back are left out"
+    if here and found.rises_there:
+        reason += "; the curve rises there as well, and more likely so"
+    elif here and not found.greatest:
+        reason += "; another change of the curve is about as likely, or more so"
+    open_ = evidence.large_enough and (found.rises_there or not found.greatest)
     if not evidence.large_enough and not evidence.excluded and not found.power >= LEAST_POWER:
         reason += f"; a drop of {least:.0%} could not be told from the noise of this curve (power {found.power:.0%})"
     elif evidence.large_enough and found.p > LEVEL:
         reason += "; the noise of this curve alone may do so"
-    return Decision(reason + beside, numbers, evidence, refuted=found.is_other, open=open_)
+    return Decision(reason + beside, numbers, evidence, refuted=found.is_other and not here, open=open_)
 
 
 def _plain(value: float) -> Number:

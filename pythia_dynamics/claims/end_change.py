@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.claims.verdict import NotTestableError
-from pythia_dynamics.measures.walks import Motion, simulate_walks
+from pythia_dynamics.measures.walks import Motion, batch_size, simulate_walks
 
 __all__ = ["EndNull", "end_change", "is_jittery", "tenths"]
 
@@ -21,9 +21,6 @@ ratio, and a difference of noise no logarithm."""
 
 _JITTERY = -3.0
 """Standard errors below 0 at which the products of neighbouring increments show noise of single records."""
-
-_BATCH = 200
-"""Walks that are drawn at once, see `measures.peak`."""
 
 _SEED = 11_870
 """Seed of the walks of these tests, so that a verdict is the same in every run."""
@@ -120,18 +117,19 @@ class EndNull:
             self._even, self._scatter = rate * time, sizes[:end] / local
 
     def draw(self, factor: float = 1.0) -> NDArray[np.float64]:
-        """200 changes, where the end moves `factor` times as far (squared)."""
+        """Changes of one batch of walks, where the end moves `factor` times as far (squared)."""
+        many = batch_size(len(self._motion.steps))
         faster = np.ones(len(self._even))
         faster[self._blocks[-1]] = factor
         if self._jittery:
             moved = self._even * faster
-            walks = simulate_walks(self._motion, _BATCH, self._generator, moved=moved, jitter=self._jitter)
+            walks = simulate_walks(self._motion, many, self._generator, moved=moved, jitter=self._jitter)
             return end_change(walks[:, 1:, 1:], self._motion, self._blocks, self._jittery)
         # Without noise of single records only the sizes of the steps matter. Those near each other stay together.
         count, run = len(self._even), len(self._motion.persistence) + 1
-        starts = self._generator.integers(0, len(self._scatter), (_BATCH, -(-count // run)))
-        chosen = (starts[:, :, None] + np.arange(run)).reshape(_BATCH, -1)[:, :count] % len(self._scatter)
-        sizes = np.zeros((_BATCH, count, count))
+        starts = self._generator.integers(0, len(self._scatter), (many, -(-count // run)))
+        chosen = (starts[:, :, None] + np.arange(run)).reshape(many, -1)[:, :count] % len(self._scatter)
+        sizes = np.zeros((many, count, count))
         at = np.arange(count)
         sizes[:, at, at] = self._even * faster * self._scatter[chosen]
         return end_change(sizes, self._motion, self._blocks, self._jittery)

@@ -107,7 +107,7 @@ class CalibrationTable:
     settings
         Its settings.
     version
-        Version of this package.
+        Version of this package, and a digest of the code that judges (`calibration.code_version`).
     truths
         What was said of each truth.
     """
@@ -316,6 +316,8 @@ def _table(content: Any) -> CalibrationTable:
         for words in each["counts"].values():
             if set(words) - set(VERDICTS) or not all(type(count) is int and count >= 0 for count in words.values()):
                 raise ValueError(f"counts {words}")
+            if sum(words.values()) != each["runs"]:
+                raise ValueError(f"{sum(words.values())} words for {each['runs']} runs of {each['name']}")
         lists = {name: tuple(each[name]) for name in ("effects", "open")}
         truths.append(TruthCounts(**{**each, **lists}))
     return CalibrationTable(CalibrationSettings(**content["settings"]), str(content["version"]), tuple(truths))

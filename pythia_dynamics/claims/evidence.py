@@ -12,17 +12,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.measures.levels import LEAST_POWER, LEVEL
 
 __all__ = ["LEAST_POWER", "LEVEL", "VERDICTS", "Evidence", "VerdictWord", "holm"]
 
 VerdictWord = Literal["supported", "not supported", "undecided", "not testable here"]
 VERDICTS: tuple[VerdictWord, ...] = get_args(VerdictWord)
-
-LEVEL = 0.05
-"""Largest p-value that supports a claim."""
-
-LEAST_POWER = 0.8
-"""Least probability of seeing the least effect, for a test that saw nothing to count against a claim."""
 
 _ROUNDING = 1e-9
 """Relative difference of an effect from the least effect that is rounding: an effect exactly as large counts."""

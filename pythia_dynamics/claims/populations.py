@@ -21,6 +21,7 @@ from pythia_dynamics.claims.evidence import LEVEL, Evidence
 from pythia_dynamics.claims.saved import SavedResults
 from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Verdict, corrected, decision_of
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.measures.peak import SAME_STEP
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.tables import write_json
 
@@ -46,7 +47,7 @@ MIN_MODELS = 4
 MIN_PAIRS = 2
 """Fewest pairs of models: one difference has no spread. Six have 64 signs, so that p can be 2/64."""
 
-LEAST_SHIFT = 0.1
+LEAST_SHIFT = SAME_STEP
 """Least shift of S that counts, relative to the length of training: within 10 % two steps are the same step."""
 
 _MAX_EXACT = 8

@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.registry import SIZES, Architecture
+from pythia_dynamics.claims.drops import LEAST_DROP
 from pythia_dynamics.claims.evidence import LEVEL, Evidence
 from pythia_dynamics.claims.lambada_curve import WINDOW, PublishedCurve, chosen_best_p, p_of, plateaus, scatter_of
 from pythia_dynamics.claims.saved import paper_bifurcation
 from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Verdict, corrected, decision_of
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.measures.levels import TWO_SIDED
 from pythia_dynamics.results.published_lambada import published_models
 
 __all__ = [
@@ -48,9 +50,6 @@ LEAST_FACTOR = 1.1
 """Least factor between two perplexities that counts: 10 %, as for the other claims on perplexities. It is two to four
 standard errors of a published value, so that a single comparison can show it; less would not change a conclusion."""
 
-LEAST_DROP = 1 - 1 / LEAST_FACTOR
-"""The same as a relative fall."""
-
 SMALL_WIDTH = 1000
 """Hidden dimensions below which a model is small, from the abstract of arXiv 2404.07647."""
 
@@ -59,9 +58,6 @@ _BEFORE = 5
 
 _PERSISTENCE = (0.0, 0.6)
 """Correlation of the noise at neighbouring steps in the null of a fall: none; and as much as 40,000 steps forget."""
-
-_QUANTILE = 1.959964
-"""97.5 % quantile of the normal distribution, for two-sided intervals of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +169,8 @@ def late_training_hurts(curve: PublishedCurve) -> Decision:
         null="a plateau with the published standard errors, its best step chosen in the same way",
         p=chosen_best_p(curve, rise),
         power=_power(curve),
-        low=math.exp(rise - _QUANTILE * error),
-        high=math.exp(rise + _QUANTILE * error),
+        low=math.exp(rise - TWO_SIDED * error),
+        high=math.exp(rise + TWO_SIDED * error),
     )
     lasts, excluded = level_p <= LEVEL, level_high < LEAST_FACTOR
     last, first = (f"{math.exp(curve.log[i]):.4g} at {curve.steps[i]:,}" for i in (-1, best))
@@ -237,7 +233,7 @@ def _levels(curve: PublishedCurve) -> tuple[float, float, float]:
     found, drawn = float(rises(logs)), plateaus(logs.size)
     p = p_of(rises(drawn) / scatter_of(drawn), found / curve.scatter if found else 0.0)
     error = math.sqrt(2) * max(float(curve.error[-WINDOW:].mean()), curve.scatter / math.sqrt(WINDOW))
-    return math.exp(found), p, math.exp(found + _QUANTILE * error)
+    return math.exp(found), p, math.exp(found + TWO_SIDED * error)
 
 
 def _trend(curve: PublishedCurve) -> tuple[float, float, int]:
@@ -271,7 +267,7 @@ def drops_after_bifurcation(curve: PublishedCurve) -> Decision:
     if count < _BEFORE or len(logs[after]) < WINDOW:
         raise NotTestableError(f"too few published steps before or after {bifurcation:,}")
     rise, expected = float(_rise(logs, count)), float(_expected(logs, steps, count))
-    least, supported = math.log(LEAST_FACTOR), []
+    least, supported = -math.log(1 - LEAST_DROP), []
     shares = []
     for persistence in _PERSISTENCE:
         drawn = plateaus(logs.size, persistence)
@@ -281,8 +277,8 @@ def drops_after_bifurcation(curve: PublishedCurve) -> Decision:
         if not persistence:  # the noise of the interval, and of the planted fall that gives the power
             independent, relative = falls, least / curve.scatter
     seen = (independent >= 0) & ((independent + relative) / scatter_of(plateaus(logs.size)) >= max(supported))
-    published = _QUANTILE * math.hypot(errors[after].mean(), errors[before].mean())
-    scattered = _QUANTILE * curve.scatter * math.sqrt(1 / WINDOW + 1 / len(logs[after]))
+    published = TWO_SIDED * math.hypot(errors[after].mean(), errors[before].mean())
+    scattered = TWO_SIDED * curve.scatter * math.sqrt(1 / WINDOW + 1 / len(logs[after]))
     spread = float(np.quantile(np.abs(independent), 1 - LEVEL)) * curve.scatter
     evidence = Evidence(
         "fall of the perplexity after the bifurcation",
@@ -302,7 +298,7 @@ def drops_after_bifurcation(curve: PublishedCurve) -> Decision:
         "ppl_before": math.exp(logs[before].mean()),
         "ppl_after": math.exp(logs[after].mean()),
         "fall": 1 - math.exp(rise),
-        "z": -rise * _QUANTILE / max(scattered, published),
+        "z": -rise * TWO_SIDED / max(scattered, published),
         "expected_fall": 1 - math.exp(expected),
     }
     return Decision(reason, numbers, evidence)

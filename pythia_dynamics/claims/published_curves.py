@@ -21,6 +21,10 @@ __all__ = ["LEAST_SEEDS", "PUBLISHED_CURVES", "judge_published_curves"]
 LEAST_SEEDS = 3
 """Fewest seeds: the standard deviation of two runs is known to a factor of 12 only, that of three to one of 4."""
 
+_MAX_DIFFERENCE = 0.05
+"""Largest relative difference of curves that agree, the same as for other losses. b of two neighbouring sizes differs
+by a factor of two or more."""
+
 _CURVES = {"order_parameter": "b", "train_loss": "training loss", "validation_loss": "validation loss"}
 
 _claim = partial(Claim, work="A Large Language Model Order Parameter")
@@ -29,19 +33,22 @@ PUBLISHED_CURVES = _claim(
     "published-curves",
     "Trained again, the models have the published curves: b, training and validation loss at every published step.",
     "Fig 3 and 4",
-    "For each curve the median over the published steps of the difference to the mean over seeds, in standard "
-    "deviations of the seeds and divided by √(1 + 1/n), against Student's distribution with n − 1 degrees of freedom: "
-    "the published run is one more seed.",
-    "the 95 % interval of a further run, for all curves together (Bonferroni); at least three seeds",
-    remark="Curves that agree are not known to be equal: the spread of few seeds hides small differences.",
+    "For each curve the median over the published steps of its relative difference to the mean over seeds. Its error "
+    "is the standard deviation of the seeds, with the factor √(1 + 1/n), because the published run is one more seed. "
+    "Two one-sided tests against a difference of 5 % (Student's distribution, n − 1 degrees of freedom); p is the "
+    "largest of all curves, each of which must agree. A difference that a further run would not have refutes the "
+    "agreement.",
+    "at most 5 % for every curve, within the 95 % interval of a further run for all curves together (Bonferroni); at "
+    "least three seeds",
+    remark="Curves that agree are not known to be equal, but to within 5 %.",
 )
 
 
 def judge_published_curves(runs: Mapping[str, Sequence[xr.Dataset]]) -> Decision:
     """The published curves lie within the spread of the seeds.
 
-    Where the published run is one more seed, and its deviation is the same at every step, the statistic has exactly
-    Student's distribution; deviations that differ from step to step make the median smaller.
+    Where the published run is one more seed, and its deviation is the same at every step, its difference over its error
+    has exactly Student's distribution; deviations that differ from step to step make the median smaller.
 
     Parameters
     ----------
@@ -70,13 +77,13 @@ def judge_published_curves(runs: Mapping[str, Sequence[xr.Dataset]]) -> Decision
         raise NotTestableError("; ".join(left_out) or "there is no run")
     numbers: dict[str, float | int] = {}
     sentences = []
-    ratios = []
+    found: list[tuple[float, float, int, float]] = []
     for size, curves in complete.items():
         limit = float(t.ppf(1 - LEVEL / (2 * len(_CURVES) * len(complete)), len(curves) - 1))
         parts = []
         for name, label in _CURVES.items():
             statistic, difference, hidden = _deviation(curves, size, name)
-            ratios.append(abs(statistic) / limit)
+            found.append((abs(difference), hidden, len(curves) - 1, abs(statistic) / limit))
             p = 2 * float(t.sf(abs(statistic), len(curves) - 1))
             numbers |= {f"{size} {label} difference": difference, f"{size} {label} t": statistic}
             numbers |= {f"{size} {label} p": p, f"{size} {label} hidden": hidden * limit}
@@ -84,14 +91,30 @@ def judge_published_curves(runs: Mapping[str, Sequence[xr.Dataset]]) -> Decision
         numbers[f"{size} limit"] = limit
         sentences.append(f"{size}, {len(curves)} seeds, limit {limit:.3g}: {', '.join(parts)}")
     reason = "; ".join([f"runs against published, median over steps: {sentences[0]}", *sentences[1:], *left_out])
-    evidence = Evidence.exact(
-        "largest deviation of a published curve from the seeds, in units of the limit", max(ratios), 1.0, at_most=True
+    effects, errors, freedoms, ratios = (np.array(column) for column in zip(*found, strict=True))
+    # Of the two one-sided tests of a curve that against the limit on the side of its difference has the larger p.
+    p_values = t.sf((_MAX_DIFFERENCE - effects) / errors, freedoms)
+    # A curve that is equal has a difference of at most this in so many cases; errors of curves may go together.
+    room = _MAX_DIFFERENCE / errors - t.ppf(1 - LEVEL, freedoms)
+    missed = np.where(room > 0, 2 * t.sf(room, freedoms), 1.0)
+    largest = int(np.argmax(effects))
+    half = float(t.ppf(1 - LEVEL / 2, freedoms[largest]) * errors[largest])
+    evidence = Evidence(
+        "largest relative difference of a published curve to the mean of the seeds",
+        float(effects[largest]),
+        _MAX_DIFFERENCE,
+        null=f"a difference of {_MAX_DIFFERENCE:.0%}, and the spread of the seeds",
+        p=float(p_values.max()),
+        power=max(1 - float(missed.sum()), 0.0),
+        low=max(float(effects[largest]) - half, 0.0),
+        high=float(effects[largest]) + half,
+        at_most=True,
     )
-    return Decision(reason, numbers, evidence)
+    return Decision(reason, numbers, evidence, refuted=bool(ratios.max() > 1))
 
 
 def _deviation(curves: Sequence[xr.Dataset], size: str, name: str) -> tuple[float, float, float]:
-    """t of a curve, the median relative difference of the runs, and that which has t = 1."""
+    """t of a curve, the median relative difference of the runs, and its standard error, which has t = 1."""
     values = np.array([curve[name].to_numpy() for curve in curves])
     published = published_blog(size)[name].to_numpy()
     mean, spread = values.mean(axis=0), values.std(axis=0, ddof=1)

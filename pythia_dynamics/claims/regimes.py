@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.claims.verdict import NotTestableError
-from pythia_dynamics.measures.peak import MOST_BATCHES, SAME_STEP, STRICT, p_limit
-from pythia_dynamics.measures.walks import Motion, exceedance, simulate_walks, squared_displacements
+from pythia_dynamics.measures.peak import SAME_STEP, STRICT, p_limit
+from pythia_dynamics.measures.walks import Motion, batch_size, exceedance, simulate_walks, squared_displacements
 
 __all__ = ["Regimes", "compare_regimes"]
 
@@ -43,9 +43,6 @@ _REST = 1e-9
 
 _ROOM = 0.5
 """Share of the least margin that noise before S may take in the power: the planted exponent is at its limit, 0.5."""
-
-_BATCH = 200
-"""Walks that are drawn at once, see `measures.peak`."""
 
 _SEED = 1_803
 """Seed of the walks, so that a verdict is the same in every run."""
@@ -188,7 +185,7 @@ def compare_regimes(motion: Motion, step: int) -> Regimes:
     ps, medians, drawn_all, afters = [], [], [], []
     for draw in (_measured(motion), _going_on(motion, step)):
         seen: list[NDArray[np.float64]] = []
-        p, drawn = exceedance(contrast, _contrasts(draw, fits, seen, MOST_BATCHES if possible else 1))
+        p, drawn = exceedance(contrast, _contrasts(draw, fits, seen), more=possible)
         ps.append(p_limit(p, len(drawn)))
         medians.append(float(np.median(drawn)))
         drawn_all.append(drawn)
@@ -204,11 +201,9 @@ def compare_regimes(motion: Motion, step: int) -> Regimes:
     return Regimes(before, after, halves, effect, _NEAR, max(ps), power, afters[like])
 
 
-def _contrasts(
-    draw: _Draw, fits: _Exponents, seen: list[NDArray[np.float64]], batches: int
-) -> Iterator[NDArray[np.float64]]:
-    """The contrasts of so many batches of walks; their exponents after the step go to `seen`."""
-    for _ in range(batches):
+def _contrasts(draw: _Draw, fits: _Exponents, seen: list[NDArray[np.float64]]) -> Iterator[NDArray[np.float64]]:
+    """The contrasts of one batch of walks after the other; their exponents after the step go to `seen`."""
+    while True:
         apart, after = fits.of_walks(draw())
         seen.append(after)
         yield np.abs(after - 1) - apart
@@ -218,7 +213,7 @@ def _measured(motion: Motion) -> _Draw:
     """Walks with the measured sizes of steps."""
     generator = np.random.default_rng(_SEED)
     moved = np.maximum(motion.moved, _LEAST_STEP * motion.moved.mean())
-    return lambda: squared_displacements(simulate_walks(motion, _BATCH, generator, moved=moved))
+    return lambda: squared_displacements(simulate_walks(motion, batch_size(len(motion.steps)), generator, moved=moved))
 
 
 def _going_on(motion: Motion, step: int) -> _Draw:
@@ -237,4 +232,6 @@ def _going_on(motion: Motion, step: int) -> _Draw:
     own = per_record[:, None] + per_record
     np.fill_diagonal(own, 0)
     moved = np.maximum(walked * time, _LEAST_STEP * motion.moved.mean())
-    return lambda: squared_displacements(simulate_walks(motion, _BATCH, generator, moved=moved)) + own
+    return lambda: (
+        squared_displacements(simulate_walks(motion, batch_size(len(motion.steps)), generator, moved=moved)) + own
+    )

@@ -13,6 +13,9 @@ and without it:
   (REML; Patterson & Thompson 1971) has no bias from the coefficients of the trend, which would make noise look whiter
   than it is.
 
+Another change that is likelier than the drop, such as an earlier rise, is fitted beside it: a trend without it follows
+the curve badly, and a drop would be fitted to make up for that. A few records that are off and come back are left out.
+
 The score does not depend on the size of the noise. So its distribution without a drop depends on the steps and the
 noise model alone: it is drawn once for each and kept.
 """
@@ -21,14 +24,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.claims.evidence import LEVEL
 from pythia_dynamics.claims.saved import Curve
-from pythia_dynamics.claims.scan_design import SIDE, Design, design_of
+from pythia_dynamics.claims.scan_design import SIDE, Design, Fit, design_of, fit_of, likeliest, likeliest_spike
 from pythia_dynamics.claims.verdict import NotTestableError
 from pythia_dynamics.measures.peak import SAME_STEP
 
@@ -56,11 +60,11 @@ _CERTAIN, _PLACE = 20.0, 3.84
 """Score of another change that is there for certain, twice what 5 % of the curves without a drop reach at all places;
 and by how much it must exceed that near the step, the 95 % point of χ² with one degree of freedom."""
 
-_WALK_SHARE = 0.04
-"""Share of the innovations in the variance of noise with a persistence of 0.98."""
+_MOST_OTHERS = 5
+"""Most other changes that are fitted beside the drop. With more of them any curve is made of changes."""
 
-_TINY = float(np.finfo(np.float32).tiny)
-"""Least noise of a curve of zeros."""
+_LEAST_FREEDOM = 0.75
+"""Least share of the degrees of freedom that other changes leave, so that the null, drawn without them, still holds."""
 
 _ROUNDING = 1e-7
 """Least noise relative to the greatest absolute value: below it, a difference may be the rounding of float32."""
@@ -68,7 +72,7 @@ _ROUNDING = 1e-7
 
 @dataclass(frozen=True)
 class Change:
-    """The likeliest drop near a step.
+    """The likeliest drop near a step, beside the changes of the curve that are likelier (`others`).
 
     Parameters
     ----------
@@ -83,11 +87,21 @@ class Change:
     p
         Probability of such a score near the step without a drop.
     power
-        Probability of p ≤ 0.05 for a drop of the least size that counts, over the widest ramp, in this noise.
+        Probability of p ≤ 0.05 for a drop of the least size that counts, over the widest ramp, in this noise. Where a
+        drop is found (p ≤ 0.05), the noise is what it leaves.
     elsewhere, elsewhere_start, elsewhere_end, elsewhere_score
         The likeliest drop that is not near the step: its A, its ends and its score; NaN and −1 without any place.
     rise_score
         The greatest score of a rise, A > 0, at any place.
+    rival
+        The greatest score of a drop elsewhere, or of a rise that is not fitted beside the drop.
+    others, removed
+        Number of changes that are fitted beside the drop, and of records that are left out as spikes.
+    is_other
+        Whether the curve has, for certain and likelier than a drop near the step, one elsewhere or a rise near it.
+    rises_there
+        Whether it has a rise near the step that is likelier than the drop, or at least as large: what falls there is
+        back soon, or above where it was.
     persistence, noise
         Autocorrelation of the noise over the median distance of records, and the size of one innovation, in units of
         the curve, without a drop.
@@ -108,24 +122,19 @@ class Change:
     elsewhere_end: int
     elsewhere_score: float
     rise_score: float
+    rival: float
+    others: int
+    removed: int
+    is_other: bool
+    rises_there: bool
     persistence: float
     noise: float
     records: int
 
     @property
-    def rival(self) -> float:
-        """The score of the likeliest other change: a drop elsewhere, or a rise."""
-        return max(self.rise_score, self.elsewhere_score if self.elsewhere_start >= 0 else 0.0)
-
-    @property
     def greatest(self) -> bool:
         """Whether no other change scores as much."""
         return self.score > self.rival
-
-    @property
-    def is_other(self) -> bool:
-        """Whether the curve has another change for certain, and more likely so than this drop."""
-        return self.rival > max(_CERTAIN, self.score + _PLACE)
 
 
 @dataclass(frozen=True)
@@ -173,12 +182,17 @@ def scan(curve: Curve, step: int, *, least: float, error: float = 0.0) -> Change
     design, near = design_of(key), _near(key, int(step))
     if not near.any():
         raise NotTestableError(f"too few records around step {step:,}")
-    fit = _fit(design, design.contrasts @ values, error, _ROUNDING * float(np.abs(values).max()))
-    best = _likeliest(fit, near)
-    p, power = _chance(fit, design, near, key, int(step), float(fit.scores[best]), least)
+    least_noise = (error, _ROUNDING * float(np.abs(values).max()))
+    found = _others(design, near, design.contrasts @ values, least_noise)
+    design, near, fit = found.design, found.near, found.fit
+    if not near.any():
+        raise NotTestableError(f"the other changes of this curve hide a drop around step {step:,}")
+    best = likeliest(fit, near)
+    p, power = _chance(fit, design, near, key, int(step), best, least)
     low, high = _interval(fit, near)
-    far = _likeliest(fit, ~near) if not near.all() else None
+    far, rival = _elsewhere(found, best, design_of(key), design.contrasts @ values, least_noise)
     model = int(np.argmin(fit.without))
+    rise = float(fit.rises.max())
     return Change(
         start=key[design.start[best]],
         end=key[design.end[best]],
@@ -188,92 +202,183 @@ def scan(curve: Curve, step: int, *, least: float, error: float = 0.0) -> Change
         score=float(fit.scores[best]),
         p=p,
         power=power,
-        elsewhere=float("nan") if far is None else fit.size(far),
-        elsewhere_start=-1 if far is None else key[design.start[far]],
-        elsewhere_end=-1 if far is None else key[design.end[far]],
-        elsewhere_score=float("nan") if far is None else float(fit.scores[far]),
-        rise_score=max(float(fit.without.min() - np.where(fit.sizes > 0, fit.free, np.inf).min()), 0.0),
+        elsewhere=float("nan") if far is None else far.size,
+        elsewhere_start=-1 if far is None else key[far.start],
+        elsewhere_end=-1 if far is None else key[far.end],
+        elsewhere_score=float("nan") if far is None else far.score,
+        rise_score=max([rise, *(each.score for each in found.others if each.kind == "rise")]),
+        rival=max(rise, rival),
+        others=sum(each.kind != "spike" for each in found.others),
+        removed=sum(each.columns.shape[1] for each in found.others if each.kind == "spike"),
+        is_other=any(each.contradicts for each in found.others),
+        rises_there=any(
+            each.kind == "rise" and each.near and (each.contradicts or each.size >= -fit.size(best))
+            for each in found.others
+        ),
         persistence=design.models[model].persistence,
-        noise=float(np.sqrt(fit.rss[model] / len(design.contrasts))),
+        noise=float(np.sqrt(fit.rss[model] / design.freedom)),
         records=len(steps),
     )
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """All noise models (k) and ramps (c) fitted to one curve.
+class _Other:
+    """Another change: its score, its A (NaN for a spike), the indices of its ends, and its columns of a fit (n, q).
 
-    `rss` (k,) and `rest` (k, c) are the residual sums of squares of the trend, and with a ramp; `without` (k,) and
-    `free` (k, c) −2 log likelihood; `falling` (k, c) that with A < 0; `sizes` (k, c) is A; `length` (k, c) its inverse
-    standard error in units of the noise; `constant` (k,) the part of −2 log likelihood that is no residual.
+    `near` says whether it is a rise near the step, and `contradicts` whether it speaks against a drop there: a drop
+    elsewhere, or a rise near the step, that is likelier.
     """
 
-    rss: NDArray[np.float64]
-    rest: NDArray[np.float64]
-    without: NDArray[np.float64]
-    free: NDArray[np.float64]
-    falling: NDArray[np.float64]
-    sizes: NDArray[np.float64]
-    length: NDArray[np.float64]
-    constant: NDArray[np.float64]
-    left: int
-
-    @functools.cached_property
-    def scores(self) -> NDArray[np.float64]:
-        """The score of every ramp (c,)."""
-        found: NDArray[np.float64] = np.maximum(self.without.min() - self.falling.min(axis=0), 0)
-        return found
-
-    def size(self, ramp: int) -> float:
-        """A of a ramp with the noise model that fits best: with A < 0 where the ramp has a score."""
-        fits = self.falling if self.scores[ramp] > 0 else self.free
-        return float(self.sizes[np.argmin(fits[:, ramp]), ramp])
+    kind: Literal["drop", "rise", "spike"]
+    score: float
+    size: float
+    start: int
+    end: int
+    columns: NDArray[np.float64]
+    near: bool = False
+    contradicts: bool = False
 
 
-def _fit(design: Design, reduced: NDArray[np.float64], error: float, rounding: float) -> _Fit:
-    """Fit all noise models and ramps to a curve without its trend (m,), with a known `error` and `rounding` of it."""
-    m, models = len(reduced), design.models
-    # An error bounds the variance of the noise from below. That of its innovations is 1 − persistence² of it. The
-    # variance of a random walk has no bound: it counts as the most persistent of the others.
-    share = np.array([max(1 - model.persistence**2, _WALK_SHARE) for model in models])
-    floor = m * (share * error**2 + max(rounding, _TINY) ** 2)
-    whitened = [model.whiten @ reduced for model in models]
-    rss = np.maximum([each @ each for each in whitened], floor)
-    along = np.array([each @ model.ramps for each, model in zip(whitened, models, strict=True)])
-    rest = np.maximum(rss[:, None] - along**2, floor[:, None])
-    smooth = [model.smooth_rss(each, np.array(r)) for r, model, each in zip(rss, models, whitened, strict=True)]
-    constant = np.array([model.log_determinant for model in models])
-    without = m * np.log(np.maximum(smooth, floor) / m) + constant
-    free = m * np.log(rest / m) + constant[:, None]
-    length = np.array([model.length for model in models])
-    falling = np.where(along < 0, free, np.inf)
-    return _Fit(rss, rest, without, free, falling, along / length, length, constant, m)
+@dataclass(frozen=True)
+class _Found:
+    """The other changes, and the design and the fit given them; `near` says which of its ramps are near the step."""
+
+    others: tuple[_Other, ...]
+    design: Design
+    near: NDArray[np.bool_]
+    fit: Fit
 
 
-def _likeliest(fit: _Fit, among: NDArray[np.bool_]) -> int:
-    """The index of the likeliest drop `among` some ramps; where there is none, of the likeliest change."""
-    best = int(np.argmax(np.where(among, fit.scores, -1)))
-    return best if fit.scores[best] > 0 else int(np.argmin(np.where(among, fit.free.min(axis=0), np.inf)))
+def _others(
+    base: Design, near: NDArray[np.bool_], reduced: NDArray[np.float64], least_noise: tuple[float, float]
+) -> _Found:
+    """Find one after the other the changes that are likelier than a drop near the step, each given those before it.
+
+    A change is taken where it is there for certain and likelier than the drop: a drop elsewhere by `_PLACE`, as it may
+    be the same one. Once the drop is likelier than all others, they are looked for given the drop.
+    """
+    found: list[_Other] = []
+    design, among = base, near
+    while True:
+        fit = fit_of(design, reduced, *least_noise)
+        if len(found) == _MOST_OTHERS or not among.any():
+            break
+        removed = {i for each in found for i in _spiked(each)}
+        best = likeliest(fit, among)
+        own = float(fit.scores[best])
+        other = _likeliest_other(fit, design, among, reduced, removed)
+        if design.freedom - other.columns.shape[1] < _LEAST_FREEDOM * base.freedom:
+            break
+        if other.score > max(_CERTAIN, own + _PLACE * (other.kind == "drop")):
+            against = other.kind == "drop" or (other.near and other.score > own + _PLACE)
+            found.append(replace(other, contradicts=against))
+        elif own > max(_CERTAIN, other.score + _PLACE):
+            beside, kept = base.given(np.hstack([*(each.columns for each in found), design.shapes[:, [best]]]))
+            other = _likeliest_other(fit_of(beside, reduced, *least_noise), beside, near[kept], reduced, removed)
+            if other.score <= _CERTAIN or beside.freedom - other.columns.shape[1] < _LEAST_FREEDOM * base.freedom:
+                break
+            found.append(other)
+        else:
+            break
+        design, kept = base.given(np.hstack([each.columns for each in found]))
+        among = near[kept]
+    return _Found(tuple(found), design, among, fit)
+
+
+def _spiked(other: _Other) -> range:
+    """The indices of the records that a spike leaves out."""
+    return range(other.start, other.end) if other.kind == "spike" else range(0)
+
+
+def _likeliest_other(
+    fit: Fit, design: Design, near: NDArray[np.bool_], reduced: NDArray[np.float64], removed: set[int]
+) -> _Other:
+    """The likeliest of all rises, all drops that are not near the step and all spikes."""
+    score, start, end = likeliest_spike(fit, design, reduced)
+    records = [i for i in range(start, end) if i not in removed]
+    spike = _Other("spike", score, float("nan"), start, end, np.eye(design.shapes.shape[0])[:, records])
+    up, down = int(np.argmax(fit.rises)), int(np.argmax(np.where(near, -1, fit.scores)))
+    rise = replace(_ramp(fit, design, up, "rise"), near=bool(near[up]))
+    drop = _ramp(fit, design, down, "drop")
+    return max(spike, rise, *(() if near.all() else (drop,)), key=lambda each: each.score)
+
+
+def _ramp(fit: Fit, design: Design, ramp: int, kind: Literal["drop", "rise"]) -> _Other:
+    """A ramp of a fit as another change."""
+    score, size = (fit.rises[ramp], fit.rise(ramp)) if kind == "rise" else (fit.scores[ramp], fit.size(ramp))
+    start, end = int(design.start[ramp]), int(design.end[ramp])
+    return _Other(kind, float(score), size, start, end, design.shapes[:, [ramp]])
+
+
+def _elsewhere(
+    found: _Found, best: int, base: Design, reduced: NDArray[np.float64], least_noise: tuple[float, float]
+) -> tuple[_Other | None, float]:
+    """The likeliest drop that is not near the step, and the score with which it competes with the one that is.
+
+    One that was found as another change is scored given all others. Where the drop near the step is likelier than the
+    rest, the one elsewhere is given that drop, but competes without it: it may be the same one.
+    """
+    drops, rival = [], 0.0
+    own = float(found.fit.scores[best])
+    here = [found.design.shapes[:, [best]]] if own > 0 else []
+    if not found.near.all():
+        far = _ramp(found.fit, found.design, likeliest(found.fit, ~found.near), "drop")
+        rival = far.score
+        if own > max(_CERTAIN, rival + _PLACE):
+            design, fit = _given(base, [*(each.columns for each in found.others), *here], reduced, least_noise)
+            inside = {*zip(found.design.start[found.near], found.design.end[found.near], strict=True)}
+            outside = np.array([ends not in inside for ends in zip(design.start, design.end, strict=True)], bool)
+            far = _ramp(fit, design, likeliest(fit, outside), "drop") if outside.any() else far
+        drops.append(far)
+    for each in found.others:
+        if each.kind == "drop":
+            rest = [*(other.columns for other in found.others if other is not each), *here]
+            design, fit = _given(base, rest, reduced, least_noise)
+            place = np.flatnonzero((design.start == each.start) & (design.end == each.end))
+            drops.append(_ramp(fit, design, int(place[0]), "drop") if len(place) else each)
+            rival = max(rival, drops[-1].score)
+    return max(drops, key=lambda each: each.score, default=None), rival
+
+
+def _given(
+    base: Design, columns: list[NDArray[np.float64]], reduced: NDArray[np.float64], least_noise: tuple[float, float]
+) -> tuple[Design, Fit]:
+    """The design with other changes in the trend, where there are any, and the fit of it."""
+    design = base.given(np.hstack(columns))[0] if columns else base
+    return design, fit_of(design, reduced, *least_noise)
 
 
 def _chance(
-    fit: _Fit, design: Design, near: NDArray[np.bool_], steps: tuple[int, ...], step: int, score: float, least: float
+    fit: Fit, design: Design, near: NDArray[np.bool_], steps: tuple[int, ...], step: int, best: int, least: float
 ) -> tuple[float, float]:
-    """p of a score and the power for a drop of the least size, over the noise models by their likelihood."""
-    weight = np.exp((fit.without.min() - fit.without) / 2)
-    used = np.flatnonzero(weight >= _LEAST_WEIGHT)
-    weight = weight[used] / weight[used].sum()
-    nulls = [_null(steps, step, int(k)) for k in used]
+    """p of the likeliest drop and the power for a drop of the least size, over the noise models by their likelihood.
+
+    Other changes in the trend hardly alter the distribution of the scores: it is drawn without them.
+    """
     draws = 1 + _DRAWS
-    p = [(draws - np.searchsorted(null.scores, score)) / draws for null in nulls]
+    weight, used = _weights(fit.without)
+    score = fit.scores[best]
+    p = weight @ [(draws - np.searchsorted(_null(steps, step, int(k)).scores, score)) / draws for k in used]
+    rss = fit.rss
+    if p <= LEVEL:  # what the drop explains is no noise
+        (weight, used), rss = _weights(fit.free[:, best]), fit.rest[:, best]
     widest = _widest(design, near, steps, step)
-    planted = least * fit.length[used, widest] / np.sqrt(fit.rss[used] / fit.left)
-    power = [np.interp(each, (0.0, *_PLANTED), (0.0, *null.power)) for each, null in zip(planted, nulls, strict=True)]
-    p_value, chance = (min(float(weight @ np.array(each)), 1.0) for each in (p, power))  # a sum of weights may round up
-    return p_value, chance
+    planted = least * fit.length[used, widest] / np.sqrt(rss[used] / fit.left)
+    sizes = (0.0, *_PLANTED)
+    power = weight @ [
+        np.interp(each, sizes, (0.0, *_null(steps, step, int(k)).power)) for each, k in zip(planted, used, strict=True)
+    ]
+    return min(float(p), 1.0), min(float(power), 1.0)  # a sum of weights may round up
 
 
-def _interval(fit: _Fit, near: NDArray[np.bool_]) -> tuple[float, float]:
+def _weights(fits: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Weights of the noise models from −2 log likelihoods, and the models that have one."""
+    weight = np.exp((fits.min() - fits) / 2)
+    used = np.flatnonzero(weight >= _LEAST_WEIGHT)
+    return weight[used] / weight[used].sum(), used
+
+
+def _interval(fit: Fit, near: NDArray[np.bool_]) -> tuple[float, float]:
     """The 95 % interval of A near the step: all sizes that some place, width and noise model fit nearly as well."""
     m = fit.left
     top = m * np.exp((fit.free[:, near].min() + _allowance(m) - fit.constant) / m)

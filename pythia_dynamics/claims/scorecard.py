@@ -48,7 +48,8 @@ _NO_FORK = (
 _SCAN = (
     "Likeliest drop near S over all widths (1 to 40 of 143 records), by restricted likelihood ratio against a smooth "
     "trend with autocorrelated noise (white noise to random walk); p from the same search in 1,999 simulated curves of "
-    "each likely noise; no drop elsewhere and no rise may score as much."
+    "each likely noise. Likelier changes elsewhere are fitted beside it and spikes left out; no other drop may score "
+    "as much, and no rise near S that is as large or likelier."
 )
 _AT_S = "the same step: the first half of the drop within 10 % of training of S"
 _LOGISTIC = "A logistic fall much shorter than 60 % of the training, with its middle near S, may count as a drop."
@@ -155,7 +156,7 @@ CLAIMS: Mapping[Claim, Callable[[SavedResults], Decision]] = {
         "Training may stop once the weights are stationary.",
         "§5",
         "Fall of the loss from the beginning of the rest to the end, of a parabola fitted to it, with the correlation "
-        "of neighbouring losses; null: a fall by 1 %.",
+        "of neighbouring losses; null: a fall by 1 %. p is the larger of that of the rest and that of the loss.",
         "a gain of at most 1 %",
     ): stop_when_stationary,
     TERNARY_DENSITY: ternary_density,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pythia_dynamics.claims.evidence import LEVEL, VERDICTS, Evidence
+from pythia_dynamics.claims.evidence import LEAST_POWER, LEVEL, VERDICTS, Evidence
 from pythia_dynamics.claims.verdict import Decision, NotTestableError, Number
 
 __all__ = ["over_models", "over_seeds"]
@@ -23,9 +23,12 @@ _SEVERITY = {"not supported": 0, "undecided": 1, "supported": 2, "not testable h
 def over_seeds(decisions: Sequence[Decision], *, logarithmic: bool = False) -> Decision:
     """The decision of one test over several seeds.
 
-    The effect is the mean over seeds, its interval that of Student's distribution. p-values are combined by Stouffer's
-    method (1949), so seeds that decide nothing lessen the evidence and do not count against the claim. Exact statistics
-    that do not agree about the claim are a sample: p is that of a t-test of their mean against the least effect.
+    The effect is the mean over seeds, its interval that of Student's distribution. The claim is about that mean, so p
+    is the larger one of two (intersection–union test, Berger 1982): that of a t-test of the effects, against no effect
+    or with `Evidence.at_most` against the least one; and that of the seeds' own p-values, combined by Stouffer's method
+    (1949), because the largest kink of a curve without any is an effect as well. One seed with a small p among seeds
+    without an effect thus decides nothing. Exact statistics that do not agree about the claim are a sample: p is that
+    of a t-test of their mean against the least effect.
 
     Parameters
     ----------
@@ -60,9 +63,13 @@ def over_seeds(decisions: Sequence[Decision], *, logarithmic: bool = False) -> D
             p = _t_test(mean - limit, error, count - 1, at_most=first.at_most)
             evidence = replace(evidence, p=p, power=math.nan)
     else:
-        p, power = _stouffer(parts)
+        least = math.log(first.least) if logarithmic else first.least
+        combined, power = _stouffer(parts)
+        p = max(combined, _t_test(mean - (least if first.at_most else 0.0), error, count - 1, at_most=first.at_most))
+        # at least the power of both: one of the two can fail where the other does not
+        power = max(power + _t_power(least, error, count - 1, at_most=first.at_most) - 1, 0.0)
         evidence = replace(evidence, p=p, power=power)
-        if not (p <= LEVEL or power >= 0.8):  # as each of the seeds, whose intervals are not known there
+        if not (p <= LEVEL or power >= LEAST_POWER):  # as each of the seeds, whose intervals are not known there
             evidence = replace(evidence, low=math.nan, high=math.nan)
     counts = ", ".join(f"{words.count(word)} {word}" for word in VERDICTS if word in words)
     spread = f"×/÷ {math.exp(error):.3g}" if logarithmic else f"± {error:.2g}"
@@ -73,19 +80,32 @@ def over_seeds(decisions: Sequence[Decision], *, logarithmic: bool = False) -> D
     return Decision(reason, numbers, evidence, refuted=2 * refuted > count, open=2 * unclear > count)
 
 
-def _student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's distribution."""
+def _student_quantile(freedom: int, level: float = 1 - LEVEL / 2) -> float:
+    """A quantile of Student's distribution; by default that of a two-sided interval of 95 %."""
     from scipy.stats import t
 
-    return float(t.ppf(0.975, freedom))
+    return float(t.ppf(level, freedom))
 
 
 def _t_test(difference: float, error: float, freedom: int, *, at_most: bool) -> float:
-    """p of a difference of means that is as favourable to the claim."""
+    """p of a difference of means that is as favourable to the claim.
+
+    Without `at_most` it is two-sided for a positive difference, so p ≤ 0.05 says that the 95 % interval excludes 0.
+    """
     from scipy.stats import t
 
     value = difference / error if error > 0 else math.copysign(math.inf, difference)
-    return float(t.cdf(value, freedom) if at_most else t.sf(value, freedom))
+    return float(t.cdf(value, freedom)) if at_most else float(min(2 * t.sf(value, freedom), 1.0))
+
+
+def _t_power(least: float, error: float, freedom: int, *, at_most: bool) -> float:
+    """Probability that the t-test has p ≤ 0.05: for a mean of `least` against 0; with `at_most`, of 0 against it."""
+    from scipy.stats import nct
+
+    if not error > 0:
+        return 1.0
+    level = LEVEL if at_most else LEVEL / 2
+    return float(nct.sf(_student_quantile(freedom, 1 - level), freedom, abs(least) / error))
 
 
 def _stouffer(parts: Sequence[Evidence]) -> tuple[float, float]:

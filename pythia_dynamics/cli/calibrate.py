@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def calibrate(
     app.echo(f"{len(table.truths)} truths, {runs} runs each, {steps} steps, {weights:,} weights, seed {seed}")
     app.echo(f"{'':22}{'wrong, at worst':36}{'sees its effect, at least':36}undecided")
     for name, each in rates.items():
-        app.echo(f"{name:22}{_cell(each.worst):36}{_cell(each.weakest):36}{each.undecided:8.0%}")
+        app.echo(f"{name:22}{_cell(each.worst):36}{_cell(each.weakest):36}{_share(each.undecided):>9}")
     broken = [sentence for each in rates.values() for sentence in each.broken]
     app.echo("\n".join(["", "not as promised (wrong ≤ 5 %, up to ≤ 8 %; seen ≥ 80 %):", *broken] if broken else []))
     if out is not None:
@@ -61,6 +62,10 @@ def calibrate(
     answer = app.Answer("calibrate")
     answer.facts = {name: _facts(each) for name, each in rates.items()}
     answer.finish(out=out, broken=broken)
+
+
+def _share(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.0%}"
 
 
 def _cell(rate: Rate | None) -> str:

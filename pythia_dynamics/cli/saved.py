@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -195,7 +196,7 @@ def _judge_published(models: tuple[str, ...], answer: app.Answer) -> None:
     """Judge EleutherAI's published table and print the verdicts on the given models, or on all of them."""
     from pythia_dynamics.claims.lambada_curve import PublishedCurve
     from pythia_dynamics.claims.published import DROPS, HURTS, LITERATURE, TOWARDS_ZERO, judge_published
-    from pythia_dynamics.report.verdicts import MARKS
+    from pythia_dynamics.report.verdicts import MARKS, p_values
     from pythia_dynamics.results.published_lambada import SOURCE, SUSPECT_REASON, published_models
 
     known = published_models()
@@ -203,19 +204,22 @@ def _judge_published(models: tuple[str, ...], answer: app.Answer) -> None:
     for model in models or ("*",):
         with answer.collect():
             names |= dict.fromkeys(_published_names(model, known))
+    if not names:  # no name is one of the table: its error alone is the answer
+        answer.finish()
+        return
     card = judge_published()
     chosen = {name: verdicts for name, verdicts in card.models.items() if name in names}
     curves = {name: PublishedCurve.of(name) for name in chosen}
-    if chosen:
-        app.echo(f"{SOURCE}\n{len(card.models)} models, {card.tests} tests, p corrected for their number (Holm)\n")
-        columns = f"{'best step':>9} {'ppl':>7} {'last':>7} {'factor':>7} {'z':>5} {'p':>8}  τ late"
-        app.echo(f"{'late training hurts':22} {columns}")
+    app.echo(f"{SOURCE}\n{len(card.models)} models, {card.tests} tests, p corrected for their number (Holm)\n")
+    columns = f"{'best step':>9} {'ppl':>7} {'last':>7} {'factor':>7} {'z':>5} {'p':>8} {'corrected':>9}  τ late"
+    app.echo(f"{'late training hurts':22} {columns}")
     for name, verdicts in chosen.items():
         hurts = next(verdict for verdict in verdicts if verdict.claim == HURTS.id)
-        told, p = hurts.numbers, hurts.p_corrected
+        told, p = hurts.numbers, math.nan if hurts.evidence is None else hurts.evidence["p"]
         app.echo(
             f"{name:22} {told['best_step']:>9,} {told['best_ppl']:7.2f} {told['last_ppl']:7.2f} {told['factor']:7.2f} "
-            f"{told['z']:5.1f} {p:8.2g}  {told['trend_kendall_tau']:+.2f}  {MARKS[hurts.verdict]} {hurts.verdict}"
+            f"{told['z']:5.1f} {p:8.2g} {hurts.p_corrected:9.2g}  "
+            f"{told['trend_kendall_tau']:+.2f}  {MARKS[hurts.verdict]} {hurts.verdict}"
         )
     for claim in (DROPS, TOWARDS_ZERO):
         of_claim = {name: verdict for name, found in chosen.items() for verdict in found if verdict.claim == claim.id}
@@ -226,12 +230,12 @@ def _judge_published(models: tuple[str, ...], answer: app.Answer) -> None:
             tested = {least: tested[least]}
         app.echo("")
         for name, verdict in tested.items():
-            app.echo(f"{MARKS[verdict.verdict]} {verdict.verdict:18} {claim.id} {name}: {verdict.reason}")
+            found = f"{verdict.reason}; p {p_values(verdict)}"
+            app.echo(f"{MARKS[verdict.verdict]} {verdict.verdict:18} {claim.id} {name}: {found}")
         if untestable:
             app.echo(f"– not testable here  {claim.id} the paper gives no step for {', '.join(untestable)}")
-    if chosen:
-        app.echo("")
-        _echo_verdicts(card.over_models, 0)
+    app.echo("")
+    _echo_verdicts(card.over_models, 0)
     for name, curve in curves.items():
         if curve.suspect:
             steps = f"{len(curve.suspect)} steps, {curve.suspect[0]:,} to {curve.suspect[-1]:,}"

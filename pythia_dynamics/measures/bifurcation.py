@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.measures import peak
 from pythia_dynamics.measures.dip import dip_test
-from pythia_dynamics.measures.peak import PeakTest, peak_tests
+from pythia_dynamics.measures.levels import LEVEL
+from pythia_dynamics.measures.peak import SAME_STEP, PeakTest, peak_tests
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DENSITY", "DISPLACEMENT", "Bifurcation", "Detection", "Pair", "bifurcation", "first_lasting"]
+__all__ = ["DENSITY", "DISPLACEMENT", "LASTING", "Bifurcation", "Detection", "Pair", "bifurcation", "first_lasting"]
+
+LASTING = 0.1
+"""Least share of the steps, at the end, at which a condition holds that lasts."""
 
 DISPLACEMENT: Mapping[str, str] = peak.DETECTORS
 """Detectors of a peak of the displacement, see `peak_tests`."""
@@ -38,7 +42,7 @@ DENSITY: Mapping[str, str] = {
 _BIMODAL: Mapping[str, tuple[str, Callable[[NDArray[np.float64]], NDArray[np.bool_]]]] = {
     "modes": ("modes", lambda values: values >= 2),
     "sarle": ("bimodality", lambda values: values > 5 / 9),
-    "dip": ("dip_p", lambda values: values < 0.05),
+    "dip": ("dip_p", lambda values: values < LEVEL),
 }
 """By detector its variable and its test: two modes or more, above 5/9 (a uniform density), and the usual 5 % level."""
 
@@ -126,7 +130,7 @@ def bifurcation(
     density: xr.Dataset,
     two_time: xr.Dataset | None = None,
     *,
-    tolerance: float = 0.1,
+    tolerance: float = SAME_STEP,
     peaks: Mapping[str, PeakTest] | None = None,
 ) -> Bifurcation:
     """Apply every detector to the results of one history, and look for the step at which two of them agree.
@@ -181,7 +185,7 @@ def bifurcation(
     return Bifurcation(step, origin, _no_step(found, allowed, origin), turns, modes, allowed, pairs, by_chance)
 
 
-def first_lasting(steps: NDArray[np.int64], holds: NDArray[np.bool_], *, min_share: float = 0.1) -> int | None:
+def first_lasting(steps: NDArray[np.int64], holds: NDArray[np.bool_], *, min_share: float = LASTING) -> int | None:
     """The first step from which a condition holds at every step to the end, or None.
 
     Parameters

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pythia_dynamics.measures.levels import ALL_DRAWS, FEW_EXTREME, FIRST_DRAWS, LEVEL
 from pythia_dynamics.measures.smooth_curves import FAMILIES, SmoothFit, fit_smooth
 
 __all__ = ["LEAST_RATIO", "MIN_POINTS", "Kink", "autoregressive", "find_kink"]
@@ -30,9 +31,6 @@ _MAX_PLACES = 48
 _MARGIN = 0.08
 """Share of the points on either side at which no kink is looked for; three points at least. A hinge over fewer points
 is a deviation of the last values."""
-
-_FIRST_DRAWS, _ALL_DRAWS, _FEW = 199, 1999, 2
-"""Draws of a simulated p: more of them only where at most two of the first are as extreme."""
 
 _POWER_DRAWS = 100
 """Draws for each place of a planted kink: the power to ± 0.04 at 0.8."""
@@ -128,17 +126,17 @@ def find_kink(x: Any, y: Any, *, seed: int = 0) -> Kink | None:
     tests = [_Test(fit_smooth(family, u, v), u, v, places) for family in FAMILIES]
     # A line or a parabola lies in every other family, so it explains nothing that these do not.
     nulls = [test for test in tests if test.smooth.family.degree >= 3 or test.smooth.family.shape is not None]
-    draws = [test.null_gains(_FIRST_DRAWS, rng) for test in nulls]
-    if max(_exceeding(test, gains) for test, gains in zip(nulls, draws, strict=True)) <= _FEW:
-        more = [test.null_gains(_ALL_DRAWS - _FIRST_DRAWS, rng) for test in nulls]
+    draws = [test.null_gains(FIRST_DRAWS, rng) for test in nulls]
+    if max(_exceeding(test, gains) for test, gains in zip(nulls, draws, strict=True)) <= FEW_EXTREME:
+        more = [test.null_gains(ALL_DRAWS - FIRST_DRAWS, rng) for test in nulls]
         draws = [np.concatenate(both) for both in zip(draws, more, strict=True)]
     p_values = [(1 + _exceeding(test, gains)) / (1 + len(gains)) for test, gains in zip(nulls, draws, strict=True)]
     worst = int(np.argmax(p_values))
     null, fit = nulls[worst], min(tests, key=lambda test: test.criterion)
     (before, after), covariance = fit.slopes()
-    drawn = rng.multivariate_normal([before, after], covariance, size=_ALL_DRAWS, method="svd")
+    drawn = rng.multivariate_normal([before, after], covariance, size=ALL_DRAWS, method="svd")
     interval = np.quantile(_ratio(drawn[:, 0], drawn[:, 1]), (0.025, 0.975))
-    critical = float(np.quantile(draws[worst], 0.95))
+    critical = float(np.quantile(draws[worst], 1 - LEVEL))
     unit = height / span
     return Kink(
         at=low + span * fit.refined,
@@ -240,7 +238,7 @@ class _Test:
         The fit follows dependent noise, so its residuals depend less: that φ whose simulated curves have this estimate
         on average.
         """
-        white = np.random.default_rng(0).standard_normal((len(self.u), _FIRST_DRAWS))
+        white = np.random.default_rng(0).standard_normal((len(self.u), FIRST_DRAWS))
         expected = [_PHI[self._likelihoods(autoregressive(phi, white))[2][0]].mean() for phi in _PHI]
         rising = np.maximum.accumulate(expected) + 1e-9 * np.arange(len(_PHI))  # np.interp asks for increasing values
         return float(np.interp(_PHI[self._phi_index[0]], rising, _PHI))

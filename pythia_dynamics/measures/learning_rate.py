@@ -8,6 +8,7 @@ their directions are independent. Divided by these, neither depends on the sched
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from pythia_dynamics.errors import PythiaDynError
 
-__all__ = ["cumulative_learning_rate", "displacement_per_learning_rate", "learning_rate_integrals"]
+__all__ = [
+    "WalkTime",
+    "cumulative_learning_rate",
+    "displacement_per_learning_rate",
+    "learning_rate_integrals",
+    "walk_time",
+]
+
+_NAMED = 4
+"""So many steps are named where the learning rate is missing; further ones are counted."""
 
 
 def cumulative_learning_rate(steps: ArrayLike, learning_rate: ArrayLike, power: int = 1) -> NDArray[np.float64]:
@@ -124,3 +134,79 @@ def displacement_per_learning_rate(
             found[place] = amount[place] / integral if integral > 0 else np.nan
         results.append(found)
     return results[0], results[1]
+
+
+@dataclass(frozen=True)
+class WalkTime:
+    """The time in which a walk whose steps follow the learning rate η has the same rate of diffusion throughout.
+
+    Parameters
+    ----------
+    time
+        float64, shape (T',): ∫η² since the first present step if η is known, else the steps since it.
+    known
+        Whether it is ∫η².
+    note
+        Why η is not known, or at which steps the nearest known value was taken. Empty where η is known at all steps,
+        and where none was given.
+    """
+
+    time: NDArray[np.float64]
+    known: bool
+    note: str = ""
+
+
+def walk_time(steps: ArrayLike, learning_rate: ArrayLike | None, at: ArrayLike | None = None) -> WalkTime:
+    """∫η² over the present steps of a history, else their step numbers.
+
+    The log of a trainer often begins after the first checkpoint and ends before the last one. At one step before the
+    first known η and at one after the last, η is taken to be the nearest known value. Where it is missing over more
+    than one interval of the history, before the first or after the last known value, it is not known.
+
+    Parameters
+    ----------
+    steps : array_like of int, shape (T,)
+        All steps of the history, strictly increasing.
+    learning_rate : array_like, shape (T,), optional
+        η at these steps; NaN where it is not known.
+    at : array_like of int, shape (T',), optional
+        Indices of the present steps, increasing; by default all. η before the first of them, and after the last, is
+        not needed.
+
+    Returns
+    -------
+    WalkTime
+
+    Raises
+    ------
+    PythiaDynError
+        As `cumulative_learning_rate`.
+    """
+    numbers = np.atleast_1d(np.asarray(steps, dtype=np.int64))
+    present = np.arange(len(numbers)) if at is None else np.asarray(at, dtype=np.intp)
+    counted = (numbers[present] - numbers[present[:1]]).astype(np.float64)
+    if learning_rate is None or len(present) < 2:
+        return WalkTime(counted, False)
+    span = slice(int(present[0]), int(present[-1]) + 1)
+    own, rate = numbers[span], np.atleast_1d(np.asarray(learning_rate, dtype=np.float64))[span].copy()
+    known = np.flatnonzero(np.isfinite(rate))
+    if not len(known):
+        return WalkTime(counted, False, "no learning rate is known at these steps")
+    first, last = int(known[0]), int(known[-1])
+    outside = [*range(first), *range(last + 1, len(own))]
+    if first > 1 or last < len(own) - 2:
+        return WalkTime(counted, False, f"the learning rate is missing at {_named(own[outside])}")
+    rate[:first], rate[last + 1 :] = rate[first], rate[last]
+    covered = cumulative_learning_rate(own, rate, 2)[present - present[0]]
+    if not covered[-1] > 0:
+        return WalkTime(counted, False, "the learning rate is 0 at all of these steps")
+    if not outside:
+        return WalkTime(covered, True)
+    return WalkTime(covered, True, f"the learning rate is taken from the nearest step at {_named(own[outside])}")
+
+
+def _named(steps: NDArray[np.int64]) -> str:
+    """The steps in words."""
+    shown = ", ".join(f"{step:,}" for step in steps[:_NAMED].tolist())
+    more = f" and {len(steps) - _NAMED} further ones" if len(steps) > _NAMED else ""
+    return f"step{'s' if len(steps) > 1 else ''} {shown}{more}"

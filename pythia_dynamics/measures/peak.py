@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.measures.walks import Motion, exceedance, integrated, integrated_over_time, simulate_walks
+from pythia_dynamics.measures.levels import LEVEL
+from pythia_dynamics.measures.walks import (
+    Motion,
+    batch_size,
+    exceedance,
+    integrated,
+    integrated_over_time,
+    simulate_walks,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,7 +33,6 @@ __all__ = [
     "DETECTORS",
     "LEAST_PROMINENCE",
     "MIN_STEPS",
-    "MOST_BATCHES",
     "SAME_STEP",
     "STRICT",
     "Peak",
@@ -52,17 +60,8 @@ SAME_STEP = 0.1
 """Two steps count as the same when they differ by at most this share of the span of the steps. The paper gives its
 steps as "about" 80,000 and 105,000 of 143,000."""
 
-_LEVEL = 0.05
-"""Largest p of a peak that random walks do not explain, the usual level."""
-
 STRICT = 0.025
 """Share of the walks that may be as extreme for the limit of p to be 0.05: 4 or 5 of 200 (`p_limit`)."""
-
-_BATCH = 200
-"""Walks that are drawn at once: 33 MB of inner products for 143 steps."""
-
-MOST_BATCHES = 6
-"""Most batches: 1,200 walks make the smallest limit of p 0.0025, 0.05 after a correction for 20 tests."""
 
 _SEED = 20_240_308
 """Seed of the walks, so that a result is the same in every run: the day of arXiv 2403.08739."""
@@ -161,7 +160,7 @@ class PeakTest:
     @property
     def found(self) -> bool:
         """Whether the peak counts, and random walks do not explain it."""
-        return self.effect >= LEAST_PROMINENCE and self.p <= _LEVEL
+        return self.effect >= LEAST_PROMINENCE and self.p <= LEVEL
 
 
 def p_limit(p: float, count: int) -> float:
@@ -180,7 +179,7 @@ def p_limit(p: float, count: int) -> float:
     from scipy.stats import beta
 
     extreme = round(p * (count + 1)) - 1
-    return 1.0 if extreme >= count else float(beta.ppf(1 - _LEVEL, extreme + 1, count - extreme))
+    return 1.0 if extreme >= count else float(beta.ppf(1 - LEVEL, extreme + 1, count - extreme))
 
 
 def peak_of(steps: NDArray[np.int64], values: NDArray[np.float64]) -> Peak:
@@ -263,18 +262,18 @@ class _Walks:
         self._batches: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
 
     def batch(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """MSD, shape (200, n), and MSD demeaned over time without its last step, shape (200, n − 1)."""
+        """MSD, shape (k, n), and MSD demeaned over time without its last step, shape (k, n − 1), of k walks."""
         while len(self._batches) <= index:
-            products = simulate_walks(self._motion, _BATCH, self._generator)
+            products = simulate_walks(self._motion, batch_size(len(self._motion.steps)), self._generator)
             over_time = integrated_over_time(products, self._motion.size)[:, :-1]
             self._batches.append((integrated(products, self._motion.size), over_time))
         return self._batches[index]
 
     def statistics(
-        self, kind: int, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]], batches: int
+        self, kind: int, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     ) -> Iterator[NDArray[np.float64]]:
-        """The statistic of so many batches, one after the other."""
-        for index in range(batches):
+        """The statistic of the batches, one after the other."""
+        for index in count():
             yield statistic(self.batch(index)[kind])
 
 
@@ -288,9 +287,9 @@ def _test(
     reason: str = "",
 ) -> PeakTest:
     prominence = 0.0 if reason else peak.prominence
-    batches = MOST_BATCHES if prominence >= LEAST_PROMINENCE else 1  # a lesser one does not count, however small its p
-    p, drawn = exceedance(prominence, walks.statistics(kind, statistic, batches))
-    critical = float(np.quantile(drawn, 1 - _LEVEL))
+    drawing = walks.statistics(kind, statistic)
+    p, drawn = exceedance(prominence, drawing, more=prominence >= LEAST_PROMINENCE)
+    critical = float(np.quantile(drawn, 1 - LEVEL))
     power = float(np.mean(drawn + LEAST_PROMINENCE > np.quantile(drawn, 1 - STRICT)))
     p = p_limit(p, len(drawn))
     turn = _turn(motion, peak.step)

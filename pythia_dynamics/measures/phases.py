@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.change_points import STRENGTH, change_points, window_of
-from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
+from pythia_dynamics.measures.learning_rate import walk_time
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
@@ -80,7 +80,8 @@ def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None 
         first step of every new phase by its detector (`DETECTORS`). Where the learning rate is not known, a change of
         the displacement rate may be one of the schedule: `displacement_rate_change` is then false, and
         `displacement_rate_undecided` true at its steps. Missing steps, and steps with weights that are not finite, are
-        skipped. The attribute `learning_rate_known` says which it is.
+        skipped. The attribute `learning_rate_known` says which it is, and `learning_rate_note` why it is not known, or
+        at which steps it is taken from the nearest one (`walk_time`).
 
     Raises
     ------
@@ -94,8 +95,8 @@ def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) ->
     steps, at = history.steps, gram.indices
     products = gram.increments()
     sizes = np.diag(products)
-    time, rate_known = _time(history, at)
-    passed = np.diff(time)
+    covered = walk_time(steps, history.coordinates.get("learning_rate"), at)
+    rate_known, passed = covered.known, np.diff(covered.time)
     columns = {name: np.full(len(steps), np.nan) for name in DETECTORS}
     signals = {name: np.full(len(steps), np.nan) for name in DETECTORS}
     least: dict[Detector, float] = dict(_LEAST)
@@ -129,17 +130,8 @@ def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) ->
             text = f"{label}, or change of the learning rate, which is not known"
             variables[f"{name}_undecided"] = Variable(undecided, text, attrs=about)
         variables[f"{name}_change"] = Variable(changes, label, attrs=about)
-    return step_dataset(history, variables, attrs={"strength": strength, "learning_rate_known": int(rate_known)})
-
-
-def _time(history: History, at: NDArray[np.intp]) -> tuple[NDArray[np.float64], bool]:
-    """∫η² at the present steps, and True; the step numbers, and False, where the learning rate is not known."""
-    steps, rate = history.steps, history.coordinates.get("learning_rate")
-    if rate is not None and len(at):
-        covered = cumulative_learning_rate(steps[at[0] :], rate[at[0] :], 2)[at - at[0]]
-        if np.isfinite(covered).all() and covered[-1] > 0:
-            return covered, True
-    return steps[at].astype(np.float64), False
+    attributes = {"strength": strength, "learning_rate_known": int(rate_known), "learning_rate_note": covered.note}
+    return step_dataset(history, variables, attrs=attributes)
 
 
 def _noise(products: NDArray[np.float64]) -> float:

@@ -14,13 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, pairwise
-from typing import Self
+from itertools import pairwise
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.measures.walks import Motion, exceedance, simulate_walks, squared_displacements
+from pythia_dynamics.measures.walks import Motion, batch_size, exceedance, simulate_walks, squared_displacements
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 __all__ = [
     "MAX_GROWTH",
@@ -31,6 +34,7 @@ __all__ = [
     "growth_interval",
     "rest_p_value",
     "rest_power",
+    "standstill",
 ]
 
 MAX_GROWTH = 0.35
@@ -70,14 +74,15 @@ _P_FACTOR = 2.0
 _ROUNDING = 1e-10
 """Squared displacements below this share of the largest are rounding of the sums that they are differences of."""
 
-_BATCH = 200
-"""Walks that are simulated at a time: 33 MB of inner products of 143 records."""
+_WALKS = 200
+"""Walks from which a power, and at first a p-value, is taken."""
 
-_PER_START = ("starts", "averages", "counts", "distances")
-"""The fields of `RestSearch` that have a value for each first record."""
+_PASSING = 1e-6
+"""Share of the median time between records below which none passes: weights of finite precision stand still under a
+learning rate of a thousandth of the usual one, whatever they would do."""
 
 _LAST_SHARE = 0.4
-"""The rest of which `rest_power` states the power: the last 40 % of the records (the plateau of the paper is 44 %)."""
+"""The rest of which `rest_power` states the power: the last 40 % of the steps (the plateau of the paper is 44 %)."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,8 @@ class RestSearch:
     starts
         First records of the rests that are tried, shape (c,).
     averages
-        Weights of the pairs of records in each average, shape (c, 2, bins, pairs): the first half of the waiting times,
-        and the second.
+        Weights of the pairs of records in each average, sparse, shape (c · 2 · bins, pairs): the first half of the
+        waiting times, and the second.
     counts
         Number of pairs in each, shape (c, 2, bins).
     distances
@@ -138,7 +143,7 @@ class RestSearch:
 
     time: NDArray[np.float64]
     starts: NDArray[np.intp]
-    averages: NDArray[np.float64]
+    averages: csr_array
     counts: NDArray[np.float64]
     distances: NDArray[np.float64]
 
@@ -153,47 +158,55 @@ class RestSearch:
         candidates
             About how many first records of a rest are tried.
         """
+        from scipy.sparse import csr_array
+
         n = len(time)
         first, second = np.triu_indices(n, 1)
         distance = time[second] - time[first]
         spacing = max(n // candidates, 1)
-        fewest = max(MIN_RECORDS, int(n * _LEAST_SHARE))
-        tried = [0, *range(MIN_RECORDS, n - fewest + 1, spacing)] if n >= MIN_RECORDS else []
-        starts, averages, counts, distances = [], [], [], []
+        tried = [0, *range(MIN_RECORDS, n - _fewest(n) + 1, spacing)] if n >= MIN_RECORDS else []
+        starts, counts, distances = [], [], []
+        members: list[NDArray[np.intp]] = []  # the pairs of each average, one average after the other
         for start in tried:
             left = time[-1] - time[start]
             if left <= 0:
                 continue
             edges = np.geomspace(left * _SHORTEST, left * _LONGEST, _BINS + 1)
             group = np.where(first >= start, np.searchsorted(edges, distance, side="right") - 1, -1)
-            late = np.zeros(len(first), dtype=bool)
-            weights, number = np.zeros((2, _BINS, len(first))), np.zeros((2, _BINS))
+            own: list[list[NDArray[np.intp]]] = [[np.empty(0, dtype=np.intp)] * _BINS for _ in range(2)]
             means = np.full(_BINS, np.nan)
             for i in range(_BINS):
                 pairs = np.flatnonzero(group == i)
                 if not len(pairs):
                     continue
-                middle = np.median(time[first[pairs]])
-                late[pairs] = time[first[pairs]] > middle
+                late = time[first[pairs]] > np.median(time[first[pairs]])
                 means[i] = distance[pairs].mean()
-                for half in (0, 1):
-                    own = pairs[late[pairs] == bool(half)]
-                    number[half, i] = len(own)
-                    weights[half, i, own] = 1 / max(len(own), 1)
+                own[0][i], own[1][i] = pairs[~late], pairs[late]
             if np.count_nonzero(np.isfinite(means)) < 3:
                 continue
             starts.append(start)
-            averages.append(weights)
-            counts.append(number)
+            members += own[0] + own[1]
+            counts.append([[len(pairs) for pairs in half] for half in own])
             distances.append(means)
-        shape = (0, 2, _BINS, len(first))
+        lengths = np.array([len(pairs) for pairs in members], dtype=np.intp)
+        weights = np.repeat(1 / np.maximum(lengths, 1), lengths)
+        columns = np.concatenate(members) if members else np.empty(0, dtype=np.intp)
+        averages = csr_array(
+            (weights, columns, np.concatenate([[0], np.cumsum(lengths)])), shape=(len(members), len(first))
+        )
         return cls(
             time,
             np.array(starts, dtype=np.intp),
-            np.array(averages).reshape(-1, *shape[1:]),
-            np.array(counts).reshape(-1, 2, _BINS),
+            averages,
+            np.array(counts, dtype=np.float64).reshape(-1, 2, _BINS),
             np.array(distances).reshape(-1, _BINS),
         )
+
+    def only(self, place: int) -> RestSearch:
+        """The search of the first record `starts[place]` alone."""
+        part, rows = [place], 2 * _BINS
+        averages = self.averages[rows * place : rows * (place + 1)]
+        return RestSearch(self.time, self.starts[part], averages, self.counts[part], self.distances[part])
 
     def growth(self, squared: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Exponent and relative diffusion of every rest that is tried (see `Rest`).
@@ -211,7 +224,7 @@ class RestSearch:
         first, second = np.triu_indices(n, 1)
         pairs = squared[..., first, second].reshape(-1, len(first))
         pairs = np.where(pairs > _ROUNDING * pairs.max(axis=1, keepdims=True), pairs, 0)
-        halves = (pairs @ self.averages.reshape(-1, len(first)).T).reshape(-1, *self.counts.shape)
+        halves = (self.averages @ pairs.T).T.reshape(-1, *self.counts.shape)
         known = np.isfinite(self.distances)
         share = self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
         means = (halves * share).sum(axis=2)
@@ -237,7 +250,10 @@ class RestSearch:
         return exponent.reshape(*many, -1), relative.reshape(*many, -1)
 
     def diffusion(self, squared: NDArray[np.float64], sigmas: float = _SIGMAS) -> NDArray[np.float64]:
-        """Diffusion before every rest that is tried, `sigmas` standard errors up, in weight² per time; shape (…, c)."""
+        """Diffusion before every rest that is tried, `sigmas` standard errors up, in weight² per time; shape (…, c).
+
+        0 where no time passes before the rest.
+        """
         records = np.arange(len(self.time) - _SHORT)
         gained = squared[..., records, records + _SHORT] - squared[..., records, records + 1]
         lasted = self.time[records + _SHORT] - self.time[records + 1]
@@ -245,11 +261,19 @@ class RestSearch:
         for place, start in enumerate(self.starts):
             count = start - _SHORT if start else len(records)
             total, own = lasted[:count].sum(), gained[..., :count]
+            if total <= 0:
+                found[..., place] = 0
+                continue
             rate = own.sum(axis=-1) / total
             # the squared deviations of windows that overlap by all but one of their records
             error = np.sqrt(((own - rate[..., None] * lasted[:count]) ** 2).sum(axis=-1) * _SHORT) / total
             found[..., place] = np.maximum(rate, 0) + sigmas * error
         return found
+
+
+def _fewest(records: int) -> int:
+    """The fewest records of a rest that is not the whole history."""
+    return max(MIN_RECORDS, int(records * _LEAST_SHARE))
 
 
 def _slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -300,29 +324,53 @@ def growth_interval(motion: Motion, rest: Rest, blocks: int = 8) -> tuple[float,
     Returns
     -------
     tuple of float
-        The limits; NaN for a rest that the search does not find at that record.
+        The limits; NaN for a rest that the search does not find at that record, and where the growth is not finite.
     """
     from scipy.stats import t as student
 
     search = RestSearch.over(motion.time)
     place = int(np.searchsorted(search.starts, rest.record))
+    if place == len(search.starts) or search.starts[place] != rest.record:
+        return np.nan, np.nan
     first, _ = np.triu_indices(len(motion.time), 1)
-    chosen = replace(search, **{name: getattr(search, name)[[place]] for name in _PER_START})
+    chosen = search.only(place)
     edges = np.linspace(rest.record, len(motion.time), blocks + 1).astype(int)
     found = []
     for low, high in pairwise(edges.tolist()):
-        kept = chosen.averages[0] * ((first < low) | (first >= high))
-        share = kept.sum(axis=2, keepdims=True)
-        if (share[chosen.counts[0] > 0] <= 0).any():
+        kept = chosen.averages.toarray() * ((first < low) | (first >= high))
+        share = kept.sum(axis=1, keepdims=True)
+        if (share[chosen.counts.ravel() > 0] <= 0).any():
             continue  # a group of distances has waiting times in this block alone
-        left = replace(chosen, averages=(kept / np.where(share > 0, share, 1))[None])
+        left = replace(chosen, averages=type(chosen.averages)(kept / np.where(share > 0, share, 1)))
         found.append(float(np.maximum(*left.growth(motion.squared))[0]))
-    if len(found) < 3:
+    if len(found) < 3 or not np.isfinite([rest.growth, *found]).all():
         return np.nan, np.nan
     count = len(found)
     error = float(np.sqrt((count - 1) / count * ((np.array(found) - np.mean(found)) ** 2).sum()))
     margin = float(student.ppf(0.975, count - 1)) * error
     return max(rest.growth - margin, 0.0), rest.growth + margin
+
+
+def standstill(motion: Motion) -> Rest | None:
+    """The part at the end in which the weights do not move at all, though they moved before and time passes.
+
+    A walk whose steps follow the learning rate does not stand still: it needs no simulation. None where the learning
+    rate is not known, or where the part is shorter than a rest may be, counted in records between which the learning
+    rate is above 0.
+
+    Parameters
+    ----------
+    motion
+        The history.
+    """
+    away = np.flatnonzero(motion.squared[:, -1] > _ROUNDING * motion.squared.max())
+    record = int(away[-1]) + 1 if len(away) else 0
+    passed = np.diff(motion.time)
+    usual = np.median(passed[passed > 0]) if (passed > 0).any() else np.inf
+    passing = int(np.count_nonzero(passed[record:] > _PASSING * usual))
+    if record == 0 or not motion.rate_known or passing + 1 < _fewest(len(motion.steps)):
+        return None
+    return Rest(int(motion.steps[record]), record, 0.0, 0.0, moves=False)
 
 
 class _SlowMotion(Motion):
@@ -353,9 +401,8 @@ def _null_walks(
     generator: np.random.Generator,
     *,
     rest_from: int | None = None,
-    size: int = _BATCH,
 ) -> Iterator[NDArray[np.float64]]:
-    """The least growth of any rest in walks like a history, in batches of `size`.
+    """The least growth of any rest in walks like a history, in batches of `_WALKS` walks.
 
     Their diffusion per time is the same throughout: that before the rest. Of a rest that is the whole history it is
     that over short distances, two standard errors up: a motion that is noise of records alone has none. With
@@ -370,15 +417,20 @@ def _null_walks(
         moved[rest_from:] = 0
     # Noise of records in many directions on top of a motion in few: the two are drawn apart.
     apart = motion.jitter > 0 and like.dimensions < motion.dimensions / 2
+    most = batch_size(len(motion.steps))
     while True:
-        products = simulate_walks(like, size, generator, moved=moved, jitter=0.0 if apart else motion.jitter)
-        if apart:
-            products += simulate_walks(motion, size, generator, moved=0 * moved, jitter=motion.jitter)
-        yield np.maximum(*search.growth(squared_displacements(products))).min(axis=-1)
+        found = []
+        for done in range(0, _WALKS, most):
+            size = min(most, _WALKS - done)
+            products = simulate_walks(like, size, generator, moved=moved, jitter=0.0 if apart else motion.jitter)
+            if apart:
+                products += simulate_walks(motion, size, generator, moved=0 * moved, jitter=motion.jitter)
+            found.append(np.maximum(*search.growth(squared_displacements(products))).min(axis=-1))
+        yield np.concatenate(found)
 
 
 def rest_p_value(
-    motion: Motion, generator: np.random.Generator, search: RestSearch | None = None, *, walks: int | None = None
+    motion: Motion, generator: np.random.Generator, search: RestSearch | None = None, *, more: bool = True
 ) -> tuple[float, NDArray[np.float64]]:
     """How often a walk has a rest as good as that of a history, from whatever first record.
 
@@ -390,8 +442,8 @@ def rest_p_value(
         Source of the random numbers.
     search
         The plan, if it is there already.
-    walks
-        Number of walks. Default: 200, and up to 2,000 where the p-value is small.
+    more
+        Whether up to 1,200 walks are drawn where the p-value of the first 200 is small.
 
     Returns
     -------
@@ -401,15 +453,17 @@ def rest_p_value(
     search = search or RestSearch.over(motion.time)
     rest = find_rest(motion, search)
     observed = rest.growth if rest else np.inf
-    batches = _null_walks(motion, search, generator, size=walks or _BATCH)
-    p, found = exceedance(-observed, (-batch for batch in (islice(batches, 1) if walks else batches)))
+    batches = _null_walks(motion, search, generator)
+    p, found = exceedance(-observed, (-batch for batch in (batches if more else [next(batches)])))
     return min(_P_FACTOR * p, 1.0), -found
 
 
 def rest_power(
     motion: Motion, null: NDArray[np.float64], generator: np.random.Generator, search: RestSearch | None = None
 ) -> float:
-    """How often a walk like a history that stops for the last 40 % of the records is seen to rest.
+    """How often a walk like a history that stops for the last 40 % of the steps is seen to rest.
+
+    On a grid whose records lie closer at the beginning, few records may be in that part: the power is then small.
 
     Parameters
     ----------
@@ -423,7 +477,8 @@ def rest_power(
         The plan, if it is there already.
     """
     search = search or RestSearch.over(motion.time)
-    stop = int((1 - _LAST_SHARE) * len(motion.time))
+    first, last = motion.steps[[0, -1]]
+    stop = int(np.searchsorted(motion.steps, first + (1 - _LAST_SHARE) * (last - first)))
     planted = next(_null_walks(motion, search, generator, rest_from=stop))
     least = min(MAX_GROWTH, float(np.quantile(null, 0.05 / _P_FACTOR)))
     return float(np.mean(planted <= least))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.measures.kink import autoregressive
+from pythia_dynamics.measures.levels import ALL_DRAWS, FEW_EXTREME, FIRST_DRAWS, LEVEL
 
 __all__ = ["LEAST_POINTS", "MAX_RISE", "LossRise", "correlate_increments", "largest_rise", "loss_rise"]
 
@@ -42,9 +43,6 @@ size cannot be told."""
 _BUMP = 0.05
 """Share of the points over which a planted rise lasts, two at the least: a short rise is harder to see than a long one,
 so p is not too small for either."""
-
-_FIRST_DRAWS, _ALL_DRAWS, _FEW = 199, 1999, 2
-"""Draws of a simulated p: more of them only where at most two of the first are as extreme."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +142,12 @@ def loss_rise(b: _Array, loss: _Array, *, seed: int = 0) -> LossRise:
         errors = noise * autoregressive(phi, rng.standard_normal((len(b), count)))
         return largest_rise(b, _with_rise(b, falling, height, count, rng) + errors)
 
-    risen = simulated(MAX_RISE * extent, _FIRST_DRAWS)
-    if np.count_nonzero(risen <= measured) <= _FEW:
-        risen = np.concatenate([risen, simulated(MAX_RISE * extent, _ALL_DRAWS - _FIRST_DRAWS)])
+    risen = simulated(MAX_RISE * extent, FIRST_DRAWS)
+    if np.count_nonzero(risen <= measured) <= FEW_EXTREME:
+        risen = np.concatenate([risen, simulated(MAX_RISE * extent, ALL_DRAWS - FIRST_DRAWS)])
     monotone = simulated(0.0, len(risen))
     rise = max(measured - float(np.median(monotone)), 0.0)
-    added = simulated(rise, _FIRST_DRAWS) - rise if rise > 0 else monotone
+    added = simulated(rise, FIRST_DRAWS) - rise if rise > 0 else monotone
     low, high = measured - np.quantile(added, (0.975, 0.025))
     return LossRise(
         measured=measured / extent,
@@ -158,7 +156,7 @@ def loss_rise(b: _Array, loss: _Array, *, seed: int = 0) -> LossRise:
         high=max(float(high), rise) / extent,
         p=float((1 + np.count_nonzero(risen <= measured)) / (1 + len(risen))),
         p_monotone=float((1 + np.count_nonzero(monotone >= measured)) / (1 + len(monotone))),
-        power=float(np.mean(monotone <= np.quantile(risen, 0.05))),
+        power=float(np.mean(monotone <= np.quantile(risen, LEVEL))),
         noise=noise,
         autocorrelation=phi,
         points=len(b),

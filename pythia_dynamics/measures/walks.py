@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
+from pythia_dynamics.measures.learning_rate import walk_time
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = [
     "Motion",
+    "batch_size",
     "exceedance",
     "integrated",
     "integrated_over_time",
@@ -45,6 +46,12 @@ walks is as extreme, the upper limit of their share is 0.0025 (95 %)."""
 _RARE = 2
 """So few of the first walks must be as extreme for more walks to be drawn."""
 
+_MOST_BYTES = 64e6
+"""Inner products of the walks that are simulated at a time. A few arrays of this size are in use at once."""
+
+_BATCH = 200
+"""Most walks that are simulated at a time: those of a p-value that is not small."""
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -64,6 +71,8 @@ class Motion:
         weight².
     size
         N, the number of weights.
+    rate_note
+        Why η is not known, or at which steps it was taken from the nearest one (see `walk_time`).
     """
 
     steps: NDArray[np.int64]
@@ -71,6 +80,7 @@ class Motion:
     rate_known: bool
     products: NDArray[np.float64]
     size: int
+    rate_note: str = ""
 
     @classmethod
     def of(cls, pairs: xr.Dataset) -> Self:
@@ -97,20 +107,51 @@ class Motion:
             raise PythiaDynError("the weights never move")
         total = gram[first, first] + gram[second, second] - 2 * gram[first, second]
         size = max(round(float(total / displacement[first, second])), 1)
-        squared = displacement * size
-        products = np.empty_like(squared)
+        found = cls.from_squared(
+            displacement * size,
+            pairs["step"].to_numpy(),
+            known,
+            size=size,
+            learning_rate=pairs["learning_rate"].to_numpy() if "learning_rate" in pairs.coords else None,
+        )
+        found.products[0, 0] = gram[0, 0]
+        found.products[0, 1:] = found.products[1:, 0] = np.diff(gram[0])
+        return found
+
+    @classmethod
+    def from_squared(
+        cls,
+        squared: NDArray[np.float64],
+        steps: NDArray[np.int64],
+        at: NDArray[np.intp],
+        *,
+        size: int,
+        start: float = 0.0,
+        learning_rate: NDArray[np.float64] | None = None,
+    ) -> Self:
+        """The motion of a history from its squared displacements; the first weights are taken as orthogonal to it.
+
+        Parameters
+        ----------
+        squared
+            Squared displacements between the present steps, shape (n, n), weight².
+        steps
+            All steps of the history, shape (T,).
+        at
+            Indices of the present steps, shape (n,).
+        size
+            N, the number of weights.
+        start
+            ‖w_0‖², weight².
+        learning_rate
+            η at `steps`, NaN where it is not known; None where none is.
+        """
+        products = np.zeros(squared.shape)
         # Polarisation: (w_i − w_{i−1})·(w_j − w_{j−1}) from the squared distances of their four ends.
         products[1:, 1:] = (squared[:-1, 1:] + squared[1:, :-1] - squared[:-1, :-1] - squared[1:, 1:]) / 2
-        products[0, 0] = gram[0, 0]
-        products[0, 1:] = products[1:, 0] = np.diff(gram[0])
-        steps = pairs["step"].to_numpy().astype(np.int64)
-        time, rate_known = (steps[known] - steps[known[0]]).astype(np.float64), False
-        if "learning_rate" in pairs.coords:
-            rate = pairs["learning_rate"].to_numpy().astype(np.float64)
-            covered = cumulative_learning_rate(steps[known[0] :], rate[known[0] :], 2)[known - known[0]]
-            if np.isfinite(covered).all() and covered[-1] > 0:
-                time, rate_known = covered, True
-        return cls(steps[known], time, rate_known, products, size)
+        products[0, 0] = start
+        covered = walk_time(steps, learning_rate, at)
+        return cls(steps[at].astype(np.int64), covered.time, covered.known, products, size, covered.note)
 
     @property
     def increments(self) -> NDArray[np.float64]:
@@ -333,9 +374,16 @@ def _vectors(rows: int, dimensions: float, count: int, generator: np.random.Gene
     return factor
 
 
+def batch_size(records: int) -> int:
+    """How many walks of so many records are simulated at a time: 200 of up to 200 records, then fewer."""
+    return max(min(_BATCH, int(_MOST_BYTES / (8 * max(records, 1) ** 2))), 1)
+
+
 def exceedance(
     observed: float,
     draw: Iterable[NDArray[np.float64]],
+    *,
+    more: bool = True,
 ) -> tuple[float, NDArray[np.float64]]:
     """p-value of a statistic against simulated ones; more are drawn where it is small.
 
@@ -345,6 +393,8 @@ def exceedance(
         The statistic; greater is more extreme. NaN gives p = 1.
     draw
         Gives arrays of simulated statistics, shape (k,), as long as they are asked for; NaN counts as not extreme.
+    more
+        Whether a small p-value is of use; it is not where the effect is too small to count.
 
     Returns
     -------
@@ -355,7 +405,9 @@ def exceedance(
     found = np.empty(0)
     for batch in draw:
         found = np.concatenate([found, batch])
-        if len(found) >= _MANY or (len(found) >= _FEW and np.count_nonzero(found >= observed) > _RARE):
+        if len(found) >= (_MANY if more else _FEW) or (
+            len(found) >= _FEW and np.count_nonzero(found >= observed) > _RARE
+        ):
             break
     if np.isnan(observed):
         return 1.0, found

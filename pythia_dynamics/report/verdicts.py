@@ -12,7 +12,7 @@ from pythia_dynamics.measures.measure import Table
 from pythia_dynamics.report.facts import format_number
 from pythia_dynamics.results.folder import Results
 
-__all__ = ["MARKS", "counted", "evidence_facts", "evidence_line", "heading", "records_of"]
+__all__ = ["MARKS", "counted", "evidence_facts", "evidence_line", "heading", "p_values", "records_of"]
 
 MARKS: Mapping[VerdictWord, str] = {"supported": "✓", "not supported": "✗", "undecided": "?", "not testable here": "–"}
 """Marks beside the words of the verdicts."""
@@ -95,13 +95,10 @@ def evidence_facts(verdict: Verdict, records: int) -> dict[str, str]:
         "Effect": effect,
         "At most" if evidence["at_most"] else "At least": format_number(number["least"]),
     }
-    if is_exact:
-        told["p"] = "none, the statistic is exact" if number["power"] == 1 else "not known"
-    else:
+    if not is_exact:
         told["Null"] = str(evidence["null"])
-        told["p"] = _probability(number["p"])
-        if verdict.p_corrected is not None:
-            told["p"] += f", corrected {_probability(verdict.p_corrected)}"
+    told["p"] = p_values(verdict)
+    if not is_exact:
         told["Power"] = "not known" if math.isnan(number["power"]) else f"{number['power']:.2f}"
     rates = error_rates_of(verdict.claim, records)
     if rates is not None:
@@ -124,6 +121,21 @@ def evidence_line(verdict: Verdict, records: int) -> str:
     parts = [f"{told['Statistic']}: {told['Effect']}, {least.lower()} {told[least]}"]
     parts.append(f"p {told['p']}" + (f"; power {told['Power']}" if "Power" in told else ""))
     return "; ".join([*parts, told.get("Error rates", "error rates not calibrated")])
+
+
+def p_values(verdict: Verdict) -> str:
+    """p of a verdict in words, and p corrected for the tests of its scorecard, on which the word rests.
+
+    Parameters
+    ----------
+    verdict
+        The verdict, of a claim that can be tested.
+    """
+    evidence = verdict.evidence or {}
+    if evidence.get("p") is None:
+        return "none, the statistic is exact" if evidence.get("power") == 1 else "not known"
+    told = _probability(float(evidence["p"]))
+    return told if verdict.p_corrected is None else f"{told}, corrected {_probability(verdict.p_corrected)}"
 
 
 def _probability(p: float) -> str:

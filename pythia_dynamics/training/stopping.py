@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
-from pythia_dynamics.measures.rest import MIN_RECORDS, RestSearch, find_rest, rest_p_value
+from pythia_dynamics.measures.rest import MIN_RECORDS, RestSearch, find_rest, rest_p_value, standstill
 from pythia_dynamics.measures.stationarity import RATE_STEPS, motion
 from pythia_dynamics.measures.walks import Motion
 from pythia_dynamics.sweep.compute import Compute
@@ -38,9 +37,6 @@ _MAX_P = 0.01
 """Largest p-value of a record's rest. The rule looks at every record, but the looks at one walk are alike: 1 % at each
 keeps the walks that are ever stopped below 5 %."""
 
-_WALKS = 199
-"""Walks for a p-value of 1 %, of which none may be as good: the p-value is doubled."""
-
 _CANDIDATES = 8
 """About as many first records of a rest are tried at each record."""
 
@@ -54,7 +50,9 @@ class StationarityRule:
     kind
         When a record is stationary.
 
-        * ``stationary``: the records up to it have a rest (`find_rest`) that at most 1 % of random walks have. Where
+        * ``stationary``: the records up to it have a rest (`find_rest`) that at most 1 % of random walks have. A rest
+          in which the weights move has to be seen over as much as 16 records of equal distance: on an uneven grid,
+          noise of records that lie close hides any walk. Where
           the learning rate is known, distances are in ∫η², and a motion that decays with η is none. Where it is not
           known, only a history in equilibrium from its first record is; a motion that stops could be the work of the
           schedule.
@@ -189,28 +187,38 @@ def _at_rest(curves: xr.Dataset, wanted: NDArray[np.bool_], enough: int | None =
         motion = _motion(curves.isel(step=slice(record + 1)), past, between)
         search = RestSearch.over(motion.time, _CANDIDATES)
         rest = find_rest(motion, search)
+        if standstill(motion) is not None:
+            found[record] = True
+            continue
         if rest is None or not rest.found or (rest.record > 0 and not motion.rate_known):
             continue
-        p, _ = rest_p_value(motion, np.random.default_rng(record), search, walks=_WALKS)
+        if _spread(motion.steps[rest.record :]) < MIN_RECORDS - 1:
+            continue
+        p, _ = rest_p_value(motion, np.random.default_rng(record), search, more=False)
         found[record] = p <= _MAX_P
     return found
 
 
+def _spread(steps: NDArray[np.int64]) -> float:
+    """How many equal intervals average as much as those between these records: (Σ d)² / Σ d².
+
+    On a grid whose records lie closer at the beginning, noise of records hides a walk until the records are far enough
+    apart, while the records so far look like an equilibrium. A few late intervals then make up most of the steps.
+    """
+    passed = np.diff(steps).astype(np.float64)
+    return float(passed.sum() ** 2 / (passed**2).sum())
+
+
 def _motion(curves: xr.Dataset, past: NDArray[np.intp], squared: NDArray[np.float64]) -> Motion:
     """The motion over the records `past` from their squared displacements; the direction of w_0 is not needed."""
-    steps = curves["step"].to_numpy().astype(np.int64)
-    products = np.zeros_like(squared)
-    # polarisation: (w_i − w_{i−1})·(w_j − w_{j−1}) from the squared distances of their four ends
-    products[1:, 1:] = (squared[:-1, 1:] + squared[1:, :-1] - squared[:-1, :-1] - squared[1:, 1:]) / 2
-    products[0, 0] = float(curves["frobenius_norm"].to_numpy()[past[0]]) ** 2
-    time, rate_known = (steps[past] - steps[past[0]]).astype(np.float64), False
-    if "learning_rate" in curves.coords:
-        rate = curves["learning_rate"].to_numpy().astype(np.float64)
-        covered = cumulative_learning_rate(steps[past[0] :], rate[past[0] :], 2)[past - past[0]]
-        if np.isfinite(covered).all() and covered[-1] > 0:
-            time, rate_known = covered, True
-    size = int(curves["squared_displacement"].attrs["weights"])
-    return Motion(steps[past], time, rate_known, products, size)
+    return Motion.from_squared(
+        squared,
+        curves["step"].to_numpy(),
+        past,
+        size=int(curves["squared_displacement"].attrs["weights"]),
+        start=float(curves["frobenius_norm"].to_numpy()[past[0]]) ** 2,
+        learning_rate=curves["learning_rate"].to_numpy() if "learning_rate" in curves.coords else None,
+    )
 
 
 def _past_peak(

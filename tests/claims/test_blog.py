@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pythia_dynamics.claims.blog import CLAIMS, decide
+from pythia_dynamics.claims.blog import CLAIMS, _in_one_direction, decide
 from pythia_dynamics.claims.evidence import Evidence
 from pythia_dynamics.claims.order import OrderCurve, judge_loss_falls, judge_slope_changes
 from pythia_dynamics.claims.published_curves import judge_published_curves
@@ -140,6 +140,58 @@ def test_the_level_over_seeds_is_kept() -> None:
     assert 0.02 <= found.count("supported") / 400 <= 0.08
 
 
+def test_one_seed_with_an_effect_does_not_support_a_claim_about_the_mean() -> None:
+    seeds = [measured(4.0, 0.0005), measured(1.3, 0.5), measured(1.3, 0.5)]
+    found = over_seeds(seeds, logarithmic=True)
+    assert found.evidence is not None
+    assert found.reason.startswith("1 of 3 seeds support it")
+    assert found.verdict == "undecided"
+    assert found.evidence.p == pytest.approx(0.231, abs=0.002)  # twice that of t = 1.7 with two degrees of freedom
+
+
+def test_the_level_of_a_mean_is_kept_where_single_seeds_have_effects() -> None:
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(400):  # the logarithms have the mean 0; each seed is known well
+        ratios = np.exp(rng.normal(0, 0.8, 4))
+        found.append(over_seeds([measured(ratio, 0.0005) for ratio in ratios], logarithmic=True).verdict)
+    assert found.count("supported") / 400 <= 0.05
+
+
+def test_a_mean_that_supports_a_claim_has_an_interval_without_no_effect() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        seeds = [measured(ratio, 0.01) for ratio in np.exp(rng.normal(0.6, 0.4, 3))]
+        found = over_seeds(seeds, logarithmic=True)
+        assert found.evidence is not None
+        assert found.verdict != "supported" or found.evidence.low > 1
+
+
+def test_a_small_rise_must_be_small_for_the_mean() -> None:
+    seeds = [measured(rise, 0.01, at_most=True) for rise in (0.0, 0.0, 1.4)]
+    found = over_seeds(seeds)
+    assert found.evidence is not None
+    assert found.evidence.p > 0.05
+    assert over_seeds([measured(rise, 0.01, at_most=True) for rise in (0.0, 0.1, 0.2)]).verdict == "supported"
+
+
+def test_kinks_of_different_directions_are_not_pooled() -> None:
+    def kink(ratio: float, direction: str) -> Decision:
+        evidence = Evidence("", ratio, 1.5, p=0.001, power=0.9, low=ratio / 1.1, high=ratio * 1.1)
+        return Decision("", {"direction": direction}, evidence)
+
+    steeper = [kink(ratio, "steeper") for ratio in (2.0, 2.2, 2.1)]
+    assert over_seeds(_in_one_direction(steeper), logarithmic=True).verdict == "supported"
+    mixed = _in_one_direction([*steeper[:2], kink(2.0, "flatter")])
+    assert [part.evidence.effect for part in mixed if part.evidence] == [2.0, 2.2, 0.5]
+    assert mixed[2].evidence is not None
+    assert mixed[2].evidence.low == pytest.approx(1 / 2.2)
+    assert mixed[2].evidence.p == 0.9995
+    assert over_seeds(mixed, logarithmic=True).verdict != "supported"
+    tied = _in_one_direction([kink(2.0, "steeper"), kink(3.0, "flatter")])
+    assert [part.evidence.effect for part in tied if part.evidence] == [0.5, 3.0]
+
+
 def test_exact_seeds() -> None:
     assert over_seeds([exact(0.001), exact(0.002), exact(0.0)]).verdict == "supported"
     assert over_seeds([exact(0.3), exact(0.35)]).verdict == "not supported"
@@ -213,3 +265,31 @@ def test_short_runs_few_seeds_and_equal_seeds_cannot_be_compared() -> None:
     part = judge_published_curves({"10k": runs, "1m": seeds_of("1m", 1, 0)})
     assert part.verdict == "supported"
     assert part.reason.endswith("1m has 1 of 3 runs that have every published step")
+
+
+def test_agreement_with_random_values_has_a_p_value_and_a_power() -> None:
+    runs = {"10k": seeds_of("10k", 3, 0), "0.1m": seeds_of("0.1m", 3, 1)}
+    found = judge(runs)
+    for claim in ("b-initial", "published-curves"):
+        evidence = found[claim].evidence
+        assert found[claim].verdict == "supported"
+        assert evidence is not None
+        assert 0 < evidence["p"] <= 0.01
+        assert 0.8 <= evidence["power"] < 1
+        assert evidence["low"] <= evidence["effect"] <= evidence["high"]
+        assert found[claim].p_corrected >= evidence["p"]  # it is counted
+
+
+def test_seeds_that_spread_widely_leave_the_agreement_open() -> None:
+    decision = judge_published_curves({"10k": seeds_of("10k", 3, 0, share=0.05, common=1.0)})
+    assert decision.verdict == "undecided"
+    assert decision.evidence is not None
+    assert decision.evidence.power < 0.8
+
+
+def test_a_small_difference_that_seeds_do_not_have_refutes_the_agreement() -> None:
+    runs = [run.assign(train_loss=run["train_loss"] * 0.98) for run in seeds_of("0.1m", 4, 0, share=0.001)]
+    decision = judge_published_curves({"0.1m": runs})
+    assert decision.evidence is not None
+    assert decision.evidence.word() == "supported"  # within 5 %
+    assert decision.verdict == "not supported"

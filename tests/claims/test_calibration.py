@@ -184,9 +184,21 @@ def test_a_file_is_resumed_by_truth(tests, tmp_path: Path, monkeypatch) -> None:
     other = CalibrationSettings(runs=2, records=40, weights=512)
     with pytest.raises(PythiaDynError, match=r"is of \{'runs': 3.*remove it"):
         calibrate(other, truths=["drift"], workers=1, out=out)
-    monkeypatch.setattr(calibration, "__version__", "9")
+    monkeypatch.setattr(calibration, "code_version", lambda: "9")  # other code judges otherwise
     with pytest.raises(PythiaDynError, match="and version"):
         calibrate(SMALL, truths=["drift"], workers=1, out=out)
+
+
+def test_the_version_tells_code_apart_but_not_comments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def version(text: str) -> str:
+        (tmp_path / "claims").mkdir(exist_ok=True)
+        (tmp_path / "claims" / "one.py").write_text(text)
+        monkeypatch.setattr(calibration, "__file__", str(tmp_path / "claims" / "calibration.py"))
+        return calibration.code_version.__wrapped__()
+
+    first = version('"""A text."""\nLEAST = 0.1  # why\n')
+    assert first == version('"""Another."""\nLEAST = 0.1\n')
+    assert first != version('"""A text."""\nLEAST = 0.2  # why\n')
 
 
 def test_an_interruption_keeps_the_finished_truths(tests, tmp_path: Path) -> None:

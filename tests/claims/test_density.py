@@ -7,12 +7,20 @@ import pytest
 
 from pythia_dynamics.claims import bifurcation_step
 from pythia_dynamics.claims.bifurcation_step import ReferenceStep
-from pythia_dynamics.claims.density import DENSITY_BIMODAL, SYMMETRIC_MODES, density_bimodal, symmetric_modes
+from pythia_dynamics.claims.density import (
+    DENSITY_BIMODAL,
+    SYMMETRIC_MODES,
+    _power_of_a_split,
+    density_bimodal,
+    symmetric_modes,
+)
+from pythia_dynamics.claims.evidence import LEAST_POWER
 from pythia_dynamics.claims.saved import SavedResults
 from pythia_dynamics.claims.verdict import NotTestableError, decision_of
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.analyse import analyse
 from pythia_dynamics.measures.density import DENSITY
+from pythia_dynamics.measures.modes import find_modes
 from pythia_dynamics.sweep.frames import NonFiniteWarning
 
 STEPS = np.arange(1000, 61_000, 2000)
@@ -56,21 +64,47 @@ def test_a_split_turns_the_density_bimodal(share, noise, seed):
     assert decision.evidence.low <= decision.evidence.effect <= decision.evidence.high
 
 
-def test_a_split_that_this_many_weights_cannot_show_leaves_the_claim_undecided():
-    decision = density_bimodal(results(split(share=0.5, noise=0.3)))
+@pytest.mark.parametrize("seed", range(3))
+def test_a_split_of_half_that_this_many_weights_cannot_show_leaves_the_claim_open(seed):
+    decision = density_bimodal(results(split(seed, share=0.5, noise=0.3)))
     assert decision.verdict == "undecided"
-    assert decision.evidence.power < 0.5
+    assert "can hide a second mode" in decision.reason
 
 
-@pytest.mark.parametrize("rows", [128, 30_000])
-def test_one_mode_is_not_supported_where_half_a_split_would_be_seen(rows):
-    frames = gaussian(rows=128)
-    saved = results(frames)
-    saved.find("density.zarr").attrs["independent_weights"] = max(rows, 2000)
+@pytest.mark.parametrize("independent", [200, 2000])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_mode_is_not_supported_where_a_split_would_be_seen(independent, seed):
+    saved = results(gaussian(seed))
+    saved.find("density.zarr").attrs["independent_weights"] = independent
     decision = density_bimodal(saved)
-    assert decision.verdict == ("undecided" if rows == 128 else "not supported")
+    assert decision.verdict == "not supported"
     assert decision.evidence.p == 1
+    assert decision.evidence.power > 0.8
     assert "one mode" in decision.reason
+
+
+def test_few_weights_leave_one_mode_undecided():
+    saved = results(gaussian())
+    saved.find("density.zarr").attrs["independent_weights"] = 20
+    decision = density_bimodal(saved)
+    assert decision.verdict == "undecided"
+    assert decision.evidence.power < 0.8
+
+
+def test_the_power_is_that_of_planted_splits():
+    for count in (60, 100, 150):
+        seen = [find_modes(*np.unique(planted(seed, count), return_counts=True)).count > 1 for seed in range(200)]
+        assert (_power_of_a_split(count) >= LEAST_POWER) == (np.mean(seen) >= LEAST_POWER)
+
+
+def planted(seed, count):
+    rng = np.random.default_rng(seed)
+    return rng.choice([-1, 1], count) * (1 + 0.3 * rng.normal(size=count))
+
+
+def test_a_density_of_one_value_has_one_mode():
+    frames = np.ones((len(STEPS), 32, 64))
+    assert density_bimodal(results(frames)).verdict == "not supported"
 
 
 def test_a_density_that_is_bimodal_from_the_start_does_not_turn_so():
@@ -132,6 +166,12 @@ def test_symmetric_splits(share, noise, seed):
     assert decision.numbers["lower_mode"] == pytest.approx(-0.06, abs=0.006)
     assert decision.evidence.p <= 0.05 / 5
     assert decision.evidence.power >= 0.8
+    assert decision.evidence.low <= decision.evidence.effect <= decision.evidence.high
+
+
+def test_the_interval_of_a_symmetric_split_holds_no_asymmetry():
+    found = [symmetric_modes(results(split(seed)[-1:], steps=[60_000])).evidence for seed in range(10)]
+    assert sum(evidence.low <= 0 <= evidence.high for evidence in found) >= 7
 
 
 @pytest.mark.parametrize(

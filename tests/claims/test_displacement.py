@@ -16,8 +16,9 @@ from pythia_dynamics.claims.displacement import (
     quasi_linear_msd,
     two_regimes,
 )
+from pythia_dynamics.claims.motions import COSINE
 from pythia_dynamics.claims.saved import SavedResults
-from pythia_dynamics.claims.truths import COSINE, truth
+from pythia_dynamics.claims.truths import truth
 from pythia_dynamics.claims.verdict import NotTestableError
 from pythia_dynamics.history.history import History
 

@@ -72,6 +72,51 @@ def test_no_drop_and_one_elsewhere() -> None:
     assert "likelier than the one here" in decision.reason
 
 
+def spike(records: int, size: float) -> np.ndarray:
+    return np.where((np.arange(143) >= 30) & (np.arange(143) < 30 + records), size, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("other", "removed"),
+    [(spike(1, 1.5), 1), (spike(6, 0.7), 6), (0.6 * (STEPS >= 31_000), 0), (fall(0.2, 30_000), 0)],
+    ids=["bad record", "loss spike", "earlier rise", "smaller drop"],
+)
+def test_a_drop_beside_another_change(other: np.ndarray, removed: int) -> None:
+    for seed in range(3):
+        drop = drops.perplexity_drops(saved(perplexity_forward=scores(SMOOTH + errors(seed) + fall(0.4) + other)))
+        assert drop.verdict == "supported"
+        assert drop.numbers["removed"] == removed
+        assert drop.evidence is not None
+        assert drop.evidence.effect == pytest.approx(0.4, abs=0.02)
+        none = drops.perplexity_drops(saved(perplexity_forward=scores(SMOOTH + errors(seed) + other)))
+        assert none.verdict == "not supported"
+
+
+def test_a_larger_drop_elsewhere_leaves_a_drop_open() -> None:
+    curve = SMOOTH + errors(0) + fall(0.4) + fall(0.6, 30_000)
+    decision = drops.perplexity_drops(saved(perplexity_forward=scores(curve)))
+    assert decision.verdict == "undecided"
+    assert decision.open
+    assert not decision.refuted
+    assert decision.evidence is not None
+    assert decision.evidence.p < 0.001
+    assert decision.evidence.effect == pytest.approx(0.4, abs=0.02)
+    assert decision.numbers["elsewhere_start"] == 29_000
+    assert decision.numbers["elsewhere"] == pytest.approx(-0.6, abs=0.03)
+    assert "about as likely, or more so" in decision.reason
+
+
+def test_the_noise_of_a_drop_that_is_found_is_what_it_leaves() -> None:
+    curve = SMOOTH + errors(0, 0.003)
+    without, with_drop = (
+        drops.perplexity_drops(saved(perplexity_forward=scores(each))).evidence for each in (curve, curve + fall(0.4))
+    )
+    assert without is not None
+    assert with_drop is not None
+    assert without.power > 0.9
+    assert with_drop.power > 0.9
+
+
 def test_noise_that_hides_a_drop_leaves_the_claim_undecided() -> None:
     decision = drops.perplexity_drops(saved(perplexity_forward=scores(SMOOTH + errors(2, 0.2))))
     assert decision.verdict == "undecided"
@@ -168,6 +213,34 @@ def test_a_rank_that_drops() -> None:
     # The error over the projections hides what is smaller.
     unsure = drops.rank_shrinks(saved(rank=ranks(40 + errors(0, 0.1), error=8.0)))
     assert unsure.verdict == "undecided"
+
+
+def fork(rng: np.random.Generator, first: float, dip: float) -> np.ndarray:
+    """The rank of weights that split: it rises over ten records from the bifurcation on, after a dip."""
+    since = np.arange(143) - 79
+    known = [-143, -1, 0, 2, 9, 143]
+    rank = np.interp(since, known, [1.9, first, first - dip, first - dip, 19, 19])
+    return np.asarray(np.round(40 * (rank + 0.02 * rng.normal(size=143))) / 40)
+
+
+def test_a_rank_that_rises_has_no_drop() -> None:
+    for seed in range(4):
+        decision = drops.rank_shrinks(saved(rank=ranks(fork(np.random.default_rng(seed), 2.65, 0.3), error=0.25)))
+        assert decision.verdict == "not supported"
+        assert decision.evidence is not None
+        assert abs(decision.evidence.effect) < 0.05
+        assert abs(float(decision.numbers["elsewhere"] or 0)) < 0.1
+        assert decision.evidence.p > 0.0005
+        assert "a rise of the curve is likelier" in decision.reason
+
+
+def test_a_rank_that_falls_and_rises_further_is_left_open() -> None:
+    decision = drops.rank_shrinks(saved(rank=ranks(fork(np.random.default_rng(0), 12.8, 4.0), error=0.25)))
+    assert decision.verdict == "undecided"
+    assert "rises there as well" in decision.reason
+    assert decision.evidence is not None
+    assert 0.1 < decision.evidence.effect < 1
+    assert abs(float(decision.numbers["elsewhere"] or 0)) < 0.1
 
 
 @pytest.mark.parametrize(("batch", "width", "named"), [(64, 512, "B − 1 = 63"), (64, 12, "d = 12")])

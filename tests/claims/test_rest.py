@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import warnings
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -9,10 +14,12 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.claims.rest import stationary, stop_when_stationary
 from pythia_dynamics.claims.saved import SavedResults
-from pythia_dynamics.claims.verdict import Decision, decision_of
+from pythia_dynamics.claims.verdict import Decision, corrected, decision_of
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.learning_rate import learning_rate_integrals
+from pythia_dynamics.measures.rest import RestSearch, rest_p_value, rest_power, standstill
 from pythia_dynamics.measures.two_time import two_time
+from pythia_dynamics.measures.walks import Motion
 
 T = 80
 STEPS = np.arange(1, T + 1) * 1000
@@ -104,3 +111,74 @@ def test_stopping_costs_nothing_where_the_loss_is_flat() -> None:
     assert judge(weights, loss=3 + 0.2 * rng.normal(size=T)).verdict == "undecided"
     assert judge(walk(0), loss=np.full(T, 3.0)).verdict == "not testable here"  # not at rest
     assert judge(weights, loss=np.full(T, 3.0)).verdict == "supported"  # without noise
+
+
+def test_the_p_value_of_stopping_covers_the_rest() -> None:
+    tables = {"two_time.zarr": two_time(History.from_array(walk(1, jitter=1.0, stops=40).reshape(T, 40, -1), STEPS))}
+    tables["two_time.zarr"] = tables["two_time.zarr"].assign_coords(learning_rate=("step", list(FALLING.values())))
+    loss = 3 + 0.003 * np.random.default_rng(0).normal(size=T)
+    tables["perplexity-forward.csv"] = xr.Dataset({"nll_mean": ("step", loss)}, {"step": STEPS})
+    saved = SavedResults.in_memory("own", tables)
+    rest, stop = decision_of(stationary, saved), decision_of(stop_when_stationary, saved)
+    assert rest.evidence is not None
+    assert stop.evidence is not None
+    assert stop.evidence.p == max(rest.evidence.p, float(stop.numbers["p_loss"] or 0))
+    for p in (0.03, 0.2):  # a rest that the correction, or its own p, leaves undecided leaves the stop undecided
+        unsure = replace(rest, evidence=replace(rest.evidence, p=p))
+        saved = SavedResults.in_memory("own", tables)
+        saved.once("stationary", partial(replace, unsure))
+        after = decision_of(stop_when_stationary, saved)
+        assert [found.verdict for found in corrected([unsure, after])] == ["undecided", "undecided"]
+
+
+def test_a_rest_of_few_records_on_an_uneven_grid_is_undecided() -> None:
+    steps = np.unique(np.geomspace(1, 143_000, 58).round().astype(int))
+    sizes = np.sqrt(np.diff(steps))[:, None]
+    weights = np.cumsum(np.r_[np.zeros((1, 600)), sizes * np.random.default_rng(0).normal(size=(len(sizes), 600))], 0)
+    weights[steps > 80_000] = weights[steps > 80_000][0]
+    history = History.from_array(weights.reshape(-1, 20, 30), steps, learning_rate={int(step): 1e-3 for step in steps})
+    found = decision_of(stationary, SavedResults.in_memory("own", {"two_time.zarr": two_time(history)}))
+    assert found.verdict == "undecided"
+    assert found.evidence is not None
+    assert found.evidence.power < 0.1
+
+
+def test_weights_that_stand_still_after_one_jump_are_at_rest() -> None:
+    weights = np.repeat(np.random.default_rng(0).normal(size=(2, 1200)), 30, axis=0)
+    found = judge(weights)
+    assert found.verdict == "supported"
+    assert found.numbers["since"] == 31_000
+    assert judge(weights, known=False).verdict == "undecided"
+    still = History.from_array(weights.reshape(60, 40, 30), STEPS[:60])
+    ends = {int(step): 1e-3 * (step <= 35_000) for step in STEPS[:60]}  # the learning rate is 0 soon after
+    assert standstill(Motion.of(two_time(still.with_learning_rate(ends)))) is None
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_learning_rate_of_0_while_the_weights_move_gives_no_warning(late: bool) -> None:
+    weights = np.cumsum(np.random.default_rng(0).normal(size=(60, 1200)), axis=0)
+    if late:
+        weights[:57] = weights[0]
+    history = History.from_array(weights.reshape(60, 40, 30), STEPS[:60])
+    history = history.with_learning_rate({int(step): 1e-3 * (step > 20_000) for step in STEPS[:60]})
+    saved = SavedResults.in_memory("own", {"two_time.zarr": two_time(history)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decision_of(stationary, saved)
+    assert found.verdict != "supported"
+    assert "inf" not in found.reason
+
+
+def test_memory_does_not_grow_with_the_square_of_many_records() -> None:
+    n = 400
+    weights = np.cumsum(np.random.default_rng(0).normal(size=(n, 64)), axis=0)
+    squared = ((weights[:, None] - weights) ** 2).sum(axis=2)
+    motion = Motion.from_squared(squared, np.arange(n), np.arange(n), size=64, learning_rate=np.ones(n))
+    tracemalloc.start()
+    generator = np.random.default_rng(0)
+    search = RestSearch.over(motion.time)
+    _, null = rest_p_value(motion, generator, search, more=False)
+    rest_power(motion, null, generator, search)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 500e6

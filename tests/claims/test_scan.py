@@ -77,6 +77,28 @@ def test_a_drop_elsewhere_is_not_one_here(width: int, at: float) -> None:
         assert change.elsewhere == pytest.approx(np.log(0.6), abs=0.1)
 
 
+def test_a_fall_that_comes_back_is_no_drop() -> None:
+    for width in (1, 4, 10):
+        change = found(3 + noise(0, 0.01, 0.6) + drop(0.4, 1) - drop(0.4, 1, at=79 + width))
+        if width < 5:  # left out; correlated noise may add a neighbour
+            assert width <= change.removed <= width + 2
+            assert not supports(change)
+            assert abs(change.change) < LEAST
+        else:
+            assert change.rises_there
+
+
+def test_changes_beside_the_drop_are_fitted() -> None:
+    values = 3 + noise(0, 0.01, 0.6) + drop(0.4, 5, at=79.5)
+    alone, beside = found(values), found(values - 2 * drop(0.4, 3, at=30.5) + drop(0.2, 5, at=119.5))
+    assert alone.others == 0
+    assert beside.others == 2
+    assert supports(beside)
+    assert beside.change == pytest.approx(alone.change, abs=0.02)
+    assert beside.power == pytest.approx(alone.power, abs=0.3)
+    assert (beside.elsewhere_start, beside.elsewhere_end) == (118_000, 123_000)
+
+
 def test_a_rise_is_no_drop() -> None:
     change = found(3 + noise(0, 0.01, 0.6) - drop(0.4, 5))
     assert change.is_other

@@ -9,15 +9,8 @@ import pytest
 
 from pythia_dynamics.claims import scorecard
 from pythia_dynamics.claims.curve_truths import CURVE_TRUTHS, Noise, noise
-from pythia_dynamics.claims.truths import (
-    BIFURCATION,
-    DETECTORS,
-    TRUTHS,
-    Truth,
-    grid_steps,
-    select_truths,
-    truth,
-)
+from pythia_dynamics.claims.motions import BIFURCATION, grid_steps
+from pythia_dynamics.claims.truths import DETECTORS, TRUTHS, Truth, select_truths, truth
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 
@@ -38,14 +31,16 @@ def test_a_history_follows_from_its_seed(name: str) -> None:
     assert history.shape == (30, 32, 16)
     assert history.name == kind.model
     assert history.dtype == np.float16
-    assert np.isfinite(history.coordinates["learning_rate"]).all()
+    rate = history.coordinates.get("learning_rate")
+    assert (rate is not None and bool(np.isfinite(rate).all())) == kind.tells_rate
     assert np.array_equal(history.weights, same.weights)
     assert not np.array_equal(history.weights, other.weights)
-    assert (history.steps[0], history.steps[-1]) == (1000, 143_000)
+    assert (history.steps[0], history.steps[-1]) == (1 if kind.uneven else 1000, 143_000)
 
 
 def test_the_steps_are_those_of_the_papers() -> None:
     assert grid_steps(143).tolist() == list(range(1000, 143_001, 1000))
+    assert grid_steps(153, uneven=True).tolist() == [2**k for k in range(10)] + list(range(1000, 143_001, 1000))
     assert truth("walk-cosine").history(0).shape == (143, 128, 64)
 
 

@@ -149,7 +149,7 @@ def test_the_published_table_needs_no_results(run: Run, tmp_path: Path) -> None:
     text = succeeds(run("claims", "--published"))
     assert "16 models, 21 tests, p corrected for their number (Holm)" in text
     assert "suspect, not used: pythia-2.8b-deduped, 17 steps, 0 to 43,000" in text
-    for words in ("arXiv 2404.07647", "arXiv 2602.20433", "published-small-models", "1.60   7.9"):
+    for words in ("arXiv 2404.07647", "arXiv 2602.20433", "published-small-models", "1.60   7.9", "p 0.9, corrected 1"):
         assert words in text
     assert not (tmp_path / "results").exists()
     chosen = ("--model", "70m", "--model", "160m*", "--model", "pythia-1b", "--json")
@@ -160,6 +160,9 @@ def test_the_published_table_needs_no_results(run: Run, tmp_path: Path) -> None:
     numbers = facts["models"][0]["claims"][0]["numbers"]
     assert (numbers["best_step"], numbers["last_step"]) == (43_000, 143_000)
     assert "no published model '31m'" in fails(run("claims", "--published", "--model", "31m")).replace("pythia-", "")
+    nothing = run("claims", "--published", "--model", "31m")
+    assert "Godey" not in nothing.stdout
+    assert "suspect" not in nothing.stdout
     assert run("claims", "--published", "--tensor", "all").exit_code == 2
 
 

@@ -15,7 +15,7 @@ from pythia_dynamics.checkpoints.registry import PAPER_STEPS, resolve
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.displacement import PER_LEARNING_RATE, msd
-from pythia_dynamics.measures.learning_rate import cumulative_learning_rate, learning_rate_integrals
+from pythia_dynamics.measures.learning_rate import cumulative_learning_rate, learning_rate_integrals, walk_time
 from pythia_dynamics.sweep.frames import MissingStepsWarning
 
 SCHEDULES = {
@@ -168,3 +168,29 @@ def test_without_a_learning_rate_nothing_changes() -> None:
     assert known.attrs["learning_rate"] == "given as a mapping"
     for name in plain.data_vars:
         np.testing.assert_array_equal(plain[name], known[name])
+
+
+def test_the_time_of_a_walk_holds_the_learning_rate_over_one_interval_at_each_end() -> None:
+    steps, nan = [0, 10, 20, 40, 80], math.nan
+    held = walk_time(steps, [nan, 2.0, 2.0, 2.0, nan])
+    assert held.known
+    assert held.note == "the learning rate is taken from the nearest step at steps 0, 80"
+    np.testing.assert_allclose(held.time, 4 * np.array(steps))
+    assert walk_time(steps, [2.0] * 5).note == ""
+    for rate, named in (([nan, nan, 2, 2, 2], "steps 0, 10"), ([2, 2, 2, nan, nan], "steps 40, 80")):
+        found = walk_time(steps, rate)
+        assert not found.known
+        assert found.note == f"the learning rate is missing at {named}"
+        np.testing.assert_array_equal(found.time, steps)
+    inside = walk_time(
+        steps, [nan, nan, 2, 2, nan], [1, 2, 3]
+    )  # what is missing beyond the present steps is not needed
+    assert inside.known
+    np.testing.assert_allclose(inside.time, [0, 40, 120])
+    assert walk_time(steps, None).note == ""
+    assert "known at these steps" in walk_time(steps, [nan] * 5).note
+    assert walk_time(steps, [0.0] * 5).note == "the learning rate is 0 at all of these steps"
+    assert not walk_time([5], [1.0]).known
+    assert walk_time([], []).time.tolist() == []
+    many = walk_time(range(9), [nan] * 8 + [1.0]).note
+    assert many == "the learning rate is missing at steps 0, 1, 2, 3 and 4 further ones"

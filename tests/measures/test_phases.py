@@ -263,3 +263,14 @@ def test_the_number_of_the_first_step_does_not_matter() -> None:
     later = {name: one.assign_coords(step=one["step"] + 1000) for name, one in models.items()}
     expected = tuple(replace(row, step=row.step + 1000) for row in agreement(models))
     assert agreement(later) == expected
+
+
+def test_a_log_that_begins_one_checkpoint_late_is_enough() -> None:
+    weights = np.cumsum(np.random.default_rng(0).normal(size=(30, 20, 10)), axis=0)
+    steps = np.arange(30) * 500
+    late = phases(History.from_array(weights, steps, learning_rate={int(step): 1e-3 for step in steps[1:]}))
+    assert late.attrs["learning_rate_known"] == 1
+    assert late.attrs["learning_rate_note"] == "the learning rate is taken from the nearest step at step 0"
+    later = phases(History.from_array(weights, steps, learning_rate={int(step): 1e-3 for step in steps[2:]}))
+    assert later.attrs["learning_rate_known"] == 0
+    assert "missing at steps 0, 500" in later.attrs["learning_rate_note"]

@@ -15,6 +15,7 @@ from pythia_dynamics.measures.displacement import msd
 from pythia_dynamics.measures.two_time import two_time
 from pythia_dynamics.measures.walks import (
     Motion,
+    batch_size,
     exceedance,
     integrated,
     integrated_over_time,
@@ -142,8 +143,15 @@ def test_time_is_the_integral_of_the_squared_learning_rate_where_it_is_known() -
     assert known.rate_known
     np.testing.assert_allclose(known.time, 4.0 * (steps - 1000))
     gap = np.full(LENGTH, 2.0)
-    gap[-1] = np.nan
-    assert not Motion.of(pairs.assign_coords(learning_rate=("step", gap))).rate_known
+    gap[[0, -1]] = np.nan  # a log that begins after the first checkpoint and ends before the last
+    held = Motion.of(pairs.assign_coords(learning_rate=("step", gap)))
+    assert held.rate_known
+    assert held.rate_note == "the learning rate is taken from the nearest step at steps 1,000, 80,000"
+    np.testing.assert_allclose(held.time, known.time)
+    gap[-2] = np.nan
+    found = Motion.of(pairs.assign_coords(learning_rate=("step", gap)))
+    assert not found.rate_known
+    assert "missing at steps 1,000, 79,000, 80,000" in found.rate_note
 
 
 def test_missing_steps_are_left_out() -> None:
@@ -205,3 +213,10 @@ def test_the_parts_of_a_motion_are_frozen() -> None:
         found.size = 3  # type: ignore[misc]
     assert replace(found, size=5).size == 5
     assert isinstance(two_time(frames()), xr.Dataset)
+
+
+def test_batches_become_smaller_where_there_are_many_records() -> None:
+    assert batch_size(143) == batch_size(3) == 200
+    assert batch_size(10**5) == 1
+    for records in (200, 400, 700, 1500):
+        assert 0.5 * 64e6 < batch_size(records) * records**2 * 8 <= 64e6

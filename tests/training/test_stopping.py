@@ -161,6 +161,32 @@ def test_the_rule_needs_the_records_up_to_now_only() -> None:
     assert StationarityRule(after=stop + 1000).stop(past) is None
 
 
+def uneven(steps: NDArray[np.int64], seed: int, *, noise: float, moves: bool = True) -> History:
+    """A walk with unit steps per 1,000 and noise of records, or that noise alone."""
+    rng = np.random.default_rng(seed)
+    sizes = np.sqrt(np.diff(steps) / 1000)[:, None] * moves
+    weights = np.cumsum(np.r_[np.zeros((1, 1200)), sizes * rng.normal(size=(len(sizes), 1200))], axis=0)
+    weights += noise * rng.normal(size=weights.shape)
+    rate = {int(step): 1e-3 for step in steps}
+    return History.from_array(weights.reshape(-1, 40, 30), steps, learning_rate=rate)
+
+
+@pytest.mark.parametrize("grid", ["geometric", "powers of two"])
+def test_noise_of_records_that_lie_close_hides_no_walk(grid: str) -> None:
+    steps = np.unique(np.geomspace(1, 143_000, 58).round().astype(int))
+    if grid != "geometric":
+        steps = np.r_[0, 2 ** np.arange(10), np.arange(1, 50) * 1000]
+    assert [replay(uneven(steps, seed, noise=2)).stopped_at for seed in range(5)] == [None] * 5
+    if grid != "geometric":
+        assert replay(uneven(steps, 0, noise=2, moves=False)).stopped_at is not None
+
+
+def test_a_log_that_begins_one_checkpoint_late_is_enough_to_stop() -> None:
+    late = {step: rate for step, rate in FALLING.items() if step > STEPS[0]}
+    weights = np.asarray(moving("plateau", 0).weights)
+    assert replay(History.from_array(weights, STEPS, learning_rate=late)).stopped_at is not None
+
+
 # -- the curves -----------------------------------------------------------------------------------------------
 
 
