@@ -15,7 +15,13 @@ import safetensors.numpy
 import pythia_dynamics as pyd
 
 FILES = ("__init__.pyi", "py.typed", "report/page.html.j2", "report/style.css", "report/script.js")
-DATA = ("published_lambada.csv", "blog_order_parameter.csv", "blog_train_loss_vs_order_parameter.csv", "README.md")
+DATA = (
+    "published_lambada.csv",
+    "blog_order_parameter.csv",
+    "blog_train_loss_vs_order_parameter.csv",
+    "calibration-143.json",
+    "README.md",
+)
 
 
 def main() -> None:
