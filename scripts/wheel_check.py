@@ -19,7 +19,6 @@ DATA = (
     "published_lambada.csv",
     "blog_order_parameter.csv",
     "blog_train_loss_vs_order_parameter.csv",
-    "calibration-143.json",
     "README.md",
 )
 

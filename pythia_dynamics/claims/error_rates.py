@@ -1,7 +1,8 @@
 """How often a claim or a detector is wrong, and how often it sees what is there: the table of a calibration.
 
-`pythia_dynamics.claims.calibration` makes such a table. That of 143 records is part of the package; see
-`load_calibration`. Intervals of a share are Wilson's, at 95 %.
+`pythia_dynamics.claims.calibration` makes such a table. That of 143 records belongs to the data of the package
+(`load_calibration`); without it, verdicts say that their error rates are not calibrated. Intervals of a share are
+Wilson's, at 95 %.
 """
 
 from __future__ import annotations

