@@ -39,7 +39,7 @@ show persistence. It has to be longer than any memory of the motion that is not 
 _SIGNIFICANT = 2.0
 """Standard errors above 0 up to which an autocorrelation of the increments counts as persistence."""
 
-_FEW, _MANY = 199, 1199
+_FIRST_WALKS, _MOST_WALKS = 199, 1199
 """Walks for a p-value, and for one that is small: a scorecard of 16 tests asks for p ≤ 0.003, and where none of 1,199
 walks is as extreme, the upper limit of their share is 0.0025 (95 %)."""
 
@@ -405,8 +405,8 @@ def exceedance(
     found = np.empty(0)
     for batch in draw:
         found = np.concatenate([found, batch])
-        if len(found) >= (_MANY if more else _FEW) or (
-            len(found) >= _FEW and np.count_nonzero(found >= observed) > _RARE
+        if len(found) >= (_MOST_WALKS if more else _FIRST_WALKS) or (
+            len(found) >= _FIRST_WALKS and np.count_nonzero(found >= observed) > _RARE
         ):
             break
     if np.isnan(observed):
