@@ -29,7 +29,7 @@ FindingKind = Literal[
 have the same content as steps of another repository. ``discontinuous``: the next steps of a run do not continue its
 first one. ``disagree``: the files of a step in two formats are not of the same step. ``mixed``: different steps have
 some shards in common, but not all. ``size``: the weights of a step have another size than those of the others.
-``stray``: a step is farther from its neighbours than they are from each other. ``non-finite``: weights are NaN or
+``stray``: the weights of a step seem to be those of another step or training. ``non-finite``: weights are NaN or
 infinite. ``missing``: there is no such step, or it has no weights, or not all. ``unreadable``: the files of a step
 cannot be listed."""
 

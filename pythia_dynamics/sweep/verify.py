@@ -17,27 +17,18 @@ from pythia_dynamics.history.store import Store
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import NonFiniteWarning
 from pythia_dynamics.sweep.gram import Gram, displacements
+from pythia_dynamics.sweep.misplaced import Misplaced, find_misplaced
 from pythia_dynamics.sweep.sweep import sweep
 
 __all__ = ["verify_store"]
-
-_STRAY_RATIO = 1.1
-"""A stray step is farther from both neighbours than this many times the distance between them. Independent random
-frames all have the same distance (ratio 1), so a bound of 1 would report noise. The ratio of N weights varies by about
-1/√N, far less than 10 %."""
-
-_LONGEST_STRETCH = 4
-"""Largest number of consecutive steps that are tested as one stray stretch. The distance across a stretch grows with
-its length, so a longer stretch cannot be distinguished from ordinary motion."""
 
 
 def verify_store(store: Store, tensor: str, compute: Compute | None = None) -> Verification:
     """Compare every stored chunk of a tensor with its checksum, then compare the steps with one another.
 
-    Chunks of equal CRC-32C are compared byte by byte. A stretch of up to four consecutive steps i … j is stray when the
-    distances ‖w_i − w_{i−1}‖ and ‖w_{j+1} − w_j‖ are both more than 1.1 times the distance across it,
-    ‖w_{j+1} − w_{i−1}‖. In a random walk and in steady motion the distance across is the longest of the three. This
-    function removes the records of damaged chunks, so that the next fetch replaces them. It reads all weights twice.
+    Chunks of equal CRC-32C are compared byte by byte. Steps whose weights seem to belong elsewhere are found from the
+    distances between all pairs of steps (`find_misplaced`). This function removes the records of damaged chunks, so
+    that the next fetch replaces them. It reads all weights twice.
 
     Parameters
     ----------
@@ -114,25 +105,39 @@ def _irregular_steps(history: History, compute: Compute) -> list[Finding]:
     steps = history.steps[gram.indices[~gram.nonfinite_frames()]].tolist()
     invalid = sorted(set(history.steps.tolist()) - set(steps))
     findings = [Finding("non-finite", (step,), f"step {step} has weights that are NaN or infinite") for step in invalid]
-    distance = np.sqrt(displacements(gram.increments()) / gram.size)
-    reported: set[int] = set()
-    for length in range(1, min(_LONGEST_STRETCH, len(steps) - 2) + 1):
-        for first in range(1, len(steps) - length):
-            stretch = range(first, first + length)
-            before, after = first - 1, first + length
-            to, back, across = distance[before, first], distance[after - 1, after], distance[before, after]
-            if min(to, back) > _STRAY_RATIO * across and reported.isdisjoint(stretch):
-                reported.update(stretch)
-                findings.append(_stray([steps[i] for i in stretch], steps[before], steps[after], (to, back, across)))
+    if not steps:
+        return findings
+    sums, squares = gram.total[:, 0], gram.total[:, 1]
+    variances = np.maximum(squares - sums**2 / gram.size, 0) / gram.size
+    squared = displacements(gram.increments()) / gram.size
+    findings += [_stray(item, steps) for item in find_misplaced(squared, variances, gram.size)]
     return sorted(findings, key=lambda finding: finding.steps)
 
 
-def _stray(steps: list[int], before: int, after: int, distances: tuple[float, float, float]) -> Finding:
-    """The finding for a stray stretch between two steps. `distances` are those to it, from it and across it."""
-    to, back, across = distances
-    subject = f"{listed(steps)} {'is' if len(steps) == 1 else 'are'}"
-    message = (
-        f"{subject} farther from {before} (root mean square {to:.3g}) and {after} ({back:.3g}) than these are from "
-        f"each other ({across:.3g}): swapped checkpoints or mixed shards?"
-    )
-    return Finding("stray", tuple(steps), message)
+def _stray(item: Misplaced, steps: Sequence[int]) -> Finding:
+    """The finding for steps that seem misplaced. Distances are root mean squares over the weights."""
+    places, beside = ([steps[place] for place in part] for part in (item.places, item.beside))
+    subject = f"{listed(places)} {'is' if len(places) == 1 else 'are'}"
+    if item.kind == "exchanged":
+        before, after = item.distances
+        said = (
+            f"{listed(places)} seem exchanged: the path around them is {before / after:.2f} times as long as with each"
+        )
+        return Finding("stray", tuple(places), f"{said} in the place of the other")
+    first, second = item.distances[:2]
+    if item.kind == "stretch":
+        message = (
+            f"{subject} far from {beside[0]} (root mean square {first:.3g}) and {beside[1]} ({second:.3g}), which are "
+            f"{item.distances[2]:.3g} from each other: swapped checkpoints or mixed shards?"
+        )
+    elif item.kind == "end":
+        message = (
+            f"{subject} nearer to {beside[1]} (root mean square {second:.3g}) than to its neighbour {beside[0]} "
+            f"({first:.3g}): another checkpoint?"
+        )
+    else:
+        message = (
+            f"{subject} as far from its neighbour {beside[0]} (root mean square {first:.3g}) as independent weights "
+            f"({second:.3g}), and the other steps are correlated: weights of another training?"
+        )
+    return Finding("stray", tuple(places), message)

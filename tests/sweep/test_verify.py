@@ -71,14 +71,39 @@ def test_strays_and_stretches_of_strays_are_named(tmp_path: Path) -> None:
         frames[step] = other[step]
     found = verify_store(store(tmp_path / "a.zarr", frames), HEAD)
     assert kinds(found) == [("stray", (7000,)), ("stray", (15000, 16000, 17000))]
-    assert "step 7000 is farther from 6000" in found.findings[0].message
-    assert "steps 15000, 16000, 17000 are farther from 14000" in found.findings[1].message
+    assert "step 7000 is far from 6000" in found.findings[0].message
+    assert "steps 15000, 16000, 17000 are far from 14000" in found.findings[1].message
 
 
 def test_swapped_checkpoints_are_named(tmp_path: Path) -> None:
     frames = walk(30)
     frames[8000], frames[21000] = frames[21000], frames[8000]
     assert kinds(verify_store(store(tmp_path / "a.zarr", frames), HEAD)) == [("stray", (8000,)), ("stray", (21000,))]
+
+
+def test_neighbours_that_are_exchanged_are_named(tmp_path: Path) -> None:
+    frames = walk(30)
+    frames[8000], frames[9000] = frames[9000], frames[8000]
+    (found,) = verify_store(store(tmp_path / "a.zarr", frames), HEAD).findings
+    assert found.steps == (8000, 9000)
+    assert found.message.startswith("steps 8000, 9000 seem exchanged: the path around them is 1.2")
+
+
+def test_wrong_weights_at_the_ends_are_named(tmp_path: Path) -> None:
+    frames, start = walk(30), 5 * np.random.default_rng(1).normal(size=SPEC.shape)
+    frames = {step: start + frame for step, frame in frames.items()}
+    frames[1000] = 5 * np.random.default_rng(2).normal(size=SPEC.shape)
+    frames[30000] = frames.pop(4000)
+    first, last = verify_store(store(tmp_path / "a.zarr", frames), HEAD).findings
+    assert (first.steps, last.steps) == ((1000,), (30000,))
+    assert "as independent weights" in first.message
+    assert "nearer to" in last.message
+
+
+def test_steps_between_equal_ones_are_not_blamed(tmp_path: Path) -> None:
+    frames = walk(30)
+    frames[12000] = frames[10000]
+    assert kinds(verify_store(store(tmp_path / "a.zarr", frames), HEAD)) == [("equal", (10000, 12000))]
 
 
 def test_equal_content_is_found_by_content(tmp_path: Path) -> None:
