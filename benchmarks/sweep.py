@@ -45,18 +45,20 @@ EDGES = np.linspace(-0.5, 0.5, 513)
 def generate(path: Path, shape: tuple[int, int], steps: int) -> None:
     """A random walk of float16 weights, standard deviation 0.03, written through the real store."""
     from pythia_dynamics.history.spec import TensorSpec
+    from pythia_dynamics.history.states import step_states
     from pythia_dynamics.history.store import Store
 
     store = Store.create(path, source="benchmark")
     numbers = range(1000, 1000 * (steps + 1), 1000)
     store.ensure([TensorSpec(TENSOR, "float16", shape)], numbers)
+    stored = step_states(store, TENSOR).stored
     rng = np.random.default_rng(0)
     size = shape[0] * shape[1]
     weights = rng.standard_normal(size, dtype=np.float32) * 0.03
     noise = rng.standard_normal(size + 1000 * steps, dtype=np.float32) * 0.002
     for i, step in enumerate(numbers):
         weights += noise[1000 * i : 1000 * i + size]  # another stretch each time: uncorrelated, and quick to make
-        if not store.has(TENSOR, step):
+        if step not in stored:
             store.write(TENSOR, step, weights.reshape(shape).astype(np.float16), {"step": step})
 
 

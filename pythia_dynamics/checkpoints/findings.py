@@ -21,6 +21,7 @@ FindingKind = Literal[
     "mixed",
     "size",
     "stray",
+    "superseded",
     "non-finite",
     "missing",
     "unreadable",
@@ -29,9 +30,9 @@ FindingKind = Literal[
 have the same content as steps of another repository. ``discontinuous``: the next steps of a run do not continue its
 first one. ``disagree``: the files of a step in two formats are not of the same step. ``mixed``: different steps have
 some shards in common, but not all. ``size``: the weights of a step have another size than those of the others.
-``stray``: the weights of a step seem to be those of another step or training. ``non-finite``: weights are NaN or
-infinite. ``missing``: there is no such step, or it has no weights, or not all. ``unreadable``: the files of a step
-cannot be listed."""
+``stray``: the weights of a step seem to be those of another step or training. ``superseded``: a step has been replaced
+or removed at the source since it was fetched. ``non-finite``: weights are NaN or infinite. ``missing``: there is no
+such step, or it has no weights, or not all. ``unreadable``: the files of a step cannot be listed."""
 
 EQUAL_IN_PYTHIA = (0, 1)
 """Steps that have the same weights in every published Pythia model: the learning rate of the first update is 0."""

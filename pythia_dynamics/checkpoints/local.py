@@ -135,6 +135,10 @@ class LocalSource:
                 self.read(revision, name).close()
         return files_of(replace(revision, folder=""), files)
 
+    def entries(self, revision: Revision) -> Mapping[str, tuple[int, str | None]]:
+        """As `files`, without checksums: none is stated of a file in a directory."""
+        return {file: (size, None) for file, size in self.files(revision).items()}
+
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `Source.read`."""
         path = self._folder(revision) / require_relative_path(file)

@@ -228,6 +228,9 @@ class Source(Protocol):
     def files(self, revision: Revision) -> Mapping[str, int]:
         """Size in bytes of every file of a revision, by path."""
 
+    def entries(self, revision: Revision) -> Mapping[str, tuple[int, str | None]]:
+        """(size in bytes, sha256) of every file of a revision, by path; the sha256 is None where none is stated."""
+
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision.
 

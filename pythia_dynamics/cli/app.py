@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -33,8 +33,8 @@ __all__ = [
     "bar",
     "duration",
     "echo",
-    "echo_missing",
     "echo_outcome",
+    "echo_steps",
     "echo_warnings",
     "expanded",
     "main",
@@ -389,14 +389,14 @@ def echo(text: str) -> None:
         click.echo(text)
 
 
-def echo_missing(missing: Any) -> None:
-    """Print missing steps by their reason. `missing` maps a step to its reason; up to eight steps are written out."""
+def echo_steps(state: str, reasons: Mapping[int, str]) -> None:
+    """Print steps in a state by their reason; up to eight steps are written out."""
     by_reason: dict[str, list[int]] = {}
-    for step, reason in missing.items():
+    for step, reason in reasons.items():
         by_reason.setdefault(reason, []).append(step)
     for reason, steps in by_reason.items():
         shown = ", ".join(map(str, steps[:8])) + (f" … ({len(steps)} steps)" if len(steps) > 8 else "")
-        echo(f"  missing {shown}: {reason}")
+        echo(f"  {state} {shown}: {reason}")
 
 
 def echo_outcome(outcome: Outcome) -> None:

@@ -98,7 +98,7 @@ def garden(
         )
     for name, reasons in result.missing.items():
         app.echo(name)
-        app.echo_missing(reasons)
+        app.echo_steps("missing", reasons)
     for name, verdicts in result.verdicts.items():
         app.echo(f"{name}: claims: {counted(verdicts)}")
     app.echo(

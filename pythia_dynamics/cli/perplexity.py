@@ -155,7 +155,7 @@ def _evaluate(
     facts = []
     for outcome in draw_perplexity(out, scores):
         app.echo_outcome(outcome)
-        app.echo_missing(outcome.facts["missing"])
+        app.echo_steps("missing", outcome.facts["missing"])
         facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
     return facts
 

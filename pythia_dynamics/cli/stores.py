@@ -33,6 +33,13 @@ with_verify_whole = click.option(
     "many). The tensors of torch files have a checksum, which is always compared.",
 )
 
+with_refresh = click.option(
+    "--refresh",
+    is_flag=True,
+    help="Fetch again the steps that have been replaced at the source since they were fetched. Without it they stay as "
+    "they are, and are said to be superseded.",
+)
+
 
 @app.main.command()
 @app.with_models(required=True)
@@ -40,6 +47,7 @@ with_verify_whole = click.option(
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
 @with_verify_whole
+@with_refresh
 @app.with_learning_rate
 @app.with_workers
 @app.with_suite
@@ -52,6 +60,7 @@ def fetch(
     tensors: tuple[str, ...],
     source: str,
     verify_whole: bool,
+    refresh: bool,
     learning_rate: Path | None,
     workers: int,
     suite: dict[str, Any],
@@ -68,7 +77,7 @@ def fetch(
     answer = app.Answer("fetch")
     for name in app.expanded(models, aliases(), answer):
         with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, suite, rates, verify_whole)
+            request = FetchRequest(name, tensors, steps, source, cache, suite, rates, verify_whole, refresh)
             model = request.resolved
             app.echo(f"{name} is {model.location}")
             with app.bar(model.name, "step") as progress:
@@ -81,7 +90,11 @@ def fetch(
                 f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
                 f"{report.seconds:.1f} s ({app.size(rate)}/s)"
             )
-            app.echo_missing(report.missing)
+            app.echo_steps("missing", report.missing)
+            app.echo_steps("not fetched again", report.failed)
+            app.echo_steps("superseded", report.superseded)
+            if report.superseded and not refresh:
+                app.echo("  fetch --refresh fetches the superseded steps again")
             for line in checks_in_words(report.checks):
                 app.echo(f"  {line}")
             answer.facts.append(
@@ -93,6 +106,8 @@ def fetch(
                     "fetched": report.fetched,
                     "present": report.present,
                     "missing": dict(report.missing),
+                    "superseded": dict(report.superseded),
+                    "failed": dict(report.failed),
                     "requests": report.requests,
                     "api_requests": report.api,
                     "bytes": report.bytes,
@@ -108,21 +123,17 @@ def fetch(
 @app.with_cache
 @app.with_json
 def list_stores(models: tuple[str, ...], cache: Path) -> None:
-    """List the steps in the cache and how their bytes were checked, and the missing steps with their reasons."""
+    """List the steps in the cache and how their bytes were checked; those superseded or missing, and why."""
     from pythia_dynamics.history.provenance import check_of, checks_in_words
+    from pythia_dynamics.history.states import step_states
 
     answer = app.Answer("stores")
     for name in app.model_names(models, cache, answer):
         with answer.collect():
             store = app.open_store(name, cache)
             for tensor, spec in store.tensors.items():
-                recorded = store.records(tensor)
-                stored = [step for step in sorted(recorded) if store.has(tensor, step)]
-                missing = {
-                    step: "its chunk is damaged; fetch it again" if step in recorded else "not fetched"
-                    for step in sorted(store.steps)
-                    if step not in stored
-                } | store.missing(tensor)
+                states, recorded = step_states(store, tensor), store.records(tensor)
+                stored = states.stored
                 app.echo(
                     f"{store.name}  {tensor} {spec}  {len(stored)} steps, "
                     f"{app.size(len(stored) * spec.nbytes)}, from {store.source}"
@@ -130,7 +141,8 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
                 checks = {step: check_of(recorded[step]) for step in stored}
                 for line in checks_in_words(checks):
                     app.echo(f"  {line}")
-                app.echo_missing(missing)
+                app.echo_steps("superseded", states.superseded)
+                app.echo_steps("missing", states.missing)
                 answer.facts.append(
                     {
                         "model": store.name,
@@ -139,8 +151,9 @@ def list_stores(models: tuple[str, ...], cache: Path) -> None:
                         "dtype": spec.dtype,
                         "shape": spec.shape,
                         "steps": stored,
+                        "superseded": states.superseded,
+                        "missing": states.missing,
                         "checks": checks,
-                        "missing": missing,
                         "bytes": len(stored) * spec.nbytes,
                     }
                 )
@@ -225,6 +238,7 @@ def models() -> None:
     "--source", default="hub", show_default=True, help="hub, a directory of checkpoints, or registry (no network)."
 )
 @with_verify_whole
+@with_refresh
 @app.with_workers
 @app.with_bandwidth
 @app.with_suite
@@ -236,6 +250,7 @@ def plan(
     tensors: tuple[str, ...],
     source: str,
     verify_whole: bool,
+    refresh: bool,
     workers: int,
     bandwidth: float,
     suite: dict[str, Any],
@@ -250,7 +265,9 @@ def plan(
     answer, total = app.Answer("plan"), 0
     for name in app.expanded(models, aliases(), answer) if models else tuple(SIZES):
         with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, suite, verify_whole=verify_whole)
+            request = FetchRequest(
+                name, tensors, steps, source, cache, suite, verify_whole=verify_whole, refresh=refresh
+            )
             model, found = request.resolved, preview(request)
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)

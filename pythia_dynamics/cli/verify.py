@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,8 @@ def _verify_remote(
         except PythiaDynError as error:
             failed[model.location] = str(error)
             answer.fail(str(error))
-    verified = verify_repositories(list(listings.values()), check_continuity(samples))
+    compared = verify_repositories(list(listings.values()), check_continuity(samples))
+    verified = [_with_superseded(found, listings[found.location], cache) for found in compared]
     faults, filings = 0, []
     for found in verified:
         _echo_findings(found)
@@ -143,6 +144,32 @@ def _verify_remote(
         what, where = "fault" if faults == 1 else "faults", "repository" if count == 1 else "repositories"
         answer.fail(f"{faults} {what} found in {count} {where}")
     answer.finish(failed=failed)
+
+
+def _with_superseded(found: Verification, listing: Listing, cache: Path) -> Verification:
+    """The verification of a repository, with the steps of its store that have been replaced since they were fetched."""
+    from pythia_dynamics.checkpoints.findings import Finding
+    from pythia_dynamics.history.cache import store_path
+    from pythia_dynamics.history.states import compare_with_source
+    from pythia_dynamics.history.store import Store
+
+    path = store_path(found.model, cache)
+    store = Store.open(path) if Store.exists(path) else None
+    if store is None or store.source != listing.location:
+        return found
+    replaced = compare_with_source(
+        store,
+        listing.location,
+        listing.revisions,
+        lambda revision: listing.files.get(revision.step, {}),
+        tensors=store.tensors,
+        steps=listing.asked,
+    )
+    new = [
+        Finding("superseded", (step,), f"step {step} in {path.name}: {why}; fetch --refresh fetches it again")
+        for step, why in replaced.items()
+    ]
+    return replace(found, findings=(*found.findings, *new))
 
 
 def _repositories(models: tuple[str, ...], cache: Path, suite: dict[str, Any], answer: app.Answer) -> list[Model]:

@@ -20,8 +20,9 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.provenance import CHECKS, Check
 from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
-from pythia_dynamics.history.survey import Survey, stored_steps, survey
+from pythia_dynamics.history.survey import Survey, survey
 from pythia_dynamics.history.whole import has_whole_checksum
 
 __all__ = ["FetchPlan", "preview"]
@@ -200,7 +201,8 @@ def _plan(
     stored = set(steps)
     store = Store.open(request.path) if Store.exists(request.path) else None
     for spec in specs:
-        stored &= stored_steps(store, spec, verify_whole=request.verify_whole) if store else set()
+        states = step_states(store, spec.name, verify_whole=request.verify_whole) if store else None
+        stored &= set() if states is None else set(states.held if request.refresh else states.stored)
     revisions = max(0, len(steps) - len(stored) - missing)
     layouts = dict.fromkeys(sample.layout for sample in samples)
     # Where revisions differ, a fetch first asks for the layout of the revision before, which this one may not have.

@@ -9,32 +9,26 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard library's
-
 from pythia_dynamics.checkpoints.directory_rate import stated_learning_rate
-from pythia_dynamics.checkpoints.formats.slices import TensorSlice
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.learning_rate import LoggedLearningRate, rates_at
 from pythia_dynamics.checkpoints.local import LocalSource
-from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
-from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
+from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.checkpoints.suite import Suite
-from pythia_dynamics.checkpoints.tensors import TensorRequest
 from pythia_dynamics.errors import (
     CheckpointError,
-    FormatError,
-    IntegrityError,
+    HubError,
     PythiaDynError,
     StoreError,
     UnknownNameError,
@@ -42,13 +36,14 @@ from pythia_dynamics.errors import (
     size,
 )
 from pythia_dynamics.history.history import History
-from pythia_dynamics.history.provenance import record_of, weakest_checks
+from pythia_dynamics.history.provenance import weakest_checks
 from pythia_dynamics.history.report import FetchReport
 from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.states import compare_with_source, step_states
 from pythia_dynamics.history.store import Store
-from pythia_dynamics.history.survey import most_common, stored_steps, survey
-from pythia_dynamics.history.whole import has_whole_checksum, read_whole, repeat_if_damaged
+from pythia_dynamics.history.survey import most_common, survey
+from pythia_dynamics.history.transfer import Outcome, Stores, fetch_revision
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["download", "fetch"]
@@ -83,7 +78,7 @@ def fetch(
         As for `download`.
     **options
         The other fields of `FetchRequest`, by name: `steps`, `source`, `cache`, `suite`, `learning_rate`,
-        `verify_whole`.
+        `verify_whole`, `refresh`.
 
     Returns
     -------
@@ -130,7 +125,7 @@ def download(
         Called with the number of revisions that are done and of all.
     **options
         Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`, `learning_rate`,
-        `verify_whole`.
+        `verify_whole`, `refresh`.
 
     Raises
     ------
@@ -154,10 +149,14 @@ def _download(
     began = time.monotonic()
     source = request.open_source()
     job = _Job(request, source, only_one)
-    if job.is_done():
+    revisions = job.ask()
+    if revisions is None:
         job.keep_suite()
     else:
-        job.run(workers, executor, progress)
+        job.run(revisions, workers, executor, progress)
+    store = Store.open(request.path)
+    states = [step_states(store, spec.name) for spec in job.specs]
+    stored = set(job.steps).intersection(*(each.stored for each in states))
     return FetchReport(
         model=request.resolved,
         source=source.location,
@@ -166,8 +165,10 @@ def _download(
         steps=job.steps,
         fetched=tuple(sorted(job.fetched)),
         present=tuple(sorted(job.present)),
-        missing=dict(sorted(job.missing.items())),
-        checks=weakest_checks(map(Store.open(request.path).records, (spec.name for spec in job.specs)), job.steps),
+        missing={step: why for step, why in sorted(job.failed.items()) if step not in stored},
+        superseded={step: why for each in states for step, why in each.superseded.items() if step in job.steps},
+        failed={step: why for step, why in sorted(job.failed.items()) if step in stored},
+        checks=weakest_checks(map(store.records, (spec.name for spec in job.specs)), job.steps),
         **source.traffic.counts(),
         seconds=time.monotonic() - began,
     )
@@ -183,17 +184,24 @@ class _Job:
         self.known: Mapping[str, TensorSpec] = {}
         self.specs: tuple[TensorSpec, ...] = ()
         self.stored: dict[str, set[int]] = {}
-        self.commits: Mapping[int, str | None] = {}
         self.reasons: dict[str, dict[int, str]] = defaultdict(dict)
-        self.missing: dict[int, str] = {}
+        self.failed: dict[int, str] = {}
         self.present: set[int] = set()
         self.fetched: set[int] = set()
 
-    def is_done(self) -> bool:
-        """Whether the store has all of it, which takes no network to know. Directories may have changed since."""
-        if self.request.wanted is None or isinstance(self.source, LocalSource) or not self._knows_tensors():
-            return False
-        return len(self.present) == len(self.steps)
+    def ask(self) -> Mapping[int, Revision] | None:
+        """The revisions that the source has now; None where it cannot be asked and the store has all that is wanted."""
+        try:
+            return self.source.revisions()
+        except HubError as error:
+            if self.request.wanted is None or not self._knows_tensors() or len(self.present) < len(self.steps):
+                raise
+            from huggingface_hub.constants import is_offline_mode
+
+            if not is_offline_mode():
+                what = f"{self.path} has all steps; whether they have been replaced since is not known"
+                warnings.warn(f"{error}; {what}", stacklevel=4)
+            return None
 
     def keep_suite(self) -> None:
         """Write the suite and the learning rate of the request into the store, whose weights are complete."""
@@ -201,28 +209,28 @@ class _Job:
             self._require_learning_rate()
             Store.create(self.path, source=self.source.location, suite=self._suite())
 
-    def run(self, workers: int, executor: Executor | None, progress: Progress) -> None:
+    def run(self, found: Mapping[int, Revision], workers: int, executor: Executor | None, progress: Progress) -> None:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
-        revisions = self._requested(self.source.revisions())
+        self._compare(found)
+        revisions = self._requested(found)
         cache, listings = LayoutCache(rule=self.source.suite.roles), ListingBudget()
-        self.commits = {step: revision.commit for step, revision in revisions.items()}
         self._find_tensors(revisions, cache, listings)
         todo = [revisions[step] for step in self.steps if step in revisions and step not in self.present]
         self._require_space(len(todo))
         stop = threading.Event()
         wanted = {self._asked_as(spec): spec for spec in self.specs}
         events = stop if executor is None else None
-        common = (_Stores(self.path), wanted, cache, listings, events, self.request.verify_whole)
+        common = (Stores(self.path), wanted, cache, listings, events, self.request.verify_whole)
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
         for step in set(self.steps) - set(revisions):
             for name in self.stored:
                 self._add_missing(step, f"{self.source.location} has no step {step}", name)
-        futures: set[Future[_Outcome]] = set()
+        futures: set[Future[Outcome]] = set()
         try:
             for revision in todo:
                 held = frozenset(name for name, steps in self.stored.items() if revision.step in steps)
-                futures.add(pool.submit(_fetch_revision, self.source.with_own_traffic(), revision, held, *common))
+                futures.add(pool.submit(fetch_revision, self.source.with_own_traffic(), revision, held, *common))
             pending = futures
             progress(0, len(futures))
             while pending and fatal is None:
@@ -246,9 +254,7 @@ class _Job:
             wait([future for future in futures if not future.cancelled()])
             store = Store.open(self.path)
             for name, reasons in self.reasons.items():
-                kept = (
-                    store.records(name) if self.request.verify_whole else {}
-                )  # what it could not check, is still there
+                kept = step_states(store, name).held  # what it could not check, is still there
                 store.record_missing(name, {step: why for step, why in reasons.items() if step not in kept})
         self._raise_failure(fatal)
 
@@ -259,6 +265,8 @@ class _Job:
         if self.request.wanted is None:
             self.steps = tuple(revisions)
         chosen = {step: revisions[step] for step in self.steps if step in revisions}
+        if self.steps and self.present.issuperset(self.steps):
+            return chosen
         if not chosen and self.request.names_each_step:
             raise UnknownNameError("step", self.steps[0], revisions, where=self.source.location)
         if not chosen:
@@ -335,18 +343,22 @@ class _Job:
         """Find out which of the requested steps are in the store."""
         store = Store.open(self.path)
         self.specs = specs
-        self.stored = {spec.name: self._up_to_date(store, spec) for spec in specs}
+        self.stored = {spec.name: self._kept(store, spec.name) for spec in specs}
         self.present = set(self.steps).intersection(*self.stored.values())
 
-    def _up_to_date(self, store: Store, spec: TensorSpec) -> set[int]:
-        """The steps whose weights are in the store and of the source's present commit, where that is known.
+    def _kept(self, store: Store, tensor: str) -> set[int]:
+        """The steps of a tensor that are not fetched again."""
+        states = step_states(store, tensor, verify_whole=self.request.verify_whole)
+        return set(states.held if self.request.refresh else states.stored)
 
-        Of those that `verify_whole` can check, the ones that have been checked.
-        """
-        stored = stored_steps(store, spec, verify_whole=self.request.verify_whole)
-        records = store.records(spec.name)  # read after: another process may be adding to them
-        changed = {step for step, commit in self.commits.items() if records.get(step, {}).get("commit") != commit}
-        return stored - changed
+    def _compare(self, revisions: Mapping[int, Revision]) -> None:
+        """Record which steps of the store have been replaced at the source since they were fetched."""
+        if not self._knows_tensors():
+            return
+        names = [spec.name for spec in self.specs]
+        source = self.source
+        compare_with_source(Store.open(self.path), source.location, revisions, source.entries, tensors=names)
+        self._knows_tensors()
 
     def _require_space(self, revisions: int) -> None:
         """Raise `StoreError` if the disk has too little space for so many revisions."""
@@ -360,7 +372,7 @@ class _Job:
         """Note why a step of a tensor is missing, unless it is in the store."""
         if step not in self.stored[tensor]:
             self.reasons[tensor][step] = why
-            self.missing.setdefault(step, why)
+            self.failed.setdefault(step, why)
 
     def _raise_failure(self, fatal: PythiaDynError | None) -> None:
         """Raise the error that ended the fetch, or one when no step is in the store."""
@@ -370,130 +382,9 @@ class _Job:
             raise type(fatal)(f"{fatal}{hint if count else ''}") from None
         if not count and self.steps:
             none = f"none of the {len(self.steps)} steps of {self.source.location} could be fetched"
-            raise CheckpointError(f"{none}: {most_common(self.missing.values())}")
+            raise CheckpointError(f"{none}: {most_common(self.failed.values())}")
 
 
 def _merged(known: TensorSpec | None, found: TensorSpec) -> TensorSpec:
     """The tensor as the store has it, with the roles that were found."""
     return found if known is None else replace(known, roles=found.roles)
-
-
-class _Stores:
-    """The store, opened once in each thread of each process: threads must not share its lock."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._local = path, threading.local()
-
-    def __reduce__(self) -> tuple[type[_Stores], tuple[Path]]:
-        return (_Stores, (self._path,))
-
-    def get(self) -> Store:
-        store: Store | None = getattr(self._local, "store", None)
-        if store is None:
-            store = self._local.store = Store.open(self._path)
-        return store
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """The result of one revision: the reason for each tensor that failed, or the error that ends the whole fetch."""
-
-    revision: Revision
-    traffic: Traffic
-    complete: bool = False
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    fatal: PythiaDynError | None = None
-
-
-def _fetch_revision(
-    source: Source,
-    revision: Revision,
-    held: frozenset[str],
-    stores: _Stores,
-    wanted: Mapping[str, TensorSpec],
-    cache: LayoutCache,
-    listings: ListingBudget,
-    stop: threading.Event | None,
-    verify_whole: bool,
-) -> _Outcome:
-    """Fetch the tensors of one revision that are not in `held`. All arguments can be pickled, for an executor."""
-    done, taken = set(held), set(held)
-    reasons: dict[str, str] = {}
-    whole: dict[str, dict[TensorSlice, TensorSpec]] = defaultdict(dict)
-    reader = RevisionReader(source, revision, headers_only=verify_whole)
-    names = [spec.name for spec in wanted.values()]
-    patterns = [pattern for pattern, spec in wanted.items() if spec.name not in held]
-    fatal: PythiaDynError | None = None
-    try:
-        if stop is not None and stop.is_set():
-            return _Outcome(revision, source.traffic)
-        store = stores.get()
-        for request in reader.find(patterns, cache, listings=listings):
-            asked = (request.tensor.name, *(request.roles or ()))
-            spec, tensor = next(wanted[pattern] for pattern in patterns if pattern in asked), request.tensor
-            if spec.name in taken:  # two roles that one tensor has at other steps
-                continue
-            try:
-                if (found := TensorSpec(spec.name, tensor.dtype, tensor.shape)) != spec:
-                    raise FormatError(f"{tensor.name} is {found} at {revision.ref}, elsewhere {spec}")
-                taken.add(spec.name)
-                if verify_whole and has_whole_checksum(tensor, reader.sha256.get(tensor.file)):
-                    whole[tensor.file][tensor] = spec
-                    continue
-                repeat_if_damaged(partial(_store_tensor, store, spec, reader, request, stop))
-                done.add(spec.name)
-            except (IntegrityError, FormatError) as error:
-                reasons[spec.name] = str(error)
-        for tensors in whole.values():
-            try:
-                repeat_if_damaged(partial(_store_file, store, reader, tensors, stop))
-                done |= {spec.name for spec in tensors.values()}
-            except (IntegrityError, FormatError) as error:
-                reasons |= {spec.name: str(error) for spec in tensors.values()}
-    except (AccessError, StoreError) as error:
-        fatal = error
-    except PythiaDynError as error:
-        if stop is None or not stop.is_set():
-            reasons |= {name: str(error) for name in names if name not in done and name not in reasons}
-    finally:
-        reader.close()
-    return _Outcome(revision, source.traffic, len(done) == len(names), reasons, fatal)
-
-
-def _store_tensor(
-    store: Store, spec: TensorSpec, reader: RevisionReader, request: TensorRequest, stop: threading.Event | None
-) -> None:
-    """Write one tensor into its chunk as it arrives. Raises `IntegrityError` when it fails its checksum."""
-    tensor, revision = request.tensor, reader.revision
-    record = record_of(
-        tensor,
-        revision,
-        store.recorded_source,
-        check="transferred" if tensor.crc32 is None else "crc32",
-        sha256=reader.sha256.get(tensor.file),
-    )
-    with store.writer(spec.name, revision.step, record) as writer:
-        checksum = 0
-        for piece in reader.read(request):
-            if stop is not None and stop.is_set():
-                raise PythiaDynError("stopped")
-            if tensor.crc32 is not None:
-                checksum = crc32(piece, checksum)
-            writer.write(piece)
-        if tensor.crc32 is not None and checksum != tensor.crc32:
-            raise IntegrityError(f"{tensor.name} of {revision.ref} fails the checksum of {tensor.file}")
-
-
-def _store_file(
-    store: Store, reader: RevisionReader, tensors: Mapping[TensorSlice, TensorSpec], stop: threading.Event | None
-) -> None:
-    """Write the tensors of one file into their chunks, while the whole of it arrives and is compared."""
-    source, revision = reader.source, reader.revision
-    sha256 = reader.sha256[next(iter(tensors)).file]
-    assert sha256 is not None
-    with ExitStack() as writers:
-        targets = {}
-        for tensor, spec in tensors.items():
-            record = record_of(tensor, revision, store.recorded_source, check="sha256", sha256=sha256)
-            targets[tensor] = writers.enter_context(store.writer(spec.name, revision.step, record)).write
-        read_whole(source, revision, targets, sha256=sha256, stop=lambda: stop is not None and stop.is_set())

@@ -25,6 +25,7 @@ from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameEr
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.provenance import check_of
 from pythia_dynamics.history.spec import DTYPES
+from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
 
 __all__ = ["History", "Weights"]
@@ -223,9 +224,10 @@ class History:
         if len(found) > 1:
             raise PythiaDynError(f"{tensor!r} means {len(found)} tensors of {store.path}: {', '.join(found[:6])} …")
         (tensor,) = found
-        spec, records, failed = specs[tensor], store.records(tensor), store.missing(tensor)
+        spec, records, states = specs[tensor], store.records(tensor), step_states(store, tensor)
         steps = np.sort(np.array(store.steps, dtype=np.int64))
-        missing = {step: failed.get(step, "not fetched") for step in steps.tolist() if step not in records}
+        # A chunk that is damaged is no gap to pass over: reading it is an error.
+        missing = {step: why for step, why in states.missing.items() if step not in records}
         frames = tuple(store.chunk_path(tensor, step) if step in records else None for step in steps.tolist())
         provenance = {
             "source": store.source,
@@ -234,6 +236,7 @@ class History:
             "commits": {str(step): records[step].get("commit") for step in sorted(records)},
             "checks": {str(step): check_of(records[step]) for step in sorted(records)},
             "missing": {str(step): why for step, why in missing.items()},
+            "superseded": {str(step): why for step, why in states.superseded.items()},
             "learning_rate": store.learning_rate_from,
         }
         coordinates = {

@@ -37,6 +37,10 @@ class FetchReport:
         Those that were in the store before.
     missing
         Those that are not in the store, with the reason of each.
+    superseded
+        Those that are in the store but have been replaced or removed at the source since, with what has become of them.
+    failed
+        Those that are in the store but should have been fetched again, with the reason why they were not.
     checks
         How the bytes of each step in the store were checked; of several tensors the weakest check.
     requests
@@ -59,6 +63,8 @@ class FetchReport:
     fetched: tuple[int, ...]
     present: tuple[int, ...]
     missing: Mapping[int, str]
+    superseded: Mapping[int, str]
+    failed: Mapping[int, str]
     checks: Mapping[int, Check]
     requests: int
     api: int
@@ -68,8 +74,8 @@ class FetchReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every requested step is in the store."""
-        return not self.missing
+        """Whether every requested step is in the store, as it was asked for."""
+        return not self.missing and not self.failed
 
     def histories(self) -> dict[str, History]:
         """The history of each tensor, by name, of the requested steps. Steps in `missing` have no weights."""

@@ -55,6 +55,9 @@ class FetchRequest:
         Whether to download each safetensors file whole, once, and compare it with the SHA-256 that the Hub states of
         it: such a file has no checksum of one tensor. Steps in the store that were not checked so are fetched again.
         Torch files are not, since they have a checksum of each tensor; nor what the source states no checksum of.
+    refresh
+        Whether to fetch again what has been replaced at the source since it was fetched. Otherwise the weights that
+        are there stay, and are reported as superseded.
 
     Raises
     ------
@@ -72,6 +75,7 @@ class FetchRequest:
     suite: Mapping[str, Any] | str | Path | None = None
     learning_rate: RateLike | None = None
     verify_whole: bool = False
+    refresh: bool = False
 
     def __post_init__(self) -> None:
         tensors = (self.tensors,) if isinstance(self.tensors, str) else tuple(self.tensors)

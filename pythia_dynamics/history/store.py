@@ -7,7 +7,7 @@ and processes may write one store. Layout, for a tensor of shape (vocab, d_model
     <name>.zarr/zarr.json                    attributes: format, source, suite, version of this package
     <name>.zarr/step/                        int64 coordinate, in order of arrival: sort before plotting
     <name>.zarr/{tokens,learning_rate}/      more coordinates of the steps, where they are known; float64
-    <name>.zarr/<tensor>/zarr.json           attributes: `provenance` and `missing`, by step
+    <name>.zarr/<tensor>/zarr.json           attributes: `provenance`, `missing`, `superseded`, by step
     <name>.zarr/<tensor>/c/<index>/0/0       the chunk of steps[index]
     .<name>.zarr.lock, .<name>.zarr.partial/ beside it: the lock of the writers, and chunks that are being written
 """
@@ -52,6 +52,9 @@ _FORMAT = 1
 
 _ATTRIBUTE = "pythia_dynamics"
 """The key under which the group's own attributes are stored."""
+
+_BY_STEP = ("provenance", "missing", "superseded")
+"""The attributes of a tensor that have an entry for each step that they concern."""
 
 _POLL_SECONDS = 0.004
 """Wait between two attempts to take the writers' lock. Writing one record takes about 4 ms, so a shorter wait would
@@ -259,29 +262,28 @@ class Store:
         source = coordinate_source(self.path, "learning_rate") or self.suite.learning_rate_from or "the store"
         return source if self.coordinate("learning_rate") else NOT_KNOWN
 
-    def has(self, tensor: str, step: int) -> bool:
-        """Whether the weights of `tensor` at `step` are stored: there is a record, and a chunk of the right length."""
-        return step in self.records(tensor) and self.has_chunk(tensor, step)
-
     def has_chunk(self, tensor: str, step: int) -> bool:
         """Whether there is a chunk of the right length for `tensor` at `step`. Raises `UnknownNameError`."""
         path = self.chunk_path(tensor, step)
         return path.is_file() and path.stat().st_size == self._spec(tensor).nbytes + CHECKSUM_BYTES
 
     def records(self, tensor: str) -> dict[int, dict[str, Any]]:
-        """Where the weights of each stored step are from.
+        """Where the weights of each stored step are from: repository, branch, commit, file, byte range, dtype, time,
+        as `writer` was given them, by step. Empty for a tensor that the store does not have."""
+        found: dict[int, dict[str, Any]] = self.entries(tensor)["provenance"]
+        return found
 
-        Returns
-        -------
-        dict of int to dict
-            By step: repository, branch, commit, file, byte range, dtype, time, as `Store.writer` was given them.
-            Empty for a tensor that the store does not have.
-        """
-        return {int(step): dict(record) for step, record in self._attributes(tensor)["provenance"].items()}
-
-    def missing(self, tensor: str) -> dict[int, str]:
-        """The steps that could not be fetched, with the reason of each. Empty for an unknown tensor."""
-        return {int(step): str(why) for step, why in self._attributes(tensor)["missing"].items()}
+    def entries(self, tensor: str) -> dict[str, Any]:
+        """What is recorded of a tensor, by kind: ``known`` (whether the store has it), and by step its ``provenance``,
+        and the reasons why others are ``missing`` or these ``superseded``. `step_states` says what that means."""
+        known = (self.path / tensor / "zarr.json").is_file()
+        attributes = dict(open_node(self.path / tensor, zarr.open_array).attrs) if known else {}
+        found = {key: attributes.get(key, {}) for key in _BY_STEP}
+        if known and not all(isinstance(found[key], Mapping) and key in (*attributes, "superseded") for key in found):
+            raise StoreError(f"{self.path / tensor} has no valid records; move it away and fetch again")
+        return {"known": known} | {
+            key: {int(step): value for step, value in of_step.items()} for key, of_step in found.items()
+        }
 
     def check(self, tensor: str, step: int) -> None:
         """Compare the chunk of `tensor` at `step` with its checksum.
@@ -385,7 +387,9 @@ class Store:
             writer = ChunkWriter(file, spec.nbytes)
             yield writer
             writer.finish()
-        self._update_records(tensor, {"provenance": {str(step): dict(record)}}, remove=("missing", str(step)))
+        self._update_records(
+            tensor, {"provenance": {str(step): dict(record)}}, without={step: ("missing", "superseded")}
+        )
 
     def write(self, tensor: str, step: int, array: np.ndarray[Any, Any], record: Mapping[str, Any]) -> None:
         """Write the weights of one step from memory.
@@ -409,27 +413,29 @@ class Store:
             writer.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
 
     def record_missing(self, tensor: str, reasons: Mapping[int, str]) -> None:
-        """Record why steps of `tensor` could not be fetched.
-
-        Parameters
-        ----------
-        tensor
-            Name of a tensor of the store.
-        reasons
-            The reason for each step, in words.
-
-        Raises
-        ------
-        StoreError
-            `ensure` was not called for the tensor or one of the steps, or the store cannot be written.
-        """
+        """Record why steps of a tensor could not be fetched. Raises `StoreError` for a step unknown to `ensure`."""
         if unknown := set(reasons) - set(self.steps):
             raise StoreError(f"{self.path} does not have step {min(unknown)}")
         self._update_records(tensor, {"missing": {str(step): why for step, why in reasons.items()}})
 
+    def record_superseded(
+        self, tensor: str, reasons: Mapping[int, str], commits: Mapping[int, str | None] | None = None
+    ) -> None:
+        """Record what has become of checkpoints since their weights were fetched (an empty reason: nothing), and the
+        `commits` that have left the weights of other steps as they were."""
+        before = self.entries(tensor)
+        changed = {step: why for step, why in reasons.items() if why != before["superseded"].get(step, "")}
+        replaced = {str(step): why for step, why in changed.items() if why}
+        moved = {
+            str(step): {**before["provenance"][step], "commit": commit} for step, commit in (commits or {}).items()
+        }
+        if changed or moved:
+            without = {step: _BY_STEP[1:] for step, why in changed.items() if not why}
+            self._update_records(tensor, {"superseded": replaced, "provenance": moved}, without=without)
+
     def remove_record(self, tensor: str, step: int) -> None:
         """Remove the record of `tensor` at `step`, so that the next fetch replaces its chunk."""
-        self._update_records(tensor, {}, remove=("provenance", str(step)))
+        self._update_records(tensor, {}, without={step: ("provenance", "superseded")})
 
     # -- internal ---------------------------------------------------------------------------------------------
 
@@ -438,15 +444,6 @@ class Store:
         """Hold the writers' lock. An `OSError` inside, of zarr or the lock as well, becomes a `StoreError`."""
         with store_errors(self.path), self._lock:
             yield
-
-    def _attributes(self, tensor: str) -> dict[str, Any]:
-        """The records of a tensor, by attribute and step; empty for a tensor that the store does not have."""
-        if not (self.path / tensor / "zarr.json").is_file():
-            return {"provenance": {}, "missing": {}}
-        attributes = dict(open_node(self.path / tensor, zarr.open_array).attrs)
-        if not all(isinstance(attributes.get(key), Mapping) for key in ("provenance", "missing")):
-            raise StoreError(f"{self.path / tensor} has no valid records; move it away and fetch again")
-        return attributes
 
     def _spec(self, tensor: str) -> TensorSpec:
         if tensor not in self._specs:
@@ -481,15 +478,19 @@ class Store:
         update_coordinate(self.path, "learning_rate", steps, rates, source=source, replaces=replaces and bool(rate))
 
     def _update_records(
-        self, tensor: str, additions: Mapping[str, Mapping[str, Any]], remove: tuple[str, str] | None = None
+        self,
+        tensor: str,
+        additions: Mapping[str, Mapping[str, Any]],
+        *,
+        without: Mapping[int, Iterable[str]] | None = None,
     ) -> None:
-        """Add entries to the attributes of a tensor, and remove the one named by an attribute and a step."""
+        """Add entries to the attributes of a tensor, and remove those of some steps, named by their attributes."""
         with self._writing():
             array = open_node(self.path / tensor, zarr.open_array, "r+")
-            attributes = dict(array.attrs)
-            changed = {key: {**attributes.get(key, {}), **new} for key, new in additions.items()}
-            if remove is not None and remove[1] in attributes.get(remove[0], {}):
-                changed[remove[0]] = {key: why for key, why in attributes[remove[0]].items() if key != remove[1]}
+            changed = {key: {**array.attrs.get(key, {}), **additions.get(key, {})} for key in _BY_STEP}
+            for step, keys in (without or {}).items():
+                for key in keys:
+                    changed[key].pop(str(step), None)
             array.update_attributes(changed)
 
 

@@ -1,4 +1,4 @@
-"""What a source has, read from the headers of one revision; and what a store has of it."""
+"""What a source has, read from the headers of one revision."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.roles import Role
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
-from pythia_dynamics.history.provenance import is_end_to_end
 from pythia_dynamics.history.spec import TensorSpec
-from pythia_dynamics.history.store import Store
 
-__all__ = ["Survey", "most_common", "stored_steps", "survey"]
+__all__ = ["Survey", "most_common", "survey"]
 
 _UNKNOWN_NAME_LIMIT = 3
 """Revisions that must all lack the tensor before its name counts as wrong: one or two may be broken uploads."""
@@ -105,16 +103,6 @@ def survey(
     if len(errors) == 1:
         raise errors[0]
     raise CheckpointError(f"no revision of {source.location} can be read: {most_common(map(str, errors))}")
-
-
-def stored_steps(store: Store, spec: TensorSpec, *, verify_whole: bool = False) -> set[int]:
-    """The steps of a tensor that have a record and a chunk of the right length. Checksums are not read.
-
-    With `verify_whole`, only those that were compared with a checksum of their publisher, where there is one.
-    """
-    records = store.records(spec.name)
-    chosen = {step for step, record in records.items() if not verify_whole or is_end_to_end(record, possible=True)}
-    return {step for step in chosen if store.has_chunk(spec.name, step)}
 
 
 def most_common(reasons: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ from pythia_dynamics.checkpoints.registry import EMBED_OUT, FILE_NAMES
 from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.training.online import COLUMNS, OnlineStatistics
 
@@ -219,9 +220,8 @@ class WeightMonitor:
         spec = self.store.tensors[name]
         size = int(np.prod(spec.shape, dtype=np.int64))
         self._statistics[name] = known = OnlineStatistics(size, spec.shape[-1], self.with_gram)
-        for step in sorted(self.store.records(name)):
-            if self.store.has(name, step):
-                known.add(step, self._stored(name, step))
+        for step in step_states(self.store, name).stored:
+            known.add(step, self._stored(name, step))
 
     def _stored(self, name: str, step: int) -> NDArray[Any]:
         """The weights (N,) of a step, mapped from the store."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import warnings
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import HEAD, LAYOUTS, checkpoint, raw, state, suite, torch_file
-from support.hubserver import HubServer
+from support.hubserver import Fault, HubServer
 
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS
 from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
-from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError, StoreError, UnknownNameError
+from pythia_dynamics.errors import CheckpointError, FormatError, HubError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.fetch import download, fetch
 from pythia_dynamics.history.history import History
+from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
 
 REPO = "org/tiny"
@@ -69,8 +71,8 @@ def test_143_revisions_byte_for_byte(hub: HubServer, tmp_path: Path) -> None:
     again = download(REPO, cache=tmp_path, steps="paper")
     assert again.present == PAPER_STEPS
     assert again.complete
-    assert not hub.log
-    assert (again.requests, again.api, again.bytes) == (0, 0, 0)
+    assert [request.path for request in hub.log] == [f"/api/models/{REPO}/refs"]
+    assert (again.requests, again.api, again.bytes) == (0, 1, 0)
 
 
 def test_everything_is_asked_by_commit_and_recorded(hub: HubServer, tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_gaps_are_recorded_and_tried_again(hub: HubServer, tmp_path: Path) -> No
     assert "float32" in report.missing[7000]
     assert "no tensor known to be its unembedding" in report.missing[8000]
     assert "outside the file" in report.missing[9000]
-    assert Store.open(report.path).missing(HEAD) == report.missing
+    assert step_states(Store.open(report.path), HEAD).missing == report.missing
     history = report.histories()[HEAD]
     assert history.missing == report.missing
     assert history.frame(3) is None
@@ -272,7 +274,7 @@ def test_a_tied_head_is_the_embedding(hub: HubServer, tmp_path: Path) -> None:
     assert sum("config.json" in request.path for request in hub.log if request.kind == "resolve") == 1  # says so
     hub.reset()
     assert download(REPO, cache=tmp_path, steps=[1], tensors=["unembedding", "embedding"]).present == (1,)
-    assert not hub.log
+    assert [request.kind for request in hub.log] == ["api"]
     for content in (
         None,
         b"[]",
@@ -451,24 +453,86 @@ def test_no_repository_no_network(hub: HubServer, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.zarr"))
 
 
-def test_a_checkpoint_written_anew_is_fetched_anew(tmp_path: Path) -> None:
-    for step, seed in ((1, 1), (2, 2)):
-        _write_checkpoint(tmp_path / "suite" / f"step{step}", seed)
-    assert download(tmp_path / "suite", cache=tmp_path / "cache").fetched == (1, 2)
-    _write_checkpoint(tmp_path / "suite" / "step2", 22)
-    report = download(tmp_path / "suite", cache=tmp_path / "cache", steps=[1, 2])
-    assert (report.fetched, report.present) == ((2,), (1,))
+def test_a_checkpoint_written_anew_is_noticed_and_fetched_on_demand(tmp_path: Path) -> None:
+    suite, cache = tmp_path / "suite", tmp_path / "cache"
+    for step in (1, 2):
+        _write_checkpoint(suite / f"step{step}", step)
+    assert download(suite, cache=cache).fetched == (1, 2)
+    _write_checkpoint(suite / "step2", 22)
+    report = download(suite, cache=cache, steps=[1, 2])
+    assert (report.fetched, report.present, list(report.superseded)) == ((), (1, 2), [2])
+    assert "step2 has been replaced since: local-" in report.superseded[2]
+    assert bytes_at(report.histories()[HEAD], 2) == raw(state(2)[HEAD])
+    report = download(suite, cache=cache, steps=[1, 2], refresh=True)
+    assert (report.fetched, report.present, report.superseded) == ((2,), (1,), {})
     assert bytes_at(report.histories()[HEAD], 2) == raw(state(22)[HEAD])
-    assert download(tmp_path / "suite", cache=tmp_path / "cache").fetched == ()
+    assert download(suite, cache=cache, refresh=True).fetched == ()
 
 
-def test_a_branch_that_moved_is_fetched_anew(hub: HubServer, tmp_path: Path) -> None:
+def test_a_branch_that_moved_is_noticed_and_fetched_on_demand(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, suite([1000, 2000]))
     download(REPO, cache=tmp_path)
     hub.add(REPO, {**suite([3000]), "step2000": checkpoint(state(22))})
     report = download(REPO, cache=tmp_path)
-    assert set(report.fetched) == {2000, 3000}
-    assert bytes_at(report.histories()[HEAD], 2000) == raw(state(22)[HEAD])
+    assert (report.fetched, report.present, list(report.superseded)) == ((3000,), (1000, 2000), [2000])
+    assert report.complete
+    assert report.histories()[HEAD].provenance["superseded"] == {"2000": report.superseded[2000]}
+    again = download(REPO, cache=tmp_path, refresh=True)
+    assert (again.fetched, again.superseded) == ((2000,), {})
+    assert bytes_at(again.histories()[HEAD], 2000) == raw(state(22)[HEAD])
+
+
+def test_a_complete_store_costs_one_request(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite([1000, 2000]))
+    download(REPO, cache=tmp_path)
+    for options in ({}, {"steps": "1000,2000"}, {"steps": "1000,2000", "refresh": True}):
+        hub.reset()
+        report = download(REPO, cache=tmp_path, **options)
+        assert (report.requests, report.api, report.bytes) == (0, 1, 0)
+        assert report.present == (1000, 2000)
+
+
+def test_a_commit_that_leaves_the_weights_supersedes_nothing(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite([1000, 2000]))
+    download(REPO, cache=tmp_path)
+    hub.commit(REPO, "step2000", {**checkpoint(state(2000)), "README.md": b"The weights are as they were."})
+    hub.reset()
+    report = download(REPO, cache=tmp_path, steps=[1000, 2000])
+    assert (report.superseded, report.requests, report.api) == ({}, 0, 2)
+    records = Store.open(report.path).records(HEAD)
+    assert records[2000]["commit"] == hub.repositories[REPO].branches["step2000"]
+    assert download(REPO, cache=tmp_path, steps=[1000, 2000]).api == 1
+
+
+def test_what_was_removed_upstream_stays_and_is_superseded(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite([1000, 2000, 3000]))
+    download(REPO, cache=tmp_path)
+    hub.commit(REPO, "step2000", {"README.md": b"soon"})
+    del hub.repositories[REPO].branches["step3000"]
+    report = download(REPO, cache=tmp_path, steps=[1000, 2000, 3000], refresh=True)
+    assert not report.complete
+    assert (report.missing, list(report.failed), list(report.superseded)) == ({}, [2000, 3000], [2000, 3000])
+    states = step_states(Store.open(report.path), HEAD)
+    assert (states.held, dict(states.missing)) == ((1000,), {})
+    assert "does not have it any more" in states.superseded[3000]
+    assert "holds no weights" in states.superseded[2000]
+    assert bytes_at(report.histories()[HEAD], 3000) == raw(state(3000)[HEAD])
+    hub.add(REPO, suite([1000, 2000, 3000]))
+    assert download(REPO, cache=tmp_path, steps=[1000, 2000, 3000]).superseded == {}
+
+
+def test_a_complete_store_survives_an_outage(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(REPO, suite([1000, 2000]))
+    download(REPO, cache=tmp_path)
+    hub.faults.append(lambda request: Fault("status", 404) if request.path.endswith("/refs") else None)
+    with pytest.warns(UserWarning, match="has all steps; whether they have been replaced since is not known"):
+        assert download(REPO, cache=tmp_path, steps=[1000, 2000]).complete
+    with pytest.raises(HubError, match="the Hub answered 404"):
+        download(REPO, cache=tmp_path, steps=[1000, 2000, 3000])
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert download(REPO, cache=tmp_path, steps=[1000, 2000]).present == (1000, 2000)
 
 
 def _write_checkpoint(folder: Path, seed: int) -> None:

@@ -18,6 +18,7 @@ from pythia_dynamics.history.cache import as_history, cached, open_history
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
 
 W_U = TensorSpec("embed_out.weight", "float16", (7, 3))
@@ -108,7 +109,7 @@ def test_missing_steps_are_data(store: Store) -> None:
 
 def test_writing_a_missing_step_forgets_the_reason(store: Store) -> None:
     store.write(W_U.name, 2000, frame(2000), {})
-    assert store.missing(W_U.name) == {}
+    assert store.entries(W_U.name)["missing"] == {}
     assert History.from_store(store).missing == {}
 
 
@@ -206,11 +207,11 @@ def test_a_flipped_bit_is_caught(store: Store) -> None:
 def test_a_cut_or_lost_chunk_is_named_and_taken_for_absent(store: Store) -> None:
     path = store.chunk_path(W_U.name, 1000)
     path.write_bytes(path.read_bytes()[:-9])
-    assert not store.has(W_U.name, 1000)
+    assert 1000 not in step_states(store, W_U.name).stored
     with pytest.raises(IntegrityError, match=r"suite at step 1000 are damaged .* run the fetch again"):
         History.from_store(store).frame(0)
     path.unlink()
-    assert not store.has(W_U.name, 1000)
+    assert 1000 not in step_states(store, W_U.name).stored
     with pytest.raises(IntegrityError, match="damaged"):
         History.from_store(store).frame(0)
 
@@ -260,7 +261,7 @@ def test_what_a_killed_writer_left_is_removed(store: Store) -> None:
         Store.create(store.path, source="owner/suite")
         writer.write(frame(2000).tobytes())
     assert not dead.exists()
-    assert store.has(W_U.name, 2000)
+    assert 2000 in step_states(store, W_U.name).held
 
 
 def test_an_empty_store_says_so(tmp_path: Path) -> None:
@@ -351,13 +352,13 @@ WRITES: dict[str, Callable[[Store], object]] = {
 def test_a_full_disk_is_one_error_and_leaves_the_store_as_it_was(
     store: Store, monkeypatch: pytest.MonkeyPatch, write: str, full: str
 ) -> None:
-    records, missing = store.records(W_U.name), store.missing(W_U.name)
+    records, missing = store.records(W_U.name), step_states(store, W_U.name).missing
     with monkeypatch.context() as patch:
         patch.setattr(FULL_DISKS[full], _no_space)
         with pytest.raises(StoreError, match=r"^cannot write \S+\.zarr: the disk is full; free some space or name"):
             WRITES[write](store)
     again = Store.open(store.path)
-    assert (again.records(W_U.name), again.missing(W_U.name), again.steps) == (records, missing, STEPS)
+    assert (again.records(W_U.name), step_states(again, W_U.name).missing, again.steps) == (records, missing, STEPS)
     assert cached(store.path.parent) == ("suite",)
     WRITES[write](again)
 

@@ -273,6 +273,32 @@ def test_the_command_says_saves_and_fails(hub: HubServer, tmp_path: Path) -> Non
     assert "2 steps checked, nothing found" in good.stdout
 
 
+def test_a_repaired_branch_is_said_until_it_is_fetched_again(hub: HubServer, tmp_path: Path) -> None:
+    environment = {"PYTHIA_DYN_CACHE": str(tmp_path / "cache"), "PYTHIA_DYN_RESULTS": str(tmp_path / "results")}
+    run = lambda *arguments: CliRunner(env=environment).invoke(main, list(arguments))  # noqa: E731
+    hub.add(REPO, suite([1000, 2000, 3000]))
+    assert run("fetch", "--model", REPO).exit_code == 0
+    hub.commit(REPO, "step2000", checkpoint(state(22)))
+    hub.commit(REPO, "step3000", {**checkpoint(state(3000)), "README.md": b"the same weights"})
+    remote = run("verify", "--model", REPO, "--remote", "--json")
+    assert remote.exit_code == 1
+    (facts,) = json.loads(remote.stdout)["verify"]
+    assert [(each["kind"], each["steps"]) for each in facts["findings"]] == [("superseded", [2000])]
+    assert "fetch --refresh fetches it again" in facts["findings"][0]["message"]
+    assert "superseded 2000: step2000 has been replaced since" in run("ls").stdout
+    hub.reset()
+    fetched = run("fetch", "--model", REPO)
+    assert fetched.exit_code == 0
+    assert "0 steps fetched, 3 already in the cache" in fetched.stdout
+    assert "superseded 2000: step2000 has been replaced since" in fetched.stdout
+    assert "fetch --refresh fetches the superseded steps again" in fetched.stdout
+    assert hub.file_requests().total() == 0
+    assert "1 steps fetched, 2 already" in run("fetch", "--model", REPO, "--refresh").stdout
+    (stored,) = json.loads(run("ls", "--json").stdout)["stores"]
+    assert (stored["steps"], stored["superseded"], stored["missing"]) == ([1000, 2000, 3000], {}, {})
+    assert run("verify", "--model", REPO, "--remote").exit_code == 0
+
+
 def test_a_finding_has_a_known_kind() -> None:
     with pytest.raises(UnknownNameError, match="no kind of finding 'damage'; did you mean damaged"):
         Finding("damage", (1,), "")  # type: ignore[arg-type]
