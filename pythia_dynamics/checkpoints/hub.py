@@ -34,6 +34,9 @@ _MAX_DOWNLOADS = 5
 """Downloads of a checkpoint, some of whose files are removed each time before it ends. Only a checkpoint of the same
 content that is evicted in that moment does this, and there are few."""
 
+_MAX_TREES = 8
+"""File lists that are kept: those of the revisions that are looked at before all are fetched."""
+
 _MAX_PAGES = 100
 """Pages of one listing, of 1,000 entries each: far more files than a checkpoint has, so that a loop of pages ends."""
 
@@ -88,6 +91,7 @@ class HubSource:
         self._revisions: dict[int, Revision] | None = None
         self._names: dict[str, dict[str, str]] | None = None
         self._titles: dict[str, str] = {}
+        self._trees: dict[tuple[str, str], dict[str, tuple[int, str | None]]] = {}
         self._tree_of_all: dict[str, tuple[int, str | None]] | None = None
         self._downloaded: dict[tuple[str, str], tuple[Path, list[str]]] = {}
 
@@ -324,9 +328,14 @@ class HubSource:
 
     def _tree(self, repository: str, commit: str, ref: str) -> dict[str, tuple[int, str | None]]:
         """(size, sha256) of every file of a commit by path."""
-        path = f"{repository}/tree/{quote(commit, safe='')}?recursive=true&expand=false"
-        pages = self._listing(path, _file_entries, f"the file list of {ref}", ref=ref)
-        return {file: entry for page in pages for file, entry in page.items()}
+        key = (repository, commit)
+        if (tree := self._trees.get(key)) is None:
+            path = f"{repository}/tree/{quote(commit, safe='')}?recursive=true&expand=false"
+            pages = self._listing(path, _file_entries, f"the file list of {ref}", ref=ref)
+            tree = {file: entry for page in pages for file, entry in page.items()}
+            if _COMMIT.fullmatch(commit) and len(self._trees) < _MAX_TREES:  # a commit never changes
+                self._trees[key] = tree
+        return tree
 
     def _listing(self, path: str, parse: Callable[[Any], T], subject: str, *, ref: str = "") -> Iterator[T]:
         """What `parse` makes of each page of a listing of the Hub's API."""

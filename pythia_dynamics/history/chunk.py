@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import google_crc32c
+import numpy as np
 
 from pythia_dynamics.errors import IntegrityError
+from pythia_dynamics.history.spec import DTYPES
 
-__all__ = ["CHECKSUM_BYTES", "ChunkWriter", "check_chunk"]
+__all__ = ["CHECKSUM_BYTES", "ChunkWriter", "check_chunk", "widening"]
 
 CHECKSUM_BYTES = 4
 """Length of the CRC-32C that ends each chunk file."""
@@ -47,6 +50,30 @@ class ChunkWriter:
         if self.written != self.expected:
             raise IntegrityError(f"{self.written} of the tensor's {self.expected} bytes arrived")
         self.file.write(int.from_bytes(self._checksum.digest(), "big").to_bytes(CHECKSUM_BYTES, "little"))
+
+
+def widening(write: Callable[[bytes], object], source: str, target: str) -> Callable[[bytes], object]:
+    """What takes the bytes of a tensor in one dtype, and writes them in a wider one, which has all of its values.
+
+    Parameters
+    ----------
+    write
+        Takes the wider bytes, in order.
+    source, target
+        Names of the dtypes in `DTYPES`; where they are equal, `write` itself is the result.
+    """
+    if source == target:
+        return write
+    rest = b""
+
+    def widen(data: bytes) -> None:
+        nonlocal rest
+        data = rest + data
+        whole = len(data) - len(data) % DTYPES[source].itemsize  # a piece may end inside a number
+        rest = data[whole:]
+        write(np.frombuffer(data[:whole], DTYPES[source]).astype(DTYPES[target]).tobytes())
+
+    return widen
 
 
 def check_chunk(path: Path, nbytes: int, *, what: tuple[int, str, Path]) -> None:

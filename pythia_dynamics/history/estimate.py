@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -22,7 +21,7 @@ from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
-from pythia_dynamics.history.survey import Survey, survey
+from pythia_dynamics.history.survey import Survey, common_specs, survey_suite
 from pythia_dynamics.history.whole import has_whole_checksum
 
 __all__ = ["FetchPlan", "preview"]
@@ -153,15 +152,11 @@ def _plan_from_headers(request: FetchRequest, source: Source) -> FetchPlan:
     steps = tuple(revisions) if request.wanted is None else request.wanted
     available = [revisions[step] for step in steps if step in revisions]
     cache, listings = LayoutCache(rule=source.suite.roles), ListingBudget()
-    first = survey(source, available, request.patterns, cache=cache, listings=listings)
-    samples = [_sample(source, first, cache, request)]
-    others = {each.step: each for each in (available[len(available) // 2], available[-1])}
-    for revision in others.values():
-        with suppress(PythiaDynError):  # a step that cannot be read costs little
-            if revision.step > first.revision.step:
-                found = survey(source, [revision], request.patterns, cache=cache, listings=listings)
-                samples.append(_sample(source, found, cache, request))
-    return _plan(request, steps, len(steps) - len(available), first.specs, samples)
+    surveys, samples = [], []
+    for found in survey_suite(source, available, request.patterns, cache=cache, listings=listings):
+        surveys.append(found)
+        samples.append(_sample(source, found, cache, request))
+    return _plan(request, steps, len(steps) - len(available), common_specs(surveys), samples)
 
 
 def _sample(source: Source, found: Survey, cache: LayoutCache, request: FetchRequest) -> _Sample:

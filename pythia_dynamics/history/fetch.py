@@ -42,7 +42,7 @@ from pythia_dynamics.history.request import WORKERS, FetchRequest
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.states import compare_with_source, step_states
 from pythia_dynamics.history.store import Store
-from pythia_dynamics.history.survey import most_common, survey
+from pythia_dynamics.history.survey import common_specs, most_common, survey, survey_suite
 from pythia_dynamics.history.transfer import Outcome, Stores, fetch_revision
 from pythia_dynamics.progress import Progress, silent
 
@@ -184,6 +184,7 @@ class _Job:
         self.known: Mapping[str, TensorSpec] = {}
         self.specs: tuple[TensorSpec, ...] = ()
         self.stored: dict[str, set[int]] = {}
+        self.surveyed: tuple[int, ...] = ()
         self.reasons: dict[str, dict[int, str]] = defaultdict(dict)
         self.failed: dict[int, str] = {}
         self.present: set[int] = set()
@@ -215,7 +216,8 @@ class _Job:
         revisions = self._requested(found)
         cache, listings = LayoutCache(rule=self.source.suite.roles), ListingBudget()
         self._find_tensors(revisions, cache, listings)
-        todo = [revisions[step] for step in self.steps if step in revisions and step not in self.present]
+        order = dict.fromkeys((*self.surveyed, *self.steps))  # these first: where their files are, is known
+        todo = [revisions[step] for step in order if step in revisions and step not in self.present]
         self._require_space(len(todo))
         stop = threading.Event()
         wanted = {self._asked_as(spec): spec for spec in self.specs}
@@ -281,9 +283,12 @@ class _Job:
         specs = self.specs
         try:
             if todo:
-                sample = todo[:_SAMPLE] if all_known else todo
-                surveyed = survey(self.source, sample, self.patterns, cache=cache, listings=listings)
-                specs = tuple(_merged(self.known.get(spec.name), spec) for spec in surveyed.specs)
+                if all_known:
+                    surveys = [survey(self.source, todo[:_SAMPLE], self.patterns, cache=cache, listings=listings)]
+                else:
+                    surveys = list(survey_suite(self.source, todo, self.patterns, cache=cache, listings=listings))
+                self.surveyed = tuple(each.revision.step for each in surveys)
+                specs = tuple(_merged(self.known.get(spec.name), spec) for spec in common_specs(surveys))
         except AccessError:
             raise
         except PythiaDynError:

@@ -24,6 +24,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """The dtypes of a history, by the name that Zarr stores. float64 occurs in training only: fetch takes the others."""
 
+_WIDER = {"float16": ("float32", "float64"), "bfloat16": ("float32", "float64"), "float32": ("float64",)}
+"""The dtypes that have every value of another one."""
+
 _SAFE_NAME = re.compile(r"\w[\w.-]*")
 _RESERVED_NAMES = ("step", "tokens", "learning_rate", "zarr.json", "c")
 
@@ -66,6 +69,10 @@ class TensorSpec:
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
+
+    def holds(self, other: TensorSpec) -> bool:
+        """Whether the values of another tensor of this shape can be stored with this dtype without loss."""
+        return self.shape == other.shape and (self.dtype == other.dtype or self.dtype in _WIDER.get(other.dtype, ()))
 
     @property
     def known_roles(self) -> tuple[Role, ...]:

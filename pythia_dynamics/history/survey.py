@@ -1,10 +1,10 @@
-"""What a source has, read from the headers of one revision."""
+"""What a source has, read from the headers of a few revisions."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
 from pythia_dynamics.checkpoints.layout import LayoutCache
@@ -14,7 +14,7 @@ from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 from pythia_dynamics.history.spec import TensorSpec
 
-__all__ = ["Survey", "most_common", "survey"]
+__all__ = ["Survey", "common_specs", "most_common", "survey", "survey_suite"]
 
 _UNKNOWN_NAME_LIMIT = 3
 """Revisions that must all lack the tensor before its name counts as wrong: one or two may be broken uploads."""
@@ -103,6 +103,64 @@ def survey(
     if len(errors) == 1:
         raise errors[0]
     raise CheckpointError(f"no revision of {source.location} can be read: {most_common(map(str, errors))}")
+
+
+def survey_suite(
+    source: Source,
+    revisions: Sequence[Revision],
+    patterns: Sequence[str],
+    *,
+    cache: LayoutCache,
+    listings: ListingBudget,
+) -> Iterator[Survey]:
+    """Read the headers of the first revision that can be read, of the middle and of the last one.
+
+    Parameters
+    ----------
+    source, revisions, patterns, cache, listings
+        As for `survey`; the revisions in increasing order.
+
+    Yields
+    ------
+    Survey
+        One to three times, without the middle and last revisions that cannot be read.
+
+    Raises
+    ------
+    PythiaDynError
+        As `survey`.
+    """
+    first = survey(source, revisions, patterns, cache=cache, listings=listings)
+    yield first
+    for revision in {each.step: each for each in (revisions[len(revisions) // 2], revisions[-1])}.values():
+        if revision.step > first.revision.step:
+            try:
+                yield survey(source, [revision], patterns, cache=cache, listings=listings)
+            except AccessError:
+                raise
+            except PythiaDynError:
+                continue  # as the fetch of the step will say
+
+
+def common_specs(surveys: Sequence[Survey]) -> tuple[TensorSpec, ...]:
+    """The tensors that most of the surveyed revisions have, each as most of them have it.
+
+    Of a tie, the names of the first, and the dtype that holds the others without loss.
+
+    Parameters
+    ----------
+    surveys
+        At least one.
+    """
+    names = Counter(tuple(spec.name for spec in each.specs) for each in surveys)
+    usual = next(each for each in surveys if tuple(spec.name for spec in each.specs) == names.most_common(1)[0][0])
+    specs = []
+    for spec in usual.specs:
+        kinds = Counter(other for each in surveys for other in each.specs if other.name == spec.name)
+        frequent = [kind for kind, count in kinds.items() if count == max(kinds.values())]
+        chosen = max(frequent, key=lambda kind: sum(kind.holds(other) for other in frequent))
+        specs.append(replace(chosen, roles=spec.roles))
+    return tuple(specs)
 
 
 def most_common(reasons: Iterable[str]) -> str:

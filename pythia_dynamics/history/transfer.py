@@ -18,6 +18,7 @@ from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
 from pythia_dynamics.checkpoints.tensors import TensorRequest
 from pythia_dynamics.errors import FormatError, IntegrityError, PythiaDynError, StoreError
+from pythia_dynamics.history.chunk import widening
 from pythia_dynamics.history.provenance import record_of
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
@@ -82,8 +83,9 @@ def fetch_revision(
             if spec.name in taken:  # two roles that one tensor has at other steps
                 continue
             try:
-                if (found := TensorSpec(spec.name, tensor.dtype, tensor.shape)) != spec:
-                    raise FormatError(f"{tensor.name} is {found} at {revision.ref}, elsewhere {spec}")
+                if not spec.holds(found := TensorSpec(spec.name, tensor.dtype, tensor.shape)):
+                    differs = f"{tensor.name} is {found} at {revision.ref}, and {spec} in the store"
+                    raise FormatError(f"{differs}, which cannot hold it; name another --cache for it")
                 taken.add(spec.name)
                 if verify_whole and has_whole_checksum(tensor, reader.sha256.get(tensor.file)):
                     whole[tensor.file][tensor] = spec
@@ -121,13 +123,14 @@ def _store_tensor(
         sha256=reader.sha256.get(tensor.file),
     )
     with store.writer(spec.name, revision.step, record) as writer:
+        write = widening(writer.write, tensor.dtype, spec.dtype)
         checksum = 0
         for piece in reader.read(request):
             if stop is not None and stop.is_set():
                 raise PythiaDynError("stopped")
             if tensor.crc32 is not None:
                 checksum = crc32(piece, checksum)
-            writer.write(piece)
+            write(piece)
         if tensor.crc32 is not None and checksum != tensor.crc32:
             raise IntegrityError(f"{tensor.name} of {revision.ref} fails the checksum of {tensor.file}")
 
@@ -143,5 +146,6 @@ def _store_file(
         targets = {}
         for tensor, spec in tensors.items():
             record = record_of(tensor, revision, store.recorded_source, check="sha256", sha256=sha256)
-            targets[tensor] = writers.enter_context(store.writer(spec.name, revision.step, record)).write
+            writer = writers.enter_context(store.writer(spec.name, revision.step, record))
+            targets[tensor] = widening(writer.write, tensor.dtype, spec.dtype)
         read_whole(source, revision, targets, sha256=sha256, stop=lambda: stop is not None and stop.is_set())

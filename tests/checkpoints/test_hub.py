@@ -94,7 +94,7 @@ def test_files_and_hashes_come_from_one_request(hub: HubServer, source: HubSourc
     size, sha256 = source.entries(first(source))[WEIGHTS]
     assert (size, sha256) == (len(BODY), hub.repositories[REPO].commits[first(source).commit or ""][WEIGHTS].sha256)
     assert source.entries(first(source))["config.json"] == (8, None)
-    assert hub.count("api") == 4
+    assert hub.count("api") == 2
 
 
 def test_a_source_travels_to_other_processes(source: HubSource) -> None:

@@ -144,7 +144,7 @@ def test_one_refusal_is_of_one_revision(hub: HubServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize("times", [2, 3])
 @pytest.mark.parametrize("content", [b"<html><body>Log in</body></html>", b'{"metadata": {}, "weight_m'])
 def test_a_damaged_index_is_read_again(hub: HubServer, tmp_path: Path, content: bytes, times: int) -> None:
-    hub.add(REPO, suite([1, 2, 3], "safetensors shards", **SHAPE))
+    hub.add(REPO, suite([1, 2, 3, 4], "safetensors shards", **SHAPE))
     commit = hub.repositories[REPO].branches["step2"]
     damaged = Fault("json", headers={"X-Repo-Commit": commit}, content=content)
     hub.faults.append(once(damaged, "resolve", match=f"{commit}/model.safetensors.index", times=times))
