@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.source import ByteStream, Revision, Source
-from pythia_dynamics.checkpoints.tensors import (
-    Answer,
-    FileBytes,
-    ListingRequest,
-    RangeRequest,
-    TensorRequest,
-    find_tensors,
-)
+from pythia_dynamics.checkpoints.tensors import FileBytes, TensorRequest, find_tensors
 from pythia_dynamics.errors import PythiaDynError
 
 __all__ = ["MAX_LISTINGS", "ListingBudget", "RevisionReader"]
@@ -81,13 +74,12 @@ class RevisionReader:
         self.sha256: dict[str, str | None] = {}
         self.source, self.revision = source, revision
         self._headers_only = headers_only
+        self._listings = ListingBudget(0)
         self._stream: ByteStream | None = None
         self._file = ""
         self._last = FileBytes(b"", 0, 0)
 
-    def find(
-        self, patterns: Sequence[str], cache: LayoutCache, *, skip: Collection[str] = (), listings: ListingBudget
-    ) -> Iterator[TensorRequest]:
+    def find(self, patterns: Sequence[str], cache: LayoutCache, *, listings: ListingBudget) -> Iterator[TensorRequest]:
         """Each tensor that the patterns match, in the order of the bytes; read one with `read` before the next.
 
         Parameters
@@ -96,8 +88,6 @@ class RevisionReader:
             Names and globs of the tensors.
         cache
             The layouts of earlier revisions; that of this one is added.
-        skip
-            Names of tensors that are not needed.
         listings
             The budget that a file list is taken from; without it, each layout is tried.
 
@@ -106,25 +96,26 @@ class RevisionReader:
         PythiaDynError
             As `find_tensors` and `Source.read`.
         """
+        self._listings = listings
         where = f"{self.source.location} {self.revision.ref}"
-        plan = find_tensors(patterns, cache, where=where, skip=skip, file=self.revision.file)
-        answer: Answer = None
-        failure: PythiaDynError | None = None
-        while True:
-            try:
-                request = plan.throw(failure) if failure is not None else plan.send(answer)
-            except StopIteration:
-                return
-            answer, failure = None, None
-            if isinstance(request, TensorRequest):
-                yield request
-            elif isinstance(request, RangeRequest):
-                try:
-                    answer = self._read_range(request)
-                except PythiaDynError as error:
-                    failure = error
-            elif isinstance(request, ListingRequest) and listings.take():
-                answer = self.source.files(self.revision)
+        return find_tensors(self, patterns, cache, where=where, file=self.revision.file)
+
+    def list_files(self) -> Mapping[str, int] | None:
+        """Size in bytes of every file of the revision, by path; None where no list may be requested any more."""
+        return self.source.files(self.revision) if self._listings.take() else None
+
+    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> FileBytes:
+        """The bytes ``file[start:stop]``, from those read last where they contain them."""
+        last, last_stop = self._last, self._last.start + len(self._last.data)
+        if file == self._file and stop is not None and last.start <= start < stop <= last_stop:
+            return FileBytes(last.data[start - last.start : stop - last.start], start, last.size)
+        if start < 0 or stop is None:
+            self.close()
+            stream = self._open(file, start, stop)
+            start, stop = stream.start, stream.stop
+        data = b"".join(self._chunks(file, start, stop, 0 if self._headers_only else prefetch_stop))
+        self._last = FileBytes(data, start, self.sizes[file])
+        return self._last
 
     def read(self, request: TensorRequest) -> Iterator[bytes]:
         """The bytes of a tensor that `find` has found, in chunks. Raises as `Source.read`."""
@@ -144,20 +135,6 @@ class RevisionReader:
                 with suppress(PythiaDynError):
                     stream.skip(stream.stop - stream.position)
             stream.close()
-
-    def _read_range(self, request: RangeRequest) -> FileBytes:
-        """The answer to a request, from the bytes read last where they contain it."""
-        start, stop, last = request.start, request.stop, self._last
-        last_stop = last.start + len(last.data)
-        if request.file == self._file and stop is not None and last.start <= start < stop <= last_stop:
-            return FileBytes(last.data[start - last.start : stop - last.start], start, last.size)
-        if start < 0 or stop is None:
-            self.close()
-            stream = self._open(request.file, start, stop)
-            start, stop = stream.start, stream.stop
-        data = b"".join(self._chunks(request.file, start, stop, 0 if self._headers_only else request.prefetch_stop))
-        self._last = FileBytes(data, start, self.sizes[request.file])
-        return self._last
 
     def _chunks(self, file: str, start: int, stop: int, prefetch_stop: int) -> Iterator[bytes]:
         """The bytes ``file[start:stop]``, whole unless the file ends before, from as many streams as it takes."""

@@ -1,17 +1,16 @@
-"""Where the tensors of a checkpoint lie, found by reading as little of it as possible. No I/O.
+"""Where the tensors of a checkpoint lie, found by reading as little of it as possible.
 
-`find_tensors` is a generator that yields read requests and is sent the answers, so that a test, a local directory and
-the Hub can serve it alike. From the second revision on it guesses that a file is laid out like that of the revision
-before, and requests header and tensor in one range; every guess is checked against the header that arrives.
+From the second revision on, `find_tensors` guesses that a file is laid out like that of the revision before, and
+requests header and tensor in one range; every guess is checked against the header that arrives.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 from zlib import crc32
 
 from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
@@ -43,7 +42,7 @@ from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, Roles, c
 from pythia_dynamics.checkpoints.source import FileMissingError
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError
 
-__all__ = ["Answer", "FileBytes", "ListingRequest", "RangeRequest", "Request", "TensorRequest", "find_tensors"]
+__all__ = ["CheckpointFiles", "FileBytes", "TensorRequest", "find_tensors"]
 
 MAX_INDEX_BYTES = 64 * 2**20
 """Longest accepted index of shards, which bounds the memory. That of Pythia 12b has 45 KB."""
@@ -69,40 +68,15 @@ MAX_TAIL_REQUESTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class ListingRequest:
-    """A request for the files of the revision. Answer: a mapping of path → size in bytes; None where there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class RangeRequest:
-    """A request for ``file[start:stop]``. Answer: `FileBytes`; `FileMissingError` is thrown where the file is missing.
-
-    Parameters
-    ----------
-    file
-        Path of the file in the revision.
-    start, stop
-        The range in bytes, as a Python slice.
-    prefetch_stop
-        Where the bytes end that are likely to be requested next; they are worth one read with this range.
-    """
-
-    file: str
-    start: int
-    stop: int | None
-    prefetch_stop: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class TensorRequest:
-    """A request to store a tensor, which has been found. Answer: None.
+    """A tensor that has been found, to be read before the next one is looked for.
 
     Parameters
     ----------
     tensor
         Where the tensor lies.
     prefetch_stop
-        As for `RangeRequest`.
+        As for `CheckpointFiles.read_range`.
     roles
         What it is for, usually nothing; None where that is not known.
     """
@@ -112,12 +86,9 @@ class TensorRequest:
     roles: tuple[Role, ...] | None = None
 
 
-Request = ListingRequest | RangeRequest | TensorRequest
-
-
 @dataclass(frozen=True, slots=True)
 class FileBytes:
-    """The answer to a `RangeRequest`.
+    """A range of a file.
 
     Parameters
     ----------
@@ -134,18 +105,25 @@ class FileBytes:
     size: int
 
 
-Answer = FileBytes | Mapping[str, int] | None
-Plan = Generator[Request, Answer, None]
+class CheckpointFiles(Protocol):
+    """The files of one revision, as `find_tensors` reads them."""
+
+    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> FileBytes:
+        """The bytes ``file[start:stop]``, as a Python slice. Those up to `prefetch_stop` are likely to be wanted next,
+        and worth one read with these. Raises `FileMissingError` where the file is missing."""
+
+    def list_files(self) -> Mapping[str, int] | None:
+        """Size in bytes of every file by path; None where no list is to be had."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Query:
     """What is looked for in a revision; see `find_tensors`."""
 
+    files: CheckpointFiles
     patterns: Sequence[str]
     cache: LayoutCache
     where: str
-    skip: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,27 +138,27 @@ class _File:
 
 
 def find_tensors(
-    patterns: Sequence[str], cache: LayoutCache, *, where: str, skip: Collection[str] = (), file: str = ""
-) -> Plan:
-    """Find the tensors of one revision and request each, in the order of the bytes.
+    files: CheckpointFiles, patterns: Sequence[str], cache: LayoutCache, *, where: str, file: str = ""
+) -> Iterator[TensorRequest]:
+    """Find the tensors of one revision, in the order of the bytes.
 
     Parameters
     ----------
+    files
+        The files of the revision.
     patterns
         Names, roles and globs of the tensors; see `select`.
     cache
         The layouts of earlier revisions; that of this one is added.
     where
         The revision, for messages and as a key of `cache`.
-    skip
-        Names of tensors that are not needed.
     file
         The one weight file of the revision; empty where it is looked for.
 
-    Returns
-    -------
-    Plan
-        A generator that yields `Request` values and is sent the `Answer` to each.
+    Yields
+    ------
+    TensorRequest
+        Each tensor.
 
     Raises
     ------
@@ -191,7 +169,7 @@ def find_tensors(
     UnknownNameError
         When a pattern matches no tensor.
     """
-    query = _Query(patterns, cache, where, skip)
+    query = _Query(files, patterns, cache, where)
     if file:
         layout = Layout.of_file(file)
         yield from _find_in_file(layout, _File(file, f"*.{layout.format}"), query)
@@ -212,19 +190,19 @@ def find_tensors(
                 raise CheckpointError(f"{where} is incomplete: {what}") from None
         if not listed:
             listed = True
-            files = yield ListingRequest()
-            if not isinstance(files, Mapping):
+            names = files.list_files()
+            if names is None:
                 layouts = [layout, *layouts] if layout.shards else layouts
                 continue
-            layouts = Layout.among(files)
+            layouts = Layout.among(names)
             if not layouts:
-                shown = ", ".join(sorted(files)[:6]) or "nothing"
+                shown = ", ".join(sorted(names)[:6]) or "nothing"
                 raise CheckpointError(f"{where} holds no weights that can be read (found: {shown})")
-    names = ", ".join(layout.entry_file for layout in LAYOUTS)
-    raise CheckpointError(f"{where} holds no weights: it has none of {names}")
+    usual = ", ".join(layout.entry_file for layout in LAYOUTS)
+    raise CheckpointError(f"{where} holds no weights: it has none of {usual}")
 
 
-def _find_in_layout(layout: Layout, query: _Query) -> Plan:
+def _find_in_layout(layout: Layout, query: _Query) -> Iterator[TensorRequest]:
     """The plan for a revision that has this layout. Raises `FileMissingError` when it has another one."""
     entry = layout.entry_file
     if not layout.has_index and not layout.shards:
@@ -233,23 +211,22 @@ def _find_in_layout(layout: Layout, query: _Query) -> Plan:
     cache, where = query.cache, query.where
     shards = cache.indexes.get((where, entry))
     if shards is None:
-        shards = yield from (_joint_index(layout, query) if layout.shards else _index(entry))
+        shards = _joint_index(layout, query) if layout.shards else _index(entry, query)
         cache.indexes[where, entry] = shards
-    roles = yield from _roles(shards, query)
+    roles = _roles(shards, query)
     chosen = select(shards, query.patterns, where=where, roles=roles.tensors)
-    wanted = [name for name in chosen if name not in query.skip]
-    for shard in dict.fromkeys(shards[name] for name in wanted):
+    for shard in dict.fromkeys(shards[name] for name in chosen):
         members = frozenset(name for name, file in shards.items() if file == shard)
-        names = [name for name in wanted if name in members]
+        names = [name for name in chosen if name in members]
         optional = frozenset(names).difference(query.patterns, roles.tensors.values())
         of_shard = replace(query, patterns=names, where=f"{where}/{shard}")
         yield from _find_in_file(layout, _File(shard, (shard, members), roles, optional), of_shard)
 
 
-def _index(file: str) -> Generator[Request, Answer, dict[str, str]]:
+def _index(file: str, query: _Query) -> dict[str, str]:
     """Tensor name → shard, from an index of shards."""
     for attempt in range(1, _INDEX_ATTEMPTS + 1):
-        index = yield from _read(file, 0, MAX_INDEX_BYTES)
+        index = query.files.read_range(file, 0, MAX_INDEX_BYTES)
         if index.size > MAX_INDEX_BYTES:
             raise FormatError(f"{file} has {index.size} bytes, which no index of shards needs")
         try:
@@ -260,16 +237,15 @@ def _index(file: str) -> Generator[Request, Answer, dict[str, str]]:
     raise AssertionError
 
 
-def _joint_index(layout: Layout, query: _Query) -> Generator[Request, Answer, dict[str, str]]:
+def _joint_index(layout: Layout, query: _Query) -> dict[str, str]:
     """Tensor name → shard, from the headers of shards that have no index."""
     shards: dict[str, str] = {}
     for file in layout.shards:
         names: Collection[str]
         if layout.format == "safetensors":
-            names = yield from _safetensors_header(file, file, query.cache, 0)
+            names = _safetensors_header(_File(file, file), query, 0)
         else:
-            directory = yield from _zip_directory(file, file, query.cache)
-            names = yield from _state_dict(directory, query.cache)
+            names = _state_dict(_zip_directory(_File(file, file), query), query)
         for name in names:
             if name in shards:
                 both = f"{shards[name]} and {file} both hold {name}"
@@ -278,22 +254,20 @@ def _joint_index(layout: Layout, query: _Query) -> Generator[Request, Answer, di
     return shards
 
 
-def _find_in_file(layout: Layout, file: _File, query: _Query) -> Plan:
+def _find_in_file(layout: Layout, file: _File, query: _Query) -> Iterator[TensorRequest]:
     """The plan for one weight file."""
     return _find_in_safetensors(file, query) if layout.format == "safetensors" else _find_in_torch_zip(file, query)
 
 
-def _choose(
-    names: Collection[str], file: _File, query: _Query
-) -> Generator[Request, Answer, tuple[list[str], Collection[str], Roles]]:
+def _choose(names: Collection[str], file: _File, query: _Query) -> tuple[list[str], Collection[str], Roles]:
     """The tensors of a file that are wanted, those of them that only a glob asks for, and the roles."""
-    roles = file.roles or (yield from _roles(names, query))
+    roles = file.roles or _roles(names, query)
     chosen = select(names, query.patterns, where=query.where, roles=roles.tensors)
     optional = file.optional if file.roles else set(chosen).difference(query.patterns, roles.tensors.values())
-    return [name for name in chosen if name not in query.skip], optional, roles
+    return chosen, optional, roles
 
 
-def _roles(names: Collection[str], query: _Query) -> Generator[Request, Answer, Roles]:
+def _roles(names: Collection[str], query: _Query) -> Roles:
     """The roles of the tensors of a checkpoint. Its config is read where they depend on it.
 
     A config that cannot be had ends the plan only where a role was asked for.
@@ -306,7 +280,7 @@ def _roles(names: Collection[str], query: _Query) -> Generator[Request, Answer, 
         unknown = UNEMBEDDING not in by_rule and config_is_needed(names)
         if unknown:
             try:
-                read = yield from _read(_CONFIG, 0, MAX_CONFIG_BYTES)
+                read = query.files.read_range(_CONFIG, 0, MAX_CONFIG_BYTES)
             except (FileMissingError, FormatError):  # there is none, or it is empty
                 pass
             except PythiaDynError:
@@ -328,31 +302,28 @@ def _config(content: bytes) -> Mapping[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def _find_in_safetensors(file: _File, query: _Query) -> Plan:
+def _find_in_safetensors(file: _File, query: _Query) -> Iterator[TensorRequest]:
     """The plan for one safetensors file."""
     known = query.cache.headers.get(file.key)
     prefetch_stop = _guess_prefetch_stop(*known, file, query) if known else 0
-    tensors = yield from _safetensors_header(file.name, file.key, query.cache, prefetch_stop)
-    chosen, optional, roles = yield from _choose(tensors, file, query)
+    tensors = _safetensors_header(file, query, prefetch_stop)
+    chosen, optional, roles = _choose(tensors, file, query)
     wanted = _storable([tensors[name] for name in chosen], optional)
     wanted.sort(key=lambda tensor: tensor.start)
     for tensor, run_end in zip(wanted, _run_ends([(t.start, t.stop) for t in wanted]), strict=True):
         yield TensorRequest(tensor, run_end, roles.of(tensor.name))
 
 
-def _safetensors_header(
-    file: str, key: CacheKey, cache: LayoutCache, prefetch_stop: int
-) -> Generator[Request, Answer, dict[str, TensorSlice]]:
+def _safetensors_header(file: _File, query: _Query, prefetch_stop: int) -> dict[str, TensorSlice]:
     """The tensors of a safetensors file."""
-    stop, _ = cache.headers.get(key, (FIRST_HEADER_BYTES, None))
-    read = yield from _read(file, 0, stop, prefetch_stop)
+    stop, _ = query.cache.headers.get(file.key, (FIRST_HEADER_BYTES, None))
+    read = query.files.read_range(file.name, 0, stop, prefetch_stop)
     header, size = read.data, read.size
-    stop = safetensors_header_stop(header, file=file, file_size=size)
+    stop = safetensors_header_stop(header, file=file.name, file_size=size)
     if stop > len(header):
-        read = yield from _read(file, len(header), stop, prefetch_stop)
-        header += read.data
-    tensors = parse_safetensors(header, file=file, file_size=size)
-    cache.headers[key] = (stop, tensors)
+        header += query.files.read_range(file.name, len(header), stop, prefetch_stop).data
+    tensors = parse_safetensors(header, file=file.name, file_size=size)
+    query.cache.headers[file.key] = (stop, tensors)
     return tensors
 
 
@@ -371,15 +342,15 @@ def _guess_prefetch_stop(header_stop: int, tensors: Mapping[str, TensorSlice], f
         chosen = select(tensors, query.patterns, where="", roles=roles.tensors if roles else {})
     except PythiaDynError:
         return 0
-    ranges = sorted((tensors[name].start, tensors[name].stop) for name in chosen if name not in query.skip)
+    ranges = sorted((tensors[name].start, tensors[name].stop) for name in chosen)
     return _run_ends(ranges)[0] if ranges and ranges[0][0] <= header_stop + MAX_GAP_BYTES else 0
 
 
-def _find_in_torch_zip(file: _File, query: _Query) -> Plan:
+def _find_in_torch_zip(file: _File, query: _Query) -> Iterator[TensorRequest]:
     """The plan for one zip file of ``torch.save``."""
-    directory = yield from _zip_directory(file.name, file.key, query.cache)
-    views = yield from _state_dict(directory, query.cache)
-    chosen, optional, roles = yield from _choose(views, file, query)
+    directory = _zip_directory(file, query)
+    views = _state_dict(directory, query)
+    chosen, optional, roles = _choose(views, file, query)
     wanted = [views[name] for name in chosen]
     approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
     kept = {tensor.name for tensor in _storable(approximate, optional)}
@@ -392,52 +363,45 @@ def _find_in_torch_zip(file: _File, query: _Query) -> Plan:
         member = directory.storage(view.key)
         length = LOCAL_HEADER_BYTES + len(member.name.encode())
         prefetch_stop = run_end if start == member.header_offset else 0
-        local = yield from _read(file.name, member.header_offset, member.header_offset + length, prefetch_stop)
+        stop = member.header_offset + length
+        local = query.files.read_range(file.name, member.header_offset, stop, prefetch_stop)
         tensor = locate(view, directory, member_data_start(local.data, member))
         yield TensorRequest(tensor, run_end, roles.of(tensor.name))
 
 
-def _zip_directory(file: str, key: CacheKey, cache: LayoutCache) -> Generator[Request, Answer, ZipDirectory]:
+def _zip_directory(file: _File, query: _Query) -> ZipDirectory:
     """The zip directory of a torch file, read from its end."""
-    read = yield from _read(file, -cache.tails.get(key, FIRST_TAIL_BYTES), None)
+    read = query.files.read_range(file.name, -query.cache.tails.get(file.key, FIRST_TAIL_BYTES), None)
     tail, size = read.data, read.size
     for _ in range(MAX_TAIL_REQUESTS):
         try:
-            directory = parse_zip_directory(tail, file=file, file_size=size)
+            directory = parse_zip_directory(tail, file=file.name, file_size=size)
         except NeedBytes as need:
-            read = yield from _read(file, need.start, need.stop)
-            tail = read.data + tail
+            tail = query.files.read_range(file.name, need.start, need.stop).data + tail
         else:
-            cache.tails[key] = size - max(member.limit for member in directory.members.values())
+            query.cache.tails[file.key] = size - max(member.limit for member in directory.members.values())
             return directory
-    raise FormatError(f"{file}: there is no zip directory at its end; the file is damaged")
+    raise FormatError(f"{file.name}: there is no zip directory at its end; the file is damaged")
 
 
-def _state_dict(directory: ZipDirectory, cache: LayoutCache) -> Generator[Request, Answer, dict[str, StorageView]]:
+def _state_dict(directory: ZipDirectory, query: _Query) -> dict[str, StorageView]:
     """The tensors that the pickle of a torch file describes; a pickle with a known checksum is not read again."""
     member = directory.pickle
     known = (member.crc32, member.size) if member.crc32 is not None else None
-    if known in cache.pickles:
-        return cache.pickles[known]
+    if known in query.cache.pickles:
+        return query.cache.pickles[known]
     if member.size > MAX_PICKLE_BYTES:
         raise FormatError(f"{directory.file}: its data.pkl of {member.size} bytes is larger than any state dict's")
     start, stop = member.bounding_range()
-    read = yield from _read(directory.file, start, stop)
+    read = query.files.read_range(directory.file, start, stop)
     begin = member_data_start(read.data, member) - start
     pickle = read.data[begin : begin + member.size]
     if member.crc32 is not None and crc32(pickle) != member.crc32:
         raise FormatError(f"{directory.file}: its data.pkl fails its checksum; the file is damaged")
     views = parse_state_dict(pickle, file=directory.file)
     if known is not None:
-        cache.pickles[known] = views
+        query.cache.pickles[known] = views
     return views
-
-
-def _read(file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> Generator[Request, Answer, FileBytes]:
-    """Request a range of a file."""
-    answer = yield RangeRequest(file, start, stop, prefetch_stop)
-    assert isinstance(answer, FileBytes)
-    return answer
 
 
 def _bounding_range(view: StorageView, directory: ZipDirectory, approximate: TensorSlice) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Plans without I/O: the right bytes, no more requests than promised, every guess checked."""
+"""Tensors are found in memory: the right bytes, no more requests than promised, every guess checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,64 +17,57 @@ from support.checkpoints import HEAD, LAYOUTS, checkpoint, raw, state, torch_fil
 from pythia_dynamics.checkpoints.layout import LAYOUTS as USUAL
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.source import FileMissingError
-from pythia_dynamics.checkpoints.tensors import (
-    Answer,
-    FileBytes,
-    ListingRequest,
-    RangeRequest,
-    Request,
-    TensorRequest,
-    find_tensors,
-)
+from pythia_dynamics.checkpoints.tensors import FileBytes, TensorRequest, find_tensors
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError, UnknownNameError
+
+
+class Range(NamedTuple):
+    """A range that was read."""
+
+    file: str
+    start: int
+    stop: int | None
+    prefetch_stop: int
 
 
 @dataclass
 class Run:
-    """What a plan requested and found."""
+    """The obvious files of a revision, all in memory; what was read of them, and what was found."""
 
-    taken: dict[str, bytes] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
+    files: Mapping[str, bytes]
+    listing: bool = True
+    ranges: list[Range] = field(default_factory=list)
     headers: int = 0
+    takes: list[TensorRequest] = field(default_factory=list)
+
+    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> FileBytes:
+        self.ranges.append(Range(file, start, stop, prefetch_stop))
+        if file not in self.files:
+            raise FileMissingError("not there", file)
+        content = self.files[file]
+        first, _, _ = slice(start, stop).indices(len(content))
+        found = FileBytes(content[start:stop], first, len(content))
+        self.headers += len(found.data)
+        return found
+
+    def list_files(self) -> Mapping[str, int] | None:
+        return {name: len(content) for name, content in self.files.items()} if self.listing else None
 
     @property
-    def ranges(self) -> list[RangeRequest]:
-        return [request for request in self.requests if isinstance(request, RangeRequest)]
+    def taken(self) -> dict[str, bytes]:
+        tensors = [take.tensor for take in self.takes]
+        return {tensor.name: self.files[tensor.file][tensor.start : tensor.stop] for tensor in tensors}
 
 
 def drive(
-    files: Mapping[str, bytes],
-    patterns: list[str],
-    cache: LayoutCache | None = None,
-    *,
-    skip: tuple[str, ...] = (),
-    listing: bool = True,
+    files: Mapping[str, bytes], patterns: list[str], cache: LayoutCache | None = None, *, listing: bool = True
 ) -> Run:
-    """The obvious driver: everything in memory, every request answered at once."""
-    run = Run()
-    plan = find_tensors(patterns, cache if cache is not None else LayoutCache(), where="here", skip=skip)
-    answer: Answer = None
-    missing: FileMissingError | None = None
-    while True:
-        try:
-            request = plan.throw(missing) if missing else plan.send(answer)
-        except StopIteration:
-            return run
-        run.requests.append(request)
-        answer, missing = None, None
-        if isinstance(request, ListingRequest):
-            answer = {name: len(content) for name, content in files.items()} if listing else None
-        elif isinstance(request, TensorRequest):
-            tensor = request.tensor
-            assert request.prefetch_stop >= tensor.stop
-            run.taken[tensor.name] = files[tensor.file][tensor.start : tensor.stop]
-        elif request.file in files:
-            content = files[request.file]
-            start, _, _ = slice(request.start, request.stop).indices(len(content))
-            answer = FileBytes(content[request.start : request.stop], start, len(content))
-            run.headers += len(answer.data)
-        else:
-            missing = FileMissingError("not there", request.file)
+    """Find the tensors, and read each before the next."""
+    run = Run(files, listing)
+    for take in find_tensors(run, patterns, cache if cache is not None else LayoutCache(), where="here"):
+        assert take.prefetch_stop >= take.tensor.stop
+        run.takes.append(take)
+    return run
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -113,8 +107,7 @@ def test_header_and_slice_are_one_request_the_second_time() -> None:
     drive(checkpoint(state(1, vocab=3000)), [HEAD], cache)
     run = drive(checkpoint(state(2, vocab=3000)), [HEAD], cache)
     assert len(run.ranges) == 1
-    take = run.requests[-1]
-    assert isinstance(take, TensorRequest)
+    take = run.takes[-1]
     assert run.ranges[0].prefetch_stop == take.tensor.stop == take.prefetch_stop
     assert run.ranges[0].stop == take.tensor.start
     assert run.headers == take.tensor.start
@@ -139,13 +132,6 @@ def test_a_header_of_another_length_is_read_to_its_end() -> None:
     assert run.ranges[1].start == run.ranges[0].stop
 
 
-def test_tensors_to_skip_are_left_out() -> None:
-    files = checkpoint(state(1), "safetensors shards")
-    run = drive(files, [HEAD, "gpt_neox.embed_in.weight"], skip=(HEAD,))
-    assert set(run.taken) == {"gpt_neox.embed_in.weight"}
-    assert len({request.file for request in run.ranges if request.file.startswith("model-")}) == 1
-
-
 def test_near_tensors_are_one_run_far_ones_are_not() -> None:
     tensors = {
         "a": torch.ones(100),
@@ -155,7 +141,7 @@ def test_near_tensors_are_one_run_far_ones_are_not() -> None:
         "e": torch.ones(9),
     }
     run = drive(checkpoint(tensors), ["a", "c", "e"])
-    takes = {take.tensor.name: take for take in run.requests if isinstance(take, TensorRequest)}
+    takes = {take.tensor.name: take for take in run.takes}
     assert takes["a"].prefetch_stop == takes["c"].tensor.stop == takes["c"].prefetch_stop
     assert takes["e"].prefetch_stop == takes["e"].tensor.stop
 
@@ -163,7 +149,7 @@ def test_near_tensors_are_one_run_far_ones_are_not() -> None:
 def test_small_pieces_do_not_add_up_to_much_waste() -> None:
     tensors = {f"{k:03}": torch.ones(500 if k % 2 else 3) for k in range(200)}
     run = drive(checkpoint(tensors), [f"{k:03}" for k in range(0, 200, 2)])
-    takes = [request for request in run.requests if isinstance(request, TensorRequest)]
+    takes = run.takes
     spans = {take.prefetch_stop: take.tensor.start for take in reversed(takes)}
     assert sum(end - start for end, start in spans.items()) <= 100 * 12 + 16 * 1024
 
