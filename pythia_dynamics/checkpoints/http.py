@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pythia_dynamics.checkpoints.gate import RateLimit, RequestGate
 from pythia_dynamics.checkpoints.retry import HUB, STORAGE, AttemptCounter, Failure, RetryableError, RetryPolicy
-from pythia_dynamics.checkpoints.source import AccessError, Traffic
+from pythia_dynamics.checkpoints.source import AccessError, OfflineError, Traffic
 from pythia_dynamics.errors import HubError
 
 if TYPE_CHECKING:
@@ -349,7 +349,7 @@ class HubClient:
                 yield
         except OfflineModeIsEnabled:
             why = "HF_HUB_OFFLINE is set; unset it, or name --source DIR"
-            raise AccessError(f"{self.repository} cannot be reached: {why}") from None
+            raise OfflineError(f"{self.repository} cannot be reached: {why}") from None
         except HfHubHTTPError as error:
             raise self.refusal(error.response.status_code, error.response.headers, ref) from None
 

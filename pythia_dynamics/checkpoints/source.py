@@ -18,6 +18,7 @@ __all__ = [
     "AccessError",
     "ByteStream",
     "FileMissingError",
+    "OfflineError",
     "Revision",
     "Source",
     "Traffic",
@@ -43,6 +44,10 @@ class FileMissingError(CheckpointError):
 
 class AccessError(HubError):
     """No file of the repository can be had now: it is gated, private or does not exist, or the Hub is unreachable."""
+
+
+class OfflineError(AccessError):
+    """The Hub is not asked, because ``HF_HUB_OFFLINE`` is set."""
 
 
 @dataclass(frozen=True, slots=True)

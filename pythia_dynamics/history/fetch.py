@@ -24,7 +24,7 @@ from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
-from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
+from pythia_dynamics.checkpoints.source import AccessError, OfflineError, Revision, Source
 from pythia_dynamics.checkpoints.suite import Suite
 from pythia_dynamics.errors import (
     CheckpointError,
@@ -197,9 +197,7 @@ class _Job:
         except HubError as error:
             if self.request.wanted is None or not self._knows_tensors() or len(self.present) < len(self.steps):
                 raise
-            from huggingface_hub.constants import is_offline_mode
-
-            if not is_offline_mode():
+            if not isinstance(error, OfflineError):
                 what = f"{self.path} has all steps; whether they have been replaced since is not known"
                 warnings.warn(f"{error}; {what}", stacklevel=4)
             return None
