@@ -19,7 +19,7 @@ import numpy as np
 from pythia_dynamics.checkpoints.defects import EARLY_STEPS
 from pythia_dynamics.checkpoints.findings import Finding
 from pythia_dynamics.checkpoints.layout import LayoutCache
-from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.reader import RevisionReader
 from pythia_dynamics.checkpoints.roles import EMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import PythiaDynError, listed
@@ -79,11 +79,11 @@ def read_samples(source: Source, *, progress: Progress = silent) -> Sample:
         The repository has nothing that is a step.
     """
     early = [revision for step, revision in source.revisions().items() if step <= EARLY_STEPS][:_STEPS_READ]
-    cache, listings = LayoutCache(), ListingBudget(len(early))
+    cache = LayoutCache(tickets=[*range(len(early))])
     tensor, values = "", {}
     for done, revision in enumerate(early if len(early) > 1 else (), 1):
         try:
-            tensor, values[revision.step] = _read_sample(source, revision, cache, listings)
+            tensor, values[revision.step] = _read_sample(source, revision, cache)
         except AccessError:
             raise
         except PythiaDynError:
@@ -145,12 +145,12 @@ def _cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
 
 
 def _read_sample(
-    source: Source, revision: Revision, cache: LayoutCache, listings: ListingBudget
+    source: Source, revision: Revision, cache: LayoutCache
 ) -> tuple[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """Name and first elements of the embedding of a revision."""
     reader = RevisionReader(source, revision, headers_only=True)
     try:
-        tensor = next(reader.find((EMBEDDING,), cache, listings=listings)).tensor
+        tensor = next(reader.find((EMBEDDING,), cache)).tensor
     finally:
         reader.close()
     dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)

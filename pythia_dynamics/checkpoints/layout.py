@@ -11,7 +11,7 @@ from pythia_dynamics.checkpoints.formats.statedict import StorageView
 from pythia_dynamics.checkpoints.roles import Role, Roles
 from pythia_dynamics.checkpoints.tree import WeightFormat, is_index, weight_files
 
-__all__ = ["FIRST_HEADER_BYTES", "FIRST_TAIL_BYTES", "LAYOUTS", "CacheKey", "Layout", "LayoutCache"]
+__all__ = ["FIRST_HEADER_BYTES", "FIRST_TAIL_BYTES", "LAYOUTS", "MAX_LISTINGS", "CacheKey", "Layout", "LayoutCache"]
 
 FIRST_HEADER_BYTES = 24 * 1024
 """First guess at the header of a safetensors file. Pythia's take 10 KB (70m) to 65 KB (12b); up to 160m (21 KB) the
@@ -19,6 +19,10 @@ guess saves a request, above that the first revision costs a second one. Later r
 
 FIRST_TAIL_BYTES = 48 * 1024
 """First guess at the directory of a torch zip, at the end of the file. Pythia's take 6 KB (70m) to 34 KB (12b)."""
+
+MAX_LISTINGS = 16
+"""File lists that a fetch may request. One is needed only where a revision has none of the layouts found so far, or no
+weights; 16 of the Hub's 500 API requests in 5 minutes leave room for parallel fetches."""
 
 MAX_CACHED = 64
 """Entries of each table of `LayoutCache`. For Pythia 12b, with 544 tensors, a full one takes about 20 MB."""
@@ -120,6 +124,8 @@ class LayoutCache:
         The roles in a checkpoint, by the names of all its tensors.
     rule
         The names of the tensors that have a role in this suite.
+    tickets
+        One for each file list that may still be requested.
     """
 
     layouts: tuple[Layout, ...] = ()
@@ -129,6 +135,15 @@ class LayoutCache:
     indexes: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     roles: dict[frozenset[str], Roles] = field(default_factory=dict)
     rule: Mapping[Role, Sequence[str]] = field(default_factory=dict)
+    tickets: list[int] = field(default_factory=lambda: [*range(MAX_LISTINGS)])
+
+    def may_list(self) -> bool:
+        """Whether a file list may be requested; if so, it counts as requested."""
+        try:
+            self.tickets.pop()
+        except IndexError:
+            return False
+        return True
 
     def add(self, layout: Layout) -> None:
         """Put a layout first, and drop the oldest entries of tables that have grown beyond `MAX_CACHED`."""

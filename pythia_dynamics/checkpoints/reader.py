@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
@@ -11,42 +10,11 @@ from pythia_dynamics.checkpoints.source import ByteStream, Revision, Source
 from pythia_dynamics.checkpoints.tensors import FileBytes, TensorRequest, find_tensors
 from pythia_dynamics.errors import PythiaDynError
 
-__all__ = ["MAX_LISTINGS", "ListingBudget", "RevisionReader"]
+__all__ = ["RevisionReader"]
 
 MAX_SKIPPED_BYTES = 64 * 1024
 """Largest gap that is read and dropped instead of requested anew: 2 ms at the 40 MB/s of one connection to the Hub,
 where a request takes 30 ms or more; and what the HTTP client has received at once anyway."""
-
-
-MAX_LISTINGS = 16
-"""File lists that a fetch may request. One is needed only where a revision has none of the layouts found so far, or no
-weights; 16 of the Hub's 500 API requests in 5 minutes leave room for parallel fetches."""
-
-
-class ListingBudget:
-    """How many more file lists a fetch may request (one API request each), whatever the number of its revisions.
-
-    Threads may share one; another process gets a copy with what is left.
-
-    Parameters
-    ----------
-    listings
-        File lists that may be requested.
-    """
-
-    def __init__(self, listings: int = MAX_LISTINGS) -> None:
-        self._left = listings
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type[ListingBudget], tuple[int]]:
-        return (ListingBudget, (self._left,))
-
-    def take(self) -> bool:
-        """Whether a file list may be requested; if so, it counts as requested."""
-        with self._lock:
-            allowed = self._left > 0
-            self._left -= allowed
-        return allowed
 
 
 class RevisionReader:
@@ -74,12 +42,11 @@ class RevisionReader:
         self.sha256: dict[str, str | None] = {}
         self.source, self.revision = source, revision
         self._headers_only = headers_only
-        self._listings = ListingBudget(0)
         self._stream: ByteStream | None = None
         self._file = ""
         self._last = FileBytes(b"", 0, 0)
 
-    def find(self, patterns: Sequence[str], cache: LayoutCache, *, listings: ListingBudget) -> Iterator[TensorRequest]:
+    def find(self, patterns: Sequence[str], cache: LayoutCache) -> Iterator[TensorRequest]:
         """Each tensor that the patterns match, in the order of the bytes; read one with `read` before the next.
 
         Parameters
@@ -88,21 +55,18 @@ class RevisionReader:
             Names and globs of the tensors.
         cache
             The layouts of earlier revisions; that of this one is added.
-        listings
-            The budget that a file list is taken from; without it, each layout is tried.
 
         Raises
         ------
         PythiaDynError
             As `find_tensors` and `Source.read`.
         """
-        self._listings = listings
         where = f"{self.source.location} {self.revision.ref}"
         return find_tensors(self, patterns, cache, where=where, file=self.revision.file)
 
-    def list_files(self) -> Mapping[str, int] | None:
-        """Size in bytes of every file of the revision, by path; None where no list may be requested any more."""
-        return self.source.files(self.revision) if self._listings.take() else None
+    def list_files(self) -> Mapping[str, int]:
+        """Size in bytes of every file of the revision, by path."""
+        return self.source.files(self.revision)
 
     def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> FileBytes:
         """The bytes ``file[start:stop]``, from those read last where they contain them."""

@@ -112,8 +112,8 @@ class CheckpointFiles(Protocol):
         """The bytes ``file[start:stop]``, as a Python slice. Those up to `prefetch_stop` are likely to be wanted next,
         and worth one read with these. Raises `FileMissingError` where the file is missing."""
 
-    def list_files(self) -> Mapping[str, int] | None:
-        """Size in bytes of every file by path; None where no list is to be had."""
+    def list_files(self) -> Mapping[str, int]:
+        """Size in bytes of every file by path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +190,10 @@ def find_tensors(
                 raise CheckpointError(f"{where} is incomplete: {what}") from None
         if not listed:
             listed = True
-            names = files.list_files()
-            if names is None:
+            if not cache.may_list():
                 layouts = [layout, *layouts] if layout.shards else layouts
                 continue
+            names = files.list_files()
             layouts = Layout.among(names)
             if not layouts:
                 shown = ", ".join(sorted(names)[:6]) or "nothing"

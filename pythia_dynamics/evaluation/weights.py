@@ -28,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 from pythia_dynamics.checkpoints.formats.slices import wrong_file_hint
 from pythia_dynamics.checkpoints.layout import Layout, LayoutCache
 from pythia_dynamics.checkpoints.local import LocalSource
-from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.reader import RevisionReader
 from pythia_dynamics.checkpoints.registry import FILE_NAMES
 from pythia_dynamics.checkpoints.roles import ALL, prefixes_removed
 from pythia_dynamics.checkpoints.source import Revision
@@ -273,7 +273,7 @@ def _tensors(file: Path) -> Iterator[FoundTensor]:
         return
     reader = _revision_reader(file)
     with closing(reader):
-        for request in reader.find((ALL,), LayoutCache(), listings=ListingBudget(0)):
+        for request in reader.find((ALL,), LayoutCache(tickets=[])):
             shape, dtype = torch.Size(request.tensor.shape), getattr(torch, request.tensor.dtype)
             yield FoundTensor(request.tensor.name, shape, dtype, partial(_read, file, request))
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from pythia_dynamics.checkpoints.layout import LAYOUTS, Layout, LayoutCache
+from pythia_dynamics.checkpoints.layout import LAYOUTS, MAX_LISTINGS, Layout, LayoutCache
 from pythia_dynamics.checkpoints.open import REGISTRY
-from pythia_dynamics.checkpoints.reader import MAX_LISTINGS, ListingBudget
 from pythia_dynamics.checkpoints.registry import EMBED_OUT, Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
@@ -151,9 +150,9 @@ def _plan_from_headers(request: FetchRequest, source: Source) -> FetchPlan:
     revisions = source.revisions()
     steps = tuple(revisions) if request.wanted is None else request.wanted
     available = [revisions[step] for step in steps if step in revisions]
-    cache, listings = LayoutCache(rule=source.suite.roles), ListingBudget()
+    cache = LayoutCache(rule=source.suite.roles)
     surveys, samples = [], []
-    for found in survey_suite(source, available, request.patterns, cache=cache, listings=listings):
+    for found in survey_suite(source, available, request.patterns, cache=cache):
         surveys.append(found)
         samples.append(_sample(source, found, cache, request))
     return _plan(request, steps, len(steps) - len(available), common_specs(surveys), samples)

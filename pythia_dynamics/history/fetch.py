@@ -21,7 +21,6 @@ from pythia_dynamics.checkpoints.directory_rate import stated_learning_rate
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.learning_rate import LoggedLearningRate, rates_at
 from pythia_dynamics.checkpoints.local import LocalSource
-from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import AccessError, OfflineError, Revision, Source
@@ -212,15 +211,15 @@ class _Job:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
         self._compare(found)
         revisions = self._requested(found)
-        cache, listings = LayoutCache(rule=self.source.suite.roles), ListingBudget()
-        self._find_tensors(revisions, cache, listings)
+        cache = LayoutCache(rule=self.source.suite.roles)
+        self._find_tensors(revisions, cache)
         order = dict.fromkeys((*self.surveyed, *self.steps))  # these first: where their files are, is known
         todo = [revisions[step] for step in order if step in revisions and step not in self.present]
         self._require_space(len(todo))
         stop = threading.Event()
         wanted = {self._asked_as(spec): spec for spec in self.specs}
         events = stop if executor is None else None
-        common = (Stores(self.path), wanted, cache, listings, events, self.request.verify_whole)
+        common = (Stores(self.path), wanted, cache, events, self.request.verify_whole)
         pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
         for step in set(self.steps) - set(revisions):
@@ -274,7 +273,7 @@ class _Job:
             raise CheckpointError(f"{none_of}; it has {listed(list(revisions))}")
         return chosen
 
-    def _find_tensors(self, revisions: Mapping[int, Revision], cache: LayoutCache, listings: ListingBudget) -> None:
+    def _find_tensors(self, revisions: Mapping[int, Revision], cache: LayoutCache) -> None:
         """Find out what the tensors are, and make room for them in the store."""
         all_known = self._knows_tensors()
         todo = [revision for step, revision in revisions.items() if step not in self.present]
@@ -282,9 +281,9 @@ class _Job:
         try:
             if todo:
                 if all_known:
-                    surveys = [survey(self.source, todo[:_SAMPLE], self.patterns, cache=cache, listings=listings)]
+                    surveys = [survey(self.source, todo[:_SAMPLE], self.patterns, cache=cache)]
                 else:
-                    surveys = list(survey_suite(self.source, todo, self.patterns, cache=cache, listings=listings))
+                    surveys = list(survey_suite(self.source, todo, self.patterns, cache=cache))
                 self.surveyed = tuple(each.revision.step for each in surveys)
                 specs = tuple(_merged(self.known.get(spec.name), spec) for spec in common_specs(surveys))
         except AccessError:

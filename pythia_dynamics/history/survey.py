@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
 from pythia_dynamics.checkpoints.layout import LayoutCache
-from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.reader import RevisionReader
 from pythia_dynamics.checkpoints.roles import Role
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
@@ -59,7 +59,6 @@ def survey(
     patterns: Sequence[str],
     *,
     cache: LayoutCache,
-    listings: ListingBudget,
 ) -> Survey:
     """Read the headers of the first revision that has the requested tensors and can be read.
 
@@ -73,8 +72,6 @@ def survey(
         Names, roles and globs of tensors; see `select`.
     cache
         What earlier revisions of the model looked like; it is updated.
-    listings
-        How many file lists may still be requested.
 
     Raises
     ------
@@ -89,7 +86,7 @@ def survey(
     for revision in revisions:
         reader = RevisionReader(source, revision, headers_only=True)
         try:
-            found = list(reader.find(patterns, cache, listings=listings))
+            found = list(reader.find(patterns, cache))
             tensors, roles = tuple(each.tensor for each in found), tuple(each.roles for each in found)
             return Survey(revision, tensors, roles, dict(reader.sizes), dict(reader.sha256))
         except AccessError:
@@ -111,13 +108,12 @@ def survey_suite(
     patterns: Sequence[str],
     *,
     cache: LayoutCache,
-    listings: ListingBudget,
 ) -> Iterator[Survey]:
     """Read the headers of the first revision that can be read, of the middle and of the last one.
 
     Parameters
     ----------
-    source, revisions, patterns, cache, listings
+    source, revisions, patterns, cache
         As for `survey`; the revisions in increasing order.
 
     Yields
@@ -130,12 +126,12 @@ def survey_suite(
     PythiaDynError
         As `survey`.
     """
-    first = survey(source, revisions, patterns, cache=cache, listings=listings)
+    first = survey(source, revisions, patterns, cache=cache)
     yield first
     for revision in {each.step: each for each in (revisions[len(revisions) // 2], revisions[-1])}.values():
         if revision.step > first.revision.step:
             try:
-                yield survey(source, [revision], patterns, cache=cache, listings=listings)
+                yield survey(source, [revision], patterns, cache=cache)
             except AccessError:
                 raise
             except PythiaDynError:

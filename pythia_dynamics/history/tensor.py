@@ -13,7 +13,7 @@ from zlib_ng.zlib_ng import crc32
 
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.open import HUB
-from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.reader import RevisionReader
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import Source
@@ -81,7 +81,7 @@ def tensor(
     def read() -> NDArray[Any]:
         reader = RevisionReader(opened, found, headers_only=verify_whole)
         try:
-            found_tensors = reader.find((name,), cache, listings=ListingBudget())
+            found_tensors = reader.find((name,), cache)
             return _read(reader, _only_one(found_tensors, name), verify_whole)
         finally:
             reader.close()

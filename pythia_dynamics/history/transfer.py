@@ -14,7 +14,7 @@ from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard
 
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
 from pythia_dynamics.checkpoints.layout import LayoutCache
-from pythia_dynamics.checkpoints.reader import ListingBudget, RevisionReader
+from pythia_dynamics.checkpoints.reader import RevisionReader
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
 from pythia_dynamics.checkpoints.tensors import TensorRequest
 from pythia_dynamics.errors import FormatError, IntegrityError, PythiaDynError, StoreError
@@ -61,7 +61,6 @@ def fetch_revision(
     stores: Stores,
     wanted: Mapping[str, TensorSpec],
     cache: LayoutCache,
-    listings: ListingBudget,
     stop: threading.Event | None,
     verify_whole: bool,
 ) -> Outcome:
@@ -77,7 +76,7 @@ def fetch_revision(
         if stop is not None and stop.is_set():
             return Outcome(revision, source.traffic)
         store = stores.get()
-        for request in reader.find(patterns, cache, listings=listings):
+        for request in reader.find(patterns, cache):
             asked = (request.tensor.name, *(request.roles or ()))
             spec, tensor = next(wanted[pattern] for pattern in patterns if pattern in asked), request.tensor
             if spec.name in taken:  # two roles that one tensor has at other steps

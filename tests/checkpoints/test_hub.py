@@ -341,7 +341,7 @@ def test_offline_mode_is_named(hub: HubServer) -> None:
     code = f"from pythia_dynamics.checkpoints.hub import HubSource; HubSource({REPO!r}).revisions()"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "AccessError: org/model cannot be reached: HF_HUB_OFFLINE is set" in run.stderr
+    assert "OfflineError: org/model cannot be reached: HF_HUB_OFFLINE is set" in run.stderr
     assert not hub.log
 
 

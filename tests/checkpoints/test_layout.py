@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,7 +37,6 @@ class Run:
     """The obvious files of a revision, all in memory; what was read of them, and what was found."""
 
     files: Mapping[str, bytes]
-    listing: bool = True
     ranges: list[Range] = field(default_factory=list)
     headers: int = 0
     takes: list[TensorRequest] = field(default_factory=list)
@@ -50,8 +51,8 @@ class Run:
         self.headers += len(found.data)
         return found
 
-    def list_files(self) -> Mapping[str, int] | None:
-        return {name: len(content) for name, content in self.files.items()} if self.listing else None
+    def list_files(self) -> Mapping[str, int]:
+        return {name: len(content) for name, content in self.files.items()}
 
     @property
     def taken(self) -> dict[str, bytes]:
@@ -63,8 +64,10 @@ def drive(
     files: Mapping[str, bytes], patterns: list[str], cache: LayoutCache | None = None, *, listing: bool = True
 ) -> Run:
     """Find the tensors, and read each before the next."""
-    run = Run(files, listing)
-    for take in find_tensors(run, patterns, cache if cache is not None else LayoutCache(), where="here"):
+    run, cache = Run(files), cache if cache is not None else LayoutCache()
+    if not listing:
+        cache.tickets.clear()
+    for take in find_tensors(run, patterns, cache, where="here"):
         assert take.prefetch_stop >= take.tensor.stop
         run.takes.append(take)
     return run
@@ -227,3 +230,11 @@ def test_entry_files_are_those_transformers_writes() -> None:
         WEIGHTS_INDEX_NAME,
         WEIGHTS_NAME,
     }
+
+
+def test_the_lists_that_may_be_requested_are_shared_by_threads_and_copied_to_processes() -> None:
+    cache = LayoutCache(tickets=[*range(100)])
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(lambda _: cache.may_list(), range(90))) == 90
+    for each in (cache, pickle.loads(pickle.dumps(cache))):
+        assert [each.may_list() for _ in range(12)] == [True] * 10 + [False] * 2

@@ -15,7 +15,6 @@ from support.hubserver import HubServer
 
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.layout import LayoutCache
-from pythia_dynamics.checkpoints.reader import ListingBudget
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.errors import CheckpointError, UnknownNameError
@@ -31,7 +30,7 @@ WIDE: dict[str, Any] = {"vocab": 1024, "d_model": 48, "layers": 3}
 
 
 def survey(source: Source, revisions: Iterable[Revision], patterns: list[str]) -> Survey:
-    return read_headers(source, revisions, patterns, cache=LayoutCache(), listings=ListingBudget())
+    return read_headers(source, revisions, patterns, cache=LayoutCache())
 
 
 def test_survey_reads_headers_only(hub: HubServer) -> None:
