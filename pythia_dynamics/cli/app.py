@@ -130,11 +130,17 @@ with_cache = _with_directory("cache", "weight stores")
 with_results = _with_directory("results", "result files")
 
 
-def with_models(required: bool) -> Callable[[Command], Command]:
-    """The option for the names of models. If it is not required, the default is all models in the cache."""
+def with_models(required: bool, default: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """The option for the names of models. If it is not required, the default is `default`, else all in the cache."""
     text = "Alias (70m, 160m-seed3 …), owner/name, name in the cache, glob, or a directory of checkpoints; repeatable."
+    missing = f"  [default: {', '.join(default) or 'all cached'}]"
     return click.option(
-        "--model", "models", multiple=True, required=required, help=text if required else text + " Default: all cached."
+        "--model",
+        "models",
+        multiple=True,
+        required=required,
+        default=default or None,
+        help=text if required else text + missing,
     )
 
 

@@ -18,14 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["garden"]
 
 
-@reproduce.command()
-@click.option(
-    "--models",
-    "listed",
-    default="14m,31m,70m,160m,410m,1b",
-    show_default=True,
-    help="Aliases, owner/name, or directories of checkpoints, separated by commas.",
-)
+@reproduce.command(short_help='"The Garden of Forking Paths", arXiv 2403.08739')
+@app.with_models(required=False, default=("14m", "31m", "70m", "160m", "410m", "1b"))
 @click.option("--skip-perplexity", is_flag=True, help="Leave out everything that needs complete checkpoints.")
 @app.with_steps
 @click.option(
@@ -44,7 +38,7 @@ __all__ = ["garden"]
 @app.with_json
 @app.resumable
 def garden(
-    listed: str,
+    models: tuple[str, ...],
     skip_perplexity: bool,
     steps: str | None,
     corpus: str,
@@ -63,19 +57,21 @@ def garden(
 
     After an interruption the same command resumes.
     """
+    from pythia_dynamics.checkpoints.registry import aliases
     from pythia_dynamics.report.verdicts import counted
     from pythia_dynamics.studies import garden as garden_study
 
-    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    answer = app.Answer("garden")
+    names = app.expanded(models, aliases(), answer)
     if not names:
-        raise click.UsageError("--models has no name of a model")
+        answer.finish()
     planned = garden_study.plan(
         names, steps=steps, limit=limit, cache=cache, results=results, skip_perplexity=skip_perplexity, suite=suite
     )
     _echo_plan(planned, device, bandwidth)
-    facts: dict[str, Any] = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
+    answer.facts = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
     if only_plan:
-        app.print_facts({"garden": facts})
+        answer.finish()
         return
     if not yes:
         click.confirm("Begin?", abort=True, err=True)
@@ -104,16 +100,16 @@ def garden(
     app.echo(
         f"\n{results / garden_study.PAGE}\n{len(result.files)} files, {app.duration(time.monotonic() - start)} in all"
     )
-    facts |= {
+    answer.facts |= {
         "failed": dict(result.failed),
         "missing": dict(result.missing),
         "claims": {name: [asdict(verdict) for verdict in found] for name, found in result.verdicts.items()},
         "files": result.files,
         "seconds": time.monotonic() - start,
     }
-    app.print_facts({"garden": facts})
-    if result.failed:
-        raise app.Failure("; ".join(f"{name}: {why}" for name, why in result.failed.items()))
+    for name, why in result.failed.items():
+        answer.fail(f"{name}: {why}")
+    answer.finish()
 
 
 def _echo_plan(planned: list[ModelPlan], device: str, bandwidth: float) -> None:

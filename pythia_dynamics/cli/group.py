@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,64 @@ import click
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import reason_of, write_count
 
-__all__ = ["RESUMABLE_KEY", "Failure", "Group", "Interrupted"]
+__all__ = ["RESUMABLE_KEY", "SECTIONS", "Failure", "Group", "Interrupted"]
 
 RESUMABLE_KEY = "pythia_dynamics.resumes"
 """Key in `click.Context.meta` of a command that resumes from finished files."""
+
+
+SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "Get weights": (
+        "pythia-dyn fetch --model 70m",
+        {
+            "models": "the models that have short names",
+            "plan": "requests, bytes, disk, memory and time of a fetch",
+            "fetch": "tensors of all checkpoints, by byte range",
+            "ls": "what is in the cache, what is missing and why",
+            "verify": "damaged, equal, exchanged or replaced checkpoints",
+        },
+    ),
+    "Measure weights": (
+        "pythia-dyn msd --model 70m --tensor unembedding",
+        {
+            "density": "weight density, moments, number of modes",
+            "msd": "mean squared displacement and its nulls",
+            "two-time": "all pairs of steps: displacement, ageing, cosine",
+            "order": "the order parameter b and dL/db",
+            "rank": "covariance rank of random projections",
+            "spectrum": "singular values, effective and stable rank",
+            "phases": "abrupt changes of motion, direction, bimodality",
+            "stop": "where training could have stopped",
+        },
+    ),
+    "Run whole models": (
+        "pythia-dyn perplexity --model 70m --mode last-word --limit 500",
+        {
+            "perplexity": "forward, causal-unmasking, last-word perplexity",
+            "portrait": "first and last step side by side, a phrase completed",
+        },
+    ),
+    "Train your own": (
+        "pythia-dyn train --size 10k --checkpoints 20 --out suites/mine",
+        {
+            "demo": "all of it on a small suite, without network",
+            "train": "a suite: a small model with many checkpoints",
+        },
+    ),
+    "Judge and show": (
+        "pythia-dyn claims --published",
+        {
+            "claims": "test the claims of both publications",
+            "calibrate": "how often each verdict is wrong",
+            "figures": "draw every figure from saved results",
+            "report": "one self-contained HTML page",
+            "reproduce": "one of the two publications, from fetch to report",
+        },
+    ),
+}
+"""The commands in the order of use: by section, an example and what each is for. Summaries fit a line of 80 columns."""
+
+OWN_MEASURES = "Measures of other packages"
 
 
 class Failure(click.ClickException):
@@ -43,6 +97,21 @@ class Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_registered_measures()})
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by section, each with an example."""
+        rest = dict.fromkeys(self.list_commands(ctx))
+        width = max(map(len, rest))
+        for title, (example, summaries) in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in summaries.items()])
+                formatter.write(f"{'':{formatter.current_indent}}$ {example}\n")
+            rest = {name: None for name in rest if name not in summaries}
+        commands = {name: self.get_command(ctx, name) for name in rest}
+        rows = [(name.ljust(width), found.get_short_help_str(50)) for name, found in commands.items() if found]
+        if rows:
+            with formatter.section(OWN_MEASURES):
+                formatter.write_dl(rows)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         found = super().get_command(ctx, name)

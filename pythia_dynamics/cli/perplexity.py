@@ -13,7 +13,9 @@ from pythia_dynamics.device import DTYPES
 from pythia_dynamics.evaluation.settings import HEADS, MODES, PRODUCTS, EvaluationSettings, Mode, requested_steps
 
 if TYPE_CHECKING:
-    from pythia_dynamics.checkpoints.registry import Model
+    from pythia_dynamics.checkpoints.source import Source
+
+    pass
 
 __all__ = ["perplexity"]
 
@@ -102,23 +104,28 @@ def perplexity(
 ) -> None:
     """Forward, causal-unmasking and last-word perplexity of every checkpoint."""
     from pythia_dynamics.evaluation.corpus import load_corpus
+    from pythia_dynamics.evaluation.snapshots import checkpoint_source
     from pythia_dynamics.history.cache import choose_model
 
     settings = EvaluationSettings.from_mapping(options)
     answer, found = app.Answer("perplexity"), {}
     for name in app.model_names(models, cache, answer):
         with answer.collect():
-            found[name] = choose_model(name, cache, suite)
+            source = checkpoint_source(choose_model(name, cache, suite), settings.source)
+            source.revisions()  # a Hub that cannot be reached is said before anything else is loaded
+            found[name] = source
+    if not found:
+        answer.finish()
     _hint_at_bfloat16(settings)
-    if show is None and found:  # loaded once for all models
+    if show is None:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
-    for name, model in found.items():
+    for name, source in found.items():
         with answer.collect():
-            app.echo(f"{name} is {model.location}")
+            app.echo(f"{name} is {source.location}")
             if show is None:
-                answer.facts += _evaluate(model, modes, settings, results)
+                answer.facts += _evaluate(source, modes, settings, results)
             else:
-                answer.facts.append(_complete(model, show, settings))
+                answer.facts.append(_complete(source, show, settings))
     if gaps := sum(len(fact.get("missing", ())) for fact in answer.facts):
         answer.fail(f"{gaps} steps have no perplexity (see above); run the same command again to retry them")
     elif invalid := sum(fact.get("nonfinite", 0) + fact.get("overflow", 0) for fact in answer.facts):
@@ -140,33 +147,33 @@ def _hint_at_bfloat16(settings: EvaluationSettings) -> None:
 
 
 def _evaluate(
-    model: Model, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path
+    source: Source, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path
 ) -> list[dict[str, Any]]:
     """Evaluate a model, draw and print the results, and return the facts of each mode."""
     from pythia_dynamics.evaluation.runner import evaluate
     from pythia_dynamics.results.folder import Results
     from pythia_dynamics.studies.pipeline import draw_perplexity
 
-    out = Results(model.name, results)
+    out = Results(source.name, results)
     if settings.head != "as-is":  # a separate folder inside the results of the unchanged head
         out = Results(settings.head, out.path)
-    with app.echo_warnings(), app.bar(f"{model.name} perplexity", "step") as progress:
-        scores = evaluate(model, modes, settings, out=out.path, progress=progress)
+    with app.echo_warnings(), app.bar(f"{source.name} perplexity", "step") as progress:
+        scores = evaluate(source, modes, settings, out=out.path, progress=progress)
     facts = []
     for outcome in draw_perplexity(out, scores):
         app.echo_outcome(outcome)
         app.echo_steps("missing", outcome.facts["missing"])
-        facts.append({"model": model.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
+        facts.append({"model": source.name, "mode": outcome.kind, "files": outcome.files, **outcome.facts})
     return facts
 
 
-def _complete(model: Model, phrase: str, settings: EvaluationSettings) -> dict[str, Any]:
+def _complete(source: Source, phrase: str, settings: EvaluationSettings) -> dict[str, Any]:
     """Print the completions of a phrase by the last of the steps, and return them as facts."""
     from pythia_dynamics.evaluation.portrait import completions
 
     steps = requested_steps(settings.steps)
     with app.echo_warnings():
-        lines = completions(model, phrase, settings, step=steps[-1] if steps else None)
+        lines = completions(source, phrase, settings, step=steps[-1] if steps else None)
     for line in lines:
         app.echo(f"{line.perplexity:10.2f}  {line.given}│{line.generated}")
-    return {"model": model.name, "completions": [asdict(line) for line in lines]}
+    return {"model": source.name, "completions": [asdict(line) for line in lines]}

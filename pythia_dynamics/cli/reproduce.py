@@ -20,7 +20,7 @@ def reproduce() -> None:
     """Reproduce one of the two publications: all its figures, and a verdict on each of its claims."""
 
 
-@reproduce.command(name="order-parameter")
+@reproduce.command(name="order-parameter", short_help='"A Large Language Model Order Parameter", a blog')
 @click.option("--quick", is_flag=True, help="The two small sizes, 3,000 small steps: about five minutes on two cores.")
 @click.option("--size", "sizes", multiple=True, help="10k, 0.1m, 1m or 10m; repeatable.  [default: all]")
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Runs of each size.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,7 +176,8 @@ def _from_hub(repository: str, limit: int | None) -> Corpus:
 
 @contextmanager
 def loading_from_hub(repository: str, hint: str) -> Iterator[None]:
-    """Show no progress bars of `datasets` in the ``with`` block, and turn each error in it into a `CorpusError`.
+    """Show no progress bars of `datasets` and no log of its requests in the ``with`` block, and turn each error in it
+    into a `CorpusError`.
 
     Parameters
     ----------
@@ -186,12 +188,15 @@ def loading_from_hub(repository: str, hint: str) -> Iterator[None]:
     """
     import datasets
 
-    shown = not datasets.are_progress_bars_disabled()
+    shown, log = not datasets.are_progress_bars_disabled(), logging.getLogger("huggingface_hub")
+    level = log.level
     datasets.disable_progress_bars()
+    log.setLevel(logging.ERROR)  # it tells each repeated request in two lines
     try:
         yield
     except Exception as error:  # `datasets` lets every error of its own dependencies through
         raise CorpusError(f"cannot load {repository}: {first_line(error)}; {hint}") from error
     finally:
+        log.setLevel(level)
         if shown:
             datasets.enable_progress_bars()

@@ -12,6 +12,7 @@ import mmap
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, RateLike, as_learning_rate, rates_at
 from pythia_dynamics.checkpoints.roles import find_roles
-from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError
+from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError, listed, size
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.provenance import check_of
 from pythia_dynamics.history.spec import DTYPES
@@ -30,8 +31,11 @@ from pythia_dynamics.history.store import Store
 
 __all__ = ["History", "Weights"]
 
+_SHOWN_GAPS = 5
+"""Missing steps that the table of a notebook names."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class History:
     """One tensor at T steps. The weights of one step are called a frame.
 
@@ -71,6 +75,63 @@ class History:
     frames: tuple[Path | NDArray[Any] | None, ...] = field(repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     coordinates: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        nbytes = math.prod(self.frame_shape) * self.dtype.itemsize * int(self.present.sum())
+        of_steps = f"{len(self)} {'step' if len(self) == 1 else 'steps'}"
+        if len(self):
+            of_steps += f" {self.steps[0]}" + (f" … {self.steps[-1]}" if len(self) > 1 else "")
+        gaps = f", {len(self.missing)} missing" if self.missing else ""
+        what = f"{self.dtype}{list(self.frame_shape)}, {of_steps}{gaps}, {size(nbytes)}"
+        return f"<History {self.name} {self.tensor}: {what}>"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: what the weights are, where they are from, and which are missing."""
+        rows = {
+            "tensor": self.tensor,
+            "weights": f"{self.dtype}{list(self.frame_shape)}",
+            "steps": listed(self.steps.tolist()).removeprefix("steps "),
+            "missing": "; ".join(f"{step}: {why}" for step, why in [*self.missing.items()][:_SHOWN_GAPS]) or "none",
+            "source": str(self.provenance.get("source", "")),
+            "learning rate": str(self.provenance.get("learning_rate", "")),
+        }
+        more = len(self.missing) - _SHOWN_GAPS
+        rows["missing"] += f"; and {more} more" if more > 0 else ""
+        cells = "".join(f"<tr><th>{escape(key)}</th><td>{escape(text)}</td></tr>" for key, text in rows.items())
+        return f"<table><caption>History {escape(self.name)}</caption>{cells}</table>"
+
+    def __len__(self) -> int:
+        """T, the number of steps, present or missing."""
+        return len(self.steps)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """By position: the weights of one step, as `at`, or the history of several."""
+        chosen = self.steps[index]
+        return self.select(chosen.tolist()) if isinstance(index, slice) else self.at(int(chosen))
+
+    def sel(self, step: int | np.integer[Any] | slice | Collection[int]) -> Any:
+        """By step number, as in xarray.
+
+        Parameters
+        ----------
+        step
+            A step; several; or a slice of step numbers, both ends included.
+
+        Returns
+        -------
+        array or History
+            The weights of one step, as `at`; of several, their history, as `select`.
+
+        Raises
+        ------
+        PythiaDynError
+            As `at` and `select`.
+        """
+        if isinstance(step, slice):
+            low = -math.inf if step.start is None else step.start
+            high = math.inf if step.stop is None else step.stop
+            return self.select(self.steps[(self.steps >= low) & (self.steps <= high)][:: step.step].tolist())
+        return self.select([int(each) for each in step]) if isinstance(step, Collection) else self.at(int(step))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -159,7 +220,7 @@ class History:
                 raise UnknownNameError("step", step, known, where=self.name)
         kept = dict.fromkeys(sorted(steps))
         provenance = dict(self.provenance)
-        for key in {"commits", "checks", "missing"} & provenance.keys():
+        for key in {"commits", "checks", "missing", "superseded"} & provenance.keys():
             provenance[key] = {step: what for step, what in provenance[key].items() if int(step) in kept}
         return replace(
             self,

@@ -16,6 +16,7 @@ from support.hubserver import HubServer
 
 from pythia_dynamics import figures
 from pythia_dynamics.cli.app import main
+from pythia_dynamics.cli.group import SECTIONS
 from pythia_dynamics.history.request import WORKERS
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
@@ -471,3 +472,17 @@ def test_the_commands_of_stores_go_on_past_a_model_that_fails(run: Run, suite: P
         assert f"no directory {absent}" in fails(result)
         assert expected in result.stdout
         assert run(command, "--model", absent, "--json").stdout == ""
+
+
+def test_the_help_has_every_command_once_with_a_summary_that_fits_and_examples_that_hold() -> None:
+    shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    listed = [name for _, summaries in SECTIONS.values() for name in summaries]
+    assert sorted(listed) == sorted(main.commands)
+    assert "…" not in shown
+    assert "..." not in shown.split("Options:")[1]
+    for example, summaries in SECTIONS.values():
+        program, name, *words = example.split()
+        assert (program, name in summaries) == ("pythia-dyn", True)
+        options = {option for parameter in main.commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options
+        assert f"$ {example}" in shown

@@ -180,7 +180,7 @@ class InterruptedInput(io.BytesIO):
 
 @pytest.mark.parametrize(("answers", "status"), [(InterruptedInput(), 130), (io.BytesIO(), 1), (io.BytesIO(b"n\n"), 1)])
 def test_a_question_can_be_interrupted(tmp_path: Path, suites: list[Path], answers: io.BytesIO, status: int) -> None:
-    arguments = ("reproduce", "garden", "--skip-perplexity", "--models", suites[0])
+    arguments = ("reproduce", "garden", "--skip-perplexity", "--model", suites[0])
     result = invoke(tmp_path, *arguments, answers=answers)
     assert result.exit_code == status
     assert "Begin?" in result.stderr

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.displacement import msd
@@ -72,3 +72,42 @@ def test_a_loss_finds_its_steps():
         np.testing.assert_array_equal(order_parameter(history, loss=loss)["loss"], [1, np.nan, 3])  # type: ignore[arg-type]
     with pytest.raises(PythiaDynError, match="none of the 3 steps"):
         order_parameter(history, loss={"0": 1.0})  # type: ignore[dict-item]
+
+
+def test_a_history_shows_itself_in_a_line_and_in_a_table() -> None:
+    weights = np.zeros((143, 4, 2), np.float16)
+    history = History.from_array(weights, range(1000, 143_001, 1000), name="a<b", missing={2000: "lost & found"})
+    assert repr(history) == ("<History a<b weights: float16[4, 2], 143 steps 1000 … 143000, 1 missing, 2.3 kB>")
+    html = history._repr_html_()
+    assert "<caption>History a&lt;b</caption>" in html
+    assert "2000: lost &amp; found" in html
+    assert "143 steps (1000, 2000, 3000, 4000 … 143000)" in html
+    many = History.from_array(weights, missing=dict.fromkeys(range(9), "gone"))
+    assert "4: gone; and 4 more" in many._repr_html_()
+    assert repr(History.from_array(weights[:1])) == "<History array weights: float16[4, 2], 1 step 0, 16 B>"
+
+
+def test_a_history_is_indexed_by_position_and_by_step() -> None:
+    weights = np.arange(48, dtype=np.float32).reshape(6, 4, 2)
+    history = History.from_array(weights, [1, 2, 4, 8, 16, 32], missing={4: "gone"})
+    assert len(history) == 6
+    np.testing.assert_array_equal(history[-1], weights[5])
+    np.testing.assert_array_equal(history.sel(step=8), weights[3])
+    np.testing.assert_array_equal(history.sel(np.int64(8)), weights[3])
+    for found, steps in (
+        (history[1:3], [2, 4]),
+        (history[::-2], [2, 8, 32]),
+        (history.sel(slice(2, 8)), [2, 4, 8]),
+        (history.sel(slice(None, None, 2)), [1, 4, 16]),
+        (history.sel([32, 1]), [1, 32]),
+        (history.sel(slice(40, None)), []),
+    ):
+        assert isinstance(found, History)
+        assert found.steps.tolist() == steps
+        assert list(found.missing) == [step for step in steps if step == 4]
+    with pytest.raises(PythiaDynError, match="step 4 of array is missing: gone"):
+        history[2]
+    with pytest.raises(UnknownNameError, match="no step 5"):
+        history.sel(5)
+    with pytest.raises(IndexError):
+        history[6]

@@ -217,7 +217,7 @@ def invoke(tmp_path: Path, *arguments: object, stdin: str | None = None) -> Any:
 
 
 def test_the_command_prints_a_plan_and_asks_first(tiny_hub: HubServer, tmp_path: Path, corpus: Path) -> None:
-    common = ("--models", "org/one,org/two", "--corpus", corpus, "--limit", 2, "--device", "cpu")
+    common = ("--model", "org/one", "--model", "org/two", "--corpus", corpus, "--limit", 2, "--device", "cpu")
     planned = invoke(tmp_path, *common, "--plan")
     assert planned.exit_code == 0
     assert "to move" in planned.stdout
@@ -230,17 +230,18 @@ def test_the_command_prints_a_plan_and_asks_first(tiny_hub: HubServer, tmp_path:
 
 
 def test_the_command_does_it_all(tiny_hub: HubServer, tmp_path: Path, corpus: Path) -> None:
-    common = ("--models", "org/one,org/none", "--corpus", corpus, "--limit", 2, "--device", "cpu", "--skip-perplexity")
+    models = ("--model", "org/one", "--model", "org/none")
+    common = (*models, "--corpus", corpus, "--limit", 2, "--device", "cpu", "--skip-perplexity")
     # A name that is wrong is told before anything is begun.
     wrong = invoke(tmp_path, *common, "--yes")
     assert wrong.exit_code == 1
     assert "org/none" in wrong.stderr
     assert not (tmp_path / "cache").exists()
-    done = invoke(tmp_path, *common[2:], "--models", "org/one", "--yes", "--json")
+    done = invoke(tmp_path, *common[4:], "--model", "org/one", "--yes", "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)["garden"]
     assert told["plan"][0]["checkpoints"] == 0
     assert told["failed"] == {}
     assert len(told["claims"]["one"]) == len(claims.CLAIMS)
     assert str(tmp_path / "results" / garden.PAGE) in told["files"]
-    assert invoke(tmp_path, "--models", " , ").exit_code == 2
+    assert invoke(tmp_path, "--model", "nothing-*").exit_code == 1
