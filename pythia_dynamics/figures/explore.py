@@ -13,12 +13,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from pythia_dynamics.figures.measures import density, density_range
-from pythia_dynamics.figures.style import COLOURS, step_axis
+from pythia_dynamics.figures.style import COLOURS, of_a_result, step_axis
 from pythia_dynamics.figures.two_time import cosine
 
 __all__ = ["cosine_at", "density_at"]
 
 
+@of_a_result
 def density_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
     """Garden Fig 2 and its section at one step.
 
@@ -42,6 +43,7 @@ def density_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
     section.set(xlim=(float(result["weight"][0]), float(result["weight"][-1])), xlabel="weight", ylabel="density")
 
 
+@of_a_result
 def cosine_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
     """The cosine between the weights at every two steps, and its section between one step and all others.
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 
 from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.figures.measures import msd_scale, rank_band
-from pythia_dynamics.figures.style import COLOURS, printable, step_axis
+from pythia_dynamics.figures.style import COLOURS, of_a_result, printable, step_axis
 from pythia_dynamics.measures.displacement import interior_peak
 
 __all__ = [
@@ -136,6 +136,7 @@ def last_words(ax: Axes, models: Models, published: Models, *, log: bool = True)
     _legend(ax, *_published_handles(list(published.values())))
 
 
+@of_a_result
 def published_points(ax: Axes, result: xr.Dataset, *, color: str = COLOURS[1]) -> None:
     """EleutherAI's values as circles with their standard errors; values that are not reliable as crosses.
 

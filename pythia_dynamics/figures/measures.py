@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
-from pythia_dynamics.figures.style import COLOURS, edges, step_axis
+from pythia_dynamics.figures.style import COLOURS, edges, of_a_result, step_axis
 from pythia_dynamics.measures.displacement import PER_LEARNING_RATE, interior_peak
 
 __all__ = [
@@ -41,6 +41,7 @@ million weights of the 70M model's W_U, a bin with one weight lies at this limit
 _LABELS = {"msd": "demeaned over weights (Eq. 4)", "msd_time": "demeaned over time"}
 
 
+@of_a_result
 def density(ax: Axes, result: xr.Dataset) -> None:
     """Garden Fig 2: weight density over training, a heat map of step and weight with logarithmic colours.
 
@@ -80,6 +81,7 @@ def density_range(values: NDArray[np.float64]) -> tuple[float, float] | None:
     return (max(positive.min(), positive.max() * DENSITY_FLOOR), positive.max()) if positive.size else None
 
 
+@of_a_result
 def msd(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     """Garden Fig 3: MSD(τ) with both ways of demeaning, each with its null; a dotted vertical marks an interior peak.
 
@@ -103,6 +105,7 @@ def msd(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     step_axis(ax, "MSD(τ)", title=name, legend=True)
 
 
+@of_a_result
 def per_learning_rate(ax: Axes, result: xr.Dataset, *, squared: bool = False) -> None:
     """Displacement between neighbouring steps per learning rate; dotted, its median.
 
@@ -146,6 +149,7 @@ def msd_scale(ax: Axes, curves: Sequence[xr.DataArray]) -> None:
         ax.set_ylim(bottom=positive.min() / 2)
 
 
+@of_a_result
 def order(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     """The order parameter b = ‖W_U‖_F / d_model against the training step.
 
@@ -162,6 +166,7 @@ def order(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     step_axis(ax, "order parameter b")
 
 
+@of_a_result
 def loss_against_order(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     """The blog's Fig 4: loss against the order parameter, coloured by step.
 
@@ -177,6 +182,7 @@ def loss_against_order(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     _against_order(ax, result, "loss", "loss (nats per token)", name)
 
 
+@of_a_result
 def loss_slope(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
     """The blog's Fig 5: dL/db against the order parameter, coloured by step.
 
@@ -200,6 +206,7 @@ def _against_order(ax: Axes, result: xr.Dataset, variable: str, label: str, name
     ax.set(xlabel="order parameter b", ylabel=label, title=name)
 
 
+@of_a_result
 def rank(ax: Axes, result: xr.Dataset, *, tolerance: float, convention: str = "absolute") -> None:
     """Garden Fig 7: rank of the batch covariance for every batch size at one tolerance, ± its standard error.
 
@@ -237,6 +244,7 @@ def rank_band(ax: Axes, curve: xr.Dataset, **line: Any) -> None:
     ax.fill_between(curve["step"], low, high, color=drawn.get_color(), alpha=0.25, linewidth=0)
 
 
+@of_a_result
 def rank_difference(ax: Axes, result: xr.Dataset, *, tolerance: float, convention: str = "absolute") -> None:
     """Garden Fig 7, second panel: first difference of the rank over steps. The parameters are those of `rank`.
 
@@ -257,6 +265,7 @@ def rank_difference(ax: Axes, result: xr.Dataset, *, tolerance: float, conventio
     step_axis(ax, "change of rank since the step before")
 
 
+@of_a_result
 def rank_infinite(ax: Axes, result: xr.Dataset, *, convention: str = "absolute") -> None:
     """The rank in the limit of an infinite batch, that of W_U W_Uᵀ, at about four tolerances.
 
@@ -276,6 +285,7 @@ def rank_infinite(ax: Axes, result: xr.Dataset, *, convention: str = "absolute")
     step_axis(ax, "rank, B → ∞", title=f"{convention} tolerance, infinite batch", legend=True)
 
 
+@of_a_result
 def effective_rank(ax: Axes, result: xr.Dataset) -> None:
     """Effective rank exp(H) of W_U (Roy & Vetterli 2007) and its stable rank.
 
@@ -292,6 +302,7 @@ def effective_rank(ax: Axes, result: xr.Dataset) -> None:
     step_axis(ax, "rank of W_U", legend=True)
 
 
+@of_a_result
 def entropy(ax: Axes, result: xr.Dataset) -> None:
     """Entropy of the singular values of W_U. It falls in a head that saturates late in training (Godey et al. 2024).
 
@@ -306,6 +317,7 @@ def entropy(ax: Axes, result: xr.Dataset) -> None:
     step_axis(ax, "entropy of the singular values (nats)")
 
 
+@of_a_result
 def mean_row_fraction(ax: Axes, result: xr.Dataset) -> None:
     """The share of W_U in its mean row, a measure of its anisotropy (Godey et al. 2024).
 

@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 
-from pythia_dynamics.figures.style import COLOURS, printable
+from pythia_dynamics.figures.style import COLOURS, of_a_result, printable
 
 __all__ = ["first_last"]
 
@@ -23,6 +23,7 @@ _COLOUR_QUANTILE = 0.995
 """Quantile of |W_U| at which the colours of the weights end, so that a few large weights do not make the rest pale."""
 
 
+@of_a_result
 def first_last(axes: Any, result: xr.Dataset, *, name: str = "") -> None:
     """Six panels: W_U for the first 512 tokens, the attention of the first layer, and the mean logits, at two steps.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import matplotlib as mpl
 import numpy as np
+import xarray as xr
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,9 +19,12 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
+from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import atomic_file
 
-__all__ = ["COLOURS", "STEP_LABEL", "edges", "printable", "save", "sheet", "step_axis"]
+__all__ = ["COLOURS", "STEP_LABEL", "edges", "of_a_result", "printable", "save", "sheet", "step_axis"]
+
+F = TypeVar("F", bound=Callable[..., None])
 
 STEP_LABEL = "training step"
 """Label of an axis over steps; `pythia_dynamics.figures.axis` replaces such axes."""
@@ -47,6 +53,38 @@ _STYLE: dict[str, Any] = {
     "svg.hashsalt": "pythia-dynamics",  # fixed ids: the same result gives the same file
 }
 """Settings of matplotlib. Font sizes are those of a printed column: a panel is about 11 cm wide."""
+
+
+def of_a_result(draw: F) -> F:
+    """Make a figure of one dataset say what it takes where it is given another one.
+
+    Parameters
+    ----------
+    draw
+        The function of the figure: of the axes, the result and options. Its docstring says what the result is.
+
+    Returns
+    -------
+    callable
+        The same. Raises `PythiaDynError` for a dataset without one of the variables.
+    """
+    found = re.search(r"\n +result\n +(.+?)\.?\n", draw.__doc__ or "")
+    takes = found[1].replace("`", "") if found else "Another result"
+
+    @wraps(draw)
+    def checked(*arguments: Any, **options: Any) -> None:
+        try:
+            draw(*arguments, **options)
+        except (KeyError, IndexError, AttributeError, TypeError) as error:
+            result = options.get("result", arguments[1] if len(arguments) > 1 else None)
+            is_result = isinstance(result, xr.Dataset)
+            if result is None or (is_result and not isinstance(error, KeyError)):
+                raise
+            given = ", ".join(map(str, result.data_vars)) if is_result else f"{type(result).__name__}, no Dataset"
+            message = f"figures.{draw.__name__} draws: {takes[0].lower()}{takes[1:]}; it was given {given}"
+            raise PythiaDynError(message) from error
+
+    return cast("F", checked)
 
 
 @contextmanager

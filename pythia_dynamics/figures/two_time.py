@@ -8,7 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
-from pythia_dynamics.figures.style import COLOURS, STEP_LABEL, edges, step_axis
+from pythia_dynamics.figures.style import COLOURS, STEP_LABEL, edges, of_a_result, step_axis
 
 __all__ = ["ageing", "cosine", "displacement_by_lag", "trajectory"]
 
@@ -16,6 +16,7 @@ _WAITING_STEPS = 6
 """Curves in the figure of ageing: as many as the eye and the legend can keep apart."""
 
 
+@of_a_result
 def ageing(ax: Axes, result: xr.Dataset) -> None:
     """Δ(t_w, t_w + τ) against the lag τ, for waiting steps t_w from the whole history (Baity-Jesi et al. 2018).
 
@@ -41,6 +42,7 @@ def ageing(ax: Axes, result: xr.Dataset) -> None:
     _displacement_axes(ax)
 
 
+@of_a_result
 def displacement_by_lag(ax: Axes, result: xr.Dataset) -> None:
     """The time-averaged displacement against the lag, its exponent, and slopes 1 (a walk) and 2 (ballistic motion).
 
@@ -69,6 +71,7 @@ def displacement_by_lag(ax: Axes, result: xr.Dataset) -> None:
     _displacement_axes(ax)
 
 
+@of_a_result
 def cosine(ax: Axes, result: xr.Dataset) -> None:
     """Cosine between the weights at every two steps, as a heat map; missing steps are gaps.
 
@@ -89,6 +92,7 @@ def cosine(ax: Axes, result: xr.Dataset) -> None:
     step_axis(ax, STEP_LABEL)
 
 
+@of_a_result
 def trajectory(ax: Axes, result: xr.Dataset, *, components: int = 3) -> None:
     """The first principal coordinates against the step; dashed, those of a random walk, which are cosines.
 

@@ -11,7 +11,7 @@ from typing import Any
 from pythia_dynamics.checkpoints.learning_rate import RateLike, as_learning_rate
 from pythia_dynamics.checkpoints.registry import Model, parse_steps, resolve
 from pythia_dynamics.checkpoints.suite import GENERIC
-from pythia_dynamics.errors import StoreError, UnknownNameError
+from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
 
@@ -228,7 +228,7 @@ def _open_store(model: str | Path, cache: Path | str | None) -> Store:
     return Store.open(path)
 
 
-def as_history(source: Any) -> History:
+def as_history(source: Any, steps: Sequence[int] | None = None) -> History:
     """What a measure was given, as a history.
 
     Parameters
@@ -236,14 +236,21 @@ def as_history(source: Any) -> History:
     source
         A `History`; the name or path of a model that is in the cache, as for `open_history`; or an array of shape
         (T, V, D), as for `History.from_array`.
+    steps
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
 
     Raises
     ------
     PythiaDynError
         As `open_history` and `History.from_array`.
     """
-    if isinstance(source, History):
-        return source
     if isinstance(source, (str, Path)):
-        return open_history(source)
-    return History.from_array(source)
+        source = open_history(source)
+    if isinstance(source, History):
+        return source if steps is None else source.select([int(step) for step in steps])
+    if hasattr(source, "data_vars"):
+        raise PythiaDynError(
+            "weights are a History, the name of a fetched model or an array (T, …), not a Dataset "
+            f"of {', '.join(map(str, source.data_vars)) or 'nothing'}"
+        )
+    return History.from_array(source, steps)

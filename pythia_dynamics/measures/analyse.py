@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.measures.catalogue import find_measure, known_measures, require_own_names
 from pythia_dynamics.measures.measure import Measure, compute_measures
 from pythia_dynamics.sweep.compute import Compute
@@ -21,6 +22,7 @@ def analyse(
     which: Collection[str | Measure] | str | Measure | None = None,
     *,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    steps: Sequence[int] | None = None,
     compute: Compute | None = None,
 ) -> dict[str, xr.Dataset]:
     """Compute several measures of a history, from as few readings of the weights as possible.
@@ -36,6 +38,8 @@ def analyse(
         Names of measures, or your own `Measure` values; or one of them. Default: every known measure.
     options : mapping of str to mapping, optional
         Options by measure, for instance ``{"order": {"loss": loss}, "rank": {"draws": 4}}``.
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute. Progress counts thousandths of the whole work.
 
@@ -56,7 +60,7 @@ def analyse(
     for name in options or {}:
         if name not in {measure.name for measure in measures}:
             find_measure(name)
-    return compute_measures(history, measures, options, compute)
+    return compute_measures(as_history(history, steps), measures, options, compute)
 
 
 def chosen_measures(which: Collection[str | Measure] | str | Measure | None) -> list[Measure]:

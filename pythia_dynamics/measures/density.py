@@ -39,6 +39,7 @@ def density(
         int | Sequence[float] | NDArray[Any], Flag("Number of equal bins of the density.", minimum=1)
     ] = 512,
     quantiles: Sequence[float] = QUANTILES,
+    steps: Sequence[int] | None = None,
     compute: Compute | None = None,
 ) -> xr.Dataset:
     """Density, quantiles, moments and number of modes of the weights at every step (Garden, Fig 2).
@@ -52,6 +53,8 @@ def density(
         in `numpy.histogram`, bins are half open, the last bin is closed, and weights outside are not counted.
     quantiles : sequence of float
         Levels between 0 and 1.
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute.
 
@@ -76,7 +79,7 @@ def density(
     PythiaDynError
         A quantile is outside 0 to 1, there is no bin, or the edges do not increase.
     """
-    return DENSITY(history, bins=bins, quantiles=quantiles, compute=compute)
+    return DENSITY(history, bins=bins, quantiles=quantiles, steps=steps, compute=compute)
 
 
 def _finish(

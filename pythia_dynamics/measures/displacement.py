@@ -5,6 +5,7 @@ T steps, N weights per step; w_tk is the k-th weight at step t, m_t its mean ove
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -78,7 +79,7 @@ class Integral(PerSlab):
         return ~np.isfinite(self.total[:, 1])
 
 
-def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
+def msd(history: Any, *, steps: Sequence[int] | None = None, compute: Compute | None = None) -> xr.Dataset:
     """Mean squared displacement of the integrated weights, demeaned in two ways, each with its null (Garden, Eq 4, 5).
 
     n is the number of present steps up to τ and T their total number; missing steps are skipped. N is the number of
@@ -100,6 +101,8 @@ def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute.
 
@@ -116,7 +119,7 @@ def msd(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     PythiaDynError
         The squares of the weights are not finite.
     """
-    return MSD(history, compute=compute)
+    return MSD(history, steps=steps, compute=compute)
 
 
 def _finish(history: History, integral: Integral) -> xr.Dataset:

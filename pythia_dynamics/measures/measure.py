@@ -194,7 +194,7 @@ class Measure:
         names = _AnnotationNames({**vars(builtins), **getattr(declared, "__globals__", {})})
         found = {}
         for name, parameter in inspect.signature(declared).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and name != "compute":
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in ("steps", "compute"):
                 kind, flag = parameter.annotation, None
                 if isinstance(kind, str):
                     kind = eval(kind, {}, names)
@@ -214,9 +214,11 @@ class Measure:
         """Whether the measure uses Gram matrices, which are computed on `Compute.device`."""
         return self.per_step is not None or Gram in self.accumulators
 
-    def __call__(self, history: Any, *, compute: Compute | None = None, **options: Any) -> xr.Dataset:
+    def __call__(
+        self, history: Any, *, steps: Sequence[int] | None = None, compute: Compute | None = None, **options: Any
+    ) -> xr.Dataset:
         """The dataset of this measure for a history, the name of a model, or an array; see `compute_measures`."""
-        return compute_measures(history, [self], {self.name: options}, compute)[self.name]
+        return compute_measures(as_history(history, steps), [self], {self.name: options}, compute)[self.name]
 
     def call(self, part: str, *arguments: Any, **options: Any) -> Any:
         """Call one of its functions.

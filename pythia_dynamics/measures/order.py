@@ -41,6 +41,7 @@ def order_parameter(
             is_file=True,
         ),
     ] = None,
+    steps: Sequence[int] | None = None,
     compute: Compute | None = None,
 ) -> xr.Dataset:
     """Frobenius norm and order parameter at every step, and dL/db if a loss is given (blog, Eq 3).
@@ -52,6 +53,8 @@ def order_parameter(
     loss : mapping, Series, DataArray or sequence, optional
         The loss in nats per token: by step number, over `step`, or one value per step of the history (NaN if it is not
         known).
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute.
 
@@ -72,7 +75,7 @@ def order_parameter(
     PythiaDynError
         The loss has no step of the history, or a sequence has another length than the history.
     """
-    return ORDER(history, loss=loss, compute=compute)
+    return ORDER(history, loss=loss, steps=steps, compute=compute)
 
 
 def _finish(history: History, counts: Counts, *, loss: Loss | None) -> xr.Dataset:

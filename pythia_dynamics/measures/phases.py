@@ -7,7 +7,7 @@ smooth trend does not explain (`pythia_dynamics.measures.change_points`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,7 +59,9 @@ TOLERANCE = 0.05
 """Two change points agree within this share of the training, which is the window of the claims about changes."""
 
 
-def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None = None) -> xr.Dataset:
+def phases(
+    history: Any, *, strength: float = STRENGTH, steps: Sequence[int] | None = None, compute: Compute | None = None
+) -> xr.Dataset:
     """The signals of three detectors for a history, and their change points.
 
     Parameters
@@ -68,6 +70,8 @@ def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None 
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
     strength : float
         Least size of a change, in robust standard deviations; see `change_points`.
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute.
 
@@ -88,7 +92,7 @@ def phases(history: Any, *, strength: float = STRENGTH, compute: Compute | None 
     PythiaDynError
         `strength` is not above 0.
     """
-    return PHASES(history, strength=strength, compute=compute)
+    return PHASES(history, strength=strength, steps=steps, compute=compute)
 
 
 def _finish(history: History, gram: Gram, counts: Counts, *, strength: float) -> xr.Dataset:

@@ -104,6 +104,7 @@ def covariance_rank(
     tolerances: Sequence[float] = TOLERANCES,
     draws: Annotated[int, Flag("Random batches per size.", minimum=1)] = 8,
     seed: Annotated[int, Flag("Seed of the batches.", minimum=0)] = 0,
+    steps: Sequence[int] | None = None,
     compute: Compute | None = None,
 ) -> xr.Dataset:
     """Rank of the covariance of random batches multiplied by the weights, at every step (Garden, §4.3, Fig 7).
@@ -124,6 +125,8 @@ def covariance_rank(
     seed : int
         Seed of the batches. They depend only on it, the batch size and the width of the weights, so they are the same
         at every step.
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute.
 
@@ -141,7 +144,7 @@ def covariance_rank(
         Batch sizes are below 2, tolerances are not positive, either repeats, `draws` is below 1 or `seed` negative.
     """
     options = {"batch_sizes": batch_sizes, "tolerances": tolerances, "draws": draws, "seed": seed}
-    return RANK(history, **options, compute=compute)
+    return RANK(history, **options, steps=steps, compute=compute)
 
 
 def _finish(

@@ -30,13 +30,15 @@ _CUTOFFS = 64
 """Cut-offs that are tried at a time: an array (64, d) of float64 for d = 2,048 has 1 MB and stays in the L2 cache."""
 
 
-def spectrum(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
+def spectrum(history: Any, *, steps: Sequence[int] | None = None, compute: Compute | None = None) -> xr.Dataset:
     """Singular values of the weights at every step, and statistics of them.
 
     Parameters
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …, d).
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute. The precision ``"float32"`` resolves eigenvalues of WᵀW down to 1e-7 of the largest. A step with
         an eigenvalue below 1e-6 is repeated in float64, which resolves 1e-13. ``"float64"`` computes all steps in
@@ -60,7 +62,7 @@ def spectrum(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
     PythiaDynError
         The squares of the weights are not finite.
     """
-    return SPECTRUM(history, compute=compute)
+    return SPECTRUM(history, steps=steps, compute=compute)
 
 
 @dataclass(frozen=True)

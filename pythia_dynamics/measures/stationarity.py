@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +23,15 @@ RATE_STEPS = 1000
 """Displacement rates are per 1,000 steps, the interval of the checkpoints of Pythia."""
 
 
-def motion(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
+def motion(history: Any, *, steps: Sequence[int] | None = None, compute: Compute | None = None) -> xr.Dataset:
     """The curves that a `StationarityRule` needs, from one reading of a history.
 
     Parameters
     ----------
     history : History, str, Path or array_like
         The weights: a history, the name or path of a fetched model, or an array of shape (T, …).
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute.
 
@@ -41,7 +44,7 @@ def motion(history: Any, *, compute: Compute | None = None) -> xr.Dataset:
         `squared_displacement` Σ(w_t − w_s)² (weight²), whose attribute `weights` is the number of weights. Missing
         steps, and steps with weights that are not finite, are NaN. So is the first rate.
     """
-    return MOTION(history, compute=compute)
+    return MOTION(history, steps=steps, compute=compute)
 
 
 def _finish(history: History, integral: Integral, gram: Gram) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,7 @@ def two_time(
     components: int = 5,
     longest: float = LONGEST_LAG,
     confidence: float = 0.95,
+    steps: Sequence[int] | None = None,
     compute: Compute | None = None,
 ) -> xr.Dataset:
     """Statistics of all pairs of steps: Gram matrix, displacement, ageing, cosine, principal components.
@@ -169,6 +171,8 @@ def two_time(
         true exponent in the 95 % interval at a tenth, and 85 % at a quarter.
     confidence : float
         Probability of the confidence interval of the exponent.
+    steps : sequence of int, optional
+        Step numbers: of an array one for each of T, by default 0 … T−1; of a history those to use, by default all.
     compute : Compute, optional
         How to compute.
 
@@ -198,7 +202,9 @@ def two_time(
     PythiaDynError
         The squares of the weights are not finite.
     """
-    return TWO_TIME(history, components=components, longest=longest, confidence=confidence, compute=compute)
+    return TWO_TIME(
+        history, components=components, longest=longest, confidence=confidence, steps=steps, compute=compute
+    )
 
 
 def _finish(history: History, gram: Gram, *, components: int, longest: float, confidence: float) -> xr.Dataset:

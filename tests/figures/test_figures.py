@@ -1,15 +1,20 @@
 """Figures show what the result says, and nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 from pythia_dynamics import figures
+from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.measures.analyse import analyse
+from pythia_dynamics.measures.displacement import msd
+from pythia_dynamics.measures.order import order_parameter
 from pythia_dynamics.measures.two_time import two_time
 
 STEPS = np.array([0, 1, 2, 4, 1000, 2000, 3000])
@@ -166,3 +171,18 @@ def test_few_steps_can_be_drawn(steps: int) -> None:
         figures.cosine(axes[1, 0], pairs)
         figures.trajectory(axes[1, 1], pairs)
         assert axes[1, 0].collections
+
+
+def test_a_figure_says_what_it_takes() -> None:
+    weights = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
+    motion, order, ax = msd(weights), order_parameter(weights), Figure().subplots()
+    figures.msd(ax, result=motion)
+    cases: list[tuple[Any, Any, str]] = [
+        (figures.msd, order, r"figures.msd draws: the result of pythia_dynamics.msd, .* it was given frobenius_norm"),
+        (figures.density, motion, "figures.density draws: the result of pythia_dynamics.density.* it was given msd"),
+        (figures.msd, weights, "it was given ndarray, no Dataset"),
+        (figures.ageing, motion, "figures.ageing draws: the result of pythia_dynamics.two_time"),
+    ]
+    for draw, given, message in cases:
+        with pytest.raises(PythiaDynError, match=message):
+            draw(ax, given)

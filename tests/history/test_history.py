@@ -12,6 +12,7 @@ import xarray as xr
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import as_history
 from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.analyse import analyse
 from pythia_dynamics.measures.displacement import msd
 from pythia_dynamics.measures.order import order_parameter
 from pythia_dynamics.sweep.compute import Compute
@@ -111,3 +112,19 @@ def test_a_history_is_indexed_by_position_and_by_step() -> None:
         history.sel(5)
     with pytest.raises(IndexError):
         history[6]
+
+
+def test_a_plain_array_has_the_steps_that_it_is_given() -> None:
+    weights = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
+    assert msd(weights, steps=[1, 2, 4, 8])["step"].to_numpy().tolist() == [1, 2, 4, 8]
+    assert analyse(weights, ["msd", "order"], steps=(5, 6, 7, 8))["order"]["step"].to_numpy().tolist() == [5, 6, 7, 8]
+    history = History.from_array(weights, [1, 2, 4, 8])
+    assert msd(history, steps=[2, 8])["step"].to_numpy().tolist() == [2, 8]
+    with pytest.raises(PythiaDynError, match="steps must be 4 strictly increasing integers"):
+        msd(weights, steps=[1, 2])
+
+
+def test_a_result_is_no_weights() -> None:
+    found = msd(np.zeros((3, 2, 2), np.float32))
+    with pytest.raises(PythiaDynError, match=r"weights are a History, .* not a Dataset of msd, msd_null"):
+        msd(found)
