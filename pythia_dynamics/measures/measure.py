@@ -194,14 +194,15 @@ class Measure:
         names = _AnnotationNames({**vars(builtins), **getattr(declared, "__globals__", {})})
         found = {}
         for name, parameter in inspect.signature(declared).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in ("steps", "compute"):
+            if parameter.kind is parameter.KEYWORD_ONLY and name != "compute":
                 kind, flag = parameter.annotation, None
                 if isinstance(kind, str):
                     kind = eval(kind, {}, names)
                 if get_origin(kind) is Annotated:
                     kind, *extras = get_args(kind)
                     flag = next((extra for extra in extras if isinstance(extra, Flag)), None)
-                found[name] = Option(name, parameter.default, kind, flag)
+                if name != "steps" or flag is not None:  # the steps of a public function are no option of the measure
+                    found[name] = Option(name, parameter.default, kind, flag)
         return found
 
     @property
