@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from support.saved_results import save_results
 
+from pythia_dynamics import __version__
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError, optional_import
 from pythia_dynamics.training.loop import train_suite
@@ -64,3 +65,17 @@ def test_training_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(PythiaDynError, match=r"^training a suite needs accelerate: .*\[train\]'$"):
         train_suite(tmp_path / "suite", text, plan, device="cpu")
+
+
+def test_the_version_and_the_works_to_cite_are_the_same_everywhere() -> None:
+    structured, bibtex = ((ROOT / f"CITATION.{kind}").read_text(encoding="utf-8") for kind in ("cff", "bib"))
+    assert f"version: {__version__}\n" in structured
+    assert f"version = {{{__version__}}}" in bibtex
+    titles = re.findall(r'^(?:  - type: \w+\n)?    title: "?(.+?)"?$', structured, re.MULTILINE)
+    assert titles == re.findall(r"title\s+= \{(.+)\}", bibtex)[1:]
+    assert re.findall(r"arXiv:([\d.]+)", structured) == re.findall(r"eprint\s+= \{(.+)\}", bibtex)
+    families = re.findall(r'family-names: "?(.+?)"?,', structured)
+    assert all(family in bibtex for family in families)
+    assert len(families) == sum(
+        line.count(" and ") + 1 for line in bibtex.splitlines() if re.match(r"  author\s+= \{\w", line)
+    )
