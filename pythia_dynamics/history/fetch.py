@@ -215,7 +215,6 @@ class _Job:
         self._find_tensors(revisions, cache)
         order = dict.fromkeys((*self.surveyed, *self.steps))  # these first: where their files are, is known
         todo = [revisions[step] for step in order if step in revisions and step not in self.present]
-        self._require_space(len(todo))
         stop = threading.Event()
         wanted = {self._asked_as(spec): spec for spec in self.specs}
         events = stop if executor is None else None
@@ -296,6 +295,7 @@ class _Job:
             found = f"{self.patterns[0]!r} matches {len(specs)} tensors ({names})"
             raise PythiaDynError(f"{found}; fetch takes one, download takes several")
         self._require_learning_rate()
+        self._require_space(len(todo), specs)
         tokens = {step: revision.tokens for step, revision in revisions.items()}
         store = Store.create(self.path, source=self.source.location, suite=self._suite())
         stated = None
@@ -362,10 +362,11 @@ class _Job:
         compare_with_source(Store.open(self.path), source.location, revisions, source.entries, tensors=names)
         self._knows_tensors()
 
-    def _require_space(self, revisions: int) -> None:
-        """Raise `StoreError` if the disk has too little space for so many revisions."""
-        need = revisions * sum(spec.nbytes for spec in self.specs)
-        free = shutil.disk_usage(self.path).free
+    def _require_space(self, revisions: int, specs: tuple[TensorSpec, ...]) -> None:
+        """Raise `StoreError` if the disk has too little space for so many revisions, before a store is made."""
+        need = revisions * sum(spec.nbytes for spec in specs)
+        place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        free = shutil.disk_usage(place).free
         if revisions and need + _RESERVE_BYTES > free:
             what = f"{size(free)} free, {size(need)} needed and {size(_RESERVE_BYTES)} in reserve"
             raise StoreError(f"{self.path.parent} has {what}; free some, name another --cache, or fetch fewer steps")

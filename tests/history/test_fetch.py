@@ -429,8 +429,8 @@ def test_too_little_room_is_said_before(hub: HubServer, tmp_path: Path, monkeypa
     usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9 - 4000, 4000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StoreError, match=r"has 4\.0 kB free, 12\.3 kB needed and 67\.1 MB in reserve; free some"):
-        download(REPO, cache=tmp_path)
-    assert not chunks(tmp_path / "tiny.zarr")
+        download(REPO, cache=tmp_path / "deep" / "cache")
+    assert not (tmp_path / "deep").exists()
 
 
 def test_a_disk_that_fills_is_survived(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
