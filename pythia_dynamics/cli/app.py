@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics import __version__
+from pythia_dynamics.cli.completion import complete_models, complete_tensors
 from pythia_dynamics.cli.group import RESUMABLE_KEY, Failure, Group, Interrupted
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
 from pythia_dynamics.tables import json_text
@@ -140,6 +141,7 @@ def with_models(required: bool, default: tuple[str, ...] = ()) -> Callable[[Comm
         multiple=True,
         required=required,
         default=default or None,
+        shell_complete=complete_models,
         help=text if required else text + missing,
     )
 
@@ -165,6 +167,7 @@ with_tensors = click.option(
     "--tensor",
     "tensors",
     multiple=True,
+    shell_complete=complete_tensors,
     help="unembedding, embedding, a name, a glob, or all; repeatable.  [default: unembedding]",
 )
 

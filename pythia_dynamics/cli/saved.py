@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics.cli import app
+from pythia_dynamics.cli.completion import complete_tensors
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ with_measured_tensors = click.option(
     "--tensor",
     "tensors",
     multiple=True,
+    shell_complete=complete_tensors,
     help="unembedding, a name, a glob, or all; repeatable.  [default: unembedding, or the only tensor with results]",
 )
 

@@ -10,6 +10,7 @@ import click
 
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
+from pythia_dynamics.cli.completion import complete_tensors
 
 if TYPE_CHECKING:
     from pythia_dynamics.history.estimate import FetchPlan
@@ -22,6 +23,7 @@ with_tensors = click.option(
     multiple=True,
     default=(UNEMBEDDING,),
     show_default=True,
+    shell_complete=complete_tensors,
     help="unembedding, embedding, a name, a glob, or all; repeatable.",
 )
 

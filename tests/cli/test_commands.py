@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from support.checkpoints import HEAD, checkpoint, state
 from support.hubserver import HubServer
@@ -486,3 +487,29 @@ def test_the_help_has_every_command_once_with_a_summary_that_fits_and_examples_t
         options = {option for parameter in main.commands[name].params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options
         assert f"$ {example}" in shown
+
+
+def test_a_shell_completes_options_models_and_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHIA_DYN_CACHE", str(tmp_path))
+    for name, tensors in (("mine", ["embed_out.weight", "norm.weight"]), ("other", ["head"])):
+        Store.create(tmp_path / f"{name}.zarr", source="org/x").ensure(
+            [TensorSpec(tensor, "float16", (4, 2)) for tensor in tensors], [1]
+        )
+
+    def completed(*words: str) -> list[str]:
+        found = ShellComplete(main, {}, "pythia-dyn", "_PYTHIA_DYN_COMPLETE").get_completions([*words[:-1]], words[-1])
+        return [item.value for item in found]
+
+    assert completed("per") == ["perplexity"]
+    assert completed("msd", "--drop") == ["--drop-padding"]
+    assert completed("msd", "--model", "mi") == ["mine"]
+    assert completed("fetch", "--model", "160m-s")[:2] == ["160m-standard", "160m-seed1"]
+    assert completed("msd", "--model", "mine", "--tensor", "") == [
+        "unembedding",
+        "embedding",
+        "all",
+        "embed_out.weight",
+        "norm.weight",
+    ]
+    assert completed("msd", "--tensor", "h") == ["head"]
+    assert completed("msd", "--model", "none", "--tensor", "n") == []
