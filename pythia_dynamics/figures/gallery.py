@@ -18,8 +18,9 @@ from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to, measure_figure, shown_tolerances
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.measures.displacement import interior_peak
-from pythia_dynamics.results.folder import Results, computed
+from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.published_lambada import published_lambada
+from pythia_dynamics.results.reading import computed
 
 __all__ = [
     "COMPARISON_FOLDER",

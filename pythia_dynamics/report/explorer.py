@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pythia_dynamics import figures
 from pythia_dynamics.figures.measures import DENSITY_FLOOR
 from pythia_dynamics.figures.svg import rounded
-from pythia_dynamics.results.folder import Results, computed
+from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.reading import computed
 
 __all__ = ["Explorer", "decode", "encode", "explorers"]
 

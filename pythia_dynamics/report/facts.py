@@ -15,7 +15,8 @@ import xarray as xr
 from pythia_dynamics.checkpoints.findings import FindingKind
 from pythia_dynamics.history.provenance import Check, checks_in_words
 from pythia_dynamics.measures.catalogue import known_measures
-from pythia_dynamics.results.folder import Results, computed
+from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.reading import computed
 from pythia_dynamics.tables import read_json
 
 __all__ = [

@@ -10,11 +10,12 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -33,10 +34,7 @@ from pythia_dynamics.measures.measure import Measure, Table
 from pythia_dynamics.results.reading import VARIABLES, array_from, table_from
 from pythia_dynamics.tables import read_json, write_csv, write_json
 
-__all__ = ["Results", "computed", "results_directory"]
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+__all__ = ["Results", "results_directory"]
 
 _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy", "numba", "zarr", "xarray")
 """Packages whose version can change a number in the results."""
@@ -78,31 +76,6 @@ def results_directory(results: Path | str | None = None) -> Path:
     return Path(results or os.environ.get("PYTHIA_DYN_RESULTS") or "results")
 
 
-def computed(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """The value of a function for each item whose results have been computed.
-
-    Parameters
-    ----------
-    function
-        Reads results. It raises `PythiaDynError` where they have not been computed.
-    items
-        The arguments of the calls.
-
-    Raises
-    ------
-    FormatError
-        A result is damaged: it was computed, so it is not left out.
-    """
-    for item in items:
-        try:
-            value = function(item)
-        except FormatError:
-            raise
-        except PythiaDynError:
-            continue
-        yield value
-
-
 class Results:
     """The results of one model, or of one tensor of it.
 
@@ -125,6 +98,19 @@ class Results:
         self.name, self.tensor = name, tensor
         self._root = results_directory(results)
         self.path = self._root / name / (tensor or "")
+
+    def __repr__(self) -> str:
+        files = sorted(path.name for path in self.path.glob("*.*")) if self.path.is_dir() else []
+        return f"<Results {self.path}: {', '.join(files) or 'no files yet'}>"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: each file, and when and from what it was computed."""
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{escape(str(made.get('time', '')))}</td>"
+            f"<td>{escape(str(made.get('source', '')))}</td></tr>"
+            for name, made in sorted(self.provenance().items())
+        )
+        return f"<table><caption>{escape(str(self.path))}</caption>{rows}</table>"
 
     @property
     def label(self) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
 
-from pythia_dynamics.errors import FormatError, first_line
+from pythia_dynamics.errors import FormatError, PythiaDynError, first_line
 from pythia_dynamics.measures.measure import Table
 
-__all__ = ["VARIABLES", "array_from", "table_from"]
+__all__ = ["VARIABLES", "array_from", "computed", "table_from"]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 VARIABLES = "pythia_dynamics_variables"
 """Attribute of a saved array with the names of its variables. With it, a variable or a chunk that was lost is seen."""
@@ -115,3 +120,28 @@ def array_from(path: Path) -> xr.Dataset:
     except Exception as error:  # zarr and its codecs raise errors of many classes
         raise FormatError(first_line(error)) from None
     return dataset
+
+
+def computed(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """The value of a function for each item whose results have been computed.
+
+    Parameters
+    ----------
+    function
+        Reads results. It raises `PythiaDynError` where they have not been computed.
+    items
+        The arguments of the calls.
+
+    Raises
+    ------
+    FormatError
+        A result is damaged: it was computed, so it is not left out.
+    """
+    for item in items:
+        try:
+            value = function(item)
+        except FormatError:
+            raise
+        except PythiaDynError:
+            continue
+        yield value

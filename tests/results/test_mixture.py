@@ -16,7 +16,8 @@ from pythia_dynamics.checkpoints.registry import EMBED_OUT
 from pythia_dynamics.claims.scorecard import judge
 from pythia_dynamics.errors import FormatError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.results.folder import Results, computed
+from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.reading import computed
 from pythia_dynamics.studies.pipeline import measure
 from pythia_dynamics.sweep.compute import Compute
 

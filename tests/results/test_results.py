@@ -172,3 +172,10 @@ def test_the_directory_comes_from_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PYTHIA_DYN_RESULTS", "elsewhere")
     assert results_directory() == Path("elsewhere")
     assert results_directory("here") == Path("here")
+
+
+def test_a_folder_shows_its_files(results: Results) -> None:
+    assert repr(results) == f"<Results {results.path}: no files yet>"
+    save_table(results, "order", table(order_parameter=[3.5, 1.0, 2.0], frobenius_norm=[9.0, 7.0, 8.0]))
+    assert "order.csv" in repr(results.of(EMBED_OUT))
+    assert "<td>order.csv</td>" in results.of(EMBED_OUT)._repr_html_()
