@@ -100,17 +100,20 @@ class Results:
         self.path = self._root / name / (tensor or "")
 
     def __repr__(self) -> str:
-        files = sorted(path.name for path in self.path.glob("*.*")) if self.path.is_dir() else []
-        return f"<Results {self.path}: {', '.join(files) or 'no files yet'}>"
+        return f"<Results {self.path}: {', '.join(self._names()) or 'no files yet'}>"
 
     def _repr_html_(self) -> str:
-        """A table for notebooks: each file, and when and from what it was computed."""
-        rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{escape(str(made.get('time', '')))}</td>"
-            f"<td>{escape(str(made.get('source', '')))}</td></tr>"
-            for name, made in sorted(self.provenance().items())
-        )
+        """A table for notebooks: each file, and when and from what it was computed, where that is recorded."""
+        made = self.provenance()
+        rows = ""
+        for name in self._names():
+            details = made.get(name, made.get(name.partition(".")[0], {}))
+            cells = (name, str(details.get("time", "")), str(details.get("source", "")))
+            rows += f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
         return f"<table><caption>{escape(str(self.path))}</caption>{rows}</table>"
+
+    def _names(self) -> list[str]:
+        return sorted(path.name for path in self.path.glob("[!.]*"))
 
     @property
     def label(self) -> str:
