@@ -7,6 +7,7 @@ client, which may hold headers.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK_BYTES", "LIBRARY", "HubClient", "Response", "parse_count"]
 
 T = TypeVar("T")
+
+_LOG = logging.getLogger(__name__)
 
 LIBRARY = "pythia-dynamics"
 """The name requests carry in their User-Agent."""
@@ -225,6 +228,8 @@ class HubClient:
             limit = _stated_limit(answer.status_code, answer.headers)
         finally:
             self.gate.leave(kind, limit)
+        parts = urlsplit(url)  # without the query, which holds the signature of an address of the storage
+        _LOG.debug("%s %s%s %s", answer.status_code, parts.netloc, parts.path, byte_range or "")
         self._note_socket("", {"return_value": answer.extensions.get("network_stream")})
         return Response(answer, self)
 

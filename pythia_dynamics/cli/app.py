@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -114,10 +115,27 @@ def resumable(command: Command) -> Command:
     return wrapper
 
 
+class _LogOnStderr(logging.Handler):
+    """Prints what the library logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="pythia-dyn")
-def main() -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print errors, notes and what --json asks for only.")
+@click.option("-v", "--verbose", count=True, help="Say on stderr what is done step by step; -vv, with each request.")
+@click.pass_context
+def main(context: click.Context, quiet: bool, verbose: int) -> None:
     """How the weights of language models move while they train."""
+    context.meta[_QUIET_KEY] = quiet
+    log = logging.getLogger("pythia_dynamics")
+    log.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
+    if verbose and not log.handlers:
+        handler = _LogOnStderr()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
 
 
 def _with_directory(name: str, content: str) -> Callable[[Command], Command]:
@@ -147,6 +165,7 @@ def with_models(required: bool, default: tuple[str, ...] = ()) -> Callable[[Comm
 
 
 _JSON_KEY = "pythia_dynamics.json"
+_QUIET_KEY = "pythia_dynamics.quiet"
 
 
 def _remember_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -343,10 +362,11 @@ def with_weights(command: Command) -> Command:
 
 @contextmanager
 def bar(label: str, unit: str = "it") -> Iterator[Progress]:
-    """A progress bar on stderr, if stderr is a terminal."""
+    """A progress bar on stderr, if stderr is a terminal and ``--quiet`` is not given."""
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit=unit, disable=None, leave=False, dynamic_ncols=True) as bar:
+    hidden = True if click.get_current_context().meta.get(_QUIET_KEY) else None
+    with tqdm(desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -393,8 +413,8 @@ def duration(seconds: float) -> str:
 
 
 def echo(text: str) -> None:
-    """Print text, unless ``--json`` is given."""
-    if not _is_json():
+    """Print text, unless ``--json`` or ``--quiet`` is given."""
+    if not _is_json() and not click.get_current_context().meta.get(_QUIET_KEY):
         click.echo(text)
 
 

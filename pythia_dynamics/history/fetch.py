@@ -6,6 +6,7 @@ only what is missing. Bytes are written to the chunk files as they arrive; a chu
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 import time
@@ -46,6 +47,8 @@ from pythia_dynamics.history.transfer import Outcome, Stores, fetch_revision
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["download", "fetch"]
+
+_LOG = logging.getLogger(__name__)
 
 _SAMPLE = 3
 """Revisions whose headers are read to learn the layout when the tensors are in the store already. More would be read
@@ -236,6 +239,7 @@ class _Job:
                 for outcome in (future.result() for future in done):
                     self.source.traffic.merge(outcome.traffic)
                     fatal = fatal or outcome.fatal
+                    _LOG.info("step %d: %s", outcome.revision.step, outcome.said)
                     if outcome.complete:
                         self.fetched.add(outcome.revision.step)
                     for name, why in outcome.reasons.items():

@@ -17,7 +17,7 @@ from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.reader import RevisionReader
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source, Traffic
 from pythia_dynamics.checkpoints.tensors import TensorRequest
-from pythia_dynamics.errors import FormatError, IntegrityError, PythiaDynError, StoreError
+from pythia_dynamics.errors import FormatError, IntegrityError, PythiaDynError, StoreError, size
 from pythia_dynamics.history.chunk import widening
 from pythia_dynamics.history.provenance import record_of
 from pythia_dynamics.history.spec import TensorSpec
@@ -52,6 +52,13 @@ class Outcome:
     complete: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)
     fatal: PythiaDynError | None = None
+
+    @property
+    def said(self) -> str:
+        """What has become of it, in words."""
+        if self.complete:
+            return f"fetched, {size(self.traffic.bytes)}"
+        return str(self.fatal or "; ".join(self.reasons.values()) or "stopped")
 
 
 def fetch_revision(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -513,3 +514,21 @@ def test_a_shell_completes_options_models_and_tensors(tmp_path: Path, monkeypatc
     ]
     assert completed("msd", "--tensor", "h") == ["head"]
     assert completed("msd", "--model", "none", "--tensor", "n") == []
+
+
+def test_quiet_and_verbose(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in (1, 2)})
+    words = ["fetch", "--model", "org/tiny", "--cache", str(tmp_path)]
+    said = CliRunner().invoke(main, ["--verbose", *words])
+    assert re.search(r"\d\d:\d\d:\d\d step 1: fetched, 4.0 kB", said.stderr)
+    assert "/resolve/" not in said.stderr
+    quiet = CliRunner().invoke(main, ["--quiet", *words])
+    assert (quiet.exit_code, quiet.output) == (0, "")
+    assert json.loads(CliRunner().invoke(main, ["-q", *words, "--json"]).stdout)["fetch"][0]["present"] == [1, 2]
+    wrong = CliRunner().invoke(main, ["-q", "fetch", "--model", "org/none", "--cache", str(tmp_path)])
+    assert (wrong.exit_code, wrong.stdout) == (1, "")
+    assert "org/none" in wrong.stderr
+    every = CliRunner().invoke(main, ["-vv", "fetch", "--model", "org/tiny", "--cache", str(tmp_path / "new")])
+    assert re.search(r"302 127.0.0.1:\d+/org/tiny/resolve/\w{40}/model.safetensors bytes=0-", every.stderr)
+    assert "Signature" not in every.stderr
+    assert "?" not in every.stderr
