@@ -17,7 +17,7 @@ import click
 
 from pythia_dynamics import __version__
 from pythia_dynamics.cli.completion import complete_models, complete_tensors
-from pythia_dynamics.cli.group import RESUMABLE_KEY, Failure, Group, Interrupted
+from pythia_dynamics.cli.group import JSON_KEY, MODELS_KEY, QUIET_KEY, RESUMABLE_KEY, Failure, Group, Interrupted
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
 from pythia_dynamics.tables import json_text
 
@@ -129,7 +129,7 @@ class _LogOnStderr(logging.Handler):
 @click.pass_context
 def main(context: click.Context, quiet: bool, verbose: int) -> None:
     """How the weights of language models move while they train."""
-    context.meta[_QUIET_KEY] = quiet
+    context.meta[QUIET_KEY] = quiet
     log = logging.getLogger("pythia_dynamics")
     log.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))
     if verbose and not log.handlers:
@@ -149,6 +149,11 @@ with_cache = _with_directory("cache", "weight stores")
 with_results = _with_directory("results", "result files")
 
 
+def _remember_models(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    context.meta[MODELS_KEY] = value
+    return value
+
+
 def with_models(required: bool, default: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     """The option for the names of models. If it is not required, the default is `default`, else all in the cache."""
     text = "Alias (70m, 160m-seed3 …), owner/name, name in the cache, glob, or a directory of checkpoints; repeatable."
@@ -159,22 +164,19 @@ def with_models(required: bool, default: tuple[str, ...] = ()) -> Callable[[Comm
         multiple=True,
         required=required,
         default=default or None,
+        callback=_remember_models,
         shell_complete=complete_models,
         help=text if required else text + missing,
     )
 
 
-_JSON_KEY = "pythia_dynamics.json"
-_QUIET_KEY = "pythia_dynamics.quiet"
-
-
 def _remember_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    context.meta[_JSON_KEY] = value
+    context.meta[JSON_KEY] = value
 
 
 def _is_json() -> bool:
     """Whether ``--json`` is given to the command that runs."""
-    return bool(click.get_current_context().meta.get(_JSON_KEY))
+    return bool(click.get_current_context().meta.get(JSON_KEY))
 
 
 with_json = click.option(
@@ -365,7 +367,7 @@ def bar(label: str, unit: str = "it") -> Iterator[Progress]:
     """A progress bar on stderr, if stderr is a terminal and ``--quiet`` is not given."""
     from tqdm import tqdm
 
-    hidden = True if click.get_current_context().meta.get(_QUIET_KEY) else None
+    hidden = True if click.get_current_context().meta.get(QUIET_KEY) else None
     with tqdm(desc=label, unit=unit, disable=hidden, leave=False, dynamic_ncols=True) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -414,7 +416,7 @@ def duration(seconds: float) -> str:
 
 def echo(text: str) -> None:
     """Print text, unless ``--json`` or ``--quiet`` is given."""
-    if not _is_json() and not click.get_current_context().meta.get(_QUIET_KEY):
+    if not _is_json() and not click.get_current_context().meta.get(QUIET_KEY):
         click.echo(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,20 @@ import click
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import reason_of, write_count
 
-__all__ = ["RESUMABLE_KEY", "SECTIONS", "Failure", "Group", "Interrupted"]
+__all__ = [
+    "JSON_KEY",
+    "MODELS_KEY",
+    "NEXT",
+    "QUIET_KEY",
+    "RESUMABLE_KEY",
+    "SECTIONS",
+    "Failure",
+    "Group",
+    "Interrupted",
+]
+
+SILENT_KEYS = JSON_KEY, QUIET_KEY = "pythia_dynamics.json", "pythia_dynamics.quiet"
+"""Keys in `click.Context.meta` of what keeps a command from printing text."""
 
 RESUMABLE_KEY = "pythia_dynamics.resumes"
 """Key in `click.Context.meta` of a command that resumes from finished files."""
@@ -71,6 +85,20 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 OWN_MEASURES = "Measures of other packages"
 
+MODELS_KEY = "pythia_dynamics.models"
+"""Key in `click.Context.meta` of the models that a command was given."""
+
+NEXT: Mapping[str, str] = {
+    "models": "pythia-dyn plan --model 70m",
+    "plan": "pythia-dyn fetch{required}",
+    "fetch": "pythia-dyn msd{models}",
+    **dict.fromkeys(
+        ("density", "msd", "two-time", "order", "rank", "spectrum", "perplexity"), "pythia-dyn claims{models}"
+    ),
+    **dict.fromkeys(("phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
+}
+"""What is usually done after a command has succeeded."""
+
 
 class Failure(click.ClickException):
     """A failure that the message explains: one line on stderr, exit status 1."""
@@ -94,6 +122,14 @@ class Group(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         with _warnings_on_stderr():
             return super().main(*args, **extra)
+
+    def after(self, ctx: click.Context) -> None:
+        """Say what is usually done next."""
+        models = "".join(f" --model {shlex.quote(name)}" for name in ctx.meta.get(MODELS_KEY, ()))
+        required = models or " --model 70m"
+        following = NEXT.get(ctx.invoked_subcommand or "", "").format(models=models, required=required)
+        if following and not any(ctx.meta.get(key) for key in SILENT_KEYS):
+            click.echo(f"next: {following}")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *_registered_measures()})
@@ -128,7 +164,9 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         writes_before = write_count()
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            self.after(ctx)
+            return result
         except PythiaDynError as error:
             raise Failure(str(error)) from error
         except OSError as error:  # for instance a file without read permission

@@ -18,7 +18,7 @@ from support.hubserver import HubServer
 
 from pythia_dynamics import figures
 from pythia_dynamics.cli.app import main
-from pythia_dynamics.cli.group import SECTIONS
+from pythia_dynamics.cli.group import NEXT, SECTIONS
 from pythia_dynamics.history.request import WORKERS
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
@@ -532,3 +532,15 @@ def test_quiet_and_verbose(hub: HubServer, tmp_path: Path) -> None:
     assert re.search(r"302 127.0.0.1:\d+/org/tiny/resolve/\w{40}/model.safetensors bytes=0-", every.stderr)
     assert "Signature" not in every.stderr
     assert "?" not in every.stderr
+
+
+def test_a_command_ends_with_what_is_done_next(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in (1, 2)})
+    words = ["fetch", "--model", "org/tiny", "--cache", str(tmp_path)]
+    assert CliRunner().invoke(main, words).stdout.splitlines()[-1] == "next: pythia-dyn msd --model org/tiny"
+    assert "next:" not in CliRunner().invoke(main, [*words, "--json"]).stdout
+    assert "next:" not in CliRunner().invoke(main, ["fetch", "--model", "org/none", "--cache", str(tmp_path)]).output
+    for name, following in NEXT.items():
+        program, command, *_ = following.format(models="", required="").split()
+        assert {name, command} <= set(main.commands)
+        assert program == "pythia-dyn"
