@@ -64,7 +64,7 @@ def displacements(ax: Axes, models: Models, *, kind: str = "msd") -> None:
             ax.axvline(peak, color=colour, linestyle="--", linewidth=0.7)
     msd_scale(ax, [result[name] for result in models.values() for name in (kind, f"{kind}_null")])
     _legend(ax, Line2D([], [], color="0.5", linestyle="--", linewidth=0.9, label="random walk"))
-    step_axis(ax, "MSD(τ) (squared weight)")
+    step_axis(ax, "MSD(τ) (weight²)")
 
 
 def perplexity(ax: Axes, results: Mapping[Mode, xr.Dataset], *, log: bool = True, published: Any = None) -> None:

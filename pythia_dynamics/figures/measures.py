@@ -38,6 +38,9 @@ DENSITY_FLOOR = 1e-6
 """Least density that is drawn, relative to the greatest. In a density whose highest bin holds a million of the 26
 million weights of the 70M model's W_U, a bin with one weight lies at this limit."""
 
+_PEAKS = {"msd": "its peak", "msd_time": "its peak; a random walk has one as well"}
+"""The dotted lines. Demeaned over time the curve is zero at its end, so that it has a peak whatever the motion."""
+
 _LABELS = {"msd": "demeaned over weights (Eq. 4)", "msd_time": "demeaned over time"}
 
 
@@ -100,9 +103,9 @@ def msd(ax: Axes, result: xr.Dataset, *, name: str = "") -> None:
         ax.plot(result["step"], null, color=colour, linestyle="--", linewidth=1, label="its null: a random walk")
         peak = interior_peak(result["step"].to_numpy(), curve.to_numpy())
         if peak is not None:
-            ax.axvline(peak, color=colour, linestyle=":", linewidth=1)
+            ax.axvline(peak, color=colour, linestyle=":", linewidth=1, label=_PEAKS[kind])
     msd_scale(ax, [result[name] for kind in _LABELS for name in (kind, f"{kind}_null")])
-    step_axis(ax, "MSD(τ)", title=name, legend=True)
+    step_axis(ax, "MSD(τ) (weight²)", title=name, legend=True)
 
 
 @of_a_result

@@ -117,4 +117,4 @@ def trajectory(ax: Axes, result: xr.Dataset, *, components: int = 3) -> None:
 
 
 def _displacement_axes(ax: Axes) -> None:
-    ax.set(xscale="log", yscale="log", xlabel="lag τ (steps)", ylabel="Δ(t_w, t_w + τ) per weight")
+    ax.set(xscale="log", yscale="log", xlabel="lag τ (steps)", ylabel="Δ($t_w$, $t_w$ + τ) per weight (weight²)")
