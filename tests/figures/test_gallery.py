@@ -99,7 +99,7 @@ def test_models_share_the_axes(models: list[Results], tmp_path: Path) -> None:
             null = curves[f"_{name}, random walk"]
             np.testing.assert_array_equal(null.get_ydata(), table["msd_null"])
             assert (null.get_linestyle(), null.get_color()) == ("--", curves[name].get_color())
-        assert (ax.get_yscale(), ax.get_ylabel()) == ("log", "MSD(τ) (squared weight)")
+        assert (ax.get_yscale(), ax.get_ylabel()) == ("log", "MSD(τ) (weight²)")
     assert len({curve.get_color() for name, curve in curves.items() if not name.startswith("_")}) == 2
 
 
