@@ -100,7 +100,7 @@ def run(
     model, out = resolve(suite.path.resolve()), Results(NAME, results)
 
     with stage("fetch W_U", "step") as progress:
-        fetched = download(model, cache=cache, progress=progress)
+        fetched = download(model, cache=cache, progress=progress, refresh=True)  # the suite is our own
     scores: dict[Mode, xr.Dataset] = {}
     for mode, passages in PASSAGES.items():
         # Models this small gain nothing from a second thread, and lose tenfold where another program wants the core.

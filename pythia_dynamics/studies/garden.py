@@ -6,6 +6,7 @@ the others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.claims.scorecard import judge, save
 from pythia_dynamics.claims.verdict import Verdict
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.evaluation.portrait import PHRASE, portrait
 from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode
@@ -269,6 +270,9 @@ def _reproduce_model(
     """Do all for one model that has not been done yet; return the steps that could not be fetched, and the files."""
     with stage(f"{model.name}: fetch W_U", "step") as progress:
         fetched = download(model, progress=progress, **request)
+    if fetched.superseded:
+        replaced = f"{model.name}: {listed(list(fetched.superseded))} replaced at the source since the fetch"
+        warnings.warn(f"{replaced}; pythia-dyn fetch --refresh --model {model.name} fetches again", stacklevel=2)
     history = next(iter(fetched.histories().values()))
     files: list[Path] = []
     if fetched.fetched or not (out.path / "verify.json").is_file():

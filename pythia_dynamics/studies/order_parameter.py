@@ -180,7 +180,7 @@ def _run(
     with stage(f"train {path.name}", "step") as progress:
         suite = train_suite(path, text, plan, device=device, progress=progress)
     with stage(f"fetch {path.name}", "step") as progress:
-        download(resolve(suite.path.resolve()), cache=cache, progress=progress)
+        download(resolve(suite.path.resolve()), cache=cache, progress=progress, refresh=True)  # the suite is our own
     training = {row.step: row.train for row in suite.losses}
     validation = {row.step: row.validation for row in suite.losses}
     own = Results(path.name, results)

@@ -181,6 +181,16 @@ def test_a_gap_is_a_gap_and_a_model_that_fails_keeps_nobody(
         garden.run(["org/none"], stage=Stages(), **options(tmp_path, corpus))
 
 
+def test_what_was_replaced_at_the_source_is_said(
+    hub: HubServer, checkpoints: Path, tmp_path: Path, corpus: Path
+) -> None:
+    hub.add("org/one", {f"step{step}": checkpoints / "one" / f"step{step}" for step in STEPS})
+    garden.run(["org/one"], stage=Stages(), skip_perplexity=True, **options(tmp_path, corpus))
+    hub.commit("org/one", "step2000", checkpoints / "one" / "step3000")
+    with pytest.warns(UserWarning, match="one: step 2000 replaced at the source since the fetch; pythia-dyn fetch"):
+        garden.run(["org/one"], stage=Stages(), skip_perplexity=True, **options(tmp_path, corpus))
+
+
 def test_the_plan_says_what_is_left(tiny_hub: HubServer, tmp_path: Path, corpus: Path) -> None:
     given: dict[str, Any] = {"cache": tmp_path / "cache", "results": tmp_path / "results"}
     (first,) = garden.plan(["org/one"], **given)
