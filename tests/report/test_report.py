@@ -391,7 +391,7 @@ def test_values_are_read_off_a_figure(chromium: Any, page: Path, models: list[Re
         tab.locator("#m1-msd .plot").focus()
         tab.keyboard.press("End")
         text = tab.locator("#m1-msd-read").inner_text()
-        assert text.startswith("training step 6,000: MSD(τ): demeaned over weights (Eq. 4) ")
+        assert text.startswith("training step 6,000: MSD(τ) (weight²): demeaned over weights (Eq. 4) ")
         said = float(text.split("(Eq. 4) ")[1].split(";")[0])
         assert said == pytest.approx(float(table["msd"][-1]), rel=1e-3)
         tab.keyboard.press("Escape")
