@@ -7,6 +7,7 @@ the revisions that are new, and a run that was interrupted goes on where it stop
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.source import AccessError, Revision
 from pythia_dynamics.checkpoints.suite import Reference
 from pythia_dynamics.checkpoints.tree import WeightFormat, is_index, weights_by_format
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import HubError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 
@@ -152,10 +153,22 @@ def list_repository(
     wanted = [step for step in chosen if step not in files]
     unreadable: dict[int, str] = {}
     new: dict[str, Files] = {}
+    closed = threading.Event()
+
+    def entries(revision: Revision) -> Files:
+        if closed.is_set():
+            raise HubError("cancelled")
+        try:
+            return source.entries(revision)
+        except AccessError:  # here, so that no thread begins another one
+            closed.set()
+            source.cancel()
+            raise
+
     pool = ThreadPoolExecutor(threads)
     try:
         progress(len(files), len(chosen))
-        tasks = {pool.submit(source.entries, chosen[step]): step for step in wanted}
+        tasks = {pool.submit(entries, chosen[step]): step for step in wanted}
         for task in as_completed(tasks):
             step = tasks[task]
             try:

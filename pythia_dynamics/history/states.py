@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.errors import PythiaDynError
@@ -104,36 +103,26 @@ def compare_with_source(
         What has become of the checkpoints that were replaced or removed, by step.
     """
     found: dict[int, str] = {}
+    files: dict[int, Mapping[str, tuple[int, str | None]]] = {}
     for tensor in tensors:
-        records = store.records(tensor)
-        replaced: dict[int, str] = {}
-        moved: dict[int, str | None] = {}
+        records, compared = store.records(tensor), {}
         for step in step_states(store, tensor).stored:
-            if steps is not None and step not in steps:
+            record, revision = records[step], revisions.get(step)
+            commit, now = record.get("commit"), revision.commit if revision else None
+            if commit is None or (steps is not None and step not in steps):  # None: written while training
                 continue
-            revision, before = revisions.get(step), records[step].get("commit")
-            replaced[step] = _superseded_by(location, revision, records[step], entries)
-            if revision is not None and not replaced[step] and before and revision.commit not in (None, before):
-                moved[step] = revision.commit
-        store.record_superseded(tensor, replaced, moved)
-        found |= {step: why for step, why in replaced.items() if why}
+            why = ""
+            if revision is None:
+                why = f"{location} does not have it any more"
+            elif now not in (None, commit):
+                if step not in files:
+                    with suppress(PythiaDynError):  # what it has now cannot be listed
+                        files[step] = entries(revision)
+                sha256 = files.get(step, {}).get(str(record.get("file")), (0, None))[1]
+                if sha256 is None or sha256 != record.get("sha256"):
+                    why = f"{revision.ref} has been replaced since: {commit[:13]} by {str(now)[:13]}"
+            compared[step] = (commit, None if why or now == commit else now, why)
+            if why:
+                found[step] = why
+        store.record_compared(tensor, compared)
     return dict(sorted(found.items()))
-
-
-def _superseded_by(
-    location: str,
-    revision: Revision | None,
-    record: Mapping[str, Any],
-    entries: Callable[[Revision], Mapping[str, tuple[int, str | None]]],
-) -> str:
-    """What has become of a checkpoint since it was fetched; empty if its weights are the same."""
-    if revision is None:
-        return f"{location} does not have it any more"
-    before, now = record.get("commit"), revision.commit
-    if before is None or now is None or before == now:
-        return ""
-    if (sha256 := record.get("sha256")) is not None:
-        with suppress(PythiaDynError):  # what it has now cannot be listed
-            if entries(revision).get(str(record.get("file")), (0, None))[1] == sha256:
-                return ""
-    return f"{revision.ref} has been replaced since: {str(before)[:13]} by {now[:13]}"

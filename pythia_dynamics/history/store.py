@@ -418,20 +418,22 @@ class Store:
             raise StoreError(f"{self.path} does not have step {min(unknown)}")
         self._update_records(tensor, {"missing": {str(step): why for step, why in reasons.items()}})
 
-    def record_superseded(
-        self, tensor: str, reasons: Mapping[int, str], commits: Mapping[int, str | None] | None = None
-    ) -> None:
-        """Record what has become of checkpoints since their weights were fetched (an empty reason: nothing), and the
-        `commits` that have left the weights of other steps as they were."""
-        before = self.entries(tensor)
-        changed = {step: why for step, why in reasons.items() if why != before["superseded"].get(step, "")}
-        replaced = {str(step): why for step, why in changed.items() if why}
-        moved = {
-            str(step): {**before["provenance"][step], "commit": commit} for step, commit in (commits or {}).items()
-        }
-        if changed or moved:
-            without = {step: _BY_STEP[1:] for step, why in changed.items() if not why}
-            self._update_records(tensor, {"superseded": replaced, "provenance": moved}, without=without)
+    def record_compared(self, tensor: str, found: Mapping[int, tuple[str, str | None, str]]) -> None:
+        """Record what has become of checkpoints at the source: by step the commit that was compared, that which has
+        left the weights as they were (or None), and why they are superseded (or nothing). A step that another process
+        has fetched again meanwhile is of another commit, and left alone."""
+        with self._writing():
+            array = open_node(self.path / tensor, zarr.open_array, "r+")
+            records, missing, superseded = after = [dict(array.attrs.get(key, {})) for key in _BY_STEP]
+            for key, (compared, now, why) in ((str(step), each) for step, each in found.items()):
+                if records.get(key, {}).get("commit") == compared:
+                    if why:
+                        superseded[key] = why
+                    elif superseded.pop(key, None):
+                        missing.pop(key, None)
+                    records[key] = {**records[key], "commit": now or compared}
+            if after != [array.attrs.get(key, {}) for key in _BY_STEP]:
+                array.update_attributes(dict(zip(_BY_STEP, after, strict=True)))
 
     def remove_record(self, tensor: str, step: int) -> None:
         """Remove the record of `tensor` at `step`, so that the next fetch replaces its chunk."""

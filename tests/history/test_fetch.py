@@ -539,6 +539,29 @@ def test_a_commit_that_leaves_the_weights_supersedes_nothing(hub: HubServer, tmp
     assert download(REPO, cache=tmp_path, steps=[1000, 2000]).api == 1
 
 
+def test_what_another_process_has_fetched_meanwhile_is_left_alone(hub: HubServer, tmp_path: Path) -> None:
+    hub.add(REPO, suite([1, 2]))
+    store = Store.open(download(REPO, cache=tmp_path).path)
+    old = {step: str(record["commit"]) for step, record in store.records(HEAD).items()}
+    new = {**store.records(HEAD)[1], "commit": "f" * 40}
+    store.write(HEAD, 1, np.asarray(History.from_store(store, HEAD).at(1)), new)  # between reading and recording
+    store.record_compared(HEAD, {1: (old[1], None, "replaced"), 2: (old[2], None, "replaced")})
+    store.record_compared(HEAD, {1: (old[1], "e" * 40, "")})
+    states = step_states(store, HEAD)
+    assert (states.held, dict(states.superseded)) == ((1,), {2: "replaced"})
+    assert store.records(HEAD)[1] == new
+
+
+def test_steps_recorded_while_training_are_not_superseded(tmp_path: Path) -> None:
+    _write_checkpoint(tmp_path / "suite" / "step2", 2)
+    path = download(tmp_path / "suite", cache=tmp_path).path
+    store = Store.open(path)
+    store.ensure([store.tensors[HEAD]], [1])
+    store.write(HEAD, 1, np.asarray(History.from_store(store, HEAD).at(2)), {"file": "", "commit": None})
+    assert download(tmp_path / "suite", cache=tmp_path).superseded == {}
+    assert step_states(store, HEAD).held == (1, 2)
+
+
 def test_what_was_removed_upstream_stays_and_is_superseded(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, suite([1000, 2000, 3000]))
     download(REPO, cache=tmp_path)
