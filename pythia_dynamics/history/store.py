@@ -420,8 +420,7 @@ class Store:
 
     def record_compared(self, tensor: str, found: Mapping[int, tuple[str, str | None, str]]) -> None:
         """Record what has become of checkpoints at the source: by step the commit that was compared, that which has
-        left the weights as they were (or None), and why they are superseded (or nothing). A step that another process
-        has fetched again meanwhile is of another commit, and left alone."""
+        left the weights as they were, if any, and why they are superseded, if so. Of another commit: left alone."""
         with self._writing():
             array = open_node(self.path / tensor, zarr.open_array, "r+")
             records, missing, superseded = after = [dict(array.attrs.get(key, {})) for key in _BY_STEP]
