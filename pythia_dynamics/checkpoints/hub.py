@@ -288,8 +288,9 @@ class HubSource:
 
     def cancel(self) -> None:
         """Make the waiting and the next requests of all twins end with a `HubError`; this source can be used again."""
-        self._client.cancel()
-        self._client = replace(self._client, gate=RequestGate())
+        cancelled = self._client
+        self._client = replace(cancelled, gate=RequestGate())  # first: who is cancelled may go on with this source
+        cancelled.cancel()
 
     # -- listings ---------------------------------------------------------------------------------------------
 
