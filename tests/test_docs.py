@@ -1,10 +1,12 @@
 """The examples of the README and of docs/ run as they are printed.
 
-A page in docs/ that has no test of its own here runs whole, block by block, in an empty directory (`run_page`).
+A page in docs/ that has no test of its own here runs whole, block by block, in an empty directory (`run_page`). Blocks of
+`text`, `sh` and `py` are not run: they need the network, a GPU or an hour. Cells (`{code-cell}`) are run by Sphinx.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -27,12 +29,18 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\w[\w./-]*\.\w+)\n")
 
+TOC = re.compile(r"^```\{toctree\}\n(?:[:\w ]+\n)*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
 OWN_TEST = {"own_measure.md", "train_your_own.md"}
 """Pages with a test of their own, since a command takes too long or needs an installed package."""
 
 
 def all_blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -85,6 +93,23 @@ def test_every_other_page_runs(directory: Path) -> None:
     for page in sorted(DOCS.glob("*.md")):
         if page.name not in OWN_TEST:
             run_page(page, directory)
+
+
+def test_the_notebook_runs_as_it_stands(directory: Path) -> None:
+    cells = json.loads((DOCS / "first_look.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        assert not cell.get("outputs"), "a notebook is committed without outputs"
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert names["history"].steps.tolist() == list(range(20, 601, 20))
+    assert set(names["found"]) == {"msd", "density", "spectrum"}
+    assert names["axes"].has_data()
+
+
+def test_every_page_of_the_documentation_is_in_a_table_of_contents() -> None:
+    listed = set(re.findall(r"^(?:.*<)?(\w+)>?$", "\n".join(TOC.findall("".join(map(read, DOCS.glob("*.md"))))), re.M))
+    assert listed == {path.stem for path in DOCS.iterdir() if path.suffix in (".md", ".ipynb")} - {"index"}
 
 
 def test_run_page_writes_files_and_runs_both_languages(directory: Path) -> None:

@@ -135,7 +135,7 @@ class History:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(T, *frame_shape): T steps, present or missing."""
+        """``(T, *frame_shape)``: T steps, present or missing."""
         return (len(self.steps), *self.frame_shape)
 
     @property
@@ -145,7 +145,7 @@ class History:
 
     @property
     def weights(self) -> Weights:
-        """All frames as one lazy array of shape (T, *frame_shape); missing ones read as NaN."""
+        """All frames as one lazy array of shape ``(T, *frame_shape)``; missing ones read as NaN."""
         return Weights(self)
 
     def frame(self, index: int) -> NDArray[Any] | None:
