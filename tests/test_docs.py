@@ -1,7 +1,7 @@
 """The examples of the README and of docs/ run as they are printed.
 
-A page in docs/ that has no test of its own here runs whole, block by block, in an empty directory (`run_page`). Blocks of
-`text`, `sh` and `py` are not run: they need the network, a GPU or an hour. Cells (`{code-cell}`) are run by Sphinx.
+A page in docs/ that has no test of its own here runs whole, block by block, in an empty directory (`run_page`). Blocks
+of `text`, `sh` and `py` are not run: they need the network, a GPU or an hour. Cells (`{code-cell}`) are run by Sphinx.
 """
 
 from __future__ import annotations
