@@ -22,6 +22,8 @@ import pytest
 from click.testing import CliRunner
 from support.checkpoints import suite
 
+from pythia_dynamics.checkpoints.registry import SIZES
+from pythia_dynamics.claims.scorecard import CLAIMS
 from pythia_dynamics.cli.app import main
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +151,22 @@ def test_the_commands_of_the_readme_are_commands() -> None:
     assert len(found) > 8
     for words in map(str.split, found):
         check_options([word for word in words if word != "&&"])
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_package() -> None:
+    text = read(ROOT / "README.md")
+    rows = re.findall(r"^\| (\d+\w+) \| ([\d.]+) GB \| ([\d.]+ [GT]B) \| ([\d.]+) min \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    for name, tensors, checkpoints, minutes in rows:
+        shape = SIZES[name]
+        count = 2 * 143 * shape.unembedding_parameters
+        assert float(tensors) == pytest.approx(count / 1e9, abs=0.1)
+        whole, unit = checkpoints.split()
+        assert float(whole) == pytest.approx(143 * shape.checkpoint_bytes / {"GB": 1e9, "TB": 1e12}[unit], rel=0.01)
+        assert float(minutes) == pytest.approx(count / 25e6 / 60, rel=0.02)
+    families = json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)["suites"]
+    assert f"Pythia and {len(families)} other families" in text
+    assert f"tested, with error rates | {len(CLAIMS)} |" in text
 
 
 def check_options(words: list[str]) -> None:
