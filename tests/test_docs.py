@@ -163,7 +163,7 @@ def test_the_numbers_of_the_readme_are_those_of_the_package() -> None:
         assert float(tensors) == pytest.approx(count / 1e9, abs=0.1)
         whole, unit = checkpoints.split()
         assert float(whole) == pytest.approx(143 * shape.checkpoint_bytes / {"GB": 1e9, "TB": 1e12}[unit], rel=0.01)
-        assert float(minutes) == pytest.approx(count / 25e6 / 60, rel=0.02)
+        assert float(minutes) == pytest.approx(count / 25e6 / 60, abs=0.1)
     families = json.loads(CliRunner().invoke(main, ["models", "--json"]).stdout)["suites"]
     assert f"Pythia and {len(families)} other families" in text
     assert f"tested, with error rates | {len(CLAIMS)} |" in text
