@@ -17,7 +17,7 @@ import pythia_dynamics
 
 ROOT = Path(pythia_dynamics.__file__).parent
 
-GROUND = ("errors", "files", "tables", "progress", "device")
+GROUND = ("errors", "files", "tables", "progress", "device", "compiled")
 """Modules of the root that every room may import."""
 
 ROOMS = (
@@ -220,7 +220,7 @@ def test_each_library_has_its_room() -> None:
     assert users("datasets") == {"evaluation.corpus", "training.text"}
     assert {room(name) for name in users("click")} == {"cli"}
     assert {room(name) for name in users("tqdm")} == {"cli"}
-    assert {room(name) for name in users("numba")} == {"sweep", "measures", "evaluation", "training"}
+    assert {room(name) for name in users("numba")} == {"compiled", "sweep", "evaluation"}
     assert {room(name) for name in users("torch")} == {"device", "sweep", "evaluation", "training"}
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.saved_results import save_results
@@ -79,3 +81,17 @@ def test_the_version_and_the_works_to_cite_are_the_same_everywhere() -> None:
     assert len(families) == sum(
         line.count(" and ") + 1 for line in bibtex.splitlines() if re.match(r"  author\s+= \{\w", line)
     )
+
+
+def test_measures_work_where_machine_code_cannot_be_kept(tmp_path: Path) -> None:
+    """A read-only installation, and a user without a home: Numba finds no directory for its cache."""
+    code = (
+        "import numpy as np\n"
+        "from numba.core.caching import CacheImpl\n"
+        "CacheImpl._locator_classes = []\n"
+        "import pythia_dynamics as pyd\n"
+        "print(float(pyd.msd(np.arange(24, dtype=np.float32).reshape(3, 4, 2) ** 2)['displacement'][-1]))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    values = np.arange(24.0).reshape(3, 8) ** 2
+    assert float(run.stdout or "nan") == pytest.approx(((values[2] - values[0]) ** 2).mean()), run.stderr

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+
+from pythia_dynamics.compiled import kernel
 
 __all__ = ["ROWS", "attend", "attend_backward", "drop", "fill_keep_mask", "padded"]
 
@@ -70,7 +72,7 @@ _C = tuple(np.float32(math.log(2) ** n / math.factorial(n)) for n in range(8))
 """Coefficients of the Taylor series of 2ˣ, whose relative error is below 1e-8 for |x| ≤ 1/2."""
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})  # reordered sums would cancel the rounding
+@kernel(fastmath={"contract"})  # reordered sums would cancel the rounding
 def _exp2_single(x: Any) -> Any:
     """2ˣ of a float32 with a relative error of about 1e-7, in instructions that have a vector form."""
     x = max(x, np.float32(-80))  # smaller ones would be lost in every sum, and subnormal products are slow
@@ -102,7 +104,7 @@ def _exp2_of_type(x: Any) -> Any:
     return single if x == types.float32 else double
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _row_keys(seed: Any, row: Any) -> tuple[Any, Any]:
     """Two random 32-bit keys of a row: the halves of an output of the generator splitmix64."""
     word = np.uint64(seed) + (np.uint64(row) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -136,7 +138,7 @@ def _is_kept(typing_context: Any, first: Any, second: Any, column: Any, threshol
     return types.boolean(types.uint32, types.uint32, types.int64, types.uint32), generate
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def fill_keep_mask(out: Any, seed: Any, threshold: Any) -> None:
     for row in range(out.shape[0]):
         first, second = _row_keys(seed, row)
@@ -206,7 +208,7 @@ def _tile(vectors: int) -> Any:
 _add_tile, _add_double_tile = _tile(1), _tile(2)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _add_product(out: Any, a: Any, b: Any) -> None:
     """out += a @ b, for the shapes (8 m, 16 n), (8 m, k) and (k, 16 n). The last axes are contiguous."""
     _widest_vectors()
@@ -225,7 +227,7 @@ def _add_product(out: Any, a: Any, b: Any) -> None:
 # multiple of `_LANES` up to j, and the queries before j get the weight 0. Scores have the base 2: they are times log₂e.
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def _raise_to(top: Any, row: Any, start: Any, stop: Any, key: Any) -> None:
     """top[key:] = the elementwise maximum of it and `row`; hide the key from the queries before it."""
     _widest_vectors()
@@ -235,7 +237,7 @@ def _raise_to(top: Any, row: Any, start: Any, stop: Any, key: Any) -> None:
         top[i] = max(top[i], row[i])
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def _weigh(row: Any, top: Any, total: Any, keys: Any, start: Any, stop: Any, threshold: Any) -> None:
     """Turn the scores of a key into weights after dropout, without the factor 1 / total; add all weights to `total`."""
     _widest_vectors()
@@ -248,7 +250,7 @@ def _weigh(row: Any, top: Any, total: Any, keys: Any, start: Any, stop: Any, thr
         row[i] = weight if _is_kept(first, second, start + i, threshold) else zero
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def _derive(row: Any, slope: Any, log: Any, mean: Any, keys: Any, start: Any, stop: Any, drop: Any) -> None:
     """Turn the scores of a key into weights after dropout, and their gradients `slope` into those of the scores."""
     _widest_vectors()
@@ -263,13 +265,13 @@ def _derive(row: Any, slope: Any, log: Any, mean: Any, keys: Any, start: Any, st
         slope[i] = weight * (factor * slope[i] - mean[i])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def padded(count: Any) -> Any:
     """The least multiple of `_LANES` that is at least `count`."""
     return -(-count // _LANES) * _LANES
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def attend(qkv: Any, out: Any, logs: Any, work: Any, scaling: Any, seed: Any, drop: Any, sequence: Any) -> None:
     """Attention of some sequences, the first of which has the number `sequence`.
 
@@ -310,7 +312,7 @@ def attend(qkv: Any, out: Any, logs: Any, work: Any, scaling: Any, seed: Any, dr
                     out[b, t, h, c] = o[c, t] * factor
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def attend_backward(
     d_qkv: Any,
     qkv: Any,
@@ -375,7 +377,7 @@ def attend_backward(
                     d_qkv[b, t, 0, h, c] = dqt[c, t] * back
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def drop(values: Any, out: Any, seed: Any, drop: Any, first_row: Any) -> None:
     """out = values after dropout, both of shape (rows, columns); the first row has the number `first_row`."""
     _widest_vectors()

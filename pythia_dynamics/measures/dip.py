@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pythia_dynamics.compiled import kernel
 from pythia_dynamics.sweep.counts import code_values
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def dip_p(statistic: float, size: int = SAMPLE_SIZE) -> float:
     return float(np.exp(np.interp(statistic * np.sqrt(size / SAMPLE_SIZE), _DIP_QUANTILES, np.log(TAIL_PROBABILITIES))))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _dip(x: Any, c: Any) -> Any:
     """The dip by the algorithm of section 3 of the paper, from distinct sorted values and their cumulative counts.
 
@@ -213,7 +213,7 @@ def _dip(x: Any, c: Any) -> Any:
     return depth / (2 * c[-1])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _contacts(x: Any, y: Any, start: int, stop: int, out: Any) -> int:
     """Write the corners of the convex hull of (x_i, y_i) from `start` to `stop` to `out`, and return their number.
 
@@ -232,7 +232,7 @@ def _contacts(x: Any, y: Any, start: int, stop: int, out: Any) -> int:
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _line_height(x: Any, y: Any, a: int, b: int, at: int) -> Any:
     """The value at x_at of the line through the points a and b."""
     if a == b:

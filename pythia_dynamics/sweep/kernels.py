@@ -20,9 +20,11 @@ from typing import Any
 import numba as nb
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from pythia_dynamics.compiled import kernel
 
 __all__ = [
     "BLOCK",
@@ -173,7 +175,7 @@ def _widest_vectors(typing_context: Any) -> Any:
     return types.none(), generate
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_codes(address: Any, size: int, table: Any) -> None:
     """Count each 16-bit code among the `size` codes at `address`, and add the counts to `table`, uint32 (65536,)."""
     words = nb.carray(_pointer(address, np.empty(0, np.uint64)), (size // 4,))
@@ -189,7 +191,7 @@ def count_codes(address: Any, size: int, table: Any) -> None:
         table[remainder[i]] += np.uint32(1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cumulate(counts: Any, out: Any) -> None:
     """Write the cumulative sums of `counts`, uint32 (n,), to `out`, int64 (n + 1,); the first is 0."""
     total = np.int64(0)
@@ -199,7 +201,7 @@ def cumulate(counts: Any, out: Any) -> None:
         out[i + 1] = total
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def narrow(values: Any, codes: Any) -> None:
     """Round `values`, float32 (n,), to float16 and write their bits to `codes`, uint16 (n,)."""
     _widest_vectors()
@@ -207,7 +209,7 @@ def narrow(values: Any, codes: Any) -> None:
         codes[i] = _half_bits(values[i])
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def power_sums(values: Any, shift: float) -> tuple[float, float, float, float, float, float, int]:
     """Sums of powers of `values`, float32 or float64 (n,), in float64.
 
@@ -231,7 +233,7 @@ def power_sums(values: Any, shift: float) -> tuple[float, float, float, float, f
     return s1, s2, s3, s4, least, greatest, nonfinite
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def counted_moments(values: Any, counts: Any) -> tuple[float, float, float, float, float, float]:
     """Moments of `values`, float64 (n,), that occur `counts` times each.
 
@@ -258,7 +260,7 @@ def counted_moments(values: Any, counts: Any) -> tuple[float, float, float, floa
     return mean + residual / total, m2 / total, m3 / total, m4 / total, least, greatest
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def integrate(addresses: Any, like: Any, start: int, stop: int, shift: Any, keep: Any, work: Any, out: Any) -> None:
     """Sums over the weights `start` to `stop` for the running integral over steps (Garden, Eq 4), in one reading.
 
@@ -352,7 +354,7 @@ def integrate(addresses: Any, like: Any, start: int, stop: int, shift: Any, keep
             out[t + 3, 5] += sd
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _add(row: Any, y: Any, q: Any, s: Any, d: Any, e: Any) -> None:
     row[0] += y
     row[1] += q
@@ -361,7 +363,7 @@ def _add(row: Any, y: Any, q: Any, s: Any, d: Any, e: Any) -> None:
     row[4] += e
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, sums: Any) -> None:
     """The Gram matrix of the increments over the weights `start` to `stop`.
 
@@ -405,7 +407,7 @@ def gram(addresses: Any, like: Any, start: int, stop: int, work: Any, out: Any, 
         _products(work, n, out)
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def column_gram(address: Any, like: Any, start: int, stop: int, work: Any, out: Any, total: Any) -> None:
     """The Gram matrix of the columns, over the rows `start` to `stop` of the row-major matrix at `address`.
 
@@ -435,7 +437,7 @@ def column_gram(address: Any, like: Any, start: int, stop: int, work: Any, out: 
         _products(work, n, out)
 
 
-@njit(cache=True, nogil=True, fastmath=_FASTMATH)
+@kernel(fastmath=_FASTMATH)
 def _products(work: Any, n: int, out: Any) -> None:
     """Add the products of the rows of `work`, over its first `n` columns, to the lower triangle of `out`.
 
@@ -470,7 +472,7 @@ def _products(work: Any, n: int, out: Any) -> None:
                 _add4(out[t + 3], u, s30, s31, s32, s33)
 
 
-@njit(inline="always")
+@kernel(inline="always")
 def _add4(row: Any, u: int, a: Any, b: Any, c: Any, d: Any) -> None:
     row[u] += a
     row[u + 1] += b

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from pythia_dynamics.compiled import kernel
 from pythia_dynamics.measures.displacement import random_walk
 from pythia_dynamics.measures.stationarity import RATE_STEPS
 from pythia_dynamics.sweep import kernels
@@ -176,7 +176,7 @@ def _wide(values: NDArray[Any]) -> NDArray[Any]:
     return wide
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract", "arcp"})
+@kernel(fastmath={"reassoc", "nsz", "contract", "arcp"})
 def _advance(w: Any, before: Any, first: Any, integral: Any, mean: float) -> tuple[float, float, float]:
     """Add w − mean to the integral; Σ integral², Σ (w − before)² and Σ (w − first)², in float64."""
     squares = moved = displaced = 0.0
