@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import ml_dtypes
 import numpy as np
-from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
+from zarr.core.dtype.common import HasEndianness, HasItemSize
 from zarr.core.dtype.wrapper import ZDType
-from zarr.dtype import data_type_registry
+from zarr.dtype import DataTypeValidationError, data_type_registry
 
 __all__ = ["BFloat16"]
 
