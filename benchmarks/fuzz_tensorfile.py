@@ -193,10 +193,10 @@ def run_archive(raw: bytes, rng: random.Random) -> None:
         assert 0 <= start < stop <= size
     start, stop = directory.pickle.bounding_range()
     data = member_data_start(raw[start:stop], directory.pickle)
-    for view in parse_state_dict(raw[data : data + directory.pickle.size], file="f").values():
-        member = directory.storage(view.key)
+    for name, tensor in parse_state_dict(raw[data : data + directory.pickle.size], file="f").items():
+        member = directory.storage(tensor.storage.key)
         start, stop = member.bounding_range()
-        found = locate(view, directory, member_data_start(raw[start:stop], member))
+        found = locate(name, tensor, directory, member_data_start(raw[start:stop], member))
         assert start < found.start <= found.stop <= stop
 
 

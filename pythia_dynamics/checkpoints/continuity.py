@@ -9,6 +9,7 @@ embeddings is close to 0, while the first few hundred updates, in the warm-up, h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -79,7 +80,7 @@ def read_samples(source: Source, *, progress: Progress = silent) -> Sample:
         The repository has nothing that is a step.
     """
     early = [revision for step, revision in source.revisions().items() if step <= EARLY_STEPS][:_STEPS_READ]
-    cache = LayoutCache(tickets=[*range(len(early))])
+    cache = LayoutCache(tickets=iter(range(len(early))))
     tensor, values = "", {}
     for done, revision in enumerate(early if len(early) > 1 else (), 1):
         try:
@@ -148,11 +149,8 @@ def _read_sample(
     source: Source, revision: Revision, cache: LayoutCache
 ) -> tuple[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """Name and first elements of the embedding of a revision."""
-    reader = RevisionReader(source, revision, headers_only=True)
-    try:
+    with closing(RevisionReader(source, revision, headers_only=True)) as reader:
         tensor = next(reader.find((EMBEDDING,), cache)).tensor
-    finally:
-        reader.close()
     dtype = np.dtype(ml_dtypes.bfloat16 if tensor.dtype == "bfloat16" else tensor.dtype)
     count = min(tensor.nbytes, _SAMPLE_BYTES)
     with source.read(revision, tensor.file, tensor.start, tensor.start + count) as stream:

@@ -7,16 +7,16 @@ findings of `pythia_dynamics.checkpoints.continuity`. Weights are compared by th
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pythia_dynamics.checkpoints.findings import EQUAL_IN_PYTHIA, Finding, Verification
+from pythia_dynamics.checkpoints.findings import EQUAL_IN_PYTHIA, Finding, FindingKind, Verification
 from pythia_dynamics.checkpoints.listings import Listing
 from pythia_dynamics.checkpoints.registry import is_pythia
 from pythia_dynamics.checkpoints.tree import FORMATS, WeightFormat
-from pythia_dynamics.checkpoints.verify import content_of, verify_listing
+from pythia_dynamics.checkpoints.verify import verify_listing
 from pythia_dynamics.errors import listed
 
 __all__ = ["EARLY_STEPS", "have_different_seeds", "verify_repositories"]
@@ -52,17 +52,15 @@ def verify_repositories(
         repositories are harmless, unless their names say that the seed of the initial weights differs.
     """
     continuity = continuity or {}
-    across: dict[str, list[Finding]] = defaultdict(list)
+    across: dict[str, dict[object, Finding]] = defaultdict(dict)  # what both formats show is one finding
     for format in FORMATS:
         for location, finding in [*_equal_elsewhere(listings, format), *_mixed_elsewhere(listings, format)]:
-            same = (finding.kind, finding.steps, finding.elsewhere)
-            if same not in [(other.kind, other.steps, other.elsewhere) for other in across[location]]:
-                across[location].append(finding)
+            across[location].setdefault((finding.kind, finding.steps, finding.elsewhere), finding)
     found = []
     for listing in listings:
         location = listing.location
         alone = verify_listing(listing, _grid_of_family(listing, listings))
-        findings = [*alone.findings, *across[location], *continuity.get(location, ())]
+        findings = [*alone.findings, *across[location].values(), *continuity.get(location, ())]
         if location not in continuity and not any(finding.kind == "discontinuous" for finding in findings):
             findings += _changed_first_step(listing)
         found.append(replace(alone, findings=tuple(findings)))
@@ -96,27 +94,24 @@ def _grid_of_family(listing: Listing, listings: Sequence[Listing]) -> set[int]:
     family = [other for other in listings if _family(other.location) == _family(listing.location)]
     if len(family) < _FAMILY:
         return set()
-    counts: dict[int, int] = defaultdict(int)
-    for other in family:
-        for step in other.steps:
-            counts[step] += 1
+    counts = Counter(step for other in family for step in other.steps)
     first, last = listing.steps[0], listing.steps[-1]
     return {step for step, count in counts.items() if first <= step <= last and 2 * count > len(family)}
 
 
-def _initial_steps(by_step: Mapping[int, Mapping[str, str]], is_pythia: bool) -> set[int]:
+def _initial_steps(contents: Mapping[int, tuple[str, ...]], is_pythia: bool) -> set[int]:
     """The steps that have the initial weights: the first one, and step 1 of Pythia where it is the same."""
-    first = min(by_step, default=None)
+    first = min(contents, default=None)
     if first not in EQUAL_IN_PYTHIA:  # the first branch is step 1000, for instance: these weights were trained
         return set()
-    zero_and_one = {content_of(by_step[step]) for step in EQUAL_IN_PYTHIA if step in by_step}
-    return set(EQUAL_IN_PYTHIA) & set(by_step) if is_pythia and len(zero_and_one) == 1 else {first}
+    zero_and_one = {contents[step] for step in EQUAL_IN_PYTHIA if step in contents}
+    return set(EQUAL_IN_PYTHIA) & set(contents) if is_pythia and len(zero_and_one) == 1 else {first}
 
 
-_Meaning = Literal["later", "initial", "seeds", "start", "source"]
+_Meaning = Literal["later", "initial", "seeds", "start", "source", "shard"]
 """What the same files in two repositories mean. ``later``: after the first step. ``initial``: at the first step.
 ``seeds``: there, but the seeds are different. ``start``: the other run's first step at an early step of this one.
-``source``: the converse of it."""
+``source``: the converse of it. ``shard``: the same shard beside other ones."""
 
 _EQUAL = "{own} {verb} the same {files} as {there} of {other}"
 _MESSAGES: Mapping[_Meaning, str] = {
@@ -126,7 +121,10 @@ _MESSAGES: Mapping[_Meaning, str] = {
     "start": "{own} {verb} the {files} of {there} of {other}, which are not those of the own first step: the run does "
     "not continue it",
     "source": f"{_EQUAL}: the other run does not continue its own first step",
+    "shard": f"{_EQUAL}, but not the other shards",
 }
+_KINDS: Mapping[_Meaning, FindingKind] = {"start": "discontinuous", "shard": "mixed"}
+"""Kinds of the meanings that are not ``equal-elsewhere``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,16 +140,14 @@ class _Shared:
         self.others.update(others)
         self.sha256.update(sha256)
 
-    def finding(self, other: str, format: WeightFormat, meaning: _Meaning) -> Finding:
+    def finding(self, other: str, files: str, meaning: _Meaning) -> Finding:
         """The finding in the repository that has the own steps."""
         own, others = sorted(self.own), sorted(self.others)
         verb = "has" if len(own) == 1 else "have"
         there = "the same steps" if own == others and len(own) > 1 else listed(others)
-        message = _MESSAGES[meaning].format(
-            own=listed(own), verb=verb, files=f"{format} files", other=other, there=there
-        )
+        message = _MESSAGES[meaning].format(own=listed(own), verb=verb, files=files, other=other, there=there)
         return Finding(
-            "discontinuous" if meaning == "start" else "equal-elsewhere",
+            _KINDS.get(meaning, "equal-elsewhere"),
             tuple(own),
             message,
             fault=meaning not in ("initial", "source"),
@@ -167,11 +163,11 @@ def _equal_elsewhere(listings: Sequence[Listing], format: WeightFormat) -> Itera
     start: dict[str, tuple[str, ...]] = {}  # the content of the first step, or something that no other has
     pythia = {listing.location: is_pythia(listing.location) for listing in listings}
     for listing in listings:
-        location, by_step = listing.location, listing.weights(format)
-        initial[location] = _initial_steps(by_step, pythia[location])
-        start[location] = content_of(by_step[min(initial[location])]) if initial[location] else (location,)
-        for step, files in by_step.items():
-            steps_with[content_of(files)][location].add(step)
+        location, contents = listing.location, listing.contents(format)
+        initial[location] = _initial_steps(contents, pythia[location])
+        start[location] = contents[min(initial[location])] if initial[location] else (location,)
+        for step, content in contents.items():
+            steps_with[content][location].add(step)
     shared: dict[tuple[str, str, _Meaning], _Shared] = defaultdict(_Shared)
     for content, by_location in steps_with.items():
         for one, own in by_location.items():
@@ -193,16 +189,17 @@ def _equal_elsewhere(listings: Sequence[Listing], format: WeightFormat) -> Itera
                     meaning = "source"
                 shared[one, other, meaning].add(own, others, content)
     for (one, other, meaning), found in shared.items():
-        yield one, found.finding(other, format, meaning)
+        yield one, found.finding(other, f"{format} files", meaning)
 
 
 def _mixed_elsewhere(listings: Sequence[Listing], format: WeightFormat) -> Iterator[tuple[str, Finding]]:
     """(repository, finding) for single shards that two repositories have, where the other shards differ."""
     places: dict[str, list[tuple[str, int, str, tuple[str, ...]]]] = defaultdict(list)
     for listing in listings:
+        contents = listing.contents(format)
         for step, files in listing.weights(format).items():
             for name, sha256 in files.items():
-                places[sha256].append((listing.location, step, name, content_of(files)))
+                places[sha256].append((listing.location, step, name, contents[step]))
     shared: dict[tuple[str, str, str], _Shared] = defaultdict(_Shared)
     for sha256, having in places.items():
         if len({content for *_, content in having}) == 1:
@@ -212,19 +209,15 @@ def _mixed_elsewhere(listings: Sequence[Listing], format: WeightFormat) -> Itera
                 if other != one and there != content:
                     shared[one, other, name].add((own,), (step,), (sha256,))
     for (one, other, name), found in shared.items():
-        steps, others = tuple(sorted(found.own)), sorted(found.others)
-        verb = "has" if len(steps) == 1 else "have"
-        message = f"{listed(steps)} {verb} the shard {name} of {listed(others)} of {other}, but not the other shards"
-        elsewhere = tuple((other, step) for step in others)
-        yield one, Finding("mixed", steps, message, elsewhere=elsewhere, sha256=tuple(sorted(found.sha256)))
+        yield one, found.finding(other, f"shard {name}", "shard")
 
 
 def _changed_first_step(listing: Listing) -> list[Finding]:
     """A note where steps 0 and 1 of Pythia have different files. Whether the weights differ, the files do not tell."""
     if not is_pythia(listing.location):
         return []
-    formats = [by_step for by_step in map(listing.weights, FORMATS) if set(EQUAL_IN_PYTHIA) <= set(by_step)]
-    pairs = [tuple(content_of(by_step[step]) for step in EQUAL_IN_PYTHIA) for by_step in formats]
+    formats = [contents for contents in map(listing.contents, FORMATS) if set(EQUAL_IN_PYTHIA) <= set(contents)]
+    pairs = [tuple(contents[step] for step in EQUAL_IN_PYTHIA) for contents in formats]
     if not pairs or any(zero == one for zero, one in pairs):
         return []
     message = (

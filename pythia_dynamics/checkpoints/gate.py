@@ -102,19 +102,16 @@ class RequestGate:
 
     def wait(self, seconds: float, why: str) -> None:
         """Wait so many seconds, and give a notice of the reason if it is long. Raises `HubError` once cancelled."""
-        self._notice(seconds, why)
+        with self._lock:
+            is_told = seconds >= SHORT_WAIT and self.now() >= self._noticed + NOTICE_EVERY
+            self._noticed = self.now() if is_told else self._noticed
+        if is_told:
+            warnings.warn(f"{why}; waiting {seconds:.0f} s", stacklevel=3)
         until = self.now() + seconds
         while not self._cancelled.is_set() and (left := until - self.now()) > 0:
             self._sleep(left)
         if self._cancelled.is_set():
             raise HubError("cancelled")
-
-    def _notice(self, seconds: float, why: str) -> None:
-        with self._lock:
-            if seconds < SHORT_WAIT or self.now() < self._noticed + NOTICE_EVERY:
-                return
-            self._noticed = self.now()
-        warnings.warn(f"{why}; waiting {seconds:.0f} s", stacklevel=4)
 
     # -- rate limits ------------------------------------------------------------------------------------------
 

@@ -90,27 +90,25 @@ class Response:
         Raises `RetryableError` when the connection fails or is too slow, after what had arrived until then.
         """
         parts: list[bytes] = []
-        size = 0
-        failure = None
         try:
             for part in self._parts():
+                self._client.traffic.add(bytes=len(part))
                 parts.append(part)
-                size += len(part)
-                if size >= CHUNK_BYTES:
-                    yield self._count(parts)
-                    parts, size = [], 0
-        except RetryableError as error:
-            failure = error
+                if sum(map(len, parts)) >= CHUNK_BYTES:
+                    yield b"".join(parts)
+                    parts = []
+        except RetryableError:
+            if parts:
+                yield b"".join(parts)
+            raise
         if parts:
-            yield self._count(parts)
-        if failure is not None:
-            raise failure
+            yield b"".join(parts)
 
     def _parts(self) -> Iterator[bytes]:
         """The body as it arrives. Raises `RetryableError` when the connection fails or is too slow."""
         policy, now = self._client.policy, self._client.gate.now
         size, seconds, began = 0, 0.0, now()
-        with _translated_connection():
+        with self._client.translated_errors():
             for part in self._response.iter_raw():
                 size += len(part)
                 seconds += now() - began
@@ -144,11 +142,6 @@ class Response:
     def close(self) -> None:
         """Release the connection; what has not been read is not transferred."""
         self._response.close()
-
-    def _count(self, parts: list[bytes]) -> bytes:
-        chunk = b"".join(parts)
-        self._client.traffic.add(bytes=len(chunk))
-        return chunk
 
 
 @dataclass(frozen=True)
@@ -320,7 +313,8 @@ class HubClient:
             When the revision does not exist.
         """
         if status in _OVERLOADED:
-            wait = _requested_wait(headers)
+            stated = _stated_limit(status, headers)
+            wait = stated.seconds if stated and stated.left == 0 else parse_count(headers.get("Retry-After"))
             limited = status == 429 and wait is not None
             kind = Failure.LIMITED if limited else Failure.TRANSIENT
             return RetryableError(f"{server} answered {status}", kind, wait=wait)
@@ -345,18 +339,30 @@ class HubClient:
     def translated_errors(self, ref: str = "") -> Iterator[None]:
         """Turn errors of `huggingface_hub` and of its HTTP client into `RetryableError`, `HubError` or `AccessError`.
 
-        `ref` is the revision that is requested, for the message that it is gone.
+        Their own messages are left out, since they may hold headers. `ref` is the revision that is requested, for the
+        message that it is gone.
         """
+        import httpx2
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
         try:
-            with _translated_connection():
-                yield
+            yield
         except OfflineModeIsEnabled:
             why = "HF_HUB_OFFLINE is set; unset it, or name --source DIR"
             raise OfflineError(f"{self.repository} cannot be reached: {why}") from None
         except HfHubHTTPError as error:
             raise self.refusal(error.response.status_code, error.response.headers, ref) from None
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError):
+            raise RetryableError("the Hub cannot be reached (no network?)", Failure.UNREACHABLE) from None
+        except httpx2.TimeoutException:
+            raise RetryableError("the server stopped responding") from None
+        except (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol):
+            what = "the request cannot be made (check HF_ENDPOINT and the token)"
+            raise RetryableError(what, Failure.INVALID_RESPONSE) from None
+        except httpx2.TransportError:
+            raise RetryableError("the connection was lost") from None
+        except httpx2.InvalidURL:
+            raise RetryableError(_INVALID_ADDRESS, Failure.INVALID_RESPONSE) from None
 
 
 def _shut_down(connection: socket.socket) -> None:
@@ -393,40 +399,11 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return (parts.scheme, parts.hostname, parts.port)
 
 
-def _requested_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks to wait: its rate-limit headers when the limit is used up, else ``Retry-After``."""
-    limit = _stated_limit(200, headers)
-    if limit is not None and limit.left == 0:
-        return limit.seconds
-    seconds = parse_count(headers.get("Retry-After"))
-    return None if seconds is None else float(seconds)
-
-
 def _stated_limit(status: int, headers: Mapping[str, str]) -> RateLimit | None:
     """The rate limit that an answer states, or that its refusal means; None without any."""
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     if stated := parse_ratelimit_headers(headers):  # in whole seconds, which may be rounded down
         return RateLimit(stated.remaining, stated.reset_in_seconds + 0.5, stated.limit)
-    wait = _requested_wait(headers) if status == 429 else None
+    wait = parse_count(headers.get("Retry-After")) if status == 429 else None
     return None if wait is None else RateLimit(0, wait, None)
-
-
-@contextmanager
-def _translated_connection() -> Iterator[None]:
-    """Turn errors of the connection into `RetryableError`, without the client's message, which may hold headers."""
-    import httpx2
-
-    try:
-        yield
-    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError):
-        raise RetryableError("the Hub cannot be reached (no network?)", Failure.UNREACHABLE) from None
-    except httpx2.TimeoutException:
-        raise RetryableError("the server stopped responding") from None
-    except (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol):
-        what = "the request cannot be made (check HF_ENDPOINT and the token)"
-        raise RetryableError(what, Failure.INVALID_RESPONSE) from None
-    except httpx2.TransportError:
-        raise RetryableError("the connection was lost") from None
-    except httpx2.InvalidURL:
-        raise RetryableError(_INVALID_ADDRESS, Failure.INVALID_RESPONSE) from None

@@ -18,7 +18,7 @@ from pythia_dynamics.checkpoints.http import LIBRARY, HubClient
 from pythia_dynamics.checkpoints.hub_cache import absent_files, cache_lock, remove_files
 from pythia_dynamics.checkpoints.ranges import LinkCache, read_range
 from pythia_dynamics.checkpoints.retry import API, Failure, RetryableError, RetryPolicy
-from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Revision, Traffic
+from pythia_dynamics.checkpoints.source import AccessError, ByteStream, Files, Revision, Traffic
 from pythia_dynamics.checkpoints.suite import GENERIC, Reference, Suite, chosen_steps
 from pythia_dynamics.checkpoints.tree import checkpoint_files, files_of, is_shared, revisions_in
 from pythia_dynamics.checkpoints.view import as_checkpoint
@@ -91,8 +91,7 @@ class HubSource:
         self._revisions: dict[int, Revision] | None = None
         self._names: dict[str, dict[str, str]] | None = None
         self._titles: dict[str, str] = {}
-        self._trees: dict[tuple[str, str], dict[str, tuple[int, str | None]]] = {}
-        self._tree_of_all: dict[str, tuple[int, str | None]] | None = None
+        self._trees: dict[tuple[str, str], Files] = {}
         self._downloaded: dict[tuple[str, str], tuple[Path, list[str]]] = {}
 
     @property
@@ -127,18 +126,16 @@ class HubSource:
 
         Raises `UnknownNameError` when there is none of that name.
         """
-        names: Mapping[str, Mapping[str, str]] = {"branches": {}, "tags": {}}
-        if self.suite.references != ("repository",):  # then there is none of this id
-            names = self._refs()
+        has_refs = self.suite.references != ("repository",)  # else there is no repository of this id
+        names = self._refs() if has_refs else {"branches": {}, "tags": {}}
         commit = names["branches"].get(ref) or names["tags"].get(ref) or (ref if _COMMIT.fullmatch(ref) else None)
         if commit is None:
-            listed: Mapping[int, Revision] = {}
+            by_ref: dict[str, Revision] = {}
             with suppress(CheckpointError):  # nothing is a step, or two are the same
-                listed = self.revisions()
-            for found in listed.values():
-                if found.ref == ref:
-                    return found
-            known = dict.fromkeys((*names["branches"], *names["tags"], *(found.ref for found in listed.values())))
+                by_ref = {found.ref: found for found in self.revisions().values()}
+            if ref in by_ref:
+                return by_ref[ref]
+            known = dict.fromkeys((*names["branches"], *names["tags"], *by_ref))
             raise UnknownNameError("revision", ref, known, where=self.location)
         named = self.suite.step_name(ref)
         kind: Reference = "tag" if ref in names["tags"] and ref not in names["branches"] else "branch"
@@ -177,28 +174,18 @@ class HubSource:
             raise CheckpointError(f"{self.location} has no branch {self.suite.branch}, whose {kind}s are the steps")
         if commit is None:
             return {}, []
-        if self._tree_of_all is None:
-            self._tree_of_all = self._tree(self.location, commit, self.suite.branch)
-        files = self._tree_of_all
+        files = self._tree(self.location, commit, self.suite.branch)
         folders = dict.fromkeys(str(parent) for path in files for parent in PurePosixPath(path).parents)
         folders.pop(".", None)
         found = revisions_in(replace(self.suite, references=(kind,)), folders, files, where=self.location)
         return {step: replace(revision, commit=commit) for step, revision in found.items()}, list(files)
 
-    def files(self, revision: Revision) -> Mapping[str, int]:
-        """Size in bytes of every file of a revision by path; costs and errors as `entries`."""
-        return {path: size for path, (size, _) in self.entries(revision).items()}
-
-    def entries(self, revision: Revision) -> Mapping[str, tuple[int, str | None]]:
+    def files(self, revision: Revision) -> Files:
         """(size in bytes, sha256) of every file of a revision by path; the sha256 of LFS files only, else None.
 
         Costs one API request for every 1,000 files. Raises `AccessError` or `HubError` when the list cannot be had.
         """
-        known = self._names["branches"].get(self.suite.branch) if self._names is not None else None
-        if self._tree_of_all is not None and not revision.repository and revision.commit == known:
-            return files_of(revision, self._tree_of_all)
-        tree = self._tree(revision.repository or self.location, revision.address, revision.ref)
-        return files_of(revision, tree)
+        return files_of(revision, self._tree(revision.repository or self.location, revision.address, revision.ref))
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `read_range`."""
@@ -297,10 +284,10 @@ class HubSource:
     def _refs(self) -> dict[str, dict[str, str]]:
         """The commits of all ``branches`` and ``tags`` by name, requested once."""
         if self._names is None:
-            self._names = {"branches": {}, "tags": {}}
-            for page in self._listing(f"{self.location}/refs", _refs, "the list of branches"):
-                for kind, commits in page.items():
-                    self._names[kind] |= commits
+            names: dict[str, dict[str, str]] = {"branches": {}, "tags": {}}
+            for kind, name, commit in self._listing(f"{self.location}/refs", _refs, "the list of branches"):
+                names[kind][name] = commit
+            self._names = names
         return self._names
 
     def _commits(self) -> dict[str, str]:
@@ -310,36 +297,31 @@ class HubSource:
         if branch not in self._refs()["branches"]:
             raise CheckpointError(f"{self.location} has no branch {branch}, whose commits are the steps")
         found: dict[str, str] = {}
-        for page in self._listing(
-            f"{self.location}/commits/{quote(branch, safe='')}", _commit_titles, "the list of commits"
-        ):
-            for title, commit in page:
-                name = f"{title} ({commit[:7]})" if title in found else title
-                found[name], self._titles[name] = commit, title
+        path = f"{self.location}/commits/{quote(branch, safe='')}"
+        for title, commit in self._listing(path, _commit_titles, "the list of commits"):
+            name = f"{title} ({commit[:7]})" if title in found else title
+            found[name], self._titles[name] = commit, title
         return found
 
     def _repositories(self) -> dict[str, str]:
         """The commits of the repositories whose ids begin with that of this source; empty where not stated."""
         author, _, beginning = self.location.partition("/")
         query = urlencode({"author": author, "search": beginning, "expand[]": "sha", "limit": 1000})
-        found: dict[str, str] = {}
-        for page in self._listing(f"?{query}", _repository_ids, "the list of repositories"):
-            found |= {name: commit for name, commit in page.items() if name.startswith(self.location)}
-        return found
+        found = self._listing(f"?{query}", _repository_ids, "the list of repositories")
+        return {name: commit for name, commit in found if name.startswith(self.location)}
 
-    def _tree(self, repository: str, commit: str, ref: str) -> dict[str, tuple[int, str | None]]:
+    def _tree(self, repository: str, commit: str, ref: str) -> Files:
         """(size, sha256) of every file of a commit by path."""
         key = (repository, commit)
         if (tree := self._trees.get(key)) is None:
             path = f"{repository}/tree/{quote(commit, safe='')}?recursive=true&expand=false"
-            pages = self._listing(path, _file_entries, f"the file list of {ref}", ref=ref)
-            tree = {file: entry for page in pages for file, entry in page.items()}
+            tree = dict(self._listing(path, _file_entries, f"the file list of {ref}", ref=ref))
             if _COMMIT.fullmatch(commit) and len(self._trees) < _MAX_TREES:  # a commit never changes
                 self._trees[key] = tree
         return tree
 
-    def _listing(self, path: str, parse: Callable[[Any], T], subject: str, *, ref: str = "") -> Iterator[T]:
-        """What `parse` makes of each page of a listing of the Hub's API."""
+    def _listing(self, path: str, parse: Callable[[Any], list[T]], subject: str, *, ref: str = "") -> Iterator[T]:
+        """What `parse` finds in the pages of a listing of the Hub's API."""
         client = self._client
         url = f"{client.endpoint}/api/models{'' if path.startswith('?') else '/'}{path}"
         for _ in range(_MAX_PAGES):
@@ -348,7 +330,7 @@ class HubSource:
             attempts.server = API
             page, following = attempts.run(request)
             attempts.reset()
-            yield page
+            yield from page
             if following is None:
                 return
             url = following
@@ -364,12 +346,10 @@ def _kinds(seen: Mapping[Reference, list[str]]) -> str:
     return f"{kinds} that is a step (found: {shown})"
 
 
-def _refs(page: Any) -> dict[str, dict[str, str]]:
-    """The commits of branches and tags by name, from the JSON of ``/refs``."""
-    return {
-        kind: {_text(ref["name"]): _text(ref["targetCommit"]) for ref in page.get(kind) or ()}
-        for kind in ("branches", "tags")
-    }
+def _refs(page: Any) -> list[tuple[str, str, str]]:
+    """(kind, name, commit) of branches and tags, from the JSON of ``/refs``."""
+    kinds = ("branches", "tags")
+    return [(kind, _text(ref["name"]), _text(ref["targetCommit"])) for kind in kinds for ref in page.get(kind) or ()]
 
 
 def _commit_titles(page: Any) -> list[tuple[str, str]]:
@@ -377,19 +357,16 @@ def _commit_titles(page: Any) -> list[tuple[str, str]]:
     return [(_text(commit["title"]), _text(commit["id"])) for commit in page]
 
 
-def _repository_ids(page: Any) -> dict[str, str]:
-    """The commit of every repository by id, empty where it is not stated, from one page of the JSON of a search."""
-    return {_text(model["id"]): _text(model.get("sha") or "") for model in page}
+def _repository_ids(page: Any) -> list[tuple[str, str]]:
+    """(id, commit) of every repository, empty where it is not stated, from one page of the JSON of a search."""
+    return [(_text(model["id"]), _text(model.get("sha") or "")) for model in page]
 
 
-def _file_entries(page: Any) -> dict[str, tuple[int, str | None]]:
-    """(size, sha256) of every file by path, from one page of the JSON of ``/tree``."""
-    found = {}
-    for entry in page:
-        if entry["type"] == "file":
-            sha256 = _text(entry["lfs"]["oid"]) if entry.get("lfs") else None
-            found[_text(entry["path"])] = (int(entry["size"]), sha256)
-    return found
+def _file_entries(page: Any) -> list[tuple[str, tuple[int, str | None]]]:
+    """(path, (size, sha256)) of every file, from one page of the JSON of ``/tree``."""
+    files = [entry for entry in page if entry["type"] == "file"]
+    sha256 = [_text(entry["lfs"]["oid"]) if entry.get("lfs") else None for entry in files]
+    return [(_text(entry["path"]), (int(entry["size"]), known)) for entry, known in zip(files, sha256, strict=True)]
 
 
 def _text(value: Any) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
+from pythia_dynamics.checkpoints.formats.pickles import PickledTensor
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
-from pythia_dynamics.checkpoints.formats.statedict import StorageView
 from pythia_dynamics.checkpoints.roles import Role, Roles
 from pythia_dynamics.checkpoints.tree import WeightFormat, is_index, weight_files
 
@@ -131,24 +131,20 @@ class LayoutCache:
     layouts: tuple[Layout, ...] = ()
     headers: dict[CacheKey, tuple[int, dict[str, TensorSlice]]] = field(default_factory=dict)
     tails: dict[CacheKey, int] = field(default_factory=dict)
-    pickles: dict[tuple[int, int], dict[str, StorageView]] = field(default_factory=dict)
+    pickles: dict[tuple[int, int], dict[str, PickledTensor]] = field(default_factory=dict)
     indexes: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     roles: dict[frozenset[str], Roles] = field(default_factory=dict)
     rule: Mapping[Role, Sequence[str]] = field(default_factory=dict)
-    tickets: list[int] = field(default_factory=lambda: [*range(MAX_LISTINGS)])
+    tickets: Iterator[int] = field(default_factory=lambda: iter(range(MAX_LISTINGS)))
 
     def may_list(self) -> bool:
         """Whether a file list may be requested; if so, it counts as requested."""
-        try:
-            self.tickets.pop()
-        except IndexError:
-            return False
-        return True
+        return next(self.tickets, None) is not None
 
     def add(self, layout: Layout) -> None:
         """Put a layout first, and drop the oldest entries of tables that have grown beyond `MAX_CACHED`."""
         self.layouts = (layout, *(other for other in self.layouts if other != layout))
-        tables = (self.headers, self.tails, self.pickles, self.indexes, self.roles)
-        for table in cast("tuple[dict[object, object], ...]", tables):
+        tables: tuple[dict[Any, Any], ...] = (self.headers, self.tails, self.pickles, self.indexes, self.roles)
+        for table in tables:
             while len(table) > MAX_CACHED:
                 table.pop(next(iter(table)), None)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_EXACT",
     "NOT_KNOWN",
     "Decay",
     "LearningRate",
@@ -157,7 +158,7 @@ class LoggedLearningRate:
         if not self.steps or len(self.steps) != len(self.rates):
             counts = f"{len(self.rates)} learning rates for {len(self.steps)} steps"
             raise PythiaDynError(f"{where}{counts if self.steps else 'no step has a learning rate'}")
-        if not all(type(step) is int and 0 <= step < _MAX_STEP for step in self.steps):
+        if not all(type(step) is int and 0 <= step < MAX_EXACT for step in self.steps):
             raise PythiaDynError(f"{where}the steps of a learning rate must be whole numbers, at least 0")
         if any(after <= before for before, after in zip(self.steps, self.steps[1:], strict=False)):
             raise PythiaDynError(f"{where}the steps of a learning rate must be in increasing order")
@@ -180,8 +181,8 @@ class LoggedLearningRate:
         return np.interp(wanted, np.array(self.steps, np.float64), self.rates, left=np.nan, right=np.nan)
 
 
-_MAX_STEP = 2**53
-"""Steps are below this, so that a float holds them exactly."""
+MAX_EXACT = 2**53
+"""Steps and tokens are below this, so that a coordinate of floats holds them exactly. No run has so many tokens."""
 
 RateLike = str | Path | Mapping[Any, Any] | LearningRate | LoggedLearningRate
 """What a learning rate may be given as; see `as_learning_rate`."""

@@ -15,17 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.source import AccessError, Revision
+from pythia_dynamics.checkpoints.source import AccessError, Files, Revision
 from pythia_dynamics.checkpoints.suite import Reference
 from pythia_dynamics.checkpoints.tree import WeightFormat, is_index, weights_by_format
 from pythia_dynamics.errors import HubError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["Files", "Listing", "list_repository", "listings_path", "weight_files"]
-
-Files = Mapping[str, tuple[int, str | None]]
-"""(size in bytes, sha256) of each file of a revision, by path; the sha256 is None for files that are not in LFS."""
+__all__ = ["Listing", "list_repository", "listings_path", "weight_files"]
 
 _CACHE_FORMAT = "pythia-dyn listings 1"
 _SAVE_EVERY = 50
@@ -83,6 +80,10 @@ class Listing:
             for step, files in found.items()
             if any(sha256 for _, sha256 in files.values())
         }
+
+    def contents(self, format: WeightFormat) -> dict[int, tuple[str, ...]]:
+        """What identifies the weights of each step in one format, whatever its files are called: sorted checksums."""
+        return {step: tuple(sorted(files.values())) for step, files in self.weights(format).items()}
 
 
 def weight_files(files: Files, format: WeightFormat) -> dict[str, tuple[int, str | None]]:
@@ -155,11 +156,11 @@ def list_repository(
     new: dict[str, Files] = {}
     closed = threading.Event()
 
-    def entries(revision: Revision) -> Files:
+    def list_files(revision: Revision) -> Files:
         if closed.is_set():
             raise HubError("cancelled")
         try:
-            return source.entries(revision)
+            return source.files(revision)
         except AccessError:  # here, so that no thread begins another one
             closed.set()
             source.cancel()
@@ -168,7 +169,7 @@ def list_repository(
     pool = ThreadPoolExecutor(threads)
     try:
         progress(len(files), len(chosen))
-        tasks = {pool.submit(entries, chosen[step]): step for step in wanted}
+        tasks = {pool.submit(list_files, chosen[step]): step for step in wanted}
         for task in as_completed(tasks):
             step = tasks[task]
             try:

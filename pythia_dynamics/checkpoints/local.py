@@ -1,15 +1,34 @@
-"""Checkpoints in a directory: one folder or file per step, named ``step1000``, ``ckpt_10.pt`` or by a pattern."""
+"""Checkpoints in a directory: one folder or file per step, named ``step1000``, ``ckpt_10.pt`` or by a pattern.
+
+Beside them the learning rate may be stated: in ``suite.json``, or in a ``trainer_state.json``.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
+import warnings
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from pythia_dynamics.checkpoints.source import ByteStream, FileMissingError, Revision, Traffic, require_relative_path
+from pythia_dynamics.checkpoints.learning_rate import (
+    LearningRate,
+    LoggedLearningRate,
+    read_learning_rate,
+    schedule_from_values,
+)
+from pythia_dynamics.checkpoints.source import (
+    ByteStream,
+    FileMissingError,
+    Files,
+    Revision,
+    Traffic,
+    require_relative_path,
+)
 from pythia_dynamics.checkpoints.suite import GENERIC, Suite
 from pythia_dynamics.checkpoints.tree import (
     SUFFIXES,
@@ -21,9 +40,16 @@ from pythia_dynamics.checkpoints.tree import (
     without_suffix,
 )
 from pythia_dynamics.checkpoints.view import as_checkpoint
-from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameError
+from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError, UnknownNameError
+from pythia_dynamics.tables import read_json
 
-__all__ = ["LocalSource"]
+__all__ = ["SUITE_FILE", "LocalSource"]
+
+SUITE_FILE = "suite.json"
+"""File in which ``pythia-dyn train`` describes a suite; its key ``learning_rate`` has the schedule."""
+
+_TRAINER_STATE = "trainer_state.json"
+"""File of a checkpoint in which the Trainer of transformers keeps its log, with all earlier steps."""
 
 _CHUNK_BYTES = 2**20
 """Bytes per read call: few enough to stay in the cache for the checksum, many enough to make the call cheap."""
@@ -125,19 +151,15 @@ class LocalSource:
             files += [(inside / name).as_posix() for name in sorted(others) if not name.startswith(".")]
         return folders, files
 
-    def files(self, revision: Revision) -> Mapping[str, int]:
-        """Size in bytes of every file of a revision, by path. Raises `CheckpointError` when its folder is gone."""
+    def files(self, revision: Revision) -> Files:
+        """(size in bytes, None) of every file of a revision, by path; `CheckpointError` when its folder is gone."""
         root = self._folder(revision)
         paths = {path.relative_to(root).as_posix(): path for path in root.glob("*" if revision.file else "**/*")}
-        files = {name: paths[name].stat().st_size for name in sorted(paths) if paths[name].is_file()}
+        files = {name: (paths[name].stat().st_size, None) for name in sorted(paths) if paths[name].is_file()}
         if not weight_files(files):
             for name in weight_files(paths):  # raises an error for what is there instead
                 self.read(revision, name).close()
         return files_of(replace(revision, folder=""), files)
-
-    def entries(self, revision: Revision) -> Mapping[str, tuple[int, str | None]]:
-        """As `files`, without checksums: none is stated of a file in a directory."""
-        return {file: (size, None) for file, size in self.files(revision).items()}
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `Source.read`."""
@@ -173,6 +195,41 @@ class LocalSource:
             raise CheckpointError(f"{folder} has no config.json, so no model can be loaded; give one with --config DIR")
         return as_checkpoint(folder, revision, self.suite)
 
+    def stated_learning_rate(self, revisions: Mapping[int, Revision]) -> LearningRate | LoggedLearningRate | None:
+        """The learning rate that the directory states; None where it states none.
+
+        Its ``suite.json`` goes before the ``trainer_state.json`` of the last checkpoint that has one.
+
+        Parameters
+        ----------
+        revisions
+            Its checkpoints by step.
+
+        Warns
+        -----
+        UserWarning
+            A ``trainer_state.json`` is damaged; the learning rate is then not known.
+        """
+        values = _content(self._path / SUITE_FILE).get("learning_rate")
+        if isinstance(values, dict):
+            with suppress(PythiaDynError):  # other programs may write files of this name
+                return schedule_from_values({**values, "origin": f"{SUITE_FILE} of {self._path.name}"})
+        for step in sorted(revisions, reverse=True):
+            revision = revisions[step]
+            path = self._path / revision.folder / _TRAINER_STATE
+            if revision.file or not path.is_file():
+                continue
+            try:
+                return read_learning_rate(path, f"{_TRAINER_STATE} of {Path(revision.folder).name}")
+            except PythiaDynError as error:
+                content = _content(path)
+                log = content.get("log_history", [] if content else None)
+                # Without a log, or a learning rate in it, none was logged before this checkpoint; else it is damaged.
+                if not isinstance(log, list) or any("learning_rate" in row for row in log if isinstance(row, dict)):
+                    warnings.warn(f"the learning rate is not known: {error}", stacklevel=2)
+                return None
+        return None
+
     def evict(self, revision: Revision) -> None:
         """Does nothing: `snapshot` downloads nothing."""
 
@@ -200,3 +257,12 @@ class LocalSource:
         if not folder.is_dir():
             raise CheckpointError(f"{self.location} has no folder {revision.folder} any more")
         return folder
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        content = read_json(path) if path.is_file() else {}  # reading a pipe would wait for its writer
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

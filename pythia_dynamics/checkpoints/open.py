@@ -9,7 +9,6 @@ from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Source
-from pythia_dynamics.checkpoints.suite import Suite
 
 __all__ = ["HUB", "REGISTRY", "SourceName", "open_source"]
 
@@ -43,10 +42,6 @@ def open_source(model: Model, source: SourceName | str = HUB) -> Source:
     if source == HUB and not model.is_local:
         return HubSource(model.location, name=model.name, suite=model.suite)
     place = model.location if model.is_local else source
-    return LocalSource(place, name=model.name, suite=_in_directory(model.suite))
-
-
-def _in_directory(suite: Suite) -> Suite:
-    """The suite as it is in a directory, where branches and tags have become folders."""
-    references = tuple(kind for kind in suite.references if kind in ("folder", "file"))
-    return replace(suite, references=references or ("folder", "file"))
+    # In a directory, branches and tags have become folders.
+    references = tuple(kind for kind in model.suite.references if kind in ("folder", "file")) or ("folder", "file")
+    return LocalSource(place, name=model.name, suite=replace(model.suite, references=references))

@@ -38,14 +38,8 @@ class SignedLink:
     sha256: str | None
 
 
-class LinkCache(OrderedDict[tuple[str, str], SignedLink]):
-    """Signed addresses by ``repository@commit`` and file, the latest `MAX_LINKS`. Threads may share one."""
-
-    def add(self, key: tuple[str, str], link: SignedLink) -> None:
-        """Keep the link of a file, whose key is (``repository@commit``, file)."""
-        self[key] = link
-        while len(self) > MAX_LINKS:
-            self.popitem(last=False)
+LinkCache = OrderedDict[tuple[str, str], SignedLink]
+"""Signed addresses by ``repository@commit`` and file, the latest `MAX_LINKS`. Threads may share one."""
 
 
 def read_range(
@@ -80,7 +74,11 @@ def read_range(
     AccessError, HubError
         When the bytes cannot be had, also while they are read from the stream.
     """
-    return _RangeReader(client, links, revision, file, start, stop).stream()
+    found = _RangeReader(client, links, revision, file, start, stop)
+    found.open()
+    return ByteStream(
+        found.chunks(), start=found.position, stop=found.end, size=found.size, sha256=found.sha256, on_close=found.close
+    )
 
 
 class _RangeReader:
@@ -100,13 +98,6 @@ class _RangeReader:
         self.sha256: str | None = None
         self.position = self.end = self._answered = 0
 
-    def stream(self) -> ByteStream:
-        """The range as a stream, connected."""
-        self.open()
-        return ByteStream(
-            self.chunks(), start=self.position, stop=self.end, size=self.size, sha256=self.sha256, on_close=self.close
-        )
-
     def open(self) -> None:
         """Connect until the right answer begins to arrive."""
         self._response = self._attempts.run(self._connect)
@@ -117,7 +108,10 @@ class _RangeReader:
             assert self._response is not None
             try:
                 for chunk in self._response.chunks():
-                    self._advance(len(chunk))
+                    if self.position + len(chunk) > self._answered:
+                        raise HubError(f"{self._subject}: more bytes came than were requested")
+                    self.position += len(chunk)
+                    self._attempts.reset()
                     yield chunk
                 if self.position < self._answered:
                     raise RetryableError(f"the response ended {self._answered - self.position} bytes early")
@@ -134,18 +128,12 @@ class _RangeReader:
             self._response.close()
             self._response = None
 
-    def _advance(self, count: int) -> None:
-        if self.position + count > self._answered:
-            raise HubError(f"{self._subject}: more bytes came than were requested")
-        self.position += count
-        self._attempts.reset()
-
     # -- one connection ---------------------------------------------------------------------------------------
 
     def _connect(self) -> Response:
         """The answer to one request for what is still missing. Raises `RetryableError`, or an error that is final."""
         link = self._links.get(self._link_key)
-        response = None
+        response, commit = None, self._revision.commit  # a link is kept only where the Hub named this commit
         if link is not None:
             self._attempts.server = STORAGE
             response = self._client.get(link.url, byte_range=self._range_header())
@@ -154,18 +142,19 @@ class _RangeReader:
                 self._links.pop(self._link_key, None)
                 response = None
         if response is None:
-            response = self._resolve()
+            response, commit = self._resolve()
         try:
             if response.status not in _CONTENT:
                 raise self._refusal(response)
+            self._require_commit(commit)
             self._check(response)
         except BaseException:
             response.close()
             raise
         return response
 
-    def _resolve(self) -> Response:
-        """Request the file from the Hub and follow the redirects to its bytes."""
+    def _resolve(self) -> tuple[Response, str | None]:
+        """Request the file from the Hub and follow the redirects to its bytes; the answer, and the commit it names."""
         from huggingface_hub import hf_hub_url
 
         client = self._client
@@ -180,15 +169,11 @@ class _RangeReader:
             sha256 = sha256 or (tag if _SHA256.fullmatch(tag) else None)
             if response.is_redirect and not client.is_hub(target := response.redirect_target()):
                 self._require_commit(commit)
-                self._links.add(self._link_key, SignedLink(target, size, sha256))
+                self._links[self._link_key] = SignedLink(target, size, sha256)
+                while len(self._links) > MAX_LINKS:
+                    self._links.popitem(last=False)
                 self._attempts.server = STORAGE
-        if response.status in _CONTENT:
-            try:
-                self._require_commit(commit)
-            except RetryableError:
-                response.close()
-                raise
-        return response
+        return response, commit
 
     def _refusal(self, response: Response) -> RetryableError:
         """Why there is no content, for another attempt. Raises an error when another attempt is of no use."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from pythia_dynamics.checkpoints.layout import LayoutCache
-from pythia_dynamics.checkpoints.source import ByteStream, Revision, Source
-from pythia_dynamics.checkpoints.tensors import FileBytes, TensorRequest, find_tensors
+from pythia_dynamics.checkpoints.source import ByteStream, Files, Revision, Source
+from pythia_dynamics.checkpoints.tensors import TensorRequest, find_tensors
 from pythia_dynamics.errors import PythiaDynError
 
 __all__ = ["RevisionReader"]
@@ -44,7 +44,7 @@ class RevisionReader:
         self._headers_only = headers_only
         self._stream: ByteStream | None = None
         self._file = ""
-        self._last = FileBytes(b"", 0, 0)
+        self._last_start, self._last = 0, b""
 
     def find(self, patterns: Sequence[str], cache: LayoutCache) -> Iterator[TensorRequest]:
         """Each tensor that the patterns match, in the order of the bytes; read one with `read` before the next.
@@ -64,29 +64,29 @@ class RevisionReader:
         where = f"{self.source.location} {self.revision.ref}"
         return find_tensors(self, patterns, cache, where=where, file=self.revision.file)
 
-    def list_files(self) -> Mapping[str, int]:
-        """Size in bytes of every file of the revision, by path."""
+    def list_files(self) -> Files:
+        """(size in bytes, sha256) of every file of the revision, by path."""
         return self.source.files(self.revision)
 
-    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> FileBytes:
-        """The bytes ``file[start:stop]``, from those read last where they contain them."""
-        last, last_stop = self._last, self._last.start + len(self._last.data)
-        if file == self._file and stop is not None and last.start <= start < stop <= last_stop:
-            return FileBytes(last.data[start - last.start : stop - last.start], start, last.size)
+    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> tuple[bytes, int]:
+        """The bytes ``file[start:stop]``, from those read last where they contain them, and the size of the file."""
+        begin = self._last_start
+        if file == self._file and stop is not None and begin <= start < stop <= begin + len(self._last):
+            return self._last[start - begin : stop - begin], self.sizes[file]
         if start < 0 or stop is None:
             self.close()
             stream = self._open(file, start, stop)
             start, stop = stream.start, stream.stop
         data = b"".join(self._chunks(file, start, stop, 0 if self._headers_only else prefetch_stop))
-        self._last = FileBytes(data, start, self.sizes[file])
-        return self._last
+        self._last_start, self._last = start, data
+        return data, self.sizes[file]
 
     def read(self, request: TensorRequest) -> Iterator[bytes]:
         """The bytes of a tensor that `find` has found, in chunks. Raises as `Source.read`."""
-        tensor, last = request.tensor, self._last
+        tensor, begin = request.tensor, self._last_start
         position = tensor.start
-        if tensor.file == self._file and last.start <= position < last.start + len(last.data):
-            chunk = last.data[position - last.start :][: tensor.nbytes]
+        if tensor.file == self._file and begin <= position < begin + len(self._last):
+            chunk = self._last[position - begin :][: tensor.nbytes]
             position += len(chunk)
             yield chunk
         yield from self._chunks(tensor.file, position, tensor.stop, request.prefetch_stop)
@@ -97,7 +97,7 @@ class RevisionReader:
         if stream is not None:
             if stream.stop - stream.position <= MAX_SKIPPED_BYTES:  # so that its connection can be used again
                 with suppress(PythiaDynError):
-                    stream.skip(stream.stop - stream.position)
+                    stream.read(stream.stop - stream.position)
             stream.close()
 
     def _chunks(self, file: str, start: int, stop: int, prefetch_stop: int) -> Iterator[bytes]:
@@ -115,13 +115,13 @@ class RevisionReader:
         if stream is not None and file == self._file and start < stream.stop:
             gap = start - stream.position
             if 0 <= gap <= MAX_SKIPPED_BYTES:
-                stream.skip(gap)
+                stream.read(gap)
                 return stream
         self.close()
         return self._open(file, start, stop)
 
     def _open(self, file: str, start: int, stop: int | None) -> ByteStream:
         stream = self.source.read(self.revision, file, start, stop)
-        self._stream, self._file, self._last = stream, file, FileBytes(b"", 0, 0)
+        self._stream, self._file, self._last = stream, file, b""
         self.sizes[file], self.sha256[file] = stream.size, stream.sha256
         return stream

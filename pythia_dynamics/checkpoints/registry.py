@@ -124,6 +124,10 @@ class Entry:
     models: Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
+_PUBLISHED = "suite {}: published configuration"
+"""The origin of a learning rate of the registry."""
+
+
 @cache
 def _registry() -> Mapping[str, Any]:
     """The content of ``registry.toml``."""
@@ -139,16 +143,11 @@ def _entries() -> Mapping[str, Entry]:
         title, example, repositories = (values.pop(key) for key in ("title", "example", "repositories"))
         models = {alias: dict(model) for alias, model in values.pop("models", {}).items()}
         for rate in (each["learning_rate"] for each in (values, *models.values()) if "learning_rate" in each):
-            rate["origin"] = _published(name)
-        suite = Suite.from_mapping({"name": name, **values})
+            rate["origin"] = _PUBLISHED.format(name)
+        suite = GENERIC.changed({"name": name, **values})
         by_alias = {alias: (model.pop("repository"), model) for alias, model in models.items()}
         entries[name] = Entry(title, example, suite, tuple(repositories), by_alias)
     return entries
-
-
-def _published(suite: str) -> str:
-    """The origin of a learning rate of the registry."""
-    return f"suite {suite}: published configuration"
 
 
 def other_suites() -> tuple[Entry, ...]:
@@ -177,6 +176,7 @@ _ALIAS = re.compile(
     r"(?:-(?P<data>standard|deduped))?(?:-(?P<seed>(?:(?:data|weight)-)?seed[1-9]))?(?P<v0>-v0)?",
     re.IGNORECASE,
 )
+_RANGE = re.compile(r"\s*(\d+)\s*(?::\s*(\d+)\s*)?(?::\s*(\d+)\s*)?")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MAX_STEPS = 1_000_000
 """Most steps of one range: no training run saves that many, and a mistyped range must not fill the memory."""
@@ -312,7 +312,7 @@ def _pythia(match: re.Match[str], text: str, suggestions: Iterable[str]) -> Mode
     name = "-".join(part for part in parts if part)
     suite, peak = _entries()[_PYTHIA].suite, _registry()["pythia_peaks"][size]
     if not v0:  # the publisher does not say what it was for v0
-        rate = {**_registry()["pythia_learning_rate"], "peak": peak, "origin": _published(_PYTHIA)}
+        rate = {**_registry()["pythia_learning_rate"], "peak": peak, "origin": _PUBLISHED.format(_PYTHIA)}
         suite = suite.changed({"learning_rate": rate})
     return Model(f"EleutherAI/{name}", name, architecture=SIZES[size], suite=suite)
 
@@ -374,12 +374,10 @@ def parse_steps(spec: str) -> tuple[int, ...] | None:
         return PAPER_STEPS
     steps: set[int] = set()
     for part in text.split(","):
-        bounds = part.strip().split(":")
-        if not 1 <= len(bounds) <= 3 or not all(b.strip().isdigit() for b in bounds):
+        match = _RANGE.fullmatch(part)
+        if match is None:
             raise PythiaDynError(f"cannot read steps {spec!r}; give paper, all, 1000:143000:1000 or 1000,2000")
-        numbers = [int(b) for b in bounds]
-        first, last = numbers[0], numbers[:2][-1]  # a single number is a range of one step
-        stride = numbers[2] if len(numbers) == 3 else 1
+        first, last, stride = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
         if stride < 1 or last < first or (last - first) // stride > _MAX_STEPS:
             raise PythiaDynError(f"steps {part!r} are none, or too many; write first:last:stride with first ≤ last")
         steps.update(range(first, last + 1, stride))

@@ -16,7 +16,6 @@ __all__ = [
     "config_is_needed",
     "find_roles",
     "prefixes_removed",
-    "without_prefixes",
 ]
 
 Role = Literal["unembedding", "embedding"]
@@ -67,17 +66,6 @@ class Roles:
     def of(self, tensor: str) -> tuple[Role, ...] | None:
         """What a tensor is for; None where that is not known."""
         return tuple(role for role, name in self.tensors.items() if name == tensor) if self.complete else None
-
-
-def without_prefixes(name: str) -> str:
-    """The name of a tensor without the prefixes that wrappers of a model add.
-
-    Parameters
-    ----------
-    name
-        ``module._orig_mod.lm_head.weight`` becomes ``lm_head.weight``.
-    """
-    return next(reversed([name, *prefixes_removed(name)]))
 
 
 def prefixes_removed(name: str) -> Iterator[str]:
@@ -131,7 +119,7 @@ def find_roles(names: Collection[str], config: Mapping[str, Any] | None = None) 
 def _heads(names: Collection[str]) -> list[str]:
     """The names that are of an output head; several where it cannot be told which of them."""
     whole = {f"{end}.weight" for end in _WHOLE_HEADS}
-    return _ending_with(names, _HEADS) or [name for name in names if without_prefixes(name) in whole]
+    return _ending_with(names, _HEADS) or [name for name in names if [name, *prefixes_removed(name)][-1] in whole]
 
 
 def _ending_with(names: Iterable[str], ends: Iterable[str]) -> list[str]:
@@ -145,20 +133,18 @@ def _ending_with(names: Iterable[str], ends: Iterable[str]) -> list[str]:
 
 
 def _is_tied(config: Mapping[str, Any]) -> bool:
-    """Whether a config ties the two matrices. Models of text and images have a config of their own for the text."""
+    """Whether a config, or else the default of its type in transformers, ties the two matrices.
+
+    Models of text and images have a config of their own for the text.
+    """
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         for key in ("weight_tying", "tie_word_embeddings"):  # the first is that of OLMo 1
             if key in part:
                 return bool(part[key])
-    return _ties_by_default(str(config.get("model_type", "")))
-
-
-def _ties_by_default(model_type: str) -> bool:
-    """Whether the models of a type in transformers tie the two matrices; False for a type that it does not have."""
     from transformers import CONFIG_MAPPING
 
     try:
-        return bool(getattr(CONFIG_MAPPING[model_type](), "tie_word_embeddings", False))
-    except Exception:  # an unknown type, or one without a default configuration
+        return bool(getattr(CONFIG_MAPPING[str(config.get("model_type", ""))](), "tie_word_embeddings", False))
+    except Exception:  # a type that transformers does not have, or one without a default configuration
         return False

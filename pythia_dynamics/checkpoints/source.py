@@ -18,12 +18,18 @@ __all__ = [
     "AccessError",
     "ByteStream",
     "FileMissingError",
+    "Files",
     "OfflineError",
     "Revision",
     "Source",
     "Traffic",
     "require_relative_path",
 ]
+
+
+Files = Mapping[str, tuple[int, str | None]]
+"""(size in bytes, sha256) of each file of a revision, by path; the sha256 is None for files that are not in LFS, and in
+a directory."""
 
 
 class FileMissingError(CheckpointError):
@@ -188,11 +194,6 @@ class ByteStream:
         """The next `count` bytes, or those that are left when there are fewer."""
         return b"".join(self.chunks(min(count, self.stop - self.position)))
 
-    def skip(self, count: int) -> None:
-        """Drop the next `count` bytes. Raises `FormatError` when the stream has fewer."""
-        for _ in self.chunks(count):
-            pass
-
     def close(self) -> None:
         """Release the file or connection; bytes not read yet are not transferred."""
         self._chunks.close()
@@ -230,11 +231,8 @@ class Source(Protocol):
     def revision(self, ref: str) -> Revision:
         """The revision of a branch, tag, commit, folder or file by name. Raises `UnknownNameError`."""
 
-    def files(self, revision: Revision) -> Mapping[str, int]:
-        """Size in bytes of every file of a revision, by path."""
-
-    def entries(self, revision: Revision) -> Mapping[str, tuple[int, str | None]]:
-        """(size in bytes, sha256) of every file of a revision, by path; the sha256 is None where none is stated."""
+    def files(self, revision: Revision) -> Files:
+        """(size in bytes, sha256) of every file of a revision, by path."""
 
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision.

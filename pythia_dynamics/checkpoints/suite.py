@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pythia_dynamics.checkpoints.learning_rate import LearningRate, LoggedLearningRate, schedule_from_values
+from pythia_dynamics.checkpoints.learning_rate import MAX_EXACT, LearningRate, LoggedLearningRate, schedule_from_values
 from pythia_dynamics.checkpoints.roles import EMBEDDING, UNEMBEDDING, Role
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError
 
@@ -51,9 +51,6 @@ _NONE = "none"
 
 _MAX_DIGITS = 32
 """Digits of a number in a name, so that reading one takes no time; the point counts."""
-
-_MAX_NUMBER = 2**53
-"""Numbers in names are below this, so that a coordinate of a store holds them exactly. No run has so many tokens."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kmbt]?)", re.IGNORECASE)
@@ -155,11 +152,6 @@ class Suite:
 
     # -- making one -------------------------------------------------------------------------------------------
 
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Suite:
-        """The suite with these values; see `changed`."""
-        return cls().changed(values)
-
     def changed(self, values: Mapping[str, Any]) -> Suite:
         """The suite with other values.
 
@@ -215,8 +207,8 @@ class Suite:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """The values that differ from those of a suite of which nothing is known, for a store or a file."""
-        plain = asdict(Suite())
+        """The values that differ from those of `GENERIC`, for a store or a file: ``GENERIC.changed(suite.as_json)``."""
+        plain = asdict(GENERIC)
         return {name: value for name, value in asdict(self).items() if value != plain[name]}
 
     # -- names ------------------------------------------------------------------------------------------------
@@ -301,7 +293,7 @@ def _number(text: str | None) -> int | None:
     if match is None or len(match[1].lstrip("0")) > _MAX_DIGITS:
         return None
     value = Fraction(match[1].lstrip("0").rjust(1, "0")) * _UNITS[match[2].lower()]
-    return int(value) if value.denominator == 1 and value < _MAX_NUMBER else None
+    return int(value) if value.denominator == 1 and value < MAX_EXACT else None
 
 
 def _part_value(part: Any, text: str) -> str:

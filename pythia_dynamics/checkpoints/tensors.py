@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 from zlib import crc32
 
-from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES
+from pythia_dynamics.checkpoints.formats.pickles import MAX_PICKLE_BYTES, PickledTensor
 from pythia_dynamics.checkpoints.formats.safetensors import parse_safetensors, safetensors_header_stop
 from pythia_dynamics.checkpoints.formats.slices import (
     STORABLE,
@@ -23,10 +24,11 @@ from pythia_dynamics.checkpoints.formats.slices import (
     require_storable,
     select,
 )
-from pythia_dynamics.checkpoints.formats.statedict import StorageView, locate, parse_state_dict
+from pythia_dynamics.checkpoints.formats.statedict import locate, parse_state_dict
 from pythia_dynamics.checkpoints.formats.torchzip import (
     LOCAL_HEADER_BYTES,
     ZipDirectory,
+    ZipMember,
     member_data_start,
     parse_zip_directory,
 )
@@ -42,7 +44,7 @@ from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, Roles, c
 from pythia_dynamics.checkpoints.source import FileMissingError
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError
 
-__all__ = ["CheckpointFiles", "FileBytes", "TensorRequest", "find_tensors"]
+__all__ = ["CheckpointFiles", "TensorRequest", "find_tensors"]
 
 MAX_INDEX_BYTES = 64 * 2**20
 """Longest accepted index of shards, which bounds the memory. That of Pythia 12b has 45 KB."""
@@ -86,53 +88,32 @@ class TensorRequest:
     roles: tuple[Role, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FileBytes:
-    """A range of a file.
-
-    Parameters
-    ----------
-    data
-        The bytes.
-    start
-        Offset of the first one in the file.
-    size
-        Size of the whole file in bytes.
-    """
-
-    data: bytes
-    start: int
-    size: int
-
-
 class CheckpointFiles(Protocol):
     """The files of one revision, as `find_tensors` reads them."""
 
-    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> FileBytes:
-        """The bytes ``file[start:stop]``, as a Python slice. Those up to `prefetch_stop` are likely to be wanted next,
-        and worth one read with these. Raises `FileMissingError` where the file is missing."""
+    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> tuple[bytes, int]:
+        """The bytes ``file[start:stop]``, as a Python slice, and the size of the whole file in bytes. Those up to
+        `prefetch_stop` are likely to be wanted next, and worth one read with these. Raises `FileMissingError` where the
+        file is missing."""
 
-    def list_files(self) -> Mapping[str, int]:
-        """Size in bytes of every file by path."""
+    def list_files(self) -> Collection[str]:
+        """The paths of all files."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Query:
-    """What is looked for in a revision; see `find_tensors`."""
+    """What is looked for in a revision (see `find_tensors`), or in its weight file `file`.
+
+    `key` is that of the file in the cache. Of a shard the roles in the checkpoint are known, and the tensors that only
+    a glob asks for.
+    """
 
     files: CheckpointFiles
     patterns: Sequence[str]
     cache: LayoutCache
     where: str
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A weight file. `key` is that of the cache. Of a shard the roles in the checkpoint are known, and the tensors that
-    only a glob asks for."""
-
-    name: str
-    key: CacheKey
+    file: str = ""
+    key: CacheKey = ""
     roles: Roles | None = None
     optional: frozenset[str] = frozenset()
 
@@ -172,7 +153,7 @@ def find_tensors(
     query = _Query(files, patterns, cache, where)
     if file:
         layout = Layout.of_file(file)
-        yield from _find_in_file(layout, _File(file, f"*.{layout.format}"), query)
+        yield from _find_in_file(layout, replace(query, file=file, key=f"*.{layout.format}"))
         cache.add(replace(layout, entry_file=f"*.{layout.format}"))
         return
     listed = False
@@ -206,7 +187,7 @@ def _find_in_layout(layout: Layout, query: _Query) -> Iterator[TensorRequest]:
     """The plan for a revision that has this layout. Raises `FileMissingError` when it has another one."""
     entry = layout.entry_file
     if not layout.has_index and not layout.shards:
-        yield from _find_in_file(layout, _File(entry, entry), query)
+        yield from _find_in_file(layout, replace(query, file=entry, key=entry))
         return
     cache, where = query.cache, query.where
     shards = cache.indexes.get((where, entry))
@@ -219,18 +200,18 @@ def _find_in_layout(layout: Layout, query: _Query) -> Iterator[TensorRequest]:
         members = frozenset(name for name, file in shards.items() if file == shard)
         names = [name for name in chosen if name in members]
         optional = frozenset(names).difference(query.patterns, roles.tensors.values())
-        of_shard = replace(query, patterns=names, where=f"{where}/{shard}")
-        yield from _find_in_file(layout, _File(shard, (shard, members), roles, optional), of_shard)
+        in_shard = replace(query, file=shard, key=(shard, members), roles=roles, optional=optional)
+        yield from _find_in_file(layout, replace(in_shard, patterns=names, where=f"{where}/{shard}"))
 
 
 def _index(file: str, query: _Query) -> dict[str, str]:
     """Tensor name → shard, from an index of shards."""
     for attempt in range(1, _INDEX_ATTEMPTS + 1):
-        index = query.files.read_range(file, 0, MAX_INDEX_BYTES)
-        if index.size > MAX_INDEX_BYTES:
-            raise FormatError(f"{file} has {index.size} bytes, which no index of shards needs")
+        index, size = query.files.read_range(file, 0, MAX_INDEX_BYTES)
+        if size > MAX_INDEX_BYTES:
+            raise FormatError(f"{file} has {size} bytes, which no index of shards needs")
         try:
-            return parse_index(index.data, file=file)
+            return parse_index(index, file=file)
         except FormatError:
             if attempt == _INDEX_ATTEMPTS:
                 raise
@@ -243,9 +224,9 @@ def _joint_index(layout: Layout, query: _Query) -> dict[str, str]:
     for file in layout.shards:
         names: Collection[str]
         if layout.format == "safetensors":
-            names = _safetensors_header(_File(file, file), query, 0)
+            names = _safetensors_header(replace(query, file=file, key=file), 0)
         else:
-            names = _state_dict(_zip_directory(_File(file, file), query), query)
+            names = _state_dict(_zip_directory(replace(query, file=file, key=file)), query)
         for name in names:
             if name in shards:
                 both = f"{shards[name]} and {file} both hold {name}"
@@ -254,16 +235,16 @@ def _joint_index(layout: Layout, query: _Query) -> dict[str, str]:
     return shards
 
 
-def _find_in_file(layout: Layout, file: _File, query: _Query) -> Iterator[TensorRequest]:
+def _find_in_file(layout: Layout, query: _Query) -> Iterator[TensorRequest]:
     """The plan for one weight file."""
-    return _find_in_safetensors(file, query) if layout.format == "safetensors" else _find_in_torch_zip(file, query)
+    return _find_in_safetensors(query) if layout.format == "safetensors" else _find_in_torch_zip(query)
 
 
-def _choose(names: Collection[str], file: _File, query: _Query) -> tuple[list[str], Collection[str], Roles]:
+def _choose(names: Collection[str], query: _Query) -> tuple[list[str], Collection[str], Roles]:
     """The tensors of a file that are wanted, those of them that only a glob asks for, and the roles."""
-    roles = file.roles or _roles(names, query)
+    roles = query.roles or _roles(names, query)
     chosen = select(names, query.patterns, where=query.where, roles=roles.tensors)
-    optional = file.optional if file.roles else set(chosen).difference(query.patterns, roles.tensors.values())
+    optional = query.optional if query.roles else set(chosen).difference(query.patterns, roles.tensors.values())
     return chosen, optional, roles
 
 
@@ -280,50 +261,42 @@ def _roles(names: Collection[str], query: _Query) -> Roles:
         unknown = UNEMBEDDING not in by_rule and config_is_needed(names)
         if unknown:
             try:
-                read = query.files.read_range(_CONFIG, 0, MAX_CONFIG_BYTES)
+                content, _ = query.files.read_range(_CONFIG, 0, MAX_CONFIG_BYTES)
             except (FileMissingError, FormatError):  # there is none, or it is empty
                 pass
             except PythiaDynError:
                 if needed:
                     raise
             else:
-                config = _config(read.data)
+                with suppress(ValueError, RecursionError):  # damaged. Infinities are allowed: transformers writes them
+                    found = json.loads(content)
+                    config = found if isinstance(found, dict) else None
         known = Roles(find_roles(names, config) | by_rule, config is not None or not unknown)
         cache.roles[key] = known
     return known
 
 
-def _config(content: bytes) -> Mapping[str, Any] | None:
-    """A ``config.json``, None where it is damaged. Infinities are allowed: transformers writes them."""
-    try:
-        config = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    return config if isinstance(config, dict) else None
-
-
-def _find_in_safetensors(file: _File, query: _Query) -> Iterator[TensorRequest]:
+def _find_in_safetensors(query: _Query) -> Iterator[TensorRequest]:
     """The plan for one safetensors file."""
-    known = query.cache.headers.get(file.key)
-    prefetch_stop = _guess_prefetch_stop(*known, file, query) if known else 0
-    tensors = _safetensors_header(file, query, prefetch_stop)
-    chosen, optional, roles = _choose(tensors, file, query)
+    known = query.cache.headers.get(query.key)
+    prefetch_stop = _guess_prefetch_stop(*known, query) if known else 0
+    tensors = _safetensors_header(query, prefetch_stop)
+    chosen, optional, roles = _choose(tensors, query)
     wanted = _storable([tensors[name] for name in chosen], optional)
     wanted.sort(key=lambda tensor: tensor.start)
     for tensor, run_end in zip(wanted, _run_ends([(t.start, t.stop) for t in wanted]), strict=True):
         yield TensorRequest(tensor, run_end, roles.of(tensor.name))
 
 
-def _safetensors_header(file: _File, query: _Query, prefetch_stop: int) -> dict[str, TensorSlice]:
+def _safetensors_header(query: _Query, prefetch_stop: int) -> dict[str, TensorSlice]:
     """The tensors of a safetensors file."""
-    stop, _ = query.cache.headers.get(file.key, (FIRST_HEADER_BYTES, None))
-    read = query.files.read_range(file.name, 0, stop, prefetch_stop)
-    header, size = read.data, read.size
-    stop = safetensors_header_stop(header, file=file.name, file_size=size)
+    stop, _ = query.cache.headers.get(query.key, (FIRST_HEADER_BYTES, None))
+    header, size = query.files.read_range(query.file, 0, stop, prefetch_stop)
+    stop = safetensors_header_stop(header, file=query.file, file_size=size)
     if stop > len(header):
-        header += query.files.read_range(file.name, len(header), stop, prefetch_stop).data
-    tensors = parse_safetensors(header, file=file.name, file_size=size)
-    query.cache.headers[file.key] = (stop, tensors)
+        header += query.files.read_range(query.file, len(header), stop, prefetch_stop)[0]
+    tensors = parse_safetensors(header, file=query.file, file_size=size)
+    query.cache.headers[query.key] = (stop, tensors)
     return tensors
 
 
@@ -335,9 +308,9 @@ def _storable(tensors: Sequence[TensorSlice], optional: Collection[str]) -> list
     return kept
 
 
-def _guess_prefetch_stop(header_stop: int, tensors: Mapping[str, TensorSlice], file: _File, query: _Query) -> int:
+def _guess_prefetch_stop(header_stop: int, tensors: Mapping[str, TensorSlice], query: _Query) -> int:
     """Where the requested tensors that follow the header end, if the file is laid out like the last one; else 0."""
-    roles = file.roles or query.cache.roles.get(frozenset(tensors))
+    roles = query.roles or query.cache.roles.get(frozenset(tensors))
     try:
         chosen = select(tensors, query.patterns, where="", roles=roles.tensors if roles else {})
     except PythiaDynError:
@@ -346,45 +319,42 @@ def _guess_prefetch_stop(header_stop: int, tensors: Mapping[str, TensorSlice], f
     return _run_ends(ranges)[0] if ranges and ranges[0][0] <= header_stop + MAX_GAP_BYTES else 0
 
 
-def _find_in_torch_zip(file: _File, query: _Query) -> Iterator[TensorRequest]:
+def _find_in_torch_zip(query: _Query) -> Iterator[TensorRequest]:
     """The plan for one zip file of ``torch.save``."""
-    directory = _zip_directory(file, query)
+    directory = _zip_directory(query)
     views = _state_dict(directory, query)
-    chosen, optional, roles = _choose(views, file, query)
-    wanted = [views[name] for name in chosen]
-    approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
-    kept = {tensor.name for tensor in _storable(approximate, optional)}
-    wanted = [view for view in wanted if view.name in kept]
-    wanted.sort(key=lambda view: (directory.storage(view.key).header_offset, view.offset))
-    approximate = [locate(view, directory, directory.storage(view.key).header_offset) for view in wanted]
-    # Only the local header states where the data begin: until it is read, ranges that contain the data in any case.
-    ranges = [_bounding_range(view, directory, tensor) for view, tensor in zip(wanted, approximate, strict=True)]
-    for view, (start, _), run_end in zip(wanted, ranges, _run_ends(ranges), strict=True):
-        member = directory.storage(view.key)
-        length = LOCAL_HEADER_BYTES + len(member.name.encode())
+    chosen, optional, roles = _choose(views, query)
+    # Only the local header states where the data begin: until it is read, tensors as if there were none.
+    approximate = [
+        locate(name, views[name], directory, directory.storage(views[name].storage.key).header_offset)
+        for name in chosen
+    ]
+    wanted = sorted(_storable(approximate, optional), key=lambda tensor: tensor.start)
+    members = [directory.storage(views[tensor.name].storage.key) for tensor in wanted]
+    ranges = [_bounding_range(tensor, member) for tensor, member in zip(wanted, members, strict=True)]
+    for tensor, member, (start, _), run_end in zip(wanted, members, ranges, _run_ends(ranges), strict=True):
+        stop = member.header_offset + LOCAL_HEADER_BYTES + len(member.name.encode())
         prefetch_stop = run_end if start == member.header_offset else 0
-        stop = member.header_offset + length
-        local = query.files.read_range(file.name, member.header_offset, stop, prefetch_stop)
-        tensor = locate(view, directory, member_data_start(local.data, member))
+        local, _ = query.files.read_range(query.file, member.header_offset, stop, prefetch_stop)
+        tensor = locate(tensor.name, views[tensor.name], directory, member_data_start(local, member))
         yield TensorRequest(tensor, run_end, roles.of(tensor.name))
 
 
-def _zip_directory(file: _File, query: _Query) -> ZipDirectory:
+def _zip_directory(query: _Query) -> ZipDirectory:
     """The zip directory of a torch file, read from its end."""
-    read = query.files.read_range(file.name, -query.cache.tails.get(file.key, FIRST_TAIL_BYTES), None)
-    tail, size = read.data, read.size
+    tail, size = query.files.read_range(query.file, -query.cache.tails.get(query.key, FIRST_TAIL_BYTES), None)
     for _ in range(MAX_TAIL_REQUESTS):
         try:
-            directory = parse_zip_directory(tail, file=file.name, file_size=size)
+            directory = parse_zip_directory(tail, file=query.file, file_size=size)
         except NeedBytes as need:
-            tail = query.files.read_range(file.name, need.start, need.stop).data + tail
+            tail = query.files.read_range(query.file, need.start, need.stop)[0] + tail
         else:
-            query.cache.tails[file.key] = size - max(member.limit for member in directory.members.values())
+            query.cache.tails[query.key] = size - max(member.limit for member in directory.members.values())
             return directory
-    raise FormatError(f"{file.name}: there is no zip directory at its end; the file is damaged")
+    raise FormatError(f"{query.file}: there is no zip directory at its end; the file is damaged")
 
 
-def _state_dict(directory: ZipDirectory, query: _Query) -> dict[str, StorageView]:
+def _state_dict(directory: ZipDirectory, query: _Query) -> dict[str, PickledTensor]:
     """The tensors that the pickle of a torch file describes; a pickle with a known checksum is not read again."""
     member = directory.pickle
     known = (member.crc32, member.size) if member.crc32 is not None else None
@@ -393,24 +363,24 @@ def _state_dict(directory: ZipDirectory, query: _Query) -> dict[str, StorageView
     if member.size > MAX_PICKLE_BYTES:
         raise FormatError(f"{directory.file}: its data.pkl of {member.size} bytes is larger than any state dict's")
     start, stop = member.bounding_range()
-    read = query.files.read_range(directory.file, start, stop)
-    begin = member_data_start(read.data, member) - start
-    pickle = read.data[begin : begin + member.size]
+    data, _ = query.files.read_range(directory.file, start, stop)
+    begin = member_data_start(data, member) - start
+    pickle = data[begin : begin + member.size]
     if member.crc32 is not None and crc32(pickle) != member.crc32:
         raise FormatError(f"{directory.file}: its data.pkl fails its checksum; the file is damaged")
-    views = parse_state_dict(pickle, file=directory.file)
+    tensors = parse_state_dict(pickle, file=directory.file)
     if known is not None:
-        query.cache.pickles[known] = views
-    return views
+        query.cache.pickles[known] = tensors
+    return tensors
 
 
-def _bounding_range(view: StorageView, directory: ZipDirectory, approximate: TensorSlice) -> tuple[int, int]:
-    """A range of the file that contains the tensor, and its local header where the tensor begins next to it.
+def _bounding_range(approximate: TensorSlice, member: ZipMember) -> tuple[int, int]:
+    """A range of the file that contains a tensor, and its local header where the tensor begins next to it.
 
-    `approximate` is the tensor as if its storage had no local header.
+    `approximate` is the tensor as if its storage, the member, had no local header.
     """
-    start, stop = directory.storage(view.key).bounding_range()
-    slack = (stop - start) - directory.storage(view.key).size
+    start, stop = member.bounding_range()
+    slack = (stop - start) - member.size
     if approximate.start > start + MAX_GAP_BYTES:
         start = approximate.start
     return start, min(stop, approximate.stop + slack)

@@ -2,16 +2,15 @@
 
 Some published branches have the weights of another step. Revisions are therefore compared by the SHA-256 that the Hub
 states for each file, not by name. `pythia_dynamics.checkpoints.defects` compares several repositories, and
-`pythia_dynamics.sweep.verify` checks weights that were fetched.
+`pythia_dynamics.sweep.verify` checks weights that were fetched. No I/O.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 from pythia_dynamics.checkpoints.findings import (
     EQUAL_IN_PYTHIA,
@@ -20,17 +19,15 @@ from pythia_dynamics.checkpoints.findings import (
     equal_content,
     groups_of_equal,
 )
-from pythia_dynamics.checkpoints.hub import HubSource
-from pythia_dynamics.checkpoints.listings import Listing, list_repository, weight_files
+from pythia_dynamics.checkpoints.listings import Listing, weight_files
 from pythia_dynamics.checkpoints.registry import is_pythia, resolve
 from pythia_dynamics.checkpoints.tree import FORMATS, WeightFormat
 from pythia_dynamics.errors import listed, size
-from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["REMOTE", "content_of", "verify_listing", "verify_remote"]
+__all__ = ["REMOTE", "verify_listing"]
 
 REMOTE = "files on the Hub"
-"""The subject of `verify_remote`, in place of a tensor."""
+"""The subject of `verify_listing`, in place of a tensor."""
 
 _SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\..*")
 
@@ -45,50 +42,21 @@ _GRID_STEPS = 5
 """Fewest steps at one distance that are taken for a grid; three steps at one distance are chance."""
 
 
-def verify_remote(
-    source: HubSource,
-    steps: Iterable[int] | None = None,
-    *,
-    cache: Path | None = None,
-    threads: int = 8,
-    progress: Progress = silent,
-) -> Verification:
-    """Check a repository by what the Hub states of its files: one API request per revision, no download.
-
-    Parameters
-    ----------
-    source, cache, threads, progress
-        As for `list_repository`.
-    steps
-        The steps to check. Default: all that there are, and for Pythia every published step.
-
-    Returns
-    -------
-    Verification
-        Findings of the kinds ``missing``, ``unreadable``, ``equal``, ``mixed``, ``disagree`` and ``size``.
-
-    Raises
-    ------
-    PythiaDynError
-        As `list_repository`.
-    """
-    return verify_listing(list_repository(source, steps, cache=cache, threads=threads, progress=progress))
-
-
 def verify_listing(listing: Listing, grid: Iterable[int] = ()) -> Verification:
-    """Check what the Hub has stated of one repository. No I/O.
+    """Check what the Hub has stated of one repository.
 
     Parameters
     ----------
     listing
-        What the Hub has stated.
+        What the Hub has stated, from `list_repository`. Where it was listed whole, every published step of Pythia is
+        checked.
     grid
         Steps that the repository should have beside those that are published, or fill a gap of its own grid.
 
     Returns
     -------
     Verification
-        As `verify_remote`.
+        Findings of the kinds ``missing``, ``unreadable``, ``equal``, ``mixed``, ``disagree`` and ``size``.
     """
     if listing.asked is None:
         published = resolve(listing.location).published_steps
@@ -107,11 +75,12 @@ def verify_listing(listing: Listing, grid: Iterable[int] = ()) -> Verification:
             findings.append(Finding("missing", (step,), f"{revision.ref} {message}"))
             incomplete.add(step)
     for format in FORMATS:
-        by_step = listing.weights(format)
+        contents = listing.contents(format)
+        equal = groups_of_equal(contents.items())
         reported = {(finding.kind, finding.steps) for finding in findings}  # in the files of the other format
         new = [
-            *_equal_files(by_step, listing.location, format),
-            *_mixed_shards(by_step),
+            *(equal_content(group, listing.location, f"{format} files", contents[group[0]]) for group in equal),
+            *_mixed_shards(listing, format),
             *_other_sizes(listing, format, incomplete),
         ]
         findings += [finding for finding in new if (finding.kind, finding.steps) not in reported]
@@ -119,32 +88,16 @@ def verify_listing(listing: Listing, grid: Iterable[int] = ()) -> Verification:
     return Verification(listing.name, listing.location, REMOTE, wanted, tuple(findings))
 
 
-def content_of(files: Mapping[str, str]) -> tuple[str, ...]:
-    """What identifies weights whose files may have other names: the checksums, sorted.
-
-    Parameters
-    ----------
-    files
-        The SHA-256 of each weight file, by name.
-    """
-    return tuple(sorted(files.values()))
-
-
-def _equal_files(by_step: Mapping[int, Mapping[str, str]], location: str, format: WeightFormat) -> list[Finding]:
-    """Steps whose weight files are all the same, by the SHA-256 of each file."""
-    groups = groups_of_equal((step, content_of(files)) for step, files in by_step.items())
-    return [equal_content(group, location, f"{format} files", content_of(by_step[group[0]])) for group in groups]
-
-
-def _mixed_shards(by_step: Mapping[int, Mapping[str, str]]) -> list[Finding]:
+def _mixed_shards(listing: Listing, format: WeightFormat) -> list[Finding]:
     """Steps that have a shard in common, but not all of their shards."""
+    by_step, contents = listing.weights(format), listing.contents(format)
     steps_with: dict[str, list[int]] = defaultdict(list)
-    for step, files in sorted(by_step.items()):
+    for step, files in by_step.items():
         for sha256 in set(files.values()):
             steps_with[sha256].append(step)
     findings = []
     for sha256, steps in steps_with.items():
-        if len({content_of(by_step[step]) for step in steps}) > 1:
+        if len({contents[step] for step in steps}) > 1:
             file = next(name for name, own in by_step[steps[0]].items() if own == sha256)
             message = f"{listed(steps)} share the shard {file} but not the others: shards of different steps are mixed"
             findings.append(Finding("mixed", tuple(steps), message, sha256=(sha256,)))
@@ -154,18 +107,17 @@ def _mixed_shards(by_step: Mapping[int, Mapping[str, str]]) -> list[Finding]:
 def _disagreeing_formats(listing: Listing) -> list[Finding]:
     """Steps with the same files in one format, but not in the other: the two formats are of different steps there."""
     findings = []
-    formats = {format: listing.weights(format) for format in FORMATS}
-    both = set.intersection(*(set(by_step) for by_step in formats.values()))
+    contents = {format: listing.contents(format) for format in FORMATS}
+    both = sorted(set.intersection(*map(set, contents.values())))
     for one, other in (FORMATS, FORMATS[::-1]):
-        contents = {step: content_of(formats[one][step]) for step in sorted(both)}
-        for steps in groups_of_equal(contents.items()):
-            if len({content_of(formats[other][step]) for step in steps}) == 1:
+        for steps in groups_of_equal((step, contents[one][step]) for step in both):
+            if len({contents[other][step] for step in steps}) == 1:
                 continue
             harmless = steps == EQUAL_IN_PYTHIA and is_pythia(listing.location)
             message = f"{listed(steps)} have the same {one} files, but different {other} files"
             if not harmless:
                 message += ": the two formats are not of the same step at all of them"
-            findings.append(Finding("disagree", steps, message, not harmless, sha256=contents[steps[0]]))
+            findings.append(Finding("disagree", steps, message, not harmless, sha256=contents[one][steps[0]]))
     return findings
 
 
@@ -202,25 +154,20 @@ def _lacking(listing: Listing, step: int) -> str:
     lacking = []
     for format in FORMATS:
         files = weight_files(listing.files[step], format)
-        plain = [name for name, (_, sha256) in files.items() if not sha256]
+        in_lfs = [name for name, (_, sha256) in files.items() if sha256]
+        matches = [_SHARD.fullmatch(name) for name in in_lfs]
         shards: dict[int, set[int]] = defaultdict(set)
-        whole = False
-        for name in files:
-            if name in plain:
-                continue
-            if match := _SHARD.fullmatch(name):
-                shards[int(match[2])].add(int(match[1]))
-            else:
-                whole = True
-        if whole or any(set(range(1, count + 1)) <= found for count, found in shards.items()):
-            continue
+        for match in filter(None, matches):
+            shards[int(match[2])].add(int(match[1]))
+        if not all(matches) or any(set(range(1, count + 1)) <= found for count, found in shards.items()):
+            continue  # a file that is no shard, or all shards
         if shards:
             count, found = max(shards.items(), key=lambda item: len(item[1]))
             numbers = ", ".join(str(number) for number in range(1, count + 1) if number not in found)
             lacking.append(f"has {len(found)} of {count} shards of its {format} files; missing: {numbers}")
-        elif plain:
-            what = f"{plain[0]} with {listing.files[step][plain[0]][0]} bytes"
-            lacking.append(f"has no weights: {what} is not in LFS, as weights are")
+        elif files:
+            name, (count, _) = next(iter(files.items()))
+            lacking.append(f"has no weights: {name} with {count} bytes is not in LFS, as weights are")
     if lacking:
         return "; ".join(lacking)
     has_any = any(weight_files(listing.files[step], format) for format in FORMATS)

@@ -48,10 +48,9 @@ def as_checkpoint(folder: Path, revision: Revision, suite: Suite) -> Path:
     if suite.config is not None:
         files |= {_CONFIG: _shared_files(suite.config, "config")[_CONFIG]}
     if suite.tokenizer is not None:
+        others = _shared_files(suite.tokenizer, "tokenizer")
         files = {name: path for name, path in files.items() if not _is_tokenizer(name)}
-        files |= {
-            name: path for name, path in _shared_files(suite.tokenizer, "tokenizer").items() if _is_tokenizer(name)
-        }
+        files |= {name: path for name, path in others.items() if _is_tokenizer(name)}
     view = Path(tempfile.mkdtemp(dir=_scratch()))
     for name, path in files.items():
         (view / name).symlink_to(path.resolve())
@@ -66,8 +65,7 @@ def _is_tokenizer(name: str) -> bool:
 def _shared_files(place: str, kind: str) -> dict[str, Path]:
     """The config and tokenizer files of a directory or a repository, by name."""
     folder = Path(place).expanduser()
-    if not folder.is_dir():
-        folder = _downloaded(place, kind)
+    folder = folder if folder.is_dir() else _downloaded(place, kind)
     found = {path.name: path for path in folder.iterdir() if path.is_file() and is_shared(path.name)}
     if not any(name == _CONFIG if kind == "config" else _is_tokenizer(name) for name in found):
         raise CheckpointError(f"{place} has no {_CONFIG if kind == 'config' else 'tokenizer.json'}; check --{kind}")

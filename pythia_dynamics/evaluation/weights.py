@@ -273,7 +273,7 @@ def _tensors(file: Path) -> Iterator[FoundTensor]:
         return
     reader = _revision_reader(file)
     with closing(reader):
-        for request in reader.find((ALL,), LayoutCache(tickets=[])):
+        for request in reader.find((ALL,), LayoutCache(tickets=iter(()))):
             shape, dtype = torch.Size(request.tensor.shape), getattr(torch, request.tensor.dtype)
             yield FoundTensor(request.tensor.name, shape, dtype, partial(_read, file, request))
 

@@ -163,7 +163,8 @@ def _sample(source: Source, found: Survey, cache: LayoutCache, request: FetchReq
     files = source.files(found.revision)
     read = {tensor.file for tensor in found.tensors if has_whole_checksum(tensor, found.sha256.get(tensor.file))}
     whole_bytes = sum(found.file_sizes[file] for file in read) if request.verify_whole else 0
-    return _Sample(found.revision, cache.layouts[0], whole_bytes, sum(files[name] for name in checkpoint_files(files)))
+    all_bytes = sum(files[name][0] for name in checkpoint_files(files))
+    return _Sample(found.revision, cache.layouts[0], whole_bytes, all_bytes)
 
 
 def _in_registry(request: FetchRequest) -> bool:

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pythia_dynamics.checkpoints.directory_rate import stated_learning_rate
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.learning_rate import LoggedLearningRate, rates_at
 from pythia_dynamics.checkpoints.local import LocalSource
@@ -304,7 +303,7 @@ class _Job:
         store = Store.create(self.path, source=self.source.location, suite=self._suite())
         stated = None
         if store.suite.learning_rate is None and isinstance(self.source, LocalSource):
-            stated = stated_learning_rate(self.source.location, revisions)
+            stated = self.source.stated_learning_rate(revisions)
         store.ensure(specs, self.steps, tokens, stated)
         self._read_store(specs)
 
@@ -363,7 +362,7 @@ class _Job:
             return
         names = [spec.name for spec in self.specs]
         source = self.source
-        compare_with_source(Store.open(self.path), source.location, revisions, source.entries, tensors=names)
+        compare_with_source(Store.open(self.path), source.location, revisions, source.files, tensors=names)
         self._knows_tensors()
 
     def _require_space(self, revisions: int, specs: tuple[TensorSpec, ...]) -> None:

@@ -118,7 +118,7 @@ class Store:
         if attributes.get("directory"):  # relative to the store, if it lies in the same project
             source = str((path.parent / source).resolve())
         suite |= {key: str((path.parent / suite[key]).resolve()) for key in suite.pop("directories", ())}
-        return cls(path, source, Suite.from_mapping(suite))
+        return cls(path, source, GENERIC.changed(suite))
 
     @classmethod
     def create(cls, path: Path | str, *, source: str, suite: Suite | None = None) -> Store:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from pythia_dynamics import __version__
-from pythia_dynamics.checkpoints.directory_rate import SUITE_FILE
 from pythia_dynamics.checkpoints.learning_rate import LearningRate
+from pythia_dynamics.checkpoints.local import SUITE_FILE
 from pythia_dynamics.errors import CorpusError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.tables import plain, read_csv, read_json, write_csv, write_json

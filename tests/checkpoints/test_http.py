@@ -117,11 +117,11 @@ def test_a_list_that_is_too_long(hub: HubServer, source: HubSource, monkeypatch:
 
 def test_all_pages_of_a_file_list(hub: HubServer, source: HubSource) -> None:
     revision = source.revisions()[1]
-    whole = HubSource(REPO).entries(revision)
+    whole = HubSource(REPO).files(revision)
     hub.reset()
     hub.page_size = 2
     hub.faults.append(once(Fault("status", 503), "api", match="cursor=2"))
-    assert source.entries(revision) == whole
+    assert source.files(revision) == whole
     assert list(whole) == sorted(FILES)
     assert hub.count("api") == 3 + 1
     assert source.traffic.api == 1 + 4

@@ -19,7 +19,7 @@ from support.checkpoints import HEAD, LAYOUTS, checkpoint, raw, state, torch_fil
 from pythia_dynamics.checkpoints.layout import LAYOUTS as USUAL
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.source import FileMissingError
-from pythia_dynamics.checkpoints.tensors import FileBytes, TensorRequest, find_tensors
+from pythia_dynamics.checkpoints.tensors import TensorRequest, find_tensors
 from pythia_dynamics.errors import CheckpointError, FormatError, PythiaDynError, UnknownNameError
 
 
@@ -41,15 +41,13 @@ class Run:
     headers: int = 0
     takes: list[TensorRequest] = field(default_factory=list)
 
-    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> FileBytes:
+    def read_range(self, file: str, start: int, stop: int | None, prefetch_stop: int = 0) -> tuple[bytes, int]:
         self.ranges.append(Range(file, start, stop, prefetch_stop))
         if file not in self.files:
             raise FileMissingError("not there", file)
         content = self.files[file]
-        first, _, _ = slice(start, stop).indices(len(content))
-        found = FileBytes(content[start:stop], first, len(content))
-        self.headers += len(found.data)
-        return found
+        self.headers += len(content[start:stop])
+        return content[start:stop], len(content)
 
     def list_files(self) -> Mapping[str, int]:
         return {name: len(content) for name, content in self.files.items()}
@@ -66,7 +64,7 @@ def drive(
     """Find the tensors, and read each before the next."""
     run, cache = Run(files), cache if cache is not None else LayoutCache()
     if not listing:
-        cache.tickets.clear()
+        cache.tickets = iter(())
     for take in find_tensors(run, patterns, cache, where="here"):
         assert take.prefetch_stop >= take.tensor.stop
         run.takes.append(take)
@@ -233,7 +231,7 @@ def test_entry_files_are_those_transformers_writes() -> None:
 
 
 def test_the_lists_that_may_be_requested_are_shared_by_threads_and_copied_to_processes() -> None:
-    cache = LayoutCache(tickets=[*range(100)])
+    cache = LayoutCache(tickets=iter(range(100)))
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(lambda _: cache.may_list(), range(90))) == 90
     for each in (cache, pickle.loads(pickle.dumps(cache))):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pythia_dynamics.checkpoints.directory_rate import stated_learning_rate
 from pythia_dynamics.checkpoints.learning_rate import (
     LearningRate,
     LoggedLearningRate,
@@ -20,7 +19,7 @@ from pythia_dynamics.checkpoints.learning_rate import (
 )
 from pythia_dynamics.checkpoints.local import LocalSource
 from pythia_dynamics.checkpoints.registry import resolve
-from pythia_dynamics.checkpoints.suite import Suite
+from pythia_dynamics.checkpoints.suite import GENERIC, Suite
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 
 LOG = [
@@ -106,7 +105,7 @@ def test_a_log_without_any_of_the_steps() -> None:
 def test_a_suite_keeps_a_log_and_says_where_it_is_from() -> None:
     rate = LoggedLearningRate((10, 30), (1e-3, 3e-3), "lr.csv")
     suite = Suite().changed({"learning_rate": rate})
-    again = Suite.from_mapping(json.loads(json.dumps(suite.as_json)))
+    again = GENERIC.changed(json.loads(json.dumps(suite.as_json)))
     assert again == suite
     assert again.learning_rate_from == "lr.csv"
     assert Suite().learning_rate_from == ""
@@ -132,7 +131,8 @@ def run(place: Path, states: dict[int, object]) -> LocalSource:
 
 
 def stated(place: Path) -> Any:
-    return stated_learning_rate(place, LocalSource(place).revisions())
+    source = LocalSource(place)
+    return source.stated_learning_rate(source.revisions())
 
 
 def test_the_last_checkpoint_of_a_trainer(tmp_path: Path) -> None:

@@ -71,11 +71,11 @@ def test_folders_on_main_cost_one_listing(hub: HubServer) -> None:
     first = found.revisions()[500]
     assert (first.kind, first.commit, first.folder, first.path_of_all) == ("folder", commit, *["checkpoint-500"] * 2)
     assert set(found.files(first)) == {*ONE, "optimizer.pt", "global_step500/x.pt"}
-    assert found.entries(first)["model.safetensors"][0] == 2000
+    assert found.files(first)["model.safetensors"][0] == 2000
     assert read(found, first, "config.json") == b"{}"
     assert hub.count("api") == 2
     stranger = source()
-    assert stranger.entries(first) == found.entries(first)  # the same files without the list at hand
+    assert stranger.files(first) == found.files(first)  # the same files without the list at hand
     assert set(stranger.files(found.revision("main"))) == set(hub.repositories[REPO].commits[commit])
 
 

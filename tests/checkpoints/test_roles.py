@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from pythia_dynamics.checkpoints.roles import config_is_needed, find_roles, without_prefixes
+from pythia_dynamics.checkpoints.roles import config_is_needed, find_roles, prefixes_removed
 
 BLOCKS = [f"transformer.h.{i}.{part}.weight" for i in range(3) for part in ("ln_1", "attn.c_proj", "mlp.c_fc")]
 
@@ -79,8 +79,8 @@ def test_the_config_is_needed_only_without_a_head() -> None:
 
 
 def test_prefixes_of_wrappers() -> None:
-    assert without_prefixes("module._orig_mod.model.lm_head.weight") == "lm_head.weight"
-    assert without_prefixes("modular.weight") == "modular.weight"
+    assert [*prefixes_removed("module._orig_mod.model.lm_head.weight")][-1] == "lm_head.weight"
+    assert [*prefixes_removed("modular.weight")] == []
 
 
 def language_models() -> Iterator[tuple[str, Any]]:

@@ -73,7 +73,7 @@ def test_a_range_is_a_slice(run: Path, start: int, stop: int | None) -> None:
 def test_snapshot_is_the_folder(run: Path) -> None:
     source = LocalSource(run)
     revision = source.revisions()[0]
-    assert source.files(revision) == {"config.json": 2, "model.bin": 2_048_000}
+    assert source.files(revision) == {"config.json": (2, None), "model.bin": (2_048_000, None)}
     assert source.snapshot(revision) == run.resolve() / "step0"
     source.evict(revision)
     source.cancel()

@@ -196,7 +196,7 @@ def test_bad_patterns_are_one_line(pattern: str, message: str) -> None:
 
 
 def test_values_are_changed() -> None:
-    suite = Suite.from_mapping(
+    suite = GENERIC.changed(
         {
             "pattern": r"^run-(\d+)$",
             "references": ["tag", "branch"],
@@ -259,9 +259,9 @@ def test_a_suite_goes_through_json() -> None:
     assert Suite().as_json == {}
     for alias in registry.aliases():
         suite = registry.resolve(alias).suite
-        assert Suite.from_mapping(json.loads(json.dumps(suite.as_json))) == suite
+        assert GENERIC.changed(json.loads(json.dumps(suite.as_json))) == suite
     chosen = registry.resolve("olmo2-7b").changed({"stage": "2-ingredient1", "config": "x/y"}).suite
-    assert Suite.from_mapping(json.loads(json.dumps(chosen.as_json))) == chosen
+    assert GENERIC.changed(json.loads(json.dumps(chosen.as_json))) == chosen
 
 
 def test_the_schedule_of_another_stage_is_not_kept() -> None:
@@ -276,7 +276,7 @@ def test_the_schedule_of_another_stage_is_not_kept() -> None:
     assert (given.tokens_per_step, given.learning_rate) == (7, None)
     assert model.changed({"stage": "stage1"}) == model
     assert model.changed({"seed": "3"}).suite.learning_rate == model.suite.learning_rate
-    mine = Suite.from_mapping({"learning_rate": {"peak": 1, "total_steps": 9}}).changed({"stage": "1"})
+    mine = GENERIC.changed({"learning_rate": {"peak": 1, "total_steps": 9}}).changed({"stage": "1"})
     assert mine.learning_rate == LearningRate(1, 9)
 
 

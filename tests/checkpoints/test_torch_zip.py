@@ -75,9 +75,9 @@ def slices_of(raw: bytes) -> dict[str, TensorSlice]:
     views = parse_state_dict(content(raw, directory, directory.pickle.name), file="m.bin")
     found = {}
     for name, view in views.items():
-        member = directory.storage(view.key)
+        member = directory.storage(view.storage.key)
         start, stop = member.bounding_range()
-        found[name] = locate(view, directory, member_data_start(raw[start:stop], member))
+        found[name] = locate(name, view, directory, member_data_start(raw[start:stop], member))
     return found
 
 
@@ -196,8 +196,9 @@ def test_a_strided_neighbour_does_no_harm():
     raw = saved({"strided": torch.arange(12.0).view(3, 4).T, "W": torch.arange(3.0)})
     directory = directory_of(raw)
     view = parse_state_dict(content(raw, directory, directory.pickle.name), file="m")["W"]
-    start, stop = directory.storage(view.key).bounding_range()
-    found = locate(view, directory, member_data_start(raw[start:stop], directory.storage(view.key)))
+    member = directory.storage(view.storage.key)
+    start, stop = member.bounding_range()
+    found = locate("W", view, directory, member_data_start(raw[start:stop], member))
     assert raw[found.start : found.stop] == raw_bytes(torch.arange(3.0))
 
 
@@ -433,15 +434,15 @@ def test_views_are_checked_against_the_storage():
     directory = directory_of(raw)
     view = parse_state_dict(content(raw, directory, directory.pickle.name), file="m")["a"]
     start = member_data_start(raw[slice(*directory.storage("0").bounding_range())], directory.storage("0"))
-    assert locate(view, directory, start).nbytes == 48
+    assert locate("a", view, directory, start).nbytes == 48
     with pytest.raises(FormatError, match="of which the file holds 48 bytes"):
-        locate(replace(view, storage_numel=13), directory, start)
+        locate("a", replace(view, storage=replace(view.storage, numel=13)), directory, start)
     with pytest.raises(FormatError, match="reaches beyond"):
-        locate(replace(view, offset=1), directory, start)
+        locate("a", replace(view, offset=1), directory, start)
     with pytest.raises(FormatError, match="reaches beyond"):
-        locate(replace(view, shape=(2**62, 4)), directory, start)
+        locate("a", replace(view, shape=(2**62, 4)), directory, start)
     with pytest.raises(FormatError, match="reaches beyond"):
-        locate(replace(view, shape=(2**62, 2**62, 2**62), stride=(2**124, 2**62, 1)), directory, start)
+        locate("a", replace(view, shape=(2**62, 2**62, 2**62), stride=(2**124, 2**62, 1)), directory, start)
 
 
 # Pickles
@@ -677,7 +678,7 @@ def test_damaged_pickles_raise_nothing_else(data):
         assert len(str(outcome)) < 2000
     else:
         assert outcome
-        assert all(name == view.name for name, view in outcome.items())
+        assert all(isinstance(name, str) for name in outcome)
 
 
 @FUZZ

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.hubserver import Fault, HubServer, once
@@ -15,12 +17,16 @@ from pythia_dynamics.checkpoints.listings import list_repository, listings_path
 from pythia_dynamics.checkpoints.registry import ALL_STEPS, resolve
 from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
-from pythia_dynamics.checkpoints.verify import verify_remote
+from pythia_dynamics.checkpoints.verify import verify_listing
 from pythia_dynamics.errors import HubError
 
 REPO = "org/tiny"
 ONE = SAFETENSORS
 QUICK = RetryPolicy(max_attempts=2, max_invalid_responses=1, first_wait=0.001, max_wait=0.01)
+
+
+def verify_remote(source: HubSource, steps: Iterable[int] | None = None, **options: Any) -> Verification:
+    return verify_listing(list_repository(source, steps, **options))
 
 
 def kinds(found: Verification) -> list[tuple[str, tuple[int, ...], bool]]:

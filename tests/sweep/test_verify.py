@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,10 @@ from support.hubserver import Fault, HubServer
 
 from pythia_dynamics.checkpoints.findings import Finding, Verification
 from pythia_dynamics.checkpoints.hub import HubSource
+from pythia_dynamics.checkpoints.listings import list_repository
 from pythia_dynamics.checkpoints.retry import RetryPolicy
 from pythia_dynamics.checkpoints.source import AccessError
-from pythia_dynamics.checkpoints.verify import REMOTE, verify_remote
+from pythia_dynamics.checkpoints.verify import REMOTE, verify_listing
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import UnknownNameError, listed
 from pythia_dynamics.history.spec import TensorSpec
@@ -26,6 +27,10 @@ from pythia_dynamics.sweep.verify import verify_store
 
 SPEC = TensorSpec(HEAD, "float16", (64, 24))
 REPO = "org/tiny"
+
+
+def verify_remote(source: HubSource, steps: Iterable[int] | None = None) -> Verification:
+    return verify_listing(list_repository(source, steps))
 
 
 def store(path: Path, frames: Mapping[int, np.ndarray], source: str = REPO) -> Store:

@@ -2,15 +2,16 @@
 
 `pickle.Unpickler` with a restricted `find_class` still allocates whatever a length or a memo index claims, and hashes
 keys nested deeply enough to overflow the C stack. This interpreter knows only the opcodes a checkpoint is made of (the
-approach of torch/_weights_only_unpickler.py), and its globals only by name. What a training program saves beside the
-state dict (paths, namespaces, its own classes) becomes an `Opaque` that only names its class.
+approach of torch/_weights_only_unpickler.py), and its globals only by name; `pickletools` decodes their arguments. What
+a training program saves beside the state dict (paths, namespaces, its own classes) becomes an `Opaque` that only names
+its class.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, NoReturn
 
 from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS
@@ -33,8 +34,8 @@ MAX_RANK = 64
 MAX_KEY_LENGTH = 255
 """Characters of a storage's name; torch numbers them."""
 
-MAX_LINE = 512
-"""Bytes of a module's or class's name; those of torch have fewer than 50."""
+MAX_GLOBAL_LENGTH = 1024
+"""Characters of the name of a class or function with its module; those of torch have fewer than 100."""
 
 STORAGES = {
     "torch.BoolStorage": "bool",
@@ -141,7 +142,7 @@ def read_pickle(data: bytes, *, file: str) -> object:
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise FormatError(f"{file}: its data.pkl of {len(data)} bytes is larger than any state dict's")
-    return _Reader(data, file).load()
+    return _Reader(file).load(data)
 
 
 def type_name(value: object) -> str:
@@ -154,22 +155,30 @@ def type_name(value: object) -> str:
 class _Reader:
     """Interpreter of protocols 2 to 5. Keys are of `KEYS` and integers only: no hash recurses or is costly."""
 
-    def __init__(self, data: bytes, file: str) -> None:
-        self.data, self.file, self.position = data, file, 0
+    def __init__(self, file: str) -> None:
+        self.file, self.position = file, 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, object] = {}
         self.globals: dict[str, _Global] = {}
 
-    def load(self) -> object:
+    def load(self, data: bytes) -> object:
+        from pickletools import genops  # only here, since it imports `pickle`
+
+        stream = BytesIO(data)
+        operations = genops(stream)
         for _ in range(MAX_OPCODES):
-            code = self.take(1)
+            self.position = stream.tell()
+            code = data[self.position : self.position + 1]
+            if code and code not in OPCODES:  # before an argument is read that is not needed
+                self.refuse(f"the pickle opcode 0x{code.hex()}")
+            try:
+                opcode, argument, _ = next(operations)
+            except (ValueError, DeprecationWarning):  # the latter of an escape in a global, where warnings are errors
+                self.damaged("is cut short, or holds a string that is not valid")
             if code == b".":
                 return self.pop()
-            action = OPCODES.get(code)
-            if action is None:
-                self.refuse(f"the pickle opcode 0x{code.hex()}")
-            action(self)
+            OPCODES[code](self, *(() if opcode.arg is None else (argument,)))
         raise FormatError(f"{self.file}: its data.pkl has more opcodes than any state dict")
 
     def damaged(self, what: str) -> NoReturn:
@@ -180,36 +189,6 @@ class _Reader:
             f"{self.file}: its data.pkl uses {what}, which no state dict needs, so it is not read; "
             "if you trust it, save model.state_dict() alone or convert it to safetensors"
         )
-
-    # Reading
-
-    def take(self, count: int) -> bytes:
-        piece = self.data[self.position : self.position + count]
-        if len(piece) != count:
-            self.damaged("is cut short")
-        self.position += count
-        return piece
-
-    def number(self, layout: struct.Struct) -> Any:
-        return layout.unpack(self.take(layout.size))[0]
-
-    def line(self) -> str:
-        stop = self.data.find(b"\n", self.position, self.position + MAX_LINE)
-        if stop < 0:
-            self.damaged("has a global without an end")
-        text = self.decode(self.take(stop - self.position))
-        self.position += 1
-        return text
-
-    def decode(self, raw: bytes) -> str:
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            self.damaged("holds a string that is not UTF-8")
-
-    def opaque_bytes(self, count: int) -> Opaque:
-        self.take(count)
-        return Opaque("builtins.bytes")
 
     # The stack
 
@@ -274,15 +253,18 @@ class _Reader:
         value, key = self.pop(), self.pop()
         self.set_items([key, value])
 
-    def find(self, module: object, name: object) -> None:
-        if type(module) is not str or type(name) is not str:
-            self.damaged("names a global by an object that is not a string")
-        full = f"{module}.{name}"
-        self.push(self.globals.setdefault(full, _Global(full)))
+    def find(self, name: str) -> None:
+        """`name` is module and name with a space between, as `pickletools` joins them."""
+        if len(name) > MAX_GLOBAL_LENGTH or not name.isprintable():
+            self.damaged("names a global by what is no name")
+        name = name.replace(" ", ".", 1)
+        self.push(self.globals.setdefault(name, _Global(name)))
 
     def find_by_stack(self) -> None:
         name, module = self.pop(), self.pop()
-        self.find(module, name)
+        if type(module) is not str or type(name) is not str:
+            self.damaged("names a global by an object that is not a string")
+        self.find(f"{module} {name}")
 
     def build(self) -> None:
         # A state dict's `_metadata`: attributes of an OrderedDict, which nothing here needs.
@@ -290,18 +272,13 @@ class _Reader:
         if type(self.top()) not in (dict, Opaque):
             self.refuse(f"a state for a {type_name(self.top())}")
 
-    def reduce(self) -> None:
+    def call(self, known: Mapping[str, Call]) -> None:
+        """The result of a known call, else an opaque object. A class inside another is an `Opaque` itself."""
         arguments, function = self.pop(), self.pop()
         if type(function) not in (_Global, Opaque) or type(arguments) is not tuple:
             self.refuse(f"a call of {type_name(function)}")
-        call = CALLS.get(function.name) if type(function) is _Global else None
-        self.push(call(self, arguments) if call else Opaque(function.name))
-
-    def new(self) -> None:
-        arguments, kind = self.pop(), self.pop()
-        if type(kind) not in (_Global, Opaque) or type(arguments) is not tuple:  # a class inside another is an Opaque
-            self.refuse(f"an object of {type_name(kind)}")
-        self.push(Opaque(kind.name))
+        make = known.get(function.name) if type(function) is _Global else None
+        self.push(make(self, arguments) if make else Opaque(function.name))
 
     def persistent(self) -> None:
         given = self.pop()
@@ -321,23 +298,16 @@ class _Reader:
             self.refuse("an OrderedDict with arguments")
         return {}
 
-    def tensor_v2(self, arguments: tuple[Any, ...]) -> PickledTensor:
-        """(storage, offset, shape, stride, requires_grad, hooks[, metadata])"""
-        if not 6 <= len(arguments) <= 7 or type(arguments[0]) is not PickledStorage:
+    def tensor(self, arguments: tuple[Any, ...], count: int) -> PickledTensor:
+        """(storage, offset, shape, stride, requires_grad, hooks[, dtype][, metadata]); `count` without the metadata"""
+        if not count <= len(arguments) <= count + 1 or type(arguments[0]) is not PickledStorage:
             self.damaged("describes a tensor wrongly")
-        return self.tensor(arguments, arguments[0].dtype or "uint8", arguments[6:])
-
-    def tensor_v3(self, arguments: tuple[Any, ...]) -> PickledTensor:
-        """(storage, offset, shape, stride, requires_grad, hooks, dtype[, metadata])"""
-        if not 7 <= len(arguments) <= 8 or type(arguments[0]) is not PickledStorage:
-            self.damaged("describes a tensor wrongly")
-        dtype = DTYPES.get(arguments[6].name) if type(arguments[6]) is _Global else None
-        if dtype is None:
-            self.refuse(f"{type_name(arguments[6])} as a dtype")
-        return self.tensor(arguments, dtype, arguments[7:])
-
-    def tensor(self, arguments: tuple[Any, ...], dtype: str, metadata: tuple[Any, ...]) -> PickledTensor:
-        storage, offset, shape, stride = arguments[:4]
+        storage, offset, shape, stride, _, _, *given = arguments[:count]
+        dtype = storage.dtype or "uint8"
+        if given:
+            if type(given[0]) is not _Global or given[0].name not in DTYPES:
+                self.refuse(f"{type_name(given[0])} as a dtype")
+            dtype = DTYPES[given[0].name]
         if (
             type(shape) is not tuple
             or type(stride) is not tuple
@@ -345,7 +315,7 @@ class _Reader:
             or not all(map(_is_count, (offset, *shape, *stride)))
         ):
             self.damaged("describes a tensor wrongly")
-        if any(metadata):
+        if any(arguments[count:]):
             self.refuse("a tensor with a lazy conjugation or negation")
         return PickledTensor(storage, dtype, offset, shape, stride)
 
@@ -367,12 +337,14 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < MAX_INT
 
 
-TENSORS: dict[str, Callable[[_Reader, tuple[Any, ...]], object]] = {
-    "torch._utils._rebuild_tensor_v2": _Reader.tensor_v2,
-    "torch._utils._rebuild_tensor_v3": _Reader.tensor_v3,
+Call = Callable[[_Reader, tuple[Any, ...]], object]
+
+TENSORS: dict[str, Call] = {
+    "torch._utils._rebuild_tensor_v2": lambda r, arguments: r.tensor(arguments, 6),
+    "torch._utils._rebuild_tensor_v3": lambda r, arguments: r.tensor(arguments, 7),
 }
 
-CALLS: dict[str, Callable[[_Reader, tuple[Any, ...]], object]] = {
+CALLS: dict[str, Call] = {
     **TENSORS,
     "collections.OrderedDict": _Reader.ordered_dict,
     "torch._tensor._rebuild_from_type_v2": _Reader.of_type,
@@ -380,24 +352,17 @@ CALLS: dict[str, Callable[[_Reader, tuple[Any, ...]], object]] = {
     "torch._utils._rebuild_parameter_with_state": _Reader.parameter,
 }
 
-U1, U2, U4 = struct.Struct("B"), struct.Struct("<H"), struct.Struct("<I")
-I4, F8 = struct.Struct("<i"), struct.Struct(">d")
-
-OPCODES: dict[bytes, Callable[[_Reader], object]] = {
-    b"\x80": lambda r: r.take(1),  # protocol
-    b"\x95": lambda r: r.take(8),  # frame
+OPCODES: dict[bytes, Callable[..., object]] = {
+    **dict.fromkeys((b"J", b"K", b"M", b"\x8a", b"G", b"X", b"\x8c"), _Reader.push),  # numbers and strings
+    **dict.fromkeys((b"\x80", b"\x95"), lambda r, _: None),  # protocol and frame
+    **dict.fromkeys((b"q", b"r"), _Reader.put),
+    **dict.fromkeys((b"h", b"j"), _Reader.get),
+    b".": _Reader.pop,
     b"(": _Reader.mark,
     b"N": lambda r: r.push(None),
     b"\x88": lambda r: r.push(True),
     b"\x89": lambda r: r.push(False),
-    b"J": lambda r: r.push(r.number(I4)),
-    b"K": lambda r: r.push(r.number(U1)),
-    b"M": lambda r: r.push(r.number(U2)),
-    b"\x8a": lambda r: r.push(int.from_bytes(r.take(r.number(U1)), "little", signed=True)),
-    b"G": lambda r: r.push(r.number(F8)),
-    b"C": lambda r: r.push(r.opaque_bytes(r.number(U1))),
-    b"X": lambda r: r.push(r.decode(r.take(r.number(U4)))),
-    b"\x8c": lambda r: r.push(r.decode(r.take(r.number(U1)))),
+    b"C": lambda r, _: r.push(Opaque("builtins.bytes")),
     b")": lambda r: r.push(()),
     b"\x85": lambda r: r.wrap(1),
     b"\x86": lambda r: r.wrap(2),
@@ -409,15 +374,11 @@ OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"}": lambda r: r.push({}),
     b"s": _Reader.set_item,
     b"u": lambda r: r.set_items(r.pop_group()),
-    b"q": lambda r: r.put(r.number(U1)),
-    b"r": lambda r: r.put(r.number(U4)),
     b"\x94": lambda r: r.put(len(r.memo)),
-    b"h": lambda r: r.get(r.number(U1)),
-    b"j": lambda r: r.get(r.number(U4)),
-    b"c": lambda r: r.find(r.line(), r.line()),
+    b"c": _Reader.find,
     b"\x93": _Reader.find_by_stack,
-    b"R": _Reader.reduce,
-    b"\x81": _Reader.new,
+    b"R": lambda r: r.call(CALLS),
+    b"\x81": lambda r: r.call({}),  # an object of a class
     b"b": _Reader.build,
     b"Q": _Reader.persistent,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pythia_dynamics.checkpoints.formats.slices import (
     DTYPE_BITS,
+    MAX_JSON_BYTES,
     TensorSlice,
     check_name,
     element_count,
@@ -20,9 +21,6 @@ __all__ = ["DTYPES", "HEADER_LENGTH", "parse_safetensors", "safetensors_header_s
 
 HEADER_LENGTH = 8
 """Bytes that state the length of the header."""
-
-MAX_HEADER_BYTES = 100_000_000
-"""The reference implementation's limit."""
 
 DTYPES = {
     "BOOL": "bool",
@@ -71,7 +69,7 @@ def safetensors_header_stop(prefix: bytes, *, file: str, file_size: int) -> int:
     if len(prefix) < HEADER_LENGTH or file_size < HEADER_LENGTH:
         raise FormatError(f"{file} is {min(len(prefix), file_size)} bytes long: it is cut short, not safetensors")
     length = int.from_bytes(prefix[:HEADER_LENGTH], "little")
-    if not 2 <= length <= min(MAX_HEADER_BYTES, file_size - HEADER_LENGTH):
+    if not 2 <= length <= min(MAX_JSON_BYTES, file_size - HEADER_LENGTH):
         hint = wrong_file_hint(prefix) or "it is damaged, cut short or not safetensors"
         raise FormatError(f"{file} of {file_size} bytes claims a header of {length} bytes: {hint}")
     return HEADER_LENGTH + length

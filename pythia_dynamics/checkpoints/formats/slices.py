@@ -13,6 +13,7 @@ from pythia_dynamics.errors import CheckpointError, FormatError, UnknownNameErro
 
 __all__ = [
     "DTYPE_BITS",
+    "MAX_JSON_BYTES",
     "STORABLE",
     "NeedBytes",
     "TensorSlice",

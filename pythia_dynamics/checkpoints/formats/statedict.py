@@ -4,52 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from pythia_dynamics.checkpoints.formats.pickles import Opaque, PickledTensor, read_pickle, type_name
 from pythia_dynamics.checkpoints.formats.slices import DTYPE_BITS, TensorSlice, check_name, element_count, quote
 from pythia_dynamics.checkpoints.formats.torchzip import ZipDirectory
 from pythia_dynamics.errors import FormatError
 
-__all__ = ["StorageView", "locate", "parse_state_dict", "state_dict_key"]
+__all__ = ["locate", "parse_state_dict", "state_dict_key"]
 
 _KEYS = ("state_dict", "model_state_dict", "model", "module", "model_state", "params")
 """Keys of a checkpoint under which training programs save the state dict: Lightning, the tutorials of torch, nanoGPT,
 DeepSpeed and others. Of several, the first one counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class StorageView:
-    """A tensor as torch describes it: a strided view of a storage. All numbers count elements of `dtype`.
-
-    Parameters
-    ----------
-    name
-        The tensor's name.
-    key
-        Name of its storage; see `ZipDirectory.storage`.
-    dtype
-        A key of `DTYPE_BITS`.
-    storage_numel
-        Length of the storage.
-    offset
-        Position in the storage of the tensor's first element.
-    shape
-        Sizes of its axes.
-    stride
-        Distance in the storage of neighbours along each axis.
-    """
-
-    name: str
-    key: str
-    dtype: str
-    storage_numel: int
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, StorageView]:
+def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, PickledTensor]:
     """The tensors of a state dict by name, in its order; entries that are not tensors are left out.
 
     The state dict is the whole object, or lies under a key of it.
@@ -90,7 +58,15 @@ def parse_state_dict(pickle: bytes, *, file: str) -> dict[str, StorageView]:
                 f"{file}: {quote(name)} is a {quote(value.name)}, which no state dict needs, so it is not read; if you "
                 "trust it, save model.state_dict() alone or convert it to safetensors"
             )
-    return {name: _view(name, value, file) for name, value in found.items() if isinstance(value, PickledTensor)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, PickledTensor)}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise FormatError(f"{file} names a tensor {quote(name)}, not a string; save model.state_dict() instead")
+        check_name(name, file=file)
+        if tensor.storage.dtype not in (None, tensor.dtype):
+            reads = f"reads a storage of {tensor.storage.dtype} as {tensor.dtype}"
+            raise FormatError(f"{file}: tensor {quote(name)} {reads}; the file is damaged")
+    return tensors
 
 
 def state_dict_key(holding: Collection[object], *, at_top: bool) -> object | None:
@@ -107,59 +83,47 @@ def state_dict_key(holding: Collection[object], *, at_top: bool) -> object | Non
     return usual if usual is not None or at_top or len(holding) != 1 else next(iter(holding))
 
 
-def _view(name: object, tensor: PickledTensor, file: str) -> StorageView:
-    """One entry of the state dict, checked."""
-    if not isinstance(name, str):
-        raise FormatError(f"{file} names a tensor {quote(name)}, not a string; save model.state_dict() instead")
-    check_name(name, file=file)
-    storage, numel = tensor.storage, tensor.storage.numel
-    if storage.dtype is None:
-        numel = numel * 8 // DTYPE_BITS[tensor.dtype]
-    elif storage.dtype != tensor.dtype:
-        raise FormatError(f"{file}: tensor {quote(name)} reads a storage of {storage.dtype} as {tensor.dtype}")
-    return StorageView(name, storage.key, tensor.dtype, numel, tensor.offset, tensor.shape, tensor.stride)
-
-
 def _listing(found: dict[object, object]) -> str:
     shown = [f"{quote(name)}: {type_name(found[name])}" for name in list(found)[:6]]
     return (", ".join(shown) or "nothing") + (", …" if len(found) > 6 else "")
 
 
-def locate(view: StorageView, directory: ZipDirectory, data_start: int) -> TensorSlice:
+def locate(name: str, tensor: PickledTensor, directory: ZipDirectory, data_start: int) -> TensorSlice:
     """The byte range of a tensor in the file. Its `crc32` is known where the tensor is the whole storage.
 
     Parameters
     ----------
-    view
+    name, tensor
         The tensor, from `parse_state_dict`.
     directory
         The archive's members, from `parse_zip_directory`.
     data_start
-        `member_data_start` of ``directory.storage(view.key)``.
+        `member_data_start` of ``directory.storage(tensor.storage.key)``.
 
     Raises
     ------
     FormatError
         When the elements are not adjacent in row-major order, or lie outside the storage.
     """
-    member = directory.storage(view.key)
-    where = f"{directory.file}: tensor {quote(view.name)} of shape {quote(view.shape)}"
-    itemsize = DTYPE_BITS[view.dtype] // 8
-    if view.storage_numel * itemsize > member.size:
+    member = directory.storage(tensor.storage.key)
+    where = f"{directory.file}: tensor {quote(name)} of shape {quote(tensor.shape)}"
+    itemsize = DTYPE_BITS[tensor.dtype] // 8
+    numel = tensor.storage.numel if tensor.storage.dtype else tensor.storage.numel // itemsize
+    if numel * itemsize > member.size:
         held = f"of which the file holds {member.size} bytes"
-        raise FormatError(f"{where} has a storage of {view.storage_numel} {view.dtype}, {held}; it is damaged")
-    if not _is_contiguous(view.shape, view.stride):
+        raise FormatError(f"{where} has a storage of {numel} {tensor.dtype}, {held}; it is damaged")
+    if not _is_contiguous(tensor.shape, tensor.stride):
         raise FormatError(
-            f"{where} is a transposed or strided view (stride {quote(view.stride)}), not one byte range; re-save "
+            f"{where} is a transposed or strided view (stride {quote(tensor.stride)}), not one byte range; re-save "
             "it contiguous: {name: tensor.contiguous() for name, tensor in state_dict.items()}"
         )
-    count = element_count(view.shape, limit=view.storage_numel)
-    if view.offset + count > view.storage_numel:
-        raise FormatError(f"{where} reaches beyond its storage of {view.storage_numel}; the file is damaged")
-    start = data_start + view.offset * itemsize
+    count = element_count(tensor.shape, limit=numel)
+    if tensor.offset + count > numel:
+        raise FormatError(f"{where} reaches beyond its storage of {numel}; the file is damaged")
+    start = data_start + tensor.offset * itemsize
     stop = start + count * itemsize
     crc = member.crc32 if (start, stop) == (data_start, data_start + member.size) else None
-    return TensorSlice(view.name, directory.file, start, stop, view.dtype, view.shape, crc)
+    return TensorSlice(name, directory.file, start, stop, tensor.dtype, tensor.shape, crc)
 
 
 def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
