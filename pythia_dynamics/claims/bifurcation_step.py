@@ -93,7 +93,8 @@ def bifurcation_of(saved: SavedResults) -> Bifurcation | None:
         except NotTestableError:  # the detectors of a peak then say why
             peaks = None
         try:
-            return bifurcation(msd, moments, saved.find("two_time.zarr"), peaks=peaks)
+            density = saved.find("density.zarr")
+            return bifurcation(msd, moments if density is None else density, saved.find("two_time.zarr"), peaks=peaks)
         except PythiaDynError as error:
             raise NotTestableError(str(error)) from error
 

@@ -142,7 +142,7 @@ def measured(history: History) -> Mapping[str, xr.Dataset]:
 
 
 def _detected(history: History, saved: SavedResults) -> Words:
-    """What the detectors say of a history: ``supported`` where they find something."""
+    """What the detectors say of a history: ``supported`` where they find something, or that noise may hide it."""
     from pythia_dynamics.measures.phases import DETECTORS as SIGNALS
     from pythia_dynamics.measures.phases import phases
     from pythia_dynamics.training.stopping import replay
@@ -154,7 +154,10 @@ def _detected(history: History, saved: SavedResults) -> Words:
         "phases": any(bool(changes[f"{name}_change"].any()) for name in SIGNALS),
         "stop": replay(history, compute=compute).stopped_at is not None,
     }
-    return {name: "supported" if yes else "not supported" for name, yes in found.items()}
+    words: dict[str, VerdictWord] = {name: "supported" if yes else "not supported" for name, yes in found.items()}
+    if split is not None and split.undecided:
+        words["bifurcation"] = "undecided"
+    return words
 
 
 def _decisions(saved: SavedResults, only: frozenset[str] | None = None) -> dict[str, Decision]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pythia_dynamics.claims.evidence import Evidence
 from pythia_dynamics.claims.saved import SavedResults
 from pythia_dynamics.claims.verdict import Claim, Decision, NotTestableError, Number
-from pythia_dynamics.measures.bifurcation import LASTING
 from pythia_dynamics.measures.levels import ALL_DRAWS, FEW_EXTREME, FIRST_DRAWS, ONE_SIDED, TWO_SIDED, normal
 from pythia_dynamics.measures.modes import (
+    LASTING,
     LEAST_PROMINENCE,
     Estimate,
     Modes,
@@ -124,10 +124,9 @@ def density_bimodal(saved: SavedResults) -> Decision:
         )
         if bimodal:
             finding += f"; it has two modes at {bimodal} of {len(steps)} steps, but not at the last tenth of them"
-        hidden = last.prominence > 0 and last.prominence + reach >= LEAST_PROMINENCE
-        if hidden and last.count == 1:
+        if last.may_hide_another:
             finding += "; noise of so few independent weights can hide a second mode there"
-        return decision(finding, open=last.count > 1 or hidden)
+        return decision(finding, open=last.count > 1 or last.may_hide_another)
     finding = f"the density is bimodal from step {since:,} on"
     if since == steps[0]:
         return decision(f"{finding}, the first: it does not turn bimodal", refuted=True)

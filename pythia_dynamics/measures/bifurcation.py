@@ -19,15 +19,13 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.measures import peak
 from pythia_dynamics.measures.dip import dip_test
 from pythia_dynamics.measures.levels import LEVEL
+from pythia_dynamics.measures.modes import first_lasting, modes_at
 from pythia_dynamics.measures.peak import SAME_STEP, PeakTest, peak_tests
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DENSITY", "DISPLACEMENT", "LASTING", "Bifurcation", "Detection", "Pair", "bifurcation", "first_lasting"]
-
-LASTING = 0.1
-"""Least share of the steps, at the end, at which a condition holds that lasts."""
+__all__ = ["DENSITY", "DISPLACEMENT", "Bifurcation", "Detection", "Pair", "bifurcation"]
 
 DISPLACEMENT: Mapping[str, str] = peak.DETECTORS
 """Detectors of a peak of the displacement, see `peak_tests`."""
@@ -99,6 +97,8 @@ class Bifurcation:
         Names of the detectors that agree on S; empty without S.
     reason
         Why there is no S; empty if there is one.
+    undecided
+        Whether there may be one all the same: noise of so few independent weights can hide a second mode.
     displacement, density
         Results by name of the detector: see `DISPLACEMENT` and `DENSITY`.
     tolerance
@@ -113,6 +113,7 @@ class Bifurcation:
     step: int | None
     origin: tuple[str, ...]
     reason: str
+    undecided: bool
     displacement: Mapping[str, Detection]
     density: Mapping[str, Detection]
     tolerance: float
@@ -148,7 +149,8 @@ def bifurcation(
     msd
         The dataset of `pythia_dynamics.msd`.
     density
-        The dataset of `pythia_dynamics.density`. If it has no `dip_p`, the dip test is computed (see `dip_test`).
+        The dataset of `pythia_dynamics.density`. If it has no `dip_p`, the dip test is computed (see `dip_test`). The
+        table of its moments will do; without the counts, it is not known whether noise can hide a second mode.
     two_time
         The dataset of `pythia_dynamics.two_time`, from which the random walks follow. Without it no peak counts.
     tolerance
@@ -182,26 +184,10 @@ def bifurcation(
     origin = _agreeing(found, allowed)
     step = sorted(found[name] for name in origin)[(len(origin) - 1) // 2] if origin else None
     by_chance = len(pairs) * (1 - (1 - tolerance) ** 2)
-    return Bifurcation(step, origin, _no_step(found, allowed, origin), turns, modes, allowed, pairs, by_chance)
-
-
-def first_lasting(steps: NDArray[np.int64], holds: NDArray[np.bool_], *, min_share: float = LASTING) -> int | None:
-    """The first step from which a condition holds at every step to the end, or None.
-
-    Parameters
-    ----------
-    steps
-        Step numbers, shape (n,).
-    holds
-        Whether the condition holds at each step, shape (n,).
-    min_share
-        The condition must hold at the last `min_share` · n steps at least, and at the last three, so that one noisy
-        value at the end is not enough.
-    """
-    failing = np.flatnonzero(~holds)
-    start = int(failing[-1]) + 1 if len(failing) else 0
-    lasting = len(steps) - start
-    return int(steps[start]) if lasting >= max(3, min_share * len(steps)) else None
+    reason, undecided = _no_step(found, allowed, origin), not set(found) & set(DENSITY) and _may_hide_a_mode(density)
+    if undecided:
+        reason += "; noise of so few independent weights can hide a second mode"
+    return Bifurcation(step, origin, reason, undecided, turns, modes, allowed, pairs, by_chance)
 
 
 def _agreeing(found: Mapping[str, int], allowed: float) -> tuple[str, ...]:
@@ -228,6 +214,12 @@ def _no_step(found: Mapping[str, int], allowed: float, origin: tuple[str, ...]) 
     if len(found) == 1:
         return f"one detector alone found a step: {where}"
     return f"no two detectors agree to {allowed:,.0f} steps, with one of them of the density: {where}"
+
+
+def _may_hide_a_mode(density: xr.Dataset) -> bool:
+    """Whether noise can hide a second mode at the last known step; False where the counts are not known."""
+    known = np.flatnonzero(np.isfinite(_column(density, "modes")))
+    return "counts" in density and len(known) > 0 and modes_at(density, int(known[-1])).may_hide_another
 
 
 def _peaks(msd: xr.Dataset, two_time: xr.Dataset | None, peaks: Mapping[str, PeakTest] | None) -> dict[str, Detection]:

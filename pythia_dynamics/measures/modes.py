@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.measures.dip import SAMPLE_SIZE, grid_spacing
+from pythia_dynamics.measures.levels import TWO_SIDED
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = [
+    "LASTING",
     "LEAST_PROMINENCE",
     "MODES_METHOD",
     "SIGMAS",
@@ -27,6 +29,7 @@ __all__ = [
     "Modes",
     "estimate_at",
     "find_modes",
+    "first_lasting",
     "independent_weights",
     "kernel_estimate",
     "modes_at",
@@ -34,6 +37,9 @@ __all__ = [
     "onset_of_modes",
     "quantiles_of",
 ]
+
+LASTING = 0.1
+"""Least share of the steps, at the end, at which a condition holds that lasts."""
 
 LEAST_PROMINENCE = 0.05
 """Least prominence of a mode as a share of the highest one: what is less cannot be seen in Fig 2."""
@@ -88,6 +94,14 @@ class Modes:
     def count(self) -> int:
         """The number of modes."""
         return len(self.positions)
+
+    @property
+    def may_hide_another(self) -> bool:
+        """Whether there is one mode, and another local maximum whose prominence may be `LEAST_PROMINENCE`: that is in
+        its 95 % interval."""
+        return (
+            self.count == 1 and self.prominence > 0 and self.prominence + TWO_SIDED * self.deviation >= LEAST_PROMINENCE
+        )
 
     @property
     def least(self) -> float:
@@ -293,8 +307,6 @@ def onset_of_modes(density: xr.Dataset) -> int | None:
         The dataset of `pythia_dynamics.density`, or the table of its moments. Steps without a number of modes are left
         out.
     """
-    from pythia_dynamics.measures.bifurcation import first_lasting
-
     modes = density["modes"].to_numpy().astype(np.float64)
     known = np.isfinite(modes)
     return first_lasting(density["step"].to_numpy().astype(np.int64)[known], modes[known] >= 2)
@@ -326,3 +338,22 @@ def quantiles_of(
     indices = np.searchsorted(cumulated[1:], ranks)
     chosen: NDArray[np.float64] = values[indices]
     return chosen
+
+
+def first_lasting(steps: NDArray[np.int64], holds: NDArray[np.bool_], *, min_share: float = LASTING) -> int | None:
+    """The first step from which a condition holds at every step to the end, or None.
+
+    Parameters
+    ----------
+    steps
+        Step numbers, shape (n,).
+    holds
+        Whether the condition holds at each step, shape (n,).
+    min_share
+        The condition must hold at the last `min_share` · n steps at least, and at the last three, so that one noisy
+        value at the end is not enough.
+    """
+    failing = np.flatnonzero(~holds)
+    start = int(failing[-1]) + 1 if len(failing) else 0
+    lasting = len(steps) - start
+    return int(steps[start]) if lasting >= max(3, min_share * len(steps)) else None

@@ -189,7 +189,7 @@ def _bifurcation(results: Results) -> Outcome | None:
     path = results.path / "bifurcation.json"
     try:
         results.require_same_weights(("density", "msd"))
-        found = bifurcation(results.read_table("msd"), results.read_table("moments"), _pairs(results))
+        found = bifurcation(results.read_table("msd"), results.read_zarr("density"), _pairs(results))
     except PythiaDynError:
         path.unlink(missing_ok=True)
         return None
@@ -210,7 +210,7 @@ def _bifurcation_facts(found: Bifurcation) -> tuple[str, dict[str, Any]]:
     """A sentence for a reader, and facts for a program."""
     facts = {"detectors": {**DISPLACEMENT, **DENSITY}, **asdict(found), "agreeing": found.agreeing}
     if found.step is None:
-        sentence = f"no step of a bifurcation: {found.reason}"
+        sentence = f"{'undecided' if found.undecided else 'no step of a bifurcation'}: {found.reason}"
     else:
         sentence = f"bifurcation at step {found.step:,}, where {', '.join(found.origin)} agree"
     if found.pairs:

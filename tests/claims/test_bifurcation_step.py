@@ -68,3 +68,18 @@ def test_tables_of_other_steps_are_not_testable(walk) -> None:
     tables = {**walk, "msd.csv": walk["msd.csv"].isel(step=slice(1, None))}
     with pytest.raises(NotTestableError, match="not of the same steps"):
         reference_step(SavedResults.in_memory("suite", tables))
+
+
+def test_a_second_mode_that_noise_may_hide_is_undecided_not_denied() -> None:
+    """A split of half of the weights with noise of 30 % of a: a shoulder that a walk does not have."""
+    hidden = measured(truth("split-half-30").history(2_000_000, 143, 8192))
+    found = bifurcation_of(SavedResults.in_memory("suite", hidden))
+    assert (found.step, found.undecided) == (None, True)
+    assert "noise of so few independent weights can hide a second mode" in found.reason
+    by_moments = bifurcation(hidden["msd.csv"], hidden["moments.csv"], hidden["two_time.zarr"])
+    assert not by_moments.undecided  # it is not known without the counts
+
+
+def test_a_walk_and_a_split_that_is_seen_are_decided(split, walk) -> None:
+    assert not bifurcation_of(SavedResults.in_memory("suite", walk)).undecided
+    assert not bifurcation_of(SavedResults.in_memory("suite", split)).undecided

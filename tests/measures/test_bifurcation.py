@@ -13,9 +13,10 @@ from support.walks import walk
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.measures.bifurcation import DENSITY, DISPLACEMENT, bifurcation, first_lasting
+from pythia_dynamics.measures.bifurcation import DENSITY, DISPLACEMENT, bifurcation
 from pythia_dynamics.measures.density import density
 from pythia_dynamics.measures.displacement import msd
+from pythia_dynamics.measures.modes import first_lasting
 from pythia_dynamics.measures.peak import Peak, PeakTest, Turn
 from pythia_dynamics.measures.two_time import two_time
 from pythia_dynamics.sweep.frames import MissingStepsWarning

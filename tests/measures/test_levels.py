@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from pythia_dynamics.claims import drops, evidence, populations, published
-from pythia_dynamics.measures import bifurcation, levels, peak
+from pythia_dynamics.measures import bifurcation, levels, modes, peak
 
 
 def test_quantiles_are_those_of_the_level() -> None:
@@ -22,4 +22,4 @@ def test_thresholds_have_one_definition() -> None:
     assert f"{drops.LEAST_DROP:.0%}" in published.DROPS.tolerance
     assert populations.LEAST_SHIFT is peak.SAME_STEP
     assert signature(bifurcation.bifurcation).parameters["tolerance"].default is peak.SAME_STEP
-    assert signature(bifurcation.first_lasting).parameters["min_share"].default is bifurcation.LASTING
+    assert signature(modes.first_lasting).parameters["min_share"].default is modes.LASTING
