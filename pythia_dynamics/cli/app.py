@@ -22,6 +22,7 @@ from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
 from pythia_dynamics.tables import json_text
 
 if TYPE_CHECKING:
+    from pythia_dynamics.figures.paper import PaperWidth
     from pythia_dynamics.history.history import History
     from pythia_dynamics.progress import Progress, Stage
     from pythia_dynamics.studies.pipeline import Outcome
@@ -58,6 +59,7 @@ __all__ = [
     "with_steps",
     "with_suite",
     "with_weights",
+    "with_width",
     "with_workers",
 ]
 
@@ -250,10 +252,29 @@ with_learning_rate = click.option(
 )
 with_axis = click.option(
     "--axis",
-    type=click.Choice(["step", "tokens", "learning-rate"]),
+    type=click.Choice(["step", "linear-step", "log-step", "tokens", "learning-rate"]),
     default="step",
     show_default=True,
-    help="The x axis of figures over steps: the step, the tokens seen, or the cumulative learning rate.",
+    help="The x axis of figures over steps: the step (its logarithm where everything happens early), always linear or "
+    "logarithmic, the tokens seen, or the cumulative learning rate.",
+)
+
+
+def _draw_at(context: click.Context, parameter: click.Parameter, value: PaperWidth | None) -> None:
+    """Draw all figures of the command at a width."""
+    if value is not None:
+        from pythia_dynamics.figures.paper import drawn_at
+
+        context.with_resource(drawn_at(value))
+
+
+with_width = click.option(
+    "--width",
+    type=click.Choice(["column", "page"]),
+    expose_value=False,
+    callback=_draw_at,
+    help="Draw figures for a paper: 3.25 or 6.75 inches wide, no text below 6 points, as PDF as well.  [default: for "
+    "the screen]",
 )
 with_steps = click.option("--steps", help="paper (1000 … 143000), all, 1000,2000 or 1000:143000:1000.")
 

@@ -17,6 +17,7 @@ __all__ = ["demo"]
     "--corpus", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text.  [default: Python reference]"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the training.")
+@app.with_width
 @app.with_cache
 @app.with_results
 @app.with_json

@@ -33,6 +33,7 @@ __all__ = ["garden"]
 @click.option("--plan", "only_plan", is_flag=True, help="Print the plan and stop.")
 @click.option("--yes", is_flag=True, help="Start without a question.")
 @app.with_suite
+@app.with_width
 @app.with_cache
 @app.with_results
 @app.with_json
@@ -58,6 +59,7 @@ def garden(
     After an interruption the same command resumes.
     """
     from pythia_dynamics.checkpoints.registry import aliases
+    from pythia_dynamics.evaluation.settings import EvaluationSettings
     from pythia_dynamics.report.verdicts import counted
     from pythia_dynamics.studies import garden as garden_study
 
@@ -66,10 +68,20 @@ def garden(
     if not names:
         answer.finish()
     planned = garden_study.plan(
-        names, steps=steps, limit=limit, cache=cache, results=results, skip_perplexity=skip_perplexity, suite=suite
+        names,
+        steps=steps,
+        corpus=corpus,
+        limit=limit,
+        cache=cache,
+        results=results,
+        skip_perplexity=skip_perplexity,
+        suite=suite,
     )
-    _echo_plan(planned, device, bandwidth)
-    answer.facts = {"plan": [_cost_facts(cost, device, bandwidth) for cost in planned]}
+    settings = EvaluationSettings(device=device, corpus=corpus, limit=limit)
+    with app.echo_warnings():
+        seconds = [cost.seconds(bandwidth * 1e6, garden_study.checkpoint_seconds(cost, settings)) for cost in planned]
+    _echo_plan(planned, seconds, bandwidth)
+    answer.facts = {"plan": list(map(_cost_facts, planned, seconds))}
     if only_plan:
         answer.finish()
         return
@@ -112,34 +124,26 @@ def garden(
     answer.finish()
 
 
-def _echo_plan(planned: list[ModelPlan], device: str, bandwidth: float) -> None:
+def _echo_plan(planned: list[ModelPlan], seconds: list[float], bandwidth: float) -> None:
     app.echo(
         f"{'model':24} {'W_U':>9} {'checkpoints':>11} {'to move':>9} {'disk':>9} {'time':>8}  at {bandwidth:g} MB/s "
-        f"and {_rate(device):.0e} operations/s"
+        "and the speed of this machine, just measured"
     )
-    for cost in planned:
+    for cost, duration in zip(planned, seconds, strict=True):
         app.echo(
             f"{cost.model.name:24} {app.size(cost.fetch.bytes):>9} {cost.checkpoints:11} {app.size(cost.bytes):>9} "
-            f"{app.size(cost.disk_bytes):>9} {app.duration(cost.seconds(bandwidth * 1e6, _rate(device))):>8}"
+            f"{app.size(cost.disk_bytes):>9} {app.duration(duration):>8}"
         )
         if cost.fetch.note:
             app.echo(f"  {cost.fetch.note}")
     if len(planned) > 1:
-        seconds = sum(cost.seconds(bandwidth * 1e6, _rate(device)) for cost in planned)
         disk = sum(cost.fetch.disk_bytes for cost in planned)
         disk += max(cost.disk_bytes - cost.fetch.disk_bytes for cost in planned)
         moved = app.size(sum(cost.bytes for cost in planned))
-        app.echo(f"{'all':24} {'':9} {'':11} {moved:>9} {app.size(disk):>9} {app.duration(seconds):>8}")
+        app.echo(f"{'all':24} {'':9} {'':11} {moved:>9} {app.size(disk):>9} {app.duration(sum(seconds)):>8}")
 
 
-def _rate(device: str) -> float:
-    from pythia_dynamics.device import resolve_device
-    from pythia_dynamics.studies.garden import RATES
-
-    return RATES.get(resolve_device(device).type, RATES["cpu"])
-
-
-def _cost_facts(cost: ModelPlan, device: str, bandwidth: float) -> dict[str, Any]:
+def _cost_facts(cost: ModelPlan, seconds: float) -> dict[str, Any]:
     return {
         "model": cost.model.name,
         "location": cost.model.location,
@@ -147,5 +151,5 @@ def _cost_facts(cost: ModelPlan, device: str, bandwidth: float) -> dict[str, Any
         "checkpoints": cost.checkpoints,
         "bytes": cost.bytes,
         "disk_bytes": cost.disk_bytes,
-        "seconds": cost.seconds(bandwidth * 1e6, _rate(device)),
+        "seconds": seconds,
     }

@@ -59,7 +59,7 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
         flag = name.replace("_", "-")
         text = f"Also compute {name} ({name}.zarr)."
         after.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
-    after += [app.with_axis, app.with_results, app.with_json]
+    after += [app.with_axis, app.with_width, app.with_results, app.with_json]
     weights, others = _declared([app.with_weights])[::-1], _declared(after)  # click collects from the last to the first
     own = _declared([_flag(measure, option) for option in measure.options.values() if option.flag is not None])
     taken = {"device", "--device", "--help", "-h", *_names([*weights, *others])}

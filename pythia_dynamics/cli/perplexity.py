@@ -89,6 +89,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: float 
 @app.with_overwrite
 @app.with_suite
 @click.option("--show", metavar="PHRASE", default=None, help="Print the completion of each prefix of a phrase (Fig 5).")
+@app.with_width
 @app.with_cache
 @app.with_results
 @app.with_json

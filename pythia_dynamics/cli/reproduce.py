@@ -31,6 +31,7 @@ def reproduce() -> None:
 )
 @with_corpus
 @with_plan
+@app.with_width
 @app.with_cache
 @app.with_results
 @app.with_json

@@ -86,6 +86,7 @@ def _name_of(model: str, known: list[str], cache: Path, results: Path) -> str:
 @app.main.command()
 @with_measured
 @app.with_axis
+@app.with_width
 @app.with_cache
 @app.with_results
 @app.with_json
@@ -313,6 +314,7 @@ def report(
 @app.with_suite
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
 @app.with_device
+@app.with_width
 @app.with_cache
 @app.with_results
 @app.with_json

@@ -45,6 +45,7 @@ __all__ = ["phases", "stop"]
     help="CSV with the columns step and loss.  [default: perplexity-forward.csv, or losses.csv of the suite]",
 )
 @app.with_axis
+@app.with_width
 @app.with_results
 @app.with_json
 def stop(
@@ -99,6 +100,7 @@ def stop(
     help="Two change points agree within this share of the training.",
 )
 @app.with_axis
+@app.with_width
 @app.with_results
 @app.with_json
 def phases(

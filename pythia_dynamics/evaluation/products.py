@@ -29,6 +29,7 @@ __all__ = [
     "packed_layers",
     "packed_linear_layers",
     "packed_product",
+    "product_rate",
 ]
 
 _ROWS = 8
@@ -46,6 +47,9 @@ _REPEATS = 15
 """Products that are timed in each way, in turn. The median of their ratios counts, because other work on the machine
 slows down both: on two AVX-512 cores it was between 1.4 and 2.5, idle or loaded threefold, with one thread or two; with
 both libraries held to AVX2 it was between 1.0 and 1.1."""
+
+_RATE_ROWS, _RATE_SECONDS = 256, 0.3
+"""Rows of the products whose rate is measured, about those of a batch of passages; and for how long."""
 
 _LEAST_GAIN = 1.2
 """Packing is used where it is this much faster. Near this the measurement of one process may come out otherwise than
@@ -165,6 +169,35 @@ def bfloat16_gain() -> float:
         sides = [torch.ones(_SQUARE, _SQUARE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
         single, half = (fastest(lambda side=side: side @ side) for side in sides)  # type: ignore[misc]
     return single / half
+
+
+@cache
+def product_rate(width: int, device: torch.device | str) -> float:
+    """Floating-point operations per second of float32 matrix products in a model, measured for a third of a second.
+
+    Parameters
+    ----------
+    width
+        d_model. The products are those of the first layer of its MLP, (256, d) · (d, 4d).
+    device
+        Where they are computed.
+    """
+    device = torch.device(device)
+    count, seconds = 0, 0.0
+    with torch.inference_mode():
+        states, weight = torch.ones(_RATE_ROWS, width, device=device), torch.ones(width, 4 * width, device=device)
+        while seconds < _RATE_SECONDS:
+            repeats = 1 + 2 * count  # the first calls load and choose kernels: the last loop is most of the time
+            seconds = _seconds(lambda repeats=repeats: _repeat(states, weight, repeats))  # type: ignore[misc]
+            count = repeats
+    return 2.0 * _RATE_ROWS * width * 4 * width * count / seconds
+
+
+def _repeat(states: torch.Tensor, weight: torch.Tensor, count: int) -> None:
+    """The same product so many times, finished on its device."""
+    for _ in range(count):
+        product = states @ weight
+    float(product[0, 0])
 
 
 def _can_pack(weight: torch.Tensor) -> bool:

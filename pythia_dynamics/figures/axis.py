@@ -1,7 +1,8 @@
-"""The x axis of figures over steps: the step, the tokens seen, or the cumulative learning rate.
+"""The x axis of figures over steps: the step, its logarithm, the tokens seen, or the cumulative learning rate.
 
-Figures are drawn over the step. `StepAxis.apply` then changes the scale of each axis that has the label of a step axis:
-positions and ticks are those of the tokens or of the cumulative learning rate, while the data stay as they are.
+Figures are drawn over the step, linear or, where everything happens early, logarithmic (`choose_step_scale`).
+`StepAxis.apply` then changes the scale of each axis that has the label of a step axis: positions and ticks are those of
+the tokens or of the cumulative learning rate, while the data stay as they are.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.figures.specs import FigureSpec
+from pythia_dynamics.figures.step_scale import set_step_scale, step_axes
 from pythia_dynamics.figures.style import STEP_LABEL
 from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
 from pythia_dynamics.results.folder import Results
 
 __all__ = ["AxisKind", "StepAxis", "along", "axis_of", "saved_axis"]
 
-AxisKind = Literal["step", "tokens", "learning-rate"]
-"""What the x axis of a figure over steps shows."""
+AxisKind = Literal["step", "linear-step", "log-step", "tokens", "learning-rate"]
+"""What the x axis of a figure over steps shows. ``step``: linear or logarithmic, as `choose_step_scale` says."""
 
 _LABELS: Mapping[AxisKind, str] = {
-    "step": STEP_LABEL,
+    **dict.fromkeys(("step", "linear-step", "log-step"), STEP_LABEL),
     "tokens": "tokens seen",
     "learning-rate": "cumulative learning rate Ση",
 }
@@ -87,13 +89,16 @@ class StepAxis:
         """
         if self.kind == "step":
             return
-        for ax in np.atleast_1d(np.asarray(axes, dtype=object)).flat:
-            for name, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
-                if axis.get_label_text() == STEP_LABEL:
-                    self._replace(ax, name, axis)
+        for ax, name, axis in step_axes(axes):
+            if self.kind in _COORDINATES:
+                self._replace(ax, name, axis)
+            else:
+                set_step_scale(ax, name, logarithmic=self.kind == "log-step")
 
     def same_as(self, other: StepAxis) -> bool:
         """Whether it shows the same value as another one at each step of both."""
+        if self.kind not in _COORDINATES:
+            return self.kind == other.kind
         steps = np.union1d(self.steps, other.steps)
         return self.kind == other.kind and bool(np.allclose(self.at(steps), other.at(steps), rtol=1e-6))
 
@@ -167,7 +172,7 @@ def axis_of(kind: AxisKind, steps: ArrayLike, coordinates: Mapping[str, ArrayLik
     if kind not in get_args(AxisKind):
         raise UnknownNameError("axis", kind, get_args(AxisKind))
     at = np.asarray(steps, dtype=np.float64)
-    if kind == "step":
+    if kind not in _COORDINATES:
         return StepAxis(kind, at, at)
     name = _COORDINATES[kind]
     words = name.replace("_", " ")
@@ -208,7 +213,7 @@ def saved_axis(results: Results, kind: AxisKind) -> StepAxis:
     PythiaDynError
         As `axis_of`.
     """
-    if kind == "step":
+    if kind not in _COORDINATES:
         return axis_of(kind, [], {}, where=results.name)
     folders = [results] if results.tensor is not None else [results.of(tensor) for tensor in results.tensors]
     name, known = _COORDINATES[kind], dict[int, float]()

@@ -40,7 +40,9 @@ def density_at(axes: Any, result: xr.Dataset, index: int, *, key: str) -> None:
     section = _section(axes, result, result["weight"], np.where(values[index] > 0, values[index], np.nan), index, key)
     if limits:
         section.set(yscale="log", ylim=(limits[0] / 1.5, limits[1] * 1.5))
-    section.set(xlim=(float(result["weight"][0]), float(result["weight"][-1])), xlabel="weight", ylabel="density")
+    section.set(
+        xlim=(float(result["weight"][0]), float(result["weight"][-1])), xlabel="weight", ylabel="density (1/weight)"
+    )
 
 
 @of_a_result

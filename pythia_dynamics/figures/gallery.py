@@ -14,7 +14,7 @@ import xarray as xr
 from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
-from pythia_dynamics.evaluation.settings import Mode
+from pythia_dynamics.evaluation.settings import HEADS, Mode
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to, measure_figure, shown_tolerances
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.measures.displacement import interior_peak
@@ -135,8 +135,14 @@ def perplexity_figure(results: Results, mode: Mode) -> FigureSpec:
         if published["suspect"].any():
             caption += " Crosses: published values that repeat another model's; not evidence."
     title = f"{_MODES[mode]} perplexity ({_SOURCES[mode]})"
-    draw = _linear_and_log(partial(figures.perplexity, results={mode: table}, published=published))
-    return FigureSpec(results.path / f"perplexity-{mode}", title, caption, draw, columns=2)
+    panel = partial(figures.perplexity, results={mode: table}, published=published)
+    draw = _linear_and_log(panel, choose_scale=True)
+    return FigureSpec(results.path / f"perplexity-{mode}", title, caption, draw, columns=2, name=_model_name(results))
+
+
+def _model_name(results: Results) -> str:
+    """The model that was run; with another head, whose results are in a folder inside those of the model, both."""
+    return f"{results.path.parent.name}, {results.name} head" if results.name in HEADS else results.name
 
 
 def _first_last(results: Results) -> FigureSpec:
@@ -146,8 +152,9 @@ def _first_last(results: Results) -> FigureSpec:
         f"W_U for the first {result.sizes['token']} tokens, attention of the first layer (mean over heads) on "
         f"“{result.attrs['phrase']}”, and mean logits over a long sentence, at step {first:,} (above) and {last:,}."
     )
-    title, draw = "First and last step (Garden, Fig 1)", partial(figures.first_last, result=result, name=results.name)
-    return FigureSpec(results.path / "first_last", title, caption, draw, columns=3, rows=2, width=3.6, height=3.0)
+    title, draw = "First and last step (Garden, Fig 1)", partial(figures.first_last, result=result)
+    path, name = results.path / "first_last", _model_name(results)
+    return FigureSpec(path, title, caption, draw, columns=3, rows=2, width=3.6, height=3.0, name=name)
 
 
 def _first_last_of_two(models: Sequence[Results], path: Path) -> FigureSpec:
@@ -181,9 +188,10 @@ def _unmasking(results: Results) -> FigureSpec:
         "bold, generated ones coloured, and the perplexity of what was generated."
     )
     title = "Causal unmasking of a phrase (Garden, Fig 5)"
-    draw = partial(figures.unmasking, completions=lines, name=f"{results.name}, step {step:,}")
+    draw = partial(figures.unmasking, completions=lines)
     height = 0.22 * len(lines) + 0.6  # a line of text per prefix, and the heading
-    return FigureSpec(results.path / "unmasking", title, caption, draw, width=7.5, height=height)
+    path, name = results.path / "unmasking", f"{_model_name(results)}, step {step:,}"
+    return FigureSpec(path, title, caption, draw, width=7.5, height=height, name=name, of_text=True)
 
 
 def comparison_figures(models: Sequence[Results], directory: Path) -> list[FigureSpec]:
@@ -209,7 +217,7 @@ def _comparisons(models: Sequence[Results], directory: Path) -> Iterator[FigureS
             )
             path, title = directory / f"garden-{kind.replace('_', '-')}", f"Displacement, {demeaned} (Garden, Fig 3)"
             draw = partial(figures.displacements, models=tables, kind=kind)
-            yield FigureSpec(path, title, caption, draw, width=5.6, height=3.8)
+            yield FigureSpec(path, title, caption, draw, width=5.6, height=3.8, name=_tensor_of(models, tables))
     modes: tuple[Mode, ...] = ("forward", "unmask")
     for mode in modes:
         if tables := _tables(models, f"perplexity-{mode}"):
@@ -232,12 +240,18 @@ def _comparisons(models: Sequence[Results], directory: Path) -> Iterator[FigureS
         path, title = directory / "garden-rank", "Covariance rank (Garden, Fig 7)"
         functions = (figures.ranks, figures.rank_differences)
         draw_both = each_panel([partial(function, models=tables, tolerance=tolerance) for function in functions])
-        yield FigureSpec(path, title, caption, draw_both, columns=2)
+        yield FigureSpec(path, title, caption, draw_both, columns=2, name=_tensor_of(models, tables))
 
 
-def _linear_and_log(panel: Callable[..., None]) -> Callable[..., None]:
+def _tensor_of(models: Sequence[Results], tables: Mapping[str, xr.Dataset]) -> str:
+    """The tensor of all models of some tables; what it is, where the names differ."""
+    names = {results.weights().tensor for results in models if results.label in tables}
+    return str(names.pop()) if len(names) == 1 else "unembedding W_U"
+
+
+def _linear_and_log(panel: Callable[..., None], *, choose_scale: bool = False) -> Callable[..., None]:
     """Draw the same panel twice: on a linear scale, and on a logarithmic one."""
-    return each_panel([partial(panel, log=False), partial(panel, log=True)])
+    return each_panel([partial(panel, log=False), partial(panel, log=True)], choose_scale=choose_scale)
 
 
 def _peaks(tables: Mapping[str, xr.Dataset], kind: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.figures.measures import msd_scale, rank_band
+from pythia_dynamics.figures.paper import LEAST_POINTS
 from pythia_dynamics.figures.style import COLOURS, of_a_result, printable, step_axis
 from pythia_dynamics.measures.displacement import interior_peak
 
@@ -36,9 +38,11 @@ _LINE_STYLES = ("-", "-.", ":")
 _MODES: Mapping[Mode, str] = {"forward": "forward", "unmask": "causal unmasking", "last-word": "last word"}
 """Name of each kind of perplexity in the legend. Its place is that of its colour."""
 
-_LINE_CHARACTERS = 84
-"""Characters of a completed phrase that fit beside its perplexity: the panel is 7.5 inches wide, a character of the
-monospace font at 7 points 0.06 inches, and the margins and the perplexity take the rest."""
+_BESIDE_LINE = 1.0
+"""Inches beside a completed phrase, for the number of its tokens, its perplexity and the margins."""
+
+_CHARACTER = 0.602
+"""Width of a character of the monospace font (DejaVu Sans Mono) over the size of the font."""
 
 
 def displacements(ax: Axes, models: Models, *, kind: str = "msd") -> None:
@@ -195,7 +199,7 @@ def rank_differences(ax: Axes, models: Models, *, tolerance: float, convention: 
     for name, curve, line in _with_lines(_largest_batch(models, tolerance, convention)):
         ax.plot(curve["step"], curve["rank_difference"], label=name, **{**line, "linewidth": 0.9})
     _legend(ax)
-    step_axis(ax, "change of rank since the step before")
+    step_axis(ax, "change of rank since the step before", title=f"{convention} tolerance {tolerance:g}")
 
 
 def unmasking(ax: Axes, completions: Sequence[Mapping[str, Any]], *, name: str = "") -> None:
@@ -211,22 +215,24 @@ def unmasking(ax: Axes, completions: Sequence[Mapping[str, Any]], *, name: str =
     name
         The title.
     """
-    small: dict[str, Any] = {"va": "center", "family": "monospace", "fontsize": 7, "parse_math": False}
+    points = max(mpl.rcParams["font.size"] - 2, LEAST_POINTS)
+    fitting = int((ax.figure.bbox.width / ax.figure.dpi - _BESIDE_LINE) / (_CHARACTER * points / 72))
+    small: dict[str, Any] = {"va": "center", "family": "monospace", "fontsize": points, "parse_math": False}
     for row, line in enumerate(completions):
         y = 1 - (row + 0.5) / len(completions)
         given, generated = (printable(line[part], monospace=True) for part in ("given", "generated"))
-        room = max(_LINE_CHARACTERS - len(given), 8)
+        room = max(fitting - len(given), 8)
         generated = generated if len(generated) <= room else f"{generated[: room - 1]}…"
         ax.text(-0.01, y, f"{line['prefix']}", transform=ax.transAxes, ha="right", color="0.45", **small)
         start = ax.text(0, y, given, transform=ax.transAxes, fontweight="bold", **small)
         if generated:
             ax.annotate(generated, (1, 0.5), xycoords=start, color=COLOURS[1], annotation_clip=False, **small)
         ax.text(1, y, f"{line['perplexity']:.3g}", transform=ax.transAxes, ha="right", **small)
-    heading: dict[str, Any] = {"transform": ax.transAxes, "va": "bottom", "fontsize": 7}
+    heading: dict[str, Any] = {"transform": ax.transAxes, "va": "bottom", "fontsize": points}
     ax.text(-0.01, 1, "k", ha="right", style="italic", **heading)
     ax.text(1, 1, "perplexity", ha="right", **heading)
     start = ax.text(0, 1, "given ", fontweight="bold", **heading)
-    ax.annotate("generated", (1, 0), xycoords=start, va="bottom", fontsize=7, color=COLOURS[1])
+    ax.annotate("generated", (1, 0), xycoords=start, va="bottom", fontsize=points, color=COLOURS[1])
     ax.set_title(name, pad=14)
     ax.set_axis_off()
 

@@ -61,7 +61,7 @@ def density(ax: Axes, result: xr.Dataset) -> None:
         x, y = edges(result["step"].to_numpy().astype(float)), edges(result["weight"].to_numpy())
         shown = np.ma.masked_where(~(values > 0), values)
         mesh = ax.pcolormesh(x, y, shown, norm=LogNorm(*limits), cmap="viridis", rasterized=True)
-        ax.figure.colorbar(mesh, ax=ax, label="density")
+        ax.figure.colorbar(mesh, ax=ax, label="density (1/weight)")
     ax.grid(visible=False)
     step_axis(ax, "weight")
 
@@ -265,7 +265,7 @@ def rank_difference(ax: Axes, result: xr.Dataset, *, tolerance: float, conventio
     chosen = result["rank_difference"].sel({"tolerance": tolerance, "convention": convention})
     for size in chosen["batch_size"].to_numpy():
         ax.plot(chosen["step"], chosen.sel(batch_size=size), linewidth=0.9, label=f"B = {size}")
-    step_axis(ax, "change of rank since the step before")
+    step_axis(ax, "change of rank since the step before", title=f"{convention} tolerance {tolerance:g}")
 
 
 @of_a_result

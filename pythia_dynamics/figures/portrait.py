@@ -37,7 +37,7 @@ def first_last(axes: Any, result: xr.Dataset, *, name: str = "") -> None:
     result
         The result of `pythia_dynamics.portrait`.
     name
-        Name of the model, for the title.
+        Name of the model, for the titles, where the figure shows several.
     """
     spread = float(np.nanquantile(np.abs(result["unembedding"]), _COLOUR_QUANTILE)) or 1.0
     for row, step in zip(axes, result["step"].to_numpy(), strict=True):
@@ -45,9 +45,8 @@ def first_last(axes: Any, result: xr.Dataset, *, name: str = "") -> None:
         _weights(row[0], chosen, spread)
         _attention(row[1], chosen)
         _logits(row[2], result, int(step))
-        row[0].set_title(f"{name} step {step:,}: W_U".strip())
-        row[1].set_title("attention, first layer")
-        row[2].set_title("mean logits")
+        for ax, shown in zip(row, ("W_U", "attention, first layer", "mean logits"), strict=True):
+            ax.set_title(f"{name}\nstep {step:,}: {shown}".strip())
 
 
 def _weights(ax: Axes, result: xr.Dataset, spread: float) -> None:
@@ -82,5 +81,5 @@ def _logits(ax: Axes, result: xr.Dataset, step: int) -> None:
         colour, width = (COLOURS[number], 1.4) if other == step else ("0.7", 0.8)
         ranks = np.unique(np.geomspace(1, len(values), _LOGIT_POINTS).round().astype(int))
         ax.plot(ranks, values[ranks - 1], label=f"step {other:,}", color=colour, linewidth=width)
-    ax.set(xscale="log", xlabel="rank of the token", ylabel="mean logit")
+    ax.set(xscale="log", xlabel="rank of the token", ylabel="mean logit (nats)")
     ax.legend()

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 
 from pythia_dynamics import figures
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.figures.paper import PaperWidth, drawn_at
+from pythia_dynamics.figures.step_scale import choose_step_scale
 from pythia_dynamics.figures.style import step_axis
 from pythia_dynamics.measures.displacement import PER_LEARNING_RATE
 from pythia_dynamics.measures.measure import Measure
@@ -26,7 +28,16 @@ from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.sweep.dataset import ends
 
-__all__ = ["FIGURES", "FigureSpec", "each_panel", "from_to", "measure_figure", "save_figures", "shown_tolerances"]
+__all__ = [
+    "FIGURES",
+    "FigureSpec",
+    "each_panel",
+    "from_to",
+    "full_name",
+    "measure_figure",
+    "save_figures",
+    "shown_tolerances",
+]
 
 Panels = Sequence[Callable[[Axes], None]]
 """Functions that draw one panel each."""
@@ -50,6 +61,10 @@ class FigureSpec:
         Number of panels side by side, and above one another.
     width, height
         Size of a panel in inches.
+    name
+        The model and the tensor that it shows, above the panels. Empty where the panels or their legends name them.
+    of_text
+        Whether it holds lines of text (see `sheet`).
     """
 
     path: Path
@@ -60,6 +75,8 @@ class FigureSpec:
     rows: int = 1
     width: float = 4.4
     height: float = 3.2
+    name: str = ""
+    of_text: bool = False
 
     @property
     def key(self) -> str:
@@ -68,32 +85,43 @@ class FigureSpec:
 
     def sheet(self) -> Any:
         """An empty figure with its panels (see `pythia_dynamics.figures.sheet`)."""
-        return figures.sheet(self.columns, self.rows, width=self.width, height=self.height)
+        size = {"width": self.width, "height": self.height}
+        return figures.sheet(self.columns, self.rows, **size, name=self.name, of_text=self.of_text)
 
 
-def each_panel(panels: Panels) -> Callable[[Any], None]:
+def each_panel(panels: Panels, *, choose_scale: bool = False) -> Callable[[Any], None]:
     """The function `FigureSpec.draw` of a figure whose panels are drawn one by one.
 
     Parameters
     ----------
     panels
         One function per panel, row by row.
+    choose_scale
+        Whether axes over steps become logarithmic where everything happens early (see `choose_step_scale`). Figures of
+        the two works keep the linear axes of the works.
     """
 
     def draw(axes: Any) -> None:
         for panel, ax in zip(panels, np.atleast_1d(axes).flat, strict=True):
             panel(ax)
+        if choose_scale:
+            choose_step_scale(axes)
 
     return draw
 
 
-def save_figures(specs: Sequence[FigureSpec], *, progress: Progress = silent) -> list[Path]:
-    """Draw figures and write each as PNG (300 dpi) and SVG.
+def save_figures(
+    specs: Sequence[FigureSpec], *, width: PaperWidth | None = None, progress: Progress = silent
+) -> list[Path]:
+    """Draw figures and write each as PNG (300 dpi) and SVG; for a paper, as PDF as well.
 
     Parameters
     ----------
     specs
         The figures.
+    width
+        ``column`` (3.25 inches) or ``page`` (6.75 inches), for a paper. By default each has its own size, or that of
+        `drawn_at` around the call.
     progress
         Counts figures.
 
@@ -101,10 +129,15 @@ def save_figures(specs: Sequence[FigureSpec], *, progress: Progress = silent) ->
     -------
     list of Path
         The files.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such width.
     """
     files: list[Path] = []
     for done, spec in enumerate(specs, 1):
-        with spec.sheet() as (figure, axes):
+        with drawn_at(width), spec.sheet() as (figure, axes):
             spec.draw(axes)
             files += figures.save(figure, spec.path)
         progress(done, len(specs))
@@ -128,8 +161,20 @@ def measure_figure(measure: Measure, results: Results) -> FigureSpec:
     """
     caption, panels = FIGURES.get(measure.name, partial(_own_figure, measure))(results)
     columns = 2 if len(panels) > 3 else max(len(panels), 1)
-    draw = each_panel(panels)
-    return FigureSpec(results.path / measure.name, measure.title, caption, draw, columns, len(panels) // columns or 1)
+    draw, rows = each_panel(panels, choose_scale=True), len(panels) // columns or 1
+    path = results.path / measure.name
+    return FigureSpec(path, measure.title, caption, draw, columns, rows, name=full_name(results))
+
+
+def full_name(results: Results) -> str:
+    """The model and the tensor, as every figure of one tensor names them.
+
+    Parameters
+    ----------
+    results
+        The results of a model, or of a tensor of it.
+    """
+    return results.name if results.tensor is None else f"{results.name}, {results.tensor}"
 
 
 def _own_figure(measure: Measure, results: Results) -> tuple[str, Panels]:
@@ -178,7 +223,7 @@ def _msd(results: Results) -> tuple[str, Panels]:
             f" At most it is {over_weights:.2g} times the walk's (over weights, as printed in Eq 4) and "
             f"{over_time:.2g} times (over time, where the walk peaks mid-way as well)."
         )
-    panels: list[Callable[[Axes], None]] = [partial(figures.msd, result=table, name=results.label)]
+    panels: list[Callable[[Axes], None]] = [partial(figures.msd, result=table)]
     if all(name in table for name in PER_LEARNING_RATE):
         caption += " Then the displacement between steps per learning rate: of the length, and of its square."
         panels += [partial(figures.per_learning_rate, result=table, squared=squared) for squared in (False, True)]

@@ -20,6 +20,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.figures.paper import PAPER_STYLE, WIDTHS, PaperWidth, arrange, drawn_at, fit, paper
 from pythia_dynamics.files import atomic_file
 
 __all__ = ["COLOURS", "STEP_LABEL", "edges", "of_a_result", "printable", "save", "sheet", "step_axis"]
@@ -49,10 +50,14 @@ _STYLE: dict[str, Any] = {
     "legend.fancybox": False,
     "legend.fontsize": 8,
     "savefig.dpi": 300,
-    "svg.fonttype": "none",
+    "svg.fonttype": "none",  # text that can be searched and edited, in the fonts of the reader
+    "pdf.fonttype": 42,  # TrueType: journals refuse the outlines of type 3
     "svg.hashsalt": "pythia-dynamics",  # fixed ids: the same result gives the same file
 }
 """Settings of matplotlib. Font sizes are those of a printed column: a panel is about 11 cm wide."""
+
+_HEADING_HEIGHT = 0.22
+"""Inches that a figure is higher for the name above its panels."""
 
 
 def of_a_result(draw: F) -> F:
@@ -88,29 +93,71 @@ def of_a_result(draw: F) -> F:
 
 
 @contextmanager
-def sheet(columns: int = 1, rows: int = 1, *, width: float = 4.4, height: float = 3.2) -> Iterator[tuple[Figure, Any]]:
+def _style() -> Iterator[None]:
+    """The settings of matplotlib for the figures of the block around."""
+    settings: dict[str, Any] = _STYLE | (dict(PAPER_STYLE) if paper() else {})
+    with mpl.rc_context(settings):  # type: ignore[arg-type]  # the keys are a Literal of all 318 of them
+        yield
+
+
+@contextmanager
+def sheet(
+    columns: int = 1,
+    rows: int = 1,
+    *,
+    width: float | PaperWidth = 4.4,
+    height: float = 3.2,
+    name: str = "",
+    of_text: bool = False,
+) -> Iterator[tuple[Figure, Any]]:
     """An empty figure in the style of the project.
 
     Parameters
     ----------
     columns, rows
         Number of panels side by side, and above one another.
-    width, height
-        Size of one panel in inches.
+    width
+        Width of one panel in inches; or that of the whole figure as a word: ``column`` (3.25 inches) or ``page`` (6.75
+        inches), for a paper. The panels are then stacked in as many rows as that takes, and no text is smaller than 6
+        points. Inside `drawn_at` every figure has that width.
+    height
+        Height of one panel in inches.
+    name
+        What the figure shows, above the panels: the model and the tensor.
+    of_text
+        Whether the panel holds lines of text, whose height does not depend on the width.
 
     Yields
     ------
     tuple of Figure and Axes
         The figure, and its `Axes`: one, or an array of them of shape (rows, columns) without axes of length 1. The
         style holds inside the ``with`` block.
+
+    Raises
+    ------
+    UnknownNameError
+        The width is another word.
     """
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # the keys are a Literal of all 318 of them
-        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-        yield figure, figure.subplots(rows, columns)
+    wide, given = (4.4, width) if isinstance(width, str) else (width, None)
+    with drawn_at(given), _style():
+        heading = _HEADING_HEIGHT if name else 0.0
+        if (chosen := paper()) is None:
+            figure = Figure(figsize=(wide * columns, height * rows + heading), layout="constrained")
+            axes = figure.subplots(rows, columns)
+        else:
+            plan = arrange(columns, rows, chosen, aspect=height / wide)
+            tall = height if of_text else plan.height
+            figure = Figure(figsize=(WIDTHS[chosen], tall * plan.rows + heading), layout="constrained")
+            panels = figure.subplots(plan.rows, plan.columns, squeeze=False)
+            axes = panels.reshape(rows, columns).squeeze() if panels.size > 1 else panels.item()
+        if name:
+            figure.suptitle(name, x=0.01, ha="left", fontsize=mpl.rcParams["legend.fontsize"], parse_math=False)
+        yield figure, axes
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG (300 dpi) and SVG. Each file appears complete or not at all.
+    """Write a figure as PNG (300 dpi) and SVG; one for a paper as PDF as well. Each file appears complete or not at
+    all. Text is text in SVG and PDF, not outlines.
 
     Parameters
     ----------
@@ -122,10 +169,14 @@ def save(figure: Figure, path: Path) -> list[Path]:
     Returns
     -------
     list of Path
-        The two files. They hold no date and no version, so that the same result gives the same bytes.
+        The files. They hold no date and no version, so that the same result gives the same bytes.
     """
+    kinds: dict[str, dict[str, Any]] = {".png": {"Software": None}, ".svg": {"Date": None}}
+    if paper() is not None:
+        fit(figure)
+        kinds[".pdf"] = {"Creator": None, "Producer": None, "CreationDate": None}
     written = []
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+    for suffix, metadata in kinds.items():
         target = path.with_suffix(suffix)
         with atomic_file(target) as file:
             figure.savefig(file, format=suffix[1:], metadata=metadata)

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 __all__ = ["Drawing", "Panel", "inline", "rounded"]
 
@@ -117,9 +118,14 @@ def inline(figure: Figure, key: str, *, label: str) -> Drawing:
         The SVG and the values in it.
     """
     figure.set_facecolor("none")
+    for name in figure.texts:
+        name.set_color(_PAGE_COLOUR)
     for ax in figure.axes:
         ax.set_facecolor("none")
         _use_page_colour(ax)
+        if ax.get_xscale() == "symlog":  # the script of the page knows linear and logarithmic axes only
+            ax.set_xscale("linear")
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": key}):  # type: ignore[arg-type]  # the keys are a Literal
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -76,7 +76,7 @@ def slope_against_order(ax: Axes, runs: Runs, published: Mapping[str, xr.Dataset
     """
     _draw_runs(ax, runs, published, "order_parameter", {"dloss_db_backward": ("-", "o")}, first=2)
     ax.set_yscale("symlog", linthresh=1)
-    _order_axis(ax, "dL/db of the training loss (nats), backward")
+    _order_axis(ax, "dL/db of the training loss (nats per token), backward")
 
 
 def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_at: int | None, name: str = "") -> None:
@@ -93,7 +93,7 @@ def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_a
     stopped_at
         The step of the stop, None where there is none.
     name
-        The title.
+        The title. The tensor that the curves are of is added to it.
     """
     rate = curves["displacement_rate"]
     ax.plot(curves["step"], rate, color=COLOURS[0], linewidth=1, label="displacement rate")
@@ -106,7 +106,7 @@ def stopping(ax: Axes, curves: xr.Dataset, *, threshold: float | None, stopped_a
         ax.axvline(stopped_at, color=COLOURS[6], linestyle=":", linewidth=1, label="stops")
     if np.nanmax(rate.fillna(0)) > 0:
         ax.set_yscale("log")
-    step_axis(ax, "relative displacement per 1,000 steps", title=name, legend=True)
+    step_axis(ax, "relative displacement per 1,000 steps", title=_with_tensor(name, curves), legend=True)
 
 
 def phases(
@@ -123,7 +123,7 @@ def phases(
     changes
         The steps of the change points by signal.
     name
-        The title.
+        The title. The tensor that the signals are of is added to it.
     """
     for ax, (variable, label) in zip(axes, _SIGNALS.items(), strict=True):
         ax.plot(signals["step"], signals[variable], ".-", color=COLOURS[0], linewidth=1, markersize=3)
@@ -132,7 +132,13 @@ def phases(
         if variable == "displacement_rate" and np.nanmax(signals[variable].fillna(0)) > 0:
             ax.set_yscale("log")
         step_axis(ax, label)
-    axes[0].set_title(name)
+    axes[0].set_title(_with_tensor(name, signals))
+
+
+def _with_tensor(name: str, result: xr.Dataset) -> str:
+    """The title of a figure of a result: the model, and the tensor where the result knows it."""
+    tensor = str(result.attrs.get("tensor", ""))
+    return name if tensor in name else f"{name}, {tensor}".removeprefix(", ")
 
 
 def _draw_runs(

@@ -18,9 +18,9 @@ _WAITING_STEPS = 6
 
 @of_a_result
 def ageing(ax: Axes, result: xr.Dataset) -> None:
-    """Δ(t_w, t_w + τ) against the lag τ, for waiting steps t_w from the whole history (Baity-Jesi et al. 2018).
+    """Δ(s, s + τ) against the lag τ, for waiting steps s from the whole history (Baity-Jesi et al. 2018).
 
-    Where the motion is stationary the curves coincide; where it ages they fall with t_w.
+    Where the motion is stationary the curves coincide; where it ages they fall with s.
 
     Parameters
     ----------
@@ -36,10 +36,10 @@ def ageing(ax: Axes, result: xr.Dataset) -> None:
         chosen = rows[np.unique(np.linspace(0, len(rows) - 1, _WAITING_STEPS).round().astype(int))]
         shades = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(chosen)))
         for row, shade in zip(chosen, shades, strict=True):
-            lags, label = result["lag"].to_numpy()[known[row]], f"from step {int(result['step'][row])}"
+            lags, label = result["lag"].to_numpy()[known[row]], f"from step s = {int(result['step'][row]):,}"
             ax.plot(lags, table[row][known[row]], color=shade, label=label)
         ax.legend()
-    _displacement_axes(ax)
+    _displacement_axes(ax, "Δ(s, s + τ) per weight (weight²)")
 
 
 @of_a_result
@@ -68,7 +68,7 @@ def displacement_by_lag(ax: Axes, result: xr.Dataset) -> None:
             ax.plot(lags, mean[0] * (lags / lags[0]) ** slope, style, color="0.5", linewidth=1, label=name)
         ax.set_ylim(mean.min() / 2, mean.max() * 5)
         ax.legend(loc="lower right")
-    _displacement_axes(ax)
+    _displacement_axes(ax, "mean of Δ(s, s + τ) over s (weight²)")
 
 
 @of_a_result
@@ -116,5 +116,5 @@ def trajectory(ax: Axes, result: xr.Dataset, *, components: int = 3) -> None:
     step_axis(ax, "principal coordinate (weight)", legend=True)
 
 
-def _displacement_axes(ax: Axes) -> None:
-    ax.set(xscale="log", yscale="log", xlabel="lag τ (steps)", ylabel="Δ($t_w$, $t_w$ + τ) per weight (weight²)")
+def _displacement_axes(ax: Axes, quantity: str) -> None:
+    ax.set(xscale="log", yscale="log", xlabel="lag τ (steps)", ylabel=quantity)

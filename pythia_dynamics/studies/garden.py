@@ -6,6 +6,8 @@ the others.
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from pythia_dynamics.checkpoints.open import open_source
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.claims.scorecard import judge, save
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.errors import PythiaDynError, listed
+from pythia_dynamics.evaluation.corpus import DATASETS, load_corpus
 from pythia_dynamics.evaluation.portrait import PHRASE, portrait
 from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import MODES, EvaluationSettings, Mode
@@ -39,7 +43,7 @@ from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.verify import verify_store
 from pythia_dynamics.tables import plain
 
-__all__ = ["MODELS", "PAGE", "RATES", "ModelPlan", "Reproduction", "plan", "run"]
+__all__ = ["MODELS", "PAGE", "ModelPlan", "Reproduction", "checkpoint_seconds", "plan", "run"]
 
 MODELS = ("14m", "31m", "70m", "160m", "410m", "1b")
 """The six models of the paper's Table 1."""
@@ -47,15 +51,18 @@ MODELS = ("14m", "31m", "70m", "160m", "410m", "1b")
 PAGE = "report.html"
 """Name of the report in the directory of results."""
 
-RATES = {"cpu": 1e11, "cuda": 3e13}
-"""Operations per second that the plan assumes for an evaluation: a third of what two CPU cores, or a large GPU, reach
-in float32 matrix products."""
+_EFFICIENCY = 0.5
+"""Share of the rate of matrix products that an evaluation reaches: a forward pass of a 70m 53 %, causal unmasking 67 to
+73 % (``benchmarks/perplexity.py``). Of much smaller models it is a few percent: see `checkpoint_seconds`."""
 
-_PASSAGE_TOKENS = 80
+_MEASURED_SECONDS = 2.0
+"""A checkpoint on disk whose evaluation should take less by its operations is evaluated to measure it."""
+
+_LAMBADA_TOKENS = 80
 """Tokens of a passage of LAMBADA."""
 
-_GENERATED_TOKENS = 3200
-"""Tokens that causal unmasking of a passage of t tokens generates, t²/2."""
+_TOKEN_CHARACTERS = 4
+"""Characters of a token of English text."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,9 @@ class ModelPlan:
     checkpoint_bytes
         Bytes to download for each of them; 0 for local ones.
     operations
-        Floating-point operations of the evaluation of all of them, about.
+        Floating-point operations of the evaluation of each of them, about.
+    width
+        d_model.
     """
 
     model: Model
@@ -81,6 +90,7 @@ class ModelPlan:
     checkpoints: int
     checkpoint_bytes: int
     operations: float
+    width: int
 
     @property
     def bytes(self) -> int:
@@ -93,18 +103,17 @@ class ModelPlan:
         at_once = min(checkpoints_on_disk(self.checkpoint_bytes), self.checkpoints)
         return self.fetch.disk_bytes + at_once * self.checkpoint_bytes
 
-    def seconds(self, bandwidth: float, rate: float) -> float:
+    def seconds(self, bandwidth: float, evaluation: float) -> float:
         """Estimated duration. A checkpoint is evaluated while the next one is downloaded.
 
         Parameters
         ----------
         bandwidth
             Bytes per second.
-        rate
-            Operations per second.
+        evaluation
+            Seconds that the evaluation of a checkpoint takes; see `checkpoint_seconds`.
         """
-        download_seconds = self.checkpoints * self.checkpoint_bytes / bandwidth
-        return self.fetch.seconds(bandwidth) + max(download_seconds, self.operations / rate)
+        return self.fetch.seconds(bandwidth) + self.checkpoints * max(self.checkpoint_bytes / bandwidth, evaluation)
 
 
 @dataclass(frozen=True)
@@ -129,11 +138,46 @@ class Reproduction:
     missing: Mapping[str, Mapping[int, str]]
 
 
+def checkpoint_seconds(planned: ModelPlan, settings: EvaluationSettings) -> float:
+    """Seconds that the evaluation of a checkpoint takes on this machine, from a measurement of a second or two.
+
+    Half the rate of matrix products of the model's width, which models from 14m on reach. Of smaller ones the time is
+    that of the calls, not of the arithmetic: where the checkpoints are in a directory, one of them is evaluated.
+
+    Parameters
+    ----------
+    planned
+        What is to be done for the model.
+    settings
+        How to evaluate: device, corpus, limit.
+
+    Raises
+    ------
+    PythiaDynError
+        As `pythia_dynamics.perplexity` does.
+    """
+    from pythia_dynamics.device import resolve_device
+    from pythia_dynamics.evaluation.products import product_rate
+
+    if not planned.checkpoints:
+        return 0.0
+    device = resolve_device(str(settings.device).partition(",")[0])
+    seconds = planned.operations / (_EFFICIENCY * product_rate(planned.width, device))
+    if planned.model.is_local and seconds < _MEASURED_SECONDS:
+        last = replace(settings, steps=[max(open_source(planned.model).revisions())])
+        evaluate(planned.model, MODES, replace(last, limit=1))  # loads libraries
+        began = time.monotonic()
+        evaluate(planned.model, MODES, last)
+        seconds = time.monotonic() - began
+    return seconds
+
+
 def plan(
     models: Iterable[str | Path] = MODELS,
     *,
     steps: str | None = None,
     skip_perplexity: bool = False,
+    corpus: str | Path = "lambada",
     limit: int = 500,
     cache: Path | str | None = None,
     results: Path | str | None = None,
@@ -149,6 +193,8 @@ def plan(
         The steps, as for `pythia_dynamics.fetch`. By default the papers' 143.
     skip_perplexity
         Whether to leave out all that needs whole checkpoints.
+    corpus
+        The text to evaluate. A file is read for the lengths of its passages.
     limit
         Passages to evaluate.
     cache
@@ -161,8 +207,10 @@ def plan(
     Raises
     ------
     PythiaDynError
-        As `preview` does.
+        As `preview` and `load_corpus` do.
     """
+    # The forward and the last-word perplexity read each passage once; causal unmasking of t tokens generates t²/2.
+    tokens = sum(2 * t + t * t / 2 for t in ([] if skip_perplexity else _passage_tokens(corpus, limit)))
     plans = []
     for name in dict.fromkeys(models):
         model = choose_model(name, cache, suite)
@@ -175,10 +223,17 @@ def plan(
         else:  # 16-bit weights
             whole = fetch.full_bytes // max(fetch.revisions, 1)
             weights = whole // 2
-        # The forward and the last-word perplexity read each passage once; a token takes two operations per weight.
-        operations = 2.0 * weights * limit * (2 * _PASSAGE_TOKENS + _GENERATED_TOKENS) * checkpoints
-        plans.append(ModelPlan(model, fetch, checkpoints, 0 if model.is_local else whole, operations))
+        operations = 2.0 * weights * tokens  # a token takes two operations per weight
+        width = shape.d_model if shape is not None else round(math.sqrt(weights / 12))
+        plans.append(ModelPlan(model, fetch, checkpoints, 0 if model.is_local else whole, operations, width))
     return plans
+
+
+def _passage_tokens(corpus: str | Path, limit: int) -> list[float]:
+    """Tokens of each passage, about."""
+    if str(corpus) in DATASETS:
+        return [_LAMBADA_TOKENS] * limit
+    return [len(text) / _TOKEN_CHARACTERS for text in load_corpus(corpus, limit=limit).texts]
 
 
 def run(

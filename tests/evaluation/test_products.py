@@ -8,7 +8,13 @@ import torch
 from support.tiny_models import model
 
 from pythia_dynamics.evaluation import products
-from pythia_dynamics.evaluation.products import packed_is_faster, packed_layers, packed_linear_layers
+from pythia_dynamics.evaluation.products import (
+    fastest,
+    packed_is_faster,
+    packed_layers,
+    packed_linear_layers,
+    product_rate,
+)
 from pythia_dynamics.evaluation.scoring import score
 from pythia_dynamics.evaluation.unmasking import unmask
 
@@ -146,3 +152,11 @@ def test_bfloat16_is_packed_where_the_processor_supports_it_only(monkeypatch: py
     for supported in (True, False):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
         assert bool(packed_layers(weights)) == supported
+
+
+def test_the_rate_of_products_is_that_of_this_machine() -> None:
+    rate = product_rate(64, "cpu")
+    assert 1e7 < rate < 1e14
+    assert product_rate(64, "cpu") == rate  # measured once
+    states, weight = torch.ones(256, 64), torch.ones(64, 256)
+    assert rate < 20 * 2 * 256 * 64 * 256 / fastest(lambda: states @ weight)

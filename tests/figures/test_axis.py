@@ -13,6 +13,7 @@ from pythia_dynamics import figures
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.figures.axis import along, axis_of, saved_axis
 from pythia_dynamics.figures.specs import FigureSpec
+from pythia_dynamics.figures.step_scale import choose_step_scale
 from pythia_dynamics.figures.style import edges, step_axis
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
@@ -157,3 +158,82 @@ def test_models_with_different_learning_rates_have_no_common_axis(tmp_path: Path
     assert along([spec], one, same)[0].key == "x"
     with pytest.raises(PythiaDynError, match="models with a different learning rate at a step have no common axis"):
         along([spec], one, two)
+
+
+# -- the logarithm of the step ----------------------------------------------------------------------------------
+
+
+def scale_of(curves: list[np.ndarray], steps: np.ndarray, *, yscale: str = "linear") -> str:
+    """The scale that is chosen for a figure of two panels: curves over steps, and something else."""
+    with figures.sheet(2) as (_, axes):
+        for curve in curves:
+            axes[0].plot(steps, curve)
+        axes[0].axvline(3)
+        axes[0].set_yscale(yscale)
+        step_axis(axes[0], "value")
+        axes[1].plot(steps, np.exp(-steps / steps[-1] * 100))
+        axes[1].set_xlabel("order parameter b")
+        choose_step_scale(axes)
+        assert axes[1].get_xscale() == "linear"
+        scale: str = axes[0].get_xscale()
+        return scale
+
+
+EVEN = np.arange(10.0, 1440, 10)
+EARLY, EVENLY, LATE = np.exp(-EVEN / 30), EVEN / 1430, np.exp(EVEN / 30)
+
+
+@pytest.mark.parametrize(
+    ("curves", "yscale", "scale"),
+    [
+        ([EARLY], "linear", "log"),
+        ([EVENLY], "linear", "linear"),
+        ([LATE], "linear", "linear"),
+        ([EARLY, EARLY, EVENLY], "linear", "log"),  # the median curve
+        ([EARLY, EVENLY, LATE], "linear", "linear"),
+        ([EARLY], "log", "linear"),  # what is seen counts: on this scale it is a straight line
+        ([EARLY, np.full(EVEN.shape, 2.0), np.full(EVEN.shape, np.nan)], "linear", "log"),  # two do not change
+        ([np.where(EVEN < 30, np.nan, EARLY)], "linear", "log"),
+        ([np.full(EVEN.shape, 2.0)], "linear", "linear"),
+        ([], "linear", "linear"),
+    ],
+)
+def test_where_everything_happens_early_the_steps_are_logarithmic(
+    curves: list[np.ndarray], yscale: str, scale: str
+) -> None:
+    assert scale_of(curves, EVEN, yscale=yscale) == scale
+
+
+def test_step_0_has_a_place_on_a_logarithmic_axis() -> None:
+    steps = np.array([0, 1, 2, 4, 512, 1000, 143000])
+    with figures.sheet(2) as (figure, axes):
+        axes[0].plot(steps, np.arange(7))
+        axes[1].pcolormesh(edges(steps.astype(float)), [0, 1], np.arange(7.0)[None])
+        for ax in axes:
+            step_axis(ax, "value")
+        axis_of("log-step", steps, {}, where="m").apply(axes)
+        figure.canvas.draw()
+        for ax in axes:
+            assert ax.get_xscale() == "symlog"
+            texts = [label.get_text() for label in ax.get_xticklabels()]
+            assert texts == ["0", "1", "10", "100", "1k", "10k", "100k"]
+            places = ax.transData.transform(np.column_stack([steps, steps * 0]))[:, 0]
+            assert (np.diff(places) > 4).all()
+            assert ax.get_xlabel() == "training step"
+        (panel, _) = figures.inline(figure, "k", label="l").panels  # a page has linear and logarithmic axes only
+        assert panel.x["scale"] == "linear"
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("step", "log"), ("log-step", "log"), ("linear-step", "linear")])
+def test_the_scale_can_be_named(kind: Any, scale: str, tmp_path: Path) -> None:
+    def draw(ax: Any) -> None:
+        ax.plot(EVEN, EARLY)
+        step_axis(ax, "value")
+        choose_step_scale(ax)
+
+    spec = FigureSpec(tmp_path / "x", "t", "c", draw)
+    (chosen,) = along([spec], axis_of(kind, EVEN, {}, where="m"), saved_axis(Results("m", tmp_path), kind))
+    with chosen.sheet() as (figure, ax):
+        chosen.draw(ax)
+        assert ax.get_xscale() == scale
+        assert figures.inline(figure, "k", label="l").panels[0].x["scale"] == scale

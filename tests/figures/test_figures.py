@@ -119,11 +119,11 @@ def test_every_two_steps(results: dict[str, xr.Dataset]) -> None:
         figures.ageing(axes[0, 0], pairs)
         table = pairs["ageing"].to_numpy()
         for line in axes[0, 0].lines:
-            row = list(STEPS).index(int(line.get_label().removeprefix("from step ")))
+            row = list(STEPS).index(int(line.get_label().removeprefix("from step s = ").replace(",", "")))
             good = np.isfinite(table[row]) & (table[row] > 0)
             np.testing.assert_array_equal(line.get_ydata(), table[row][good])
             np.testing.assert_array_equal(line.get_xdata(), pairs["lag"].to_numpy()[good])
-        assert "from step 1000" not in [line.get_label() for line in axes[0, 0].lines]
+        assert "from step s = 1,000" not in [line.get_label() for line in axes[0, 0].lines]
         figures.displacement_by_lag(axes[0, 1], pairs)
         assert axes[0, 1].lines[0].get_label() == "measured"  # steps of many ages share no lags
         axes[0, 1].clear()

@@ -72,7 +72,7 @@ def test_the_two_models_of_fig_1_are_side_by_side(tmp_path: Path) -> None:
     with plate.sheet() as (_, axes):
         plate.draw(axes)
         titles = [ax.get_title() for ax in axes[0]]
-        assert [titles[0].partition(" ")[0], titles[3].partition(" ")[0]] == ["pythia-14m", "pythia-1b-deduped"]
+        assert [titles[0].partition("\n")[0], titles[3].partition("\n")[0]] == ["pythia-14m", "pythia-1b-deduped"]
         assert all(ax.has_data() for ax in axes.flat)
         left, right = (axes[0, column].lines[0].get_ydata().max() for column in (2, 5))
         assert left == pytest.approx(9 * right)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.cli.app import main
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.runner import perplexity
+from pythia_dynamics.evaluation.settings import EvaluationSettings
 from pythia_dynamics.history.estimate import preview
 from pythia_dynamics.progress import silent
 from pythia_dynamics.report import facts
@@ -199,9 +201,30 @@ def test_the_plan_says_what_is_left(tiny_hub: HubServer, tmp_path: Path, corpus:
     assert (first.checkpoints, first.checkpoint_bytes) == (4, size)
     assert first.bytes == first.fetch.bytes + 4 * size
     assert first.disk_bytes == first.fetch.disk_bytes + 4 * size
-    assert first.seconds(1e6, 1e30) < first.seconds(1e6, 1e3)
+    downloads = first.checkpoints * first.checkpoint_bytes / 1e6  # beside which an evaluation of a second takes 4
+    assert first.seconds(1e6, 0.0) == pytest.approx(first.fetch.seconds(1e6) + downloads)
+    assert first.seconds(1e12, 1.0) == pytest.approx(first.fetch.seconds(1e12) + 4)
     (light,) = garden.plan(["org/one"], skip_perplexity=True, **given)
     assert (light.checkpoints, light.bytes) == (0, light.fetch.bytes)
+
+
+def test_the_plan_measures_this_machine(
+    checkpoints: Path, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"cache": tmp_path / "cache", "results": tmp_path / "results", "corpus": corpus, "limit": 2}
+    settings = EvaluationSettings(device="cpu", corpus=corpus, limit=2)
+    (small,) = garden.plan([checkpoints / "one"], **given)
+    asked: list[Any] = []
+    monkeypatch.setattr(garden, "evaluate", lambda _, modes, how: asked.append((tuple(modes), how.limit, how.steps)))
+    assert 0 <= garden.checkpoint_seconds(small, settings) < 1
+    assert asked == [(MODES, 1, [max(STEPS)]), (MODES, 2, [max(STEPS)])]  # the first one loads libraries
+    large = replace(small, operations=1e18)
+    by_products = garden.checkpoint_seconds(large, settings)
+    assert len(asked) == 2
+    assert garden.checkpoint_seconds(replace(large, operations=2e18), settings) == pytest.approx(2 * by_products)
+    assert garden.checkpoint_seconds(replace(small, checkpoints=0), settings) == 0
+    (longer,) = garden.plan([checkpoints / "one"], **{**given, "limit": 1})
+    assert 0 < longer.operations < small.operations
 
 
 def test_the_plan_of_the_paper_s_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
