@@ -19,6 +19,7 @@ DATA = (
     "published_lambada.csv",
     "blog_order_parameter.csv",
     "blog_train_loss_vs_order_parameter.csv",
+    "calibration-143.json",
     "README.md",
 )
 

@@ -6,7 +6,6 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -306,15 +305,9 @@ def test_the_table_of_the_nearest_number_of_steps() -> None:
 # -- the tables of the package, and the page ------------------------------------------------------------------
 
 
-def committed(records: int) -> CalibrationTable:
-    if not (resources.files("pythia_dynamics") / "data" / f"calibration-{records}.json").is_file():
-        pytest.skip(f"the calibration of {records} steps has not been run with this code")
-    return load_calibration(records)
-
-
 @pytest.mark.parametrize("records", COMMITTED)
 def test_verdicts_are_as_seldom_wrong_as_promised(records: int) -> None:
-    table = committed(records)
+    table = load_calibration(records)
     assert table.settings.records == records
     assert {truth.name for truth in table.truths} >= set(calibration.calibrated_truths())
     for name, rates in error_rates(table).items():
@@ -329,7 +322,7 @@ def test_verdicts_are_as_seldom_wrong_as_promised(records: int) -> None:
 
 @pytest.mark.parametrize("records", COMMITTED)
 def test_the_table_is_of_these_truths(records: int) -> None:
-    for truth in committed(records).truths:
+    for truth in load_calibration(records).truths:
         kind = calibration.TRUTHS.get(truth.name) or calibration.CURVE_TRUTHS[truth.name]
         assert (truth.description, truth.model) == (kind.description, kind.model)
         assert set(truth.effects) == kind.effects
@@ -346,7 +339,7 @@ def page_script() -> SimpleNamespace:
 
 
 def test_the_page_is_that_of_the_tables() -> None:
-    tables = [committed(records) for records in sorted(COMMITTED, reverse=True)]
+    tables = [load_calibration(records) for records in sorted(COMMITTED, reverse=True)]
     script = page_script()
     assert script.PAGE.read_text(encoding="utf-8") == script.page(tables)
 
