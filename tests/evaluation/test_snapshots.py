@@ -134,7 +134,7 @@ def test_the_next_one_is_not_kept_waiting_by_later_ones(tmp_path: Path) -> None:
     found = source.use()
     next(found)
     until(lambda: len(source.on_disk()) == 4 and source.under_way == {2})
-    assert source.steps("get") == [1, 2, 3, 4]
+    assert sorted(source.steps("get")) == [1, 2, 3, 4]  # begun at once, in any order
     threading.Timer(0.05, source.go_on).start()
     assert [step for step, _ in found] == [2, 3, 4, 5, 6, 7, 8]
 
@@ -229,7 +229,7 @@ def test_closing_early_cancels_what_is_under_way_and_removes_what_came(tmp_path:
     until(lambda: source.on_disk() == [1, 2, 3, 4] and source.under_way == {4})
     found.close()  # type: ignore[attr-defined]
     assert source.cancelled
-    assert source.steps("get") == [1, 2, 3, 4]
+    assert sorted(source.steps("get")) == [1, 2, 3, 4]  # begun at once, in any order
     assert source.on_disk() == []
 
 
@@ -243,7 +243,7 @@ def test_no_download_begins_after_a_stop(tmp_path: Path) -> None:
     source.go_on()
     with pytest.raises(CancelledError):
         next(found)
-    assert source.steps("get") == [1, 2, 3, 4]
+    assert sorted(source.steps("get")) == [1, 2, 3, 4]  # begun at once, in any order
     assert source.on_disk() == []
 
 
