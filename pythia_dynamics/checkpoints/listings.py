@@ -6,6 +6,7 @@ the revisions that are new, and a run that was interrupted goes on where it stop
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from collections.abc import Iterable, Mapping
@@ -155,12 +156,13 @@ def list_repository(
     unreadable: dict[int, str] = {}
     new: dict[str, Files] = {}
     closed = threading.Event()
+    lister = copy.copy(source)  # `cancel` gives the source a new client, and leaves that of the threads cancelled
 
     def list_files(revision: Revision) -> Files:
         if closed.is_set():
             raise HubError("cancelled")
         try:
-            return source.files(revision)
+            return lister.files(revision)
         except AccessError:  # here, so that no thread begins another one
             closed.set()
             source.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ def of_a_result(draw: F) -> F:
     callable
         The same. Raises `PythiaDynError` for a dataset without one of the variables.
     """
-    found = re.search(r"\n +result\n +(.+?)\.?\n", draw.__doc__ or "")
+    found = re.search(r"^result\n +(.+?)\.?$", inspect.cleandoc(draw.__doc__ or ""), re.M)  # 3.13 dedents docstrings
     takes = found[1].replace("`", "") if found else "Another result"
 
     @wraps(draw)
