@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -155,6 +156,17 @@ class Group(click.Group):
             return self.other_measures(registered[name])
         return found
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command as click does, and have the results that it writes record what was typed."""
+        from pythia_dynamics.results.commands import running
+
+        found = super().resolve_command(ctx, args)
+        words, lacks_model = _typed(ctx, found[1], args)
+        ctx.with_resource(running(words, lacks_model=lacks_model))
+        return found
+
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         try:
             return super().make_context(*arguments, **options)
@@ -179,6 +191,24 @@ class Group(click.Group):
                 again = ", run the same command again to go on" if ctx.meta.get(RESUMABLE_KEY) else ""
                 kept = f"finished files are kept{again}"
             raise Interrupted(f"interrupted; {kept}") from None
+
+
+def _typed(ctx: click.Context, command: click.Command | None, args: list[str]) -> tuple[list[str], bool]:
+    """The words of a command, to be run again, and whether it takes models and was given none.
+
+    What the environment gives is added as an option, and ``--json`` is left out.
+    """
+    words, rest = [word for word in args if word != "--json"], args[1:]
+    while isinstance(command, click.Group) and rest:
+        command, *rest = command.get_command(ctx, rest[0]), *rest[1:]
+    lacks_model = False
+    for parameter in command.get_params(ctx) if command else ():
+        if any(word == flag or word.startswith(f"{flag}=") for word in rest for flag in parameter.opts):
+            continue
+        lacks_model |= "--model" in parameter.opts
+        if isinstance(parameter.envvar, str) and (value := os.environ.get(parameter.envvar)):
+            words += [parameter.opts[0], value]
+    return words, lacks_model
 
 
 def _registered_measures() -> dict[str, str]:

@@ -16,6 +16,7 @@ from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.settings import HEADS, Mode
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to, measure_figure, shown_tolerances
+from pythia_dynamics.figures.timeline import phases_figure, stop_figure
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.measures.displacement import interior_peak
 from pythia_dynamics.results.folder import Results
@@ -66,7 +67,7 @@ def model_figures(results: Results) -> list[FigureSpec]:
 
 
 def tensor_figures(results: Results) -> list[FigureSpec]:
-    """The figures of one tensor whose results have been computed.
+    """The figures of one tensor whose results have been computed: of every measure, of `stop` and of `phases`.
 
     The figure of a user's measure whose `Measure.draw` fails is left out; a warning gives the reason.
 
@@ -77,7 +78,10 @@ def tensor_figures(results: Results) -> list[FigureSpec]:
     """
     measures = known_measures()
     specs = computed(partial(measure_figure, results=results), measures.values())
-    return [spec for spec in specs if measures[spec.key].draw is None or _can_be_drawn(spec)]
+    return [
+        *(spec for spec in specs if measures[spec.key].draw is None or _can_be_drawn(spec)),
+        *computed(lambda make: make(results), (stop_figure, phases_figure)),
+    ]
 
 
 def _can_be_drawn(spec: FigureSpec) -> bool:

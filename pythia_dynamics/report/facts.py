@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -15,6 +14,7 @@ import xarray as xr
 from pythia_dynamics.checkpoints.findings import FindingKind
 from pythia_dynamics.history.provenance import Check, checks_in_words
 from pythia_dynamics.measures.catalogue import known_measures
+from pythia_dynamics.report.commands import commands
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.reading import computed
 from pythia_dynamics.tables import read_json
@@ -240,39 +240,8 @@ def provenance(results: Results) -> Provenance:
         computed=" to ".join(times[:1] + times[1:][-1:]),
         commits=tuple((f"{step:,}", commit) for step, commit in sorted(commits.items())),
         checks=tuple(checks_in_words(checks)),
-        commands=tuple(dict.fromkeys(_commands(results, made))),
+        commands=commands(results),
     )
-
-
-def _commands(results: Results, made: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """The commands that make the results again; the same command may come more than once."""
-    fetched = next((details for details in made.values() if details.get("source")), None)
-    if fetched is not None:
-        tensor = str(fetched["tensor"])
-        option = "" if results.of(tensor).is_unembedding else f" --tensor {shlex.quote(tensor)}"
-        yield f"pythia-dyn fetch --model {_place(fetched['source'])}{option}"
-    for name, details in made.items():
-        location = _place(details.get("location", results.name))
-        if name.startswith("perplexity-"):
-            corpus = _place(details.get("corpus_dataset") or details.get("corpus"))
-            yield (
-                f"pythia-dyn perplexity --model {location} --mode {name.removeprefix('perplexity-')} --corpus {corpus}"
-                f" --limit {details.get('corpus_passages')} --dtype {details.get('dtype')}"
-                f" --device {details.get('device')}{' --head ternary' if details.get('head') == 'ternary' else ''}"
-            )
-        elif name == "first_last":
-            yield f"pythia-dyn portrait --model {location} --phrase {shlex.quote(str(details.get('phrase')))}"
-        elif name == "order-parameter":
-            yield "pythia-dyn reproduce order-parameter"
-        else:
-            rows = details.get("drop_padding")
-            yield results.weights().command_for(name) + (f" --drop-padding {rows}" if rows else "")
-    yield f"pythia-dyn report --model {shlex.quote(results.name)}"
-
-
-def _place(value: object) -> str:
-    """A repository or a local path as an argument of a command, which is run where the directory or the file is."""
-    return shlex.quote(_name(value))
 
 
 def _name(place: object) -> str:

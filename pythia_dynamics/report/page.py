@@ -7,7 +7,7 @@ of the page, drawn by matplotlib. A small script shows the values at the pointer
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -22,7 +22,10 @@ from pythia_dynamics.figures.gallery import comparison_figures
 from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report import facts
+from pythia_dynamics.report.colours import style_of, variable, with_variables
+from pythia_dynamics.report.commands import report_command, verify_command
 from pythia_dynamics.report.explorer import Explorer, explorers
+from pythia_dynamics.report.summary import paragraph
 from pythia_dynamics.report.verdicts import MARKS, counted, evidence_facts, heading, records_of
 from pythia_dynamics.results.folder import Results
 
@@ -109,6 +112,9 @@ def report(sections: Sequence[Section], *, over: OverModels | None = None, progr
         for verdict in section.verdicts:
             row = rows.setdefault(verdict.claim, {"claim": verdict, "key": f"claim-{verdict.claim}", "of": {}})
             row["of"][name] = {"verdict": verdict, "evidence": evidence_facts(verdict, records)}
+    works: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.values():
+        works.setdefault(row["claim"].work, []).append(row)
     records = max(records_of(results) for results in folders)
     together_judged = [
         {"verdict": verdict, "key": f"claim-{verdict.claim}", "evidence": evidence_facts(verdict, records)}
@@ -120,14 +126,16 @@ def report(sections: Sequence[Section], *, over: OverModels | None = None, progr
         title=f"Training dynamics of {', '.join(names)}",
         names=names,
         rows=list(rows.values()),
+        works=works,
         marks=MARKS,
         over=together_judged,
         seeds=over.seeds if over else (),
         together=together,
         sections=parts,
-        command="pythia-dyn report " + " ".join(f"--model {name}" for name in names),
+        command=report_command(folders),
         version=__version__,
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        colours=style_of(_drawn(together, *parts)),
         style=_file("style.css"),
         script=_file("script.js"),
     )
@@ -145,10 +153,20 @@ def _part(section: Section, key: str) -> dict[str, Any]:
         "tables": section.tables,
         "gaps": facts.gaps(results),
         "findings": facts.findings(results),
+        "verify": verify_command(results),
         "provenance": facts.provenance(results),
+        "found": paragraph(results, section.verdicts),
         "counts": counted(section.verdicts),
         "heading": heading(section.verdicts),
     }
+
+
+def _drawn(together: Sequence[dict[str, Any]], *parts: dict[str, Any]) -> Iterator[str]:
+    """Every part of the page that has colours of figures."""
+    yield from (picture[what] for picture in together for what in ("svg", "panels"))
+    for part in parts:
+        yield from (picture[what] for picture in part["plates"] for what in ("svg", "panels"))
+        yield from (explorer[what] for explorer in part["explorers"] for what in ("svg", "content"))
 
 
 def _picture(spec: FigureSpec, key: str) -> dict[str, Any]:
@@ -157,16 +175,22 @@ def _picture(spec: FigureSpec, key: str) -> dict[str, Any]:
         spec.draw(axes)
         drawing = figures.inline(figure, key, label=f"{spec.title}. {spec.caption}")
     wide = spec.columns * spec.width * 72 > _MAX_NARROW_WIDTH
-    panels = _json([asdict(panel) for panel in drawing.panels])
     text = {"key": key, "title": spec.title, "caption": spec.caption}
-    return {**text, "svg": drawing.svg, "panels": panels, "wide": wide}
+    return {**text, "svg": with_variables(drawing.svg), "panels": _json(_panels(drawing)), "wide": wide}
 
 
 def _explorer(explorer: Explorer) -> dict[str, Any]:
     """What the template needs of an explorer."""
-    panels = [asdict(panel) for panel in explorer.drawing.panels]
-    content = {**explorer.payload, "key": explorer.key, "steps": explorer.steps, "panels": panels}
-    return {**vars(explorer), "svg": explorer.drawing.svg, "content": _json(content)}
+    content = {**explorer.payload, "key": explorer.key, "steps": explorer.steps, "panels": _panels(explorer.drawing)}
+    return {**vars(explorer), "svg": with_variables(explorer.drawing.svg), "content": _json(content)}
+
+
+def _panels(drawing: figures.Drawing) -> list[dict[str, Any]]:
+    """The panels of a drawing, as the script of the page uses them."""
+    panels = [asdict(panel) for panel in drawing.panels]
+    for panel in panels:
+        panel["series"] = [{**series, "colour": variable(series["colour"])} for series in panel["series"]]
+    return panels
 
 
 def _json(content: Any) -> str:

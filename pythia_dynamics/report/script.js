@@ -128,7 +128,8 @@
       const [cx, cy] = [panel.x.at(x), panel.y.at(y)];
       if (!Number.isFinite(cy) || cy < panel.top - 1 || cy > panel.bottom + 1) return;
       const circle = document.createElementNS(SVG, "circle");
-      for (const [name, value] of Object.entries({ cx, cy, r: 2.6, fill: colour, class: "spot" })) circle.setAttribute(name, value);
+      for (const [name, value] of Object.entries({ cx, cy, r: 2.6, class: "spot" })) circle.setAttribute(name, value);
+      circle.style.fill = colour;
       this.layer.append(circle);
     }
   }
@@ -205,7 +206,7 @@
     else new Reader(figure, content);
   }
 
-  // A link to a claim opens it; on paper all claims are open.
+  // A link to a claim opens it; on paper everything is open.
   const reveal = () => {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (target && target.matches("details")) target.open = true;
@@ -217,7 +218,7 @@
   reveal();
   let opened = [];
   addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details.claim:not([open])")];
+    opened = [...document.querySelectorAll("details:not([open])")];
     for (const one of opened) one.open = true;
   });
   addEventListener("afterprint", () => {

@@ -31,6 +31,7 @@ from pythia_dynamics.files import portable, store_errors
 from pythia_dynamics.measures.catalogue import BUILT_IN, known_measures
 from pythia_dynamics.measures.displacement import PER_LEARNING_RATE
 from pythia_dynamics.measures.measure import Measure, Table
+from pythia_dynamics.results.commands import steps_option, typed_command
 from pythia_dynamics.results.reading import VARIABLES, array_from, table_from
 from pythia_dynamics.tables import read_json, write_csv, write_json
 
@@ -335,7 +336,7 @@ class Results:
             raise PythiaDynError(f"{path} is missing: run {self.command_for(name)}")
         return path
 
-    def command_for(self, name: str) -> str:
+    def command_for(self, name: str, model: str | None = None) -> str:
         """The command that writes a result.
 
         Parameters
@@ -343,6 +344,8 @@ class Results:
         name
             Name of a table, an array or a figure. That of a perplexity with another head begins with the name of that
             head: ``ternary/perplexity-forward``.
+        model
+            The model as it is given to the command. Default: its name.
         """
         head, _, name = name.rpartition("/")
         first, _, mode = name.partition("-")
@@ -351,7 +354,7 @@ class Results:
         command = command or (measure.name if measure else name).replace("_", "-")
         command += f" --head {head}" if head else ""
         tensor = "" if self.tensor is None or self.is_unembedding else f" --tensor {shlex.quote(self.tensor)}"
-        return f"pythia-dyn {command} --model {shlex.quote(self.name)}{tensor}"
+        return f"pythia-dyn {command} --model {shlex.quote(model or self.name)}{tensor}"
 
     # -- provenance -------------------------------------------------------------------------------------------
 
@@ -365,7 +368,7 @@ class Results:
         return {str(name): made for name, made in entries if isinstance(made, dict)}
 
     def record(self, name: str, details: Mapping[str, Any]) -> Path:
-        """Write to ``provenance.json`` how a result was computed, with versions, machine and time.
+        """Write to ``provenance.json`` how a result was computed, with the command, versions, machine and time.
 
         Several processes may do so at once.
 
@@ -377,8 +380,10 @@ class Results:
             Its source, its settings, and the like.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        command = typed_command(str(details.get("model", self.name)))
         made = {
             **self._portable(details),
+            **({} if command is None else {"command": command}),
             "pythia_dynamics": __version__,
             "python": platform.python_version(),
             "packages": {package: metadata.version(package) for package in _PACKAGES},
@@ -469,10 +474,8 @@ def _flags(entry: str, details: Mapping[str, Any]) -> str:
     flags = "" if rows is None else f" --drop-padding {rows}"
     if entry != "steps":
         return flags
-    every = np.unique(np.diff(steps)).tolist()
-    if len(steps) > 2 and len(every) == 1:
-        return f" --steps {steps[0]}:{steps[-1]}:{every[0]}{flags}"
-    return f" --steps {','.join(map(str, steps))}{flags}" if len(steps) <= _MAX_LISTED_STEPS else flags
+    option = steps_option(steps)
+    return f"{option}{flags}" if option.count(",") < _MAX_LISTED_STEPS else flags
 
 
 def _in_words(entry: str, value: Any) -> str:

@@ -11,19 +11,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.findings import Verification
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.figures.axis import AxisKind, StepAxis, along, axis_of
 from pythia_dynamics.figures.gallery import perplexity_figure, portrait_figures
 from pythia_dynamics.figures.specs import measure_figure, save_figures
+from pythia_dynamics.figures.timeline import phases_figure, stop_figure
 from pythia_dynamics.history.history import History
 from pythia_dynamics.measures.analyse import analyse, chosen_measures
 from pythia_dynamics.measures.bifurcation import DENSITY, DISPLACEMENT, Bifurcation, bifurcation
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.measures.phases import DETECTORS, Change
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.results.commands import typed_command
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.losses import known_loss, read_losses
 from pythia_dynamics.sweep.compute import Compute
@@ -241,7 +242,9 @@ def save_findings(results: Results, found: Verification) -> Path:
         others = [item for item in read_json(path)["verify"] if item["subject"] != found.subject]
     except (OSError, ValueError, KeyError, TypeError):
         others = []
-    return write_json(path, {"verify": [*others, asdict(found)]})
+    command = typed_command(results.name)
+    made = asdict(found) | ({} if command is None else {"command": command})
+    return write_json(path, {"verify": [*others, made]})
 
 
 def save_portrait(results: Results, portrait: xr.Dataset) -> list[Path]:
@@ -311,7 +314,7 @@ def write_stop(
     loss_from: str | None = None,
     axis: AxisKind = "step",
 ) -> Outcome:
-    """Write ``stop.csv`` and its figure.
+    """Write ``stop.csv``, its provenance and its figure.
 
     Parameters
     ----------
@@ -337,16 +340,14 @@ def write_stop(
     rule, columns = found.rule, ("step", "displacement_rate", "msd", "msd_null", "msd_null_sd", "stationary")
     table = found.curves[list(columns[1:])].to_dataframe().reset_index().astype({"stationary": int})
     path = write_csv(results.path / "stop.csv", columns, table[list(columns)].itertuples(index=False, name=None))
-    with figures.sheet(width=5.2) as (figure, ax):
-        threshold = rule.threshold if rule.kind in ("displacement", "either") else None
-        figures.stopping(ax, found.curves, threshold=threshold, stopped_at=found.stopped_at, name=results.label)
-        x_axis.apply(ax)
-        written = figures.save(figure, results.path / "stop")
-    results.record("stop", {**found.attributes, **asdict(rule), **_weights(history, rows), "loss_from": loss_from})
     losses = ("loss_at_stop", "loss_step", "loss_last", "loss_cost", "loss_best_after")
     values = {name: getattr(found, name) for name in ("stopped_at", "last_step", "saved", *losses)}
     facts = plain({"rule": asdict(rule), **values, "loss_from": loss_from})
-    return Outcome("stop", (path, *written), _stop_sentence(found), facts)
+    summary = _stop_sentence(found)
+    made = {**found.attributes, **asdict(rule), **_weights(history, rows), "loss_from": loss_from}
+    results.record("stop", {**made, "summary": summary, "facts": facts})
+    written = save_figures(along([stop_figure(results)], x_axis))
+    return Outcome("stop", (path, *written), summary, facts)
 
 
 def _stop_sentence(found: Replay) -> str:
@@ -379,7 +380,7 @@ def write_phases(
     rows: int | None = None,
     axis: AxisKind = "step",
 ) -> Outcome:
-    """Write ``phases.csv``, with a row per change point, and the figure of the phases of a model.
+    """Write ``phases.csv``, with a row per change point, ``phases.zarr``, with the signals, and the figure of both.
 
     Parameters
     ----------
@@ -406,11 +407,7 @@ def write_phases(
     names = [field.name for field in fields(Change)]
     path = write_csv(results.path / "phases.csv", names, map(astuple, own), digits=9)
     steps = {kind: [change.step for change in own if change.detector == kind] for kind in DETECTORS}
-    with figures.sheet(columns=3) as (figure, axes):
-        figures.phases(axes, dataset, steps, name=results.label)
-        x_axis.apply(axes)
-        written = figures.save(figure, results.path / "phases")
-    results.record("phases", {**dataset.attrs, **_weights(history, rows)})
+    array = results.write_zarr("phases", dataset)
     confirmed = sum(change.detectors > 0 for change in own)
     by_chance = sum(change.any_by_chance for change in own)
     summary = "; ".join(
@@ -431,6 +428,7 @@ def write_phases(
         "undecided": undecided,
         "agreeing": confirmed,
         "agreeing_by_chance": by_chance,
-        "rows": plain(table),
     }
-    return Outcome("phases", (path, *written), summary, facts)
+    results.record("phases", {**dataset.attrs, **_weights(history, rows), "summary": summary, "facts": facts})
+    written = save_figures(along([phases_figure(results)], x_axis))
+    return Outcome("phases", (path, array, *written), summary, {**facts, "rows": plain(table)})

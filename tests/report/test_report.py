@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,30 +20,7 @@ from pythia_dynamics.report.explorer import decode, encode, explorers
 from pythia_dynamics.report.page import OverModels, Section, report
 from pythia_dynamics.report.verdicts import MARKS, counted, evidence_facts, evidence_line, heading
 from pythia_dynamics.results.folder import Results
-from pythia_dynamics.studies.sections import section, write_report
-
-FINDING = {"kind": "equal", "steps": [0, 1], "message": "steps 0 and 1 are <the same>", "fault": False}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    directory = tmp_path_factory.mktemp("results")
-    made = [save_results(directory, "walk"), save_results(directory, "a&b", 1, only=("msd", "order"))]
-    checked = {"verify": [{"subject": "embed_out.weight", "findings": [FINDING]}]}
-    (made[0].path / "verify.json").write_text(json.dumps(checked))
-    return made
-
-
-@pytest.fixture(scope="module")
-def page(models: list[Results], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    told: list[tuple[int, int]] = []
-    path = write_report(
-        models,
-        tmp_path_factory.mktemp("page") / "report.html",
-        progress=lambda done, total: told.append((done, total)),
-    )
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
-    return path
+from pythia_dynamics.studies.sections import section
 
 
 class Reader(HTMLParser):
@@ -171,9 +142,9 @@ def test_gaps_oddities_and_provenance_are_told(models: list[Results], read: Read
     assert "6,000: c6000" in text
     assert "steps 0 and 1 are <the same>" in text
     assert "equal (harmless)" in text
-    assert "pythia-dyn verify --model a&b" in text  # has not been checked
+    assert "pythia-dyn verify --model 'a&b'" in text  # has not been checked
     assert "pythia-dyn msd --model 'a&b'" in text
-    assert "pythia-dyn perplexity --model walk --mode unmask --corpus text.jsonl --limit 9" in text
+    assert "pythia-dyn perplexity --mode unmask --model walk --corpus text.jsonl --limit 9" in text
     assert "numpy " in text
     assert "a&b" in text
     assert facts.findings(models[1]) is None
@@ -281,186 +252,3 @@ def test_a_long_history_is_thinned_and_says_so(models: list[Results], tmp_path: 
         assert len(explorer.steps) == 200
         assert (explorer.steps[0], explorer.steps[-1]) == (0, 2590)
         assert "200 steps are shown" in explorer.caption
-
-
-# -- in a browser ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """The browser that PYTHIA_DYN_BROWSER names, or one that is installed; without the variable none is needed."""
-    named = os.environ.get("PYTHIA_DYN_BROWSER")
-    if named is None:
-        pytest.importorskip("playwright", reason="playwright is not installed: the page is not tried out")
-    from playwright import sync_api
-
-    installed = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    quiet = ("background-networking", "component-update", "sync", "quic", "gpu")
-    arguments = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    with sync_api.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=installed, args=arguments)
-        except sync_api.Error as error:
-            if named:
-                raise
-            pytest.skip(f"no Chromium that starts: {str(error).splitlines()[0]}")
-        yield browser
-        browser.close()
-
-
-class Tab:
-    """The page in a tab, and whatever it complained of or asked for."""
-
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.context = browser.new_context(
-            **{"viewport": {"width": 1200, "height": 900}, "reduced_motion": "reduce", **options}
-        )
-        self.page = self.context.new_page()
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(path.as_uri())
-
-    def __enter__(self) -> Any:
-        return self.page
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.context.close()
-        if kind is None:
-            assert self.complaints == []
-            assert [url for url in self.requests if not url.startswith(("file:", "data:"))] == []
-            assert len([url for url in self.requests if url.startswith("file:")]) == 1
-
-
-def test_it_loads_quietly_and_asks_for_nothing(chromium: Any, page: Path) -> None:
-    with Tab(chromium, page) as tab:
-        assert tab.locator("h1").inner_text() == "Training dynamics of walk, a&b"
-        assert tab.locator("svg[role=img][aria-label]").count() == tab.locator("figure svg").count() > 20
-
-
-@pytest.mark.parametrize(("kind", "name"), [("density", "weight"), ("cosine", "other step")])
-def test_the_slider_moves_by_key_and_by_pointer(
-    chromium: Any, page: Path, models: list[Results], kind: str, name: str
-) -> None:
-    with Tab(chromium, page) as tab:
-        slider, curve = tab.locator(f"#m1-{kind}-step"), tab.locator(f"#keep-m1-{kind}-curve path")
-        marker = tab.locator(f"#keep-m1-{kind}-step path")
-        seen = set()
-        slider.focus()
-        for key, step in (("End", 6000), ("ArrowLeft", 5000), ("Home", 0), ("ArrowRight", 1)):
-            tab.keyboard.press(key)
-            assert tab.locator(f"output[for=m1-{kind}-step]").inner_text() == f"{step:,}"
-            assert slider.get_attribute("aria-valuetext") == f"step {step:,}"
-            seen.add((curve.get_attribute("d"), marker.get_attribute("d")))
-        assert len(seen) == 4
-        # A click in the middle of the map chooses the step that is there.
-        tab.locator(f"#m1-{kind} svg").scroll_into_view_if_needed()
-        box = tab.locator(f"#m1-{kind} svg").bounding_box()
-        tab.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.25)
-        chosen = int(tab.locator(f"output[for=m1-{kind}-step]").inner_text().replace(",", ""))
-        assert chosen in (1000, 3000, 4000)
-        tab.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.2)
-        read = tab.locator(f"#m1-{kind}-read").inner_text()
-        assert re.fullmatch(rf"step [\d,]+, {name} [^:]+: {kind} \S.*", read)
-
-
-def test_the_section_is_what_was_measured(chromium: Any, page: Path, models: list[Results]) -> None:
-    cosine = models[0].weights().read_zarr("two_time")["cosine"]
-    with Tab(chromium, page) as tab:
-        tab.locator("#m1-cosine-step").focus()
-        tab.keyboard.press("Home")
-        tab.locator("#m1-cosine .plot").focus()
-        tab.keyboard.press("End")
-        text = tab.locator("#m1-cosine-read").inner_text()
-        assert text.startswith("other step 6,000: cosine with the chosen step: ")
-        assert float(text.rpartition(" ")[2]) == pytest.approx(float(cosine[0, -1]), abs=1e-3)
-        # The gap is said to be one.
-        tab.locator("#m1-cosine-step").focus()
-        for _ in range(5):
-            tab.keyboard.press("ArrowRight")
-        tab.locator("#m1-cosine .plot").focus()
-        tab.keyboard.press("End")
-        assert tab.locator("#m1-cosine-read").inner_text().endswith("not known")
-
-
-def test_values_are_read_off_a_figure(chromium: Any, page: Path, models: list[Results]) -> None:
-    table = models[0].weights().read_table("msd")
-    with Tab(chromium, page) as tab:
-        tab.locator("#m1-msd .plot").focus()
-        tab.keyboard.press("End")
-        text = tab.locator("#m1-msd-read").inner_text()
-        assert text.startswith("training step 6,000: MSD(τ) (weight²): demeaned over weights (Eq. 4) ")
-        said = float(text.split("(Eq. 4) ")[1].split(";")[0])
-        assert said == pytest.approx(float(table["msd"][-1]), rel=1e-3)
-        tab.keyboard.press("Escape")
-        assert tab.locator("#m1-msd-read").inner_text() == ""
-        tab.locator("#m1-msd svg").scroll_into_view_if_needed()
-        box = tab.locator("#m1-msd svg").bounding_box()
-        tab.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.4)
-        assert tab.locator("#m1-msd-read").inner_text().startswith("training step ")
-        assert tab.locator("#m1-msd .guide").count() == 1
-
-
-def test_a_verdict_leads_to_its_numbers(chromium: Any, page: Path) -> None:
-    with Tab(chromium, page) as tab:
-        details = tab.locator("#claim-msd-peak")
-        assert details.get_attribute("open") is None
-        tab.locator('.score a[href="#claim-msd-peak"]').first.click()
-        tab.wait_for_function("document.querySelector('#claim-msd-peak').open")
-        assert details.locator("dl").first.is_visible()
-
-
-@pytest.mark.parametrize("width", [400, 1200])
-def test_the_page_never_scrolls_sideways(chromium: Any, page: Path, width: int) -> None:
-    with Tab(chromium, page, viewport={"width": width, "height": 800}) as tab:
-        tab.evaluate("document.querySelectorAll('details').forEach((one) => one.open = true)")
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        assert tab.evaluate("window.scrollTo(500, 0), window.scrollX") == 0
-
-
-CONTRAST = """() => {
-  const light = (text) => {
-    const [r, g, b] = text.match(/[\\d.]+/g).map((value) => {
-      const part = value / 255;
-      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const back = (node) => {
-    for (; node; node = node.parentElement) {
-      const colour = getComputedStyle(node).backgroundColor;
-      if (!/, 0\\)$/.test(colour) && colour !== "transparent") return light(colour);
-    }
-    return 1;
-  };
-  const ratio = (ink, paper) => (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-  const nodes = document.querySelectorAll("p, a, dd, dt, th, td, figcaption, summary, .chip, h1, h2, h3");
-  const figures = document.querySelectorAll("#m1-msd .plot text");
-  return [
-    Math.min(...[...nodes].map((node) => ratio(light(getComputedStyle(node).color), back(node)))),
-    Math.min(...[...figures].map((node) => ratio(light(getComputedStyle(node).fill), back(node.closest("figure"))))),
-  ];
-}"""
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_by_day_and_by_night(chromium: Any, page: Path, scheme: str) -> None:
-    with Tab(chromium, page, color_scheme=scheme) as tab:
-        paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
-        words, figures = tab.evaluate(CONTRAST)
-        assert words >= 4.5
-        assert figures >= 4.5
-
-
-def test_it_prints_with_all_claims_open(chromium: Any, page: Path) -> None:
-    with Tab(chromium, page, color_scheme="dark") as tab:
-        tab.emulate_media(media="print")
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
-        assert tab.locator("details.claim:not([open])").count() == 0
-        tab.evaluate("dispatchEvent(new Event('afterprint'))")
-        assert tab.locator("details.claim[open]").count() == 0
-        assert tab.pdf(format="A4")[:5] == b"%PDF-"
