@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["LEAST_CONTRAST", "PAPER", "contrast", "legible", "style_of", "variable", "with_variables"]
+__all__ = ["LEAST_CONTRAST", "PAPER", "contrast", "legible", "shade", "style_of", "variable", "with_variables"]
 
 PAPER: Mapping[str, str] = {"light": "#ffffff", "dark": "#15171a"}
 """Background of the page by theme; the style sheet gets it from here."""
 
 LEAST_CONTRAST: Mapping[str, float] = {"line": 3.0, "text": 4.5}
 """Least contrast of graphical objects (WCAG 1.4.11) and of text (1.4.3)."""
+
+_ON_WHITE: Mapping[str, str] = {"#e69f00": "#735000", "#56b4e9": "#275169"}
+"""Shades of two colours of the palette on white paper. The nearest legible ones look like other colours of the palette
+to readers who do not see green, or blue; these do not."""
 
 _STEPS = 100
 """Shades between a colour and white, or black, of which the nearest legible one is taken."""
@@ -54,6 +58,22 @@ def legible(colour: str, paper: str, least: float) -> str:
     end = "#ffffff" if contrast("#ffffff", paper) > contrast("#000000", paper) else "#000000"
     shades = (_mixed(colour, end, step / _STEPS) for step in range(_STEPS + 1))
     return next(shade for shade in shades if contrast(shade, paper) >= least)
+
+
+def shade(colour: str, theme: str, kind: str = "line") -> str:
+    """A colour of a figure as the page shows it.
+
+    Parameters
+    ----------
+    colour
+        The colour, as ``#rrggbb`` in lower case.
+    theme
+        A key of `PAPER`.
+    kind
+        A key of `LEAST_CONTRAST`.
+    """
+    chosen = _ON_WHITE.get(colour, colour) if theme == "light" else colour
+    return legible(chosen, PAPER[theme], LEAST_CONTRAST[kind])
 
 
 def variable(colour: str, kind: str = "line") -> str:
@@ -116,7 +136,7 @@ def style_of(parts: Iterable[str]) -> Mapping[str, str]:
     found = sorted({(one[1], one[2]) for part in parts for one in _VARIABLE.finditer(part)})
     return {
         theme: f"--paper: {paper}; "
-        + " ".join(f"--{kind}-{code}: {legible(f'#{code}', paper, LEAST_CONTRAST[kind])};" for kind, code in found)
+        + " ".join(f"--{kind}-{code}: {shade(f'#{code}', theme, kind)};" for kind, code in found)
         for theme, paper in PAPER.items()
     }
 

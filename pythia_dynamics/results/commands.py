@@ -1,16 +1,18 @@
 """Commands as they were typed, for the provenance of what they write.
 
 While the command line runs a command, `running` holds its words, and `Results.record` writes them into the provenance
-(``command``). They have every option and every path, so that they work again in the same directory.
+(``command``). They have every option and every path, and work again in the same directory, and in a copy of it.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 
 __all__ = ["running", "steps_option", "typed_command"]
 
@@ -38,7 +40,7 @@ def running(words: Iterable[str], *, lacks_model: bool) -> Iterator[None]:
         Whether it takes models and was given none, so that it works on all of them. The command of one result then
         names its model.
     """
-    before = _running.set(_Typed(tuple(words), lacks_model))
+    before = _running.set(_Typed(tuple(map(_portable, words)), lacks_model))
     try:
         yield
     finally:
@@ -58,6 +60,13 @@ def typed_command(model: str | None = None) -> str | None:
         return None
     named = ("--model", model) if model is not None and typed.lacks_model else ()
     return shlex.join(["pythia-dyn", *typed.words, *named])
+
+
+def _portable(word: str) -> str:
+    """A word of a command, in which a path inside the working directory is relative, also after ``--option=``."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_inside = Path(value).is_absolute() and Path(value).is_relative_to(Path.cwd())
+    return f"{option}{equals}{os.path.relpath(value)}" if is_inside else word
 
 
 def steps_option(steps: Sequence[int]) -> str:

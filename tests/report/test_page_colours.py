@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from importlib import resources
+from importlib import resources, util
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -18,6 +20,7 @@ from pythia_dynamics.report.colours import (
     PAPER,
     contrast,
     legible,
+    shade,
     style_of,
     variable,
     with_variables,
@@ -53,17 +56,30 @@ def test_the_dark_end_of_viridis_is_not_legible_in_the_dark_as_it_is() -> None:
 
 @pytest.mark.parametrize("theme", PAPER)
 def test_the_order_of_a_ramp_stays(theme: str) -> None:
-    towards = [contrast(legible(shade, PAPER[theme], 3.0), PAPER[theme]) for shade in SHADES]
+    towards = [contrast(shade(colour, theme), PAPER[theme]) for colour in SHADES]
     assert all(np.diff(towards if theme == "dark" else towards[::-1]) > -0.12)  # a step of the search
 
 
 @given(st.integers(0, 0xFFFFFF), st.integers(0, 0xFFFFFF), st.floats(1, 4.5))
 def test_the_nearest_legible_shade(colour: int, paper: int, least: float) -> None:
     one, other = f"#{colour:06x}", f"#{paper:06x}"
-    shade = legible(one, other, least)
-    assert contrast(shade, other) >= least
+    found = legible(one, other, least)
+    assert contrast(found, other) >= least
     if contrast(one, other) >= least:
-        assert shade == one
+        assert found == one
+
+
+def test_readers_with_a_colour_blindness_tell_the_shades_apart() -> None:
+    spec = util.spec_from_file_location("palette", Path(__file__).parents[1] / "figures" / "test_colours.py")
+    assert spec is not None
+    assert spec.loader is not None
+    palette = util.module_from_spec(spec)
+    spec.loader.exec_module(palette)
+    for theme, ink in (("light", "#1b1d21"), ("dark", "#e8eaed")):  # black is drawn in the colour of the text
+        shown = [ink if to_hex(colour) == "#000000" else shade(to_hex(colour), theme) for colour in COLOURS]
+        for vision in palette.VISION:
+            for one, other in itertools.combinations(palette.lab(shown, vision), 2):
+                assert np.linalg.norm(one - other) >= palette.BETWEEN_CURVES, (theme, vision)
 
 
 def test_what_becomes_a_variable() -> None:
