@@ -67,16 +67,16 @@ def garden(
     names = app.expanded(models, aliases(), answer)
     if not names:
         answer.finish()
-    planned = garden_study.plan(
-        names,
-        steps=steps,
-        corpus=corpus,
-        limit=limit,
-        cache=cache,
-        results=results,
-        skip_perplexity=skip_perplexity,
-        suite=suite,
-    )
+    asked: dict[str, Any] = {
+        "steps": steps,
+        "corpus": corpus,
+        "limit": limit,
+        "cache": cache,
+        "results": results,
+        "skip_perplexity": skip_perplexity,
+        "suite": suite,
+    }
+    planned = garden_study.plan(names, **asked)
     settings = EvaluationSettings(device=device, corpus=corpus, limit=limit)
     with app.echo_warnings():
         seconds = [cost.seconds(bandwidth * 1e6, garden_study.checkpoint_seconds(cost, settings)) for cost in planned]
@@ -91,18 +91,7 @@ def garden(
 
     with app.echo_warnings():
         result = garden_study.run(
-            names,
-            stage=app.stages(),
-            steps=steps,
-            corpus=corpus,
-            limit=limit,
-            skip_perplexity=skip_perplexity,
-            workers=workers,
-            cache=cache,
-            results=results,
-            device=device,
-            overwrite=overwrite,
-            suite=suite,
+            names, stage=app.stages(), workers=workers, device=device, overwrite=overwrite, **asked
         )
     for name, reasons in result.missing.items():
         app.echo(name)

@@ -186,8 +186,9 @@ def product_rate(width: int, device: torch.device | str) -> float:
     count, seconds = 0, 0.0
     with torch.inference_mode():
         states, weight = torch.ones(_RATE_ROWS, width, device=device), torch.ones(width, 4 * width, device=device)
+        _repeat(states, weight, 1)  # loads and chooses kernels
         while seconds < _RATE_SECONDS:
-            repeats = 1 + 2 * count  # the first calls load and choose kernels: the last loop is most of the time
+            repeats = 1 + 2 * count
             seconds = _seconds(lambda repeats=repeats: _repeat(states, weight, repeats))  # type: ignore[misc]
             count = repeats
     return 2.0 * _RATE_ROWS * width * 4 * width * count / seconds

@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,12 @@ class Reproduction:
 
 
 def checkpoint_seconds(planned: ModelPlan, settings: EvaluationSettings) -> float:
-    """Seconds that the evaluation of a checkpoint takes on this machine, from a measurement of a second or two.
+    """Seconds that the evaluation of a checkpoint takes on this machine, from a measurement.
 
-    Half the rate of matrix products of the model's width, which models from 14m on reach. Of smaller ones the time is
-    that of the calls, not of the arithmetic: where the checkpoints are in a directory, one of them is evaluated.
+    Half the rate of matrix products of the model's width, which models from 14m on reach: measured in a second. Of
+    smaller ones the time is that of the calls, not of the arithmetic: where the checkpoints are in a directory, one of
+    them is evaluated, after one passage that loads the libraries. One that cannot be evaluated is planned by the
+    products; `run` says why it cannot.
 
     Parameters
     ----------
@@ -150,11 +153,6 @@ def checkpoint_seconds(planned: ModelPlan, settings: EvaluationSettings) -> floa
         What is to be done for the model.
     settings
         How to evaluate: device, corpus, limit.
-
-    Raises
-    ------
-    PythiaDynError
-        As `pythia_dynamics.perplexity` does.
     """
     from pythia_dynamics.device import resolve_device
     from pythia_dynamics.evaluation.products import product_rate
@@ -165,10 +163,11 @@ def checkpoint_seconds(planned: ModelPlan, settings: EvaluationSettings) -> floa
     seconds = planned.operations / (_EFFICIENCY * product_rate(planned.width, device))
     if planned.model.is_local and seconds < _MEASURED_SECONDS:
         last = replace(settings, steps=[max(open_source(planned.model).revisions())])
-        evaluate(planned.model, MODES, replace(last, limit=1))  # loads libraries
-        began = time.monotonic()
-        evaluate(planned.model, MODES, last)
-        seconds = time.monotonic() - began
+        with suppress(PythiaDynError):
+            evaluate(planned.model, MODES, replace(last, limit=1))  # loads libraries
+            began = time.monotonic()
+            evaluate(planned.model, MODES, last)
+            seconds = time.monotonic() - began
     return seconds
 
 

@@ -8,25 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import checkpoint, state
-from support.project import Project
+from support.project import Project, walk_project
 
 from pythia_dynamics.cli import main
 
-STEPS = (10, 20, 30, 40)
 SHOWN = "cumulative learning rate Ση"
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(tmp_path)
-    for step in STEPS:
-        folder = tmp_path / "walk" / f"step{step}"
-        folder.mkdir(parents=True)
-        for name, content in checkpoint(state(step, vocab=40, d_model=8)).items():
-            (folder / name).write_bytes(content)
     (tmp_path / "lr.csv").write_text("step,lr\n0,1\n40,0.5\n")
-    return Project(tmp_path)
+    return walk_project(tmp_path)
 
 
 def text_of(path: str) -> str:

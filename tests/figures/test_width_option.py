@@ -7,25 +7,17 @@ from pathlib import Path
 
 import click
 import pytest
-from support.checkpoints import checkpoint, state
-from support.project import Project
+from support.project import Project, walk_project
 
 from pythia_dynamics.cli import main
 from pythia_dynamics.cli.garden import garden
 from pythia_dynamics.cli.reproduce import order_parameter
 
-STEPS = (10, 20, 30, 40)
-
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(tmp_path)
-    for step in STEPS:
-        folder = tmp_path / "walk" / f"step{step}"
-        folder.mkdir(parents=True)
-        for name, content in checkpoint(state(step, vocab=40, d_model=8)).items():
-            (folder / name).write_bytes(content)
-    return Project(tmp_path)
+    return walk_project(tmp_path)
 
 
 def inches(paths: list[str]) -> set[float]:

@@ -21,7 +21,7 @@ from pythia_dynamics.checkpoints.open import REGISTRY
 from pythia_dynamics.checkpoints.registry import EMBED_OUT, SIZES
 from pythia_dynamics.claims import scorecard as claims
 from pythia_dynamics.cli.app import main
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import CheckpointError, PythiaDynError
 from pythia_dynamics.evaluation.runner import perplexity
 from pythia_dynamics.evaluation.settings import EvaluationSettings
 from pythia_dynamics.history.estimate import preview
@@ -223,6 +223,12 @@ def test_the_plan_measures_this_machine(
     assert len(asked) == 2
     assert garden.checkpoint_seconds(replace(large, operations=2e18), settings) == pytest.approx(2 * by_products)
     assert garden.checkpoint_seconds(replace(small, checkpoints=0), settings) == 0
+
+    def without_tokenizer(*_: object) -> None:
+        raise CheckpointError("has no tokenizer")
+
+    monkeypatch.setattr(garden, "evaluate", without_tokenizer)  # is said when it is run, not instead of a plan
+    assert 0 < garden.checkpoint_seconds(small, settings) < 1
     (longer,) = garden.plan([checkpoints / "one"], **{**given, "limit": 1})
     assert 0 < longer.operations < small.operations
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 import pythia_dynamics as pyd
 from pythia_dynamics.cli import main
+from support.checkpoints import checkpoint, state
 from support.tiny_models import TEXTS
 
-__all__ = ["Project"]
+__all__ = ["Project", "walk_project"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,13 @@ class Project:
         """The fetched history of a store, and its weights by step."""
         history = pyd.open_history(name, cache=self.place / "cache")
         return history, {int(step): np.asarray(history.at(int(step)), dtype=np.float32) for step in history.steps}
+
+
+def walk_project(place: Path) -> Project:
+    """A project beside `walk`, a directory of four small checkpoints (40 rows of 8 weights)."""
+    for step in (10, 20, 30, 40):
+        folder = place / "walk" / f"step{step}"
+        folder.mkdir(parents=True)
+        for name, content in checkpoint(state(step, vocab=40, d_model=8)).items():
+            (folder / name).write_bytes(content)
+    return Project(place)
