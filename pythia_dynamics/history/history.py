@@ -325,7 +325,7 @@ class History:
         ----------
         array
             Shape (T, …), dtype float16, bfloat16, float32 or float64: of NumPy, torch, or a `DataArray` with a `step`
-            axis. A step of a masked array that is masked completely is missing.
+            axis. Weights in the byte order of another machine are copied into that of this one. A step of a masked array that is masked completely is missing.
         steps
             T strictly increasing integers. Default: the coordinate `step` of a `DataArray`, else 0 … T−1.
         name
@@ -362,11 +362,14 @@ class History:
             if step not in numbers:
                 raise UnknownNameError("step", step, numbers.tolist(), where=name)
         present = (step not in absent for step in numbers.tolist())
-        frames = tuple(np.ascontiguousarray(frame) if here else None for here, frame in zip(present, data, strict=True))
+        native = data.dtype.newbyteorder("=")
+        frames = tuple(
+            np.ascontiguousarray(frame, native) if here else None for here, frame in zip(present, data, strict=True)
+        )
         roles = list(find_roles([tensor]))
         provenance = {"source": name, "tensor": tensor, "roles": roles, "learning_rate": NOT_KNOWN}
         steps = numbers.astype(np.int64)
-        history = cls(name, tensor, steps, data.shape[1:], data.dtype, absent, frames, provenance)
+        history = cls(name, tensor, steps, data.shape[1:], native, absent, frames, provenance)
         return history.with_learning_rate(learning_rate)
 
 

@@ -20,6 +20,7 @@ from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.dataset import Variable, ends, step_dataset
 from pythia_dynamics.sweep.frames import Frames
+from pythia_dynamics.sweep.intrinsics import workspace
 from pythia_dynamics.sweep.sweep import PerSlab
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Integral(PerSlab):
         kind = frames.computing_type
         keep, shift = np.zeros(len(addresses), kind), np.zeros(len(addresses), kind)
         keep[: len(frames)], shift[: len(frames)] = 1, self.shift
-        work = kernels.workspace(4, kernels.BLOCK, kind)
+        work = workspace(4, kernels.BLOCK, kind)
         out = np.zeros((len(addresses), 6))
         kernels.integrate(addresses, frames.like, start, stop, shift, keep, work, out)
         self.sums[start] = out[: len(frames)]
@@ -201,8 +202,9 @@ def random_walk(start: float, moved: Any, size: int) -> tuple[NDArray[np.float64
     walk_sum = remaining**2 @ squared
     dof = size - 1 if size > 1 else np.nan
     expected = (n**2 * start + walk_sum * (size - 1) / size) / dof
-    variance = (4 * n**2 * start * walk_sum / size + 2 * walk_sum**2 * (size - 1) / size**2) / dof**2
-    return expected, np.sqrt(variance)
+    # As a hypotenuse: the variance of weights near 1e100 has no float64, its root has.
+    of_start, of_walk = 2 * n * np.sqrt(start / size) * np.sqrt(walk_sum), np.sqrt(2 * (size - 1)) * walk_sum / size
+    return expected, np.hypot(of_start, of_walk) / dof
 
 
 def interior_peak(steps: NDArray[np.int64], curve: NDArray[np.float64], margin: float = 0.0) -> int | None:

@@ -77,9 +77,9 @@ class Projection:
         """Ranks (batch size, draw, tolerance, convention) and those of an infinite batch (tolerance, convention)."""
         ranks = np.empty((len(self.batch_sizes), self.draws, len(self.tolerances), len(CONVENTIONS)))
         for row, size in zip(ranks, self.batch_sizes, strict=True):
-            batches = self.batches(size, len(frame.gram))
+            batches = self.batches(size, frame.columns)
             batches = batches - batches.mean(axis=1, keepdims=True)
-            covariance = batches @ frame.gram @ batches.transpose(0, 2, 1) / (size - 1)
+            covariance = frame.batch_gram(batches) / (size - 1)
             for draw, values in zip(row, np.linalg.eigvalsh(covariance), strict=True):
                 draw[:] = self._count(values)
         return ranks, self._count(frame.eigenvalues)

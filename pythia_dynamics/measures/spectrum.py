@@ -1,6 +1,6 @@
 """Singular values of the weights at every step, with entropy, ranks, condition number and power law.
 
-All are computed from the (d, d) Gram matrix G = WᵀW of each step. The (v, d) matrix W is read once, not decomposed.
+All are computed from the Gram matrix of the smaller side of each step's (v, d) matrix W, which is not decomposed.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class Compute:
         Where Gram matrices are computed: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …, or ``"auto"`` (CUDA if the machine has
         it, else the CPU). CUDA computes them in float64. Everything else runs on the CPU.
     precision : {"float32", "float64"}
-        Precision of the Gram matrix WᵀW of a step on the CPU. With float32, blocks of 1,024 rows are multiplied in
+        Precision of the Gram matrix of a step on the CPU. With float32, blocks of 1,024 rows are multiplied in
         float32 and added in float64. A step whose smallest eigenvalues float32 does not resolve is repeated in float64.
     rows : int, optional
         Use only the first `rows` rows of each frame. The number of entries of the tokenizer excludes the padding of a

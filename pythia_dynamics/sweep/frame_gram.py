@@ -1,7 +1,8 @@
-"""The Gram matrix WᵀW of each step.
+"""The Gram matrix of each step: WᵀW, or WWᵀ where W has fewer rows than columns.
 
-The (v, d) matrix W of a step is read once and not decomposed. Singular values and projections follow from the (d, d)
-Gram matrix. Steps are processed one by one, because the Gram matrices of all steps would not fit into memory.
+The (v, d) matrix W of a step is read once and not decomposed. Singular values follow from the Gram matrix of its
+smaller side, which both have. Steps are processed one by one, because the Gram matrices of all steps would not fit into
+memory.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
-from pythia_dynamics.sweep import kernels
+from pythia_dynamics.sweep import gram_kernels
 from pythia_dynamics.sweep.compute import Compute, Precision
 from pythia_dynamics.sweep.frames import kernel_array, to_device, warn_nonfinite
+from pythia_dynamics.sweep.intrinsics import workspace
+from pythia_dynamics.sweep.kernels import TILE
 from pythia_dynamics.sweep.sweep import run_jobs
 
 __all__ = ["FrameGram", "frame_gram", "map_gram_matrices"]
 
 
 _RESOLUTION = {"float32": 1e-7, "float64": 1e-13}
-"""Eigenvalues of WᵀW below this share of the largest are rounding errors. 1e-7 is the precision of float32. 1e-13 is
-450 times that of float64, for the rounding of sums over 50,000 rows."""
+"""Eigenvalues of a Gram matrix below this share of the largest are rounding errors. 1e-7 is the precision of float32.
+1e-13 is 450 times that of float64, for the rounding of sums over 50,000 rows."""
 
 _FLOAT64_BELOW = 1e-6
 """A step with eigenvalues below this share of the largest is computed in float64. The value is ten times the
@@ -37,6 +40,9 @@ _DEVICE_ELEMENTS = 1 << 24
 """Weights of a step that one thread has on a device at a time: 128 MB in float64, so that 16 threads need 2 GB of the
 memory of the device."""
 
+_PROJECTED_ELEMENTS = 1 << 22
+"""Weights that `FrameGram.batch_gram` widens to float64 at a time: 32 MB."""
+
 
 @dataclass(frozen=True)
 class FrameGram:
@@ -44,10 +50,10 @@ class FrameGram:
 
     Parameters
     ----------
-    rows : int
-        v, the number of rows of W.
-    gram : array of float64, shape (d, d)
-        WᵀW.
+    weights : array, shape (v, d)
+        W as it is stored: a view of the frame, usually of a memory map.
+    gram : array of float64, shape (min(v, d), min(v, d))
+        WᵀW where v ≥ d, else WWᵀ. Both have the same eigenvalues but for zeros, and the same trace ‖W‖_F².
     mean_row : array of float64, shape (d,)
         The mean of the rows of W.
     eigenvalues : array of float64, shape (min(v, d),)
@@ -56,11 +62,45 @@ class FrameGram:
         Eigenvalues below this share of the largest are rounding errors.
     """
 
-    rows: int
+    weights: NDArray[Any]
     gram: NDArray[np.float64]
     mean_row: NDArray[np.float64]
     eigenvalues: NDArray[np.float64]
     resolution: float
+
+    @property
+    def rows(self) -> int:
+        """v, the number of rows of W."""
+        return len(self.weights)
+
+    @property
+    def columns(self) -> int:
+        """d, the number of columns of W."""
+        return int(self.weights.shape[1])
+
+    def batch_gram(self, batches: NDArray[np.float64]) -> NDArray[np.float64]:
+        """V WᵀW Vᵀ, the products of the vectors of batches after they have been multiplied by W.
+
+        From `gram` where that is WᵀW. Else W is read again, and V Wᵀ is computed in blocks of rows: d² products would
+        cost more than the Gram matrix of the smaller side has saved.
+
+        Parameters
+        ----------
+        batches
+            V, shape (…, B, d).
+
+        Returns
+        -------
+        array, shape (…, B, B)
+        """
+        if self.rows >= self.columns:
+            return np.asarray(batches @ self.gram @ np.swapaxes(batches, -1, -2))
+        products = np.zeros((*batches.shape[:-1], batches.shape[-2]))
+        block = max(_PROJECTED_ELEMENTS // self.columns, 1)
+        for start in range(0, self.rows, block):
+            projected = batches @ self.weights[start : start + block].astype(np.float64).T
+            products += projected @ np.swapaxes(projected, -1, -2)
+        return products
 
 
 def map_gram_matrices(
@@ -79,7 +119,7 @@ def map_gram_matrices(
     functions : sequence of callable
         Each is called with the `FrameGram` of a step. For an executor of processes they must be picklable.
     compute : Compute, optional
-        Threads or executor, device, precision, rows. Each thread needs memory for a few (d, d) matrices. An executor
+        Threads or executor, device, precision, rows. Each thread needs memory for a few Gram matrices. An executor
         gets one task per step. Progress counts steps.
     warn : bool
         Whether to issue a `NonFiniteWarning` that names the steps with weights that are not finite.
@@ -172,7 +212,7 @@ def frame_gram(weights: NDArray[Any], *, precision: Precision = "float32", devic
     if precision == "float32" and eigenvalues[-1] <= _FLOAT64_BELOW * eigenvalues[0]:
         return frame_gram(weights, precision="float64")
     return FrameGram(
-        rows=len(matrix),
+        weights=matrix,
         gram=gram,
         mean_row=total / len(matrix),
         eigenvalues=eigenvalues,
@@ -181,15 +221,19 @@ def frame_gram(weights: NDArray[Any], *, precision: Precision = "float32", devic
 
 
 def _on_cpu(matrix: NDArray[Any], precision: Precision) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """WᵀW, shape (d, d), and the sum of the rows, shape (d,)."""
+    """The Gram matrix of the smaller side, and the sum of the rows, shape (d,)."""
     array = kernel_array(matrix)
     length, width = matrix.shape
-    padded = -(-width // kernels.TILE) * kernels.TILE
-    work = kernels.workspace(padded, kernels.COLUMN_BLOCK, precision)
+    side = min(length, width)
+    padded = -(-side // TILE) * TILE
+    work = workspace(padded, gram_kernels.COLUMN_BLOCK, precision)
     gram, total = np.zeros((padded, padded)), np.zeros(width)
-    address = np.uint64(array.ctypes.data)
-    kernels.column_gram(address, np.zeros(1, array.dtype), 0, length, work, gram, total)
-    lower = np.tril(gram[:width, :width])
+    address, like = np.uint64(array.ctypes.data), np.zeros(1, array.dtype)
+    if length < width:
+        gram_kernels.row_gram(address, like, length, work, gram, total)
+    else:
+        gram_kernels.column_gram(address, like, 0, length, work, gram, total)
+    lower = np.tril(gram[:side, :side])
     return lower + np.tril(lower, -1).T, total
 
 
@@ -197,12 +241,15 @@ def _on_device(matrix: NDArray[Any], device: str) -> tuple[NDArray[np.float64], 
     """The same sums on a CUDA device, in float64."""
     import torch
 
-    width = matrix.shape[1]
-    gram = torch.zeros((width, width), dtype=torch.float64, device=device)
+    length, width = matrix.shape
+    is_wide = length < width
+    side = min(length, width)
+    gram = torch.zeros((side, side), dtype=torch.float64, device=device)
     total = torch.zeros(width, dtype=torch.float64, device=device)
-    chunk = max(_DEVICE_ELEMENTS // width, 1)
-    for start in range(0, len(matrix), chunk):
-        rows = to_device(matrix[start : start + chunk], device)
-        gram += rows.T @ rows
-        total += rows.sum(dim=0)
+    chunk = max(_DEVICE_ELEMENTS // side, 1)
+    for start in range(0, max(length, width), chunk):
+        stop = start + chunk
+        part = to_device(np.ascontiguousarray(matrix[:, start:stop]) if is_wide else matrix[start:stop], device)
+        gram += part @ part.T if is_wide else part.T @ part
+        total[slice(start, stop) if is_wide else slice(None)] += part.sum(dim=0)
     return gram.cpu().numpy(), total.cpu().numpy()

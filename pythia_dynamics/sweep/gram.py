@@ -13,8 +13,10 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.sweep import kernels
+from pythia_dynamics.sweep import gram_kernels
 from pythia_dynamics.sweep.frames import Frames, to_device
+from pythia_dynamics.sweep.intrinsics import workspace
+from pythia_dynamics.sweep.kernels import TILE
 from pythia_dynamics.sweep.sweep import PerSlab
 
 __all__ = ["Gram", "displacements"]
@@ -47,7 +49,7 @@ class Gram(PerSlab):
         Where to compute.
     products
         Partial sums of D by the first weight of the slab: lower triangle, float64 of shape (R, R), where R is T'
-        rounded up to a multiple of `kernels.TILE`.
+        rounded up to a multiple of `TILE`.
     sums
         Partial sums of w and w² by the first weight of the slab: float64 of shape (T', 2).
     """
@@ -72,10 +74,10 @@ class Gram(PerSlab):
         if self.device != "cpu":
             self.products[start], self.sums[start] = _on_device(frames, start, stop, self.device)
             return
-        rows = -(-len(frames) // kernels.TILE) * kernels.TILE
-        work = kernels.workspace(rows, kernels.GRAM_BLOCK, np.float64 if self.double else np.float32)
+        rows = -(-len(frames) // TILE) * TILE
+        work = workspace(rows, gram_kernels.GRAM_BLOCK, np.float64 if self.double else np.float32)
         products, sums = np.zeros((rows, rows)), np.zeros((len(frames), 2))
-        kernels.gram(frames.addresses, frames.like, start, stop, work, products, sums)
+        gram_kernels.gram(frames.addresses, frames.like, start, stop, work, products, sums)
         self.products[start], self.sums[start] = products, sums
 
     def merge(self, other: Self) -> None:

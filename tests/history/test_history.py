@@ -114,6 +114,17 @@ def test_a_history_is_indexed_by_position_and_by_step() -> None:
         history[6]
 
 
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8"])
+def test_weights_in_the_byte_order_of_another_machine_are_the_same_weights(dtype: str) -> None:
+    values = np.random.default_rng(0).standard_normal((4, 10, 3)).astype(dtype)
+    history, native = History.from_array(values), values.astype(values.dtype.newbyteorder("="))
+    assert history.dtype == native.dtype
+    assert history.dtype.isnative
+    assert np.array_equal(np.asarray(history.weights), native)
+    assert msd(values).identical(msd(native))
+    assert values.dtype == dtype
+
+
 def test_a_plain_array_has_the_steps_that_it_is_given() -> None:
     weights = np.random.default_rng(0).standard_normal((4, 6, 3)).astype(np.float32)
     assert msd(weights, steps=[1, 2, 4, 8])["step"].to_numpy().tolist() == [1, 2, 4, 8]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -230,6 +232,17 @@ def test_a_low_peak_between_the_ends_is_one():
     base -= base.mean()
     moved = np.array([1.0, 1, 1, -0.2])[:, None, None] * base  # the integral is 1, 2, 3 and 2.8 times the base
     assert msd(moved)["msd"].attrs["peak_step"] == 2
+
+
+def test_weights_near_1e100_have_the_curves_of_others_scaled():
+    w = walk(6, 30, 8, np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain, large = msd(w), msd(w * 1e100)
+    for name in plain.data_vars:
+        power = {"weight^2": 200, "weight": 100}.get(plain[name].attrs.get("units"), 0)
+        scale = 1e-9 * 10.0**power * abs(plain[name]).max()
+        np.testing.assert_allclose(large[name], plain[name] * 10.0**power, rtol=1e-9, atol=scale, err_msg=str(name))
 
 
 def test_steps_whose_squares_are_too_large_are_named():

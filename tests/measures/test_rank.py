@@ -14,8 +14,10 @@ from pythia_dynamics.sweep.frames import MissingStepsWarning, NonFiniteWarning
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_ranks_are_those_of_the_covariance_formed_in_full(dtype):
-    w = walk(3, 50, 24, dtype, scale=0.15)
+@pytest.mark.parametrize("rows", [50, 24, 9])  # more than columns, as many, fewer
+def test_ranks_are_those_of_the_covariance_formed_in_full(rows, dtype, monkeypatch):
+    monkeypatch.setattr("pythia_dynamics.sweep.frame_gram._PROJECTED_ELEMENTS", 24 * 4)  # blocks of four rows
+    w = walk(3, rows, 24, dtype, scale=0.15 * (50 / rows) ** 0.5)
     sizes, tolerances = (4, 16, 40), (0.1, 0.35, 0.8)
     result = covariance_rank(w, batch_sizes=sizes, tolerances=tolerances, draws=3, seed=5)
     projection = Projection(sizes, tolerances, 3, 5)

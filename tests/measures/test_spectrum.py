@@ -72,6 +72,37 @@ def test_many_rows_are_added_in_blocks():
     np.testing.assert_allclose(gram.mean_row, exact.mean(axis=0), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(7, 2500), (1, 40), (5, 6), (64, 1024), (64, 1025)])
+def test_a_wide_matrix_has_the_gram_matrix_of_its_rows(shape, dtype):
+    w = (np.random.default_rng(0).standard_normal(shape) + 0.3).astype(dtype)
+    found, exact = frame_gram(w), w.astype(np.float64)
+    assert (found.rows, found.columns) == shape
+    np.testing.assert_allclose(found.gram, exact @ exact.T, rtol=1e-5, atol=1e-5 * np.trace(found.gram) / len(w))
+    np.testing.assert_allclose(found.mean_row, exact.mean(axis=0), rtol=1e-12, atol=1e-15)
+    transposed = frame_gram(np.ascontiguousarray(w.T))
+    np.testing.assert_allclose(found.eigenvalues, transposed.eigenvalues, rtol=1e-4)
+    batches = np.random.default_rng(1).standard_normal((3, 4, shape[1]))
+    expected = batches @ exact.T @ exact @ batches.transpose(0, 2, 1)
+    np.testing.assert_allclose(found.batch_gram(batches), expected, rtol=1e-9, atol=1e-9 * abs(expected).max())
+
+
+def test_a_wide_matrix_with_a_value_that_is_not_finite_has_none():
+    w = np.ones((3, 2000), np.float32)
+    w[1, 1999] = np.inf
+    assert frame_gram(w) is None
+
+
+@pytest.mark.parametrize("shape", [(300, 7), (7, 300)])
+def test_the_sums_of_a_device_are_those_of_the_processor(shape, monkeypatch):
+    monkeypatch.setattr(frame_grams, "_DEVICE_ELEMENTS", 7 * 64)  # pieces of 64 rows or columns
+    w = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    gram, total = frame_grams._on_device(w, "cpu")
+    expected, summed = frame_grams._on_cpu(w, "float64")
+    np.testing.assert_allclose(gram, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(total, summed, rtol=1e-12, atol=1e-12)
+
+
 def test_a_power_law_with_an_exponent_below_two_is_found():
     for seed in range(3):
         values = (1 - np.random.default_rng(seed).uniform(size=400)) ** (-1 / 0.5)  # density ~ λ^−1.5
@@ -224,7 +255,9 @@ def test_nothing_is_known_where_no_step_is_finite():
 @pytest.mark.parametrize("least", [1e-9, 1e-6])
 def test_eigenvalues_below_a_share_of_the_largest_are_rounding_errors(least):
     eigenvalues = np.array([16.0, 4.0, 16 * least])
-    found = frame_spectrum(FrameGram(10, np.diag(eigenvalues), np.zeros(3), eigenvalues, resolution=1e-7))
+    found = frame_spectrum(
+        FrameGram(np.zeros((10, 3)), np.diag(eigenvalues), np.zeros(3), eigenvalues, resolution=1e-7)
+    )
     sigma = np.sqrt(eigenvalues[: 2 if least < 1e-7 else 3])
     p = sigma / sigma.sum()
     assert found.entropy == pytest.approx(-np.sum(p * np.log(p)), rel=1e-12)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pythia_dynamics.sweep import kernels
+from pythia_dynamics.sweep import gram_kernels, kernels
+from pythia_dynamics.sweep.intrinsics import workspace
 
 CARRIERS = {np.float16: np.uint16, ml_dtypes.bfloat16: np.int16, np.float32: np.float32, np.float64: np.float64}
 
@@ -53,17 +54,17 @@ def test_power_sums(dtype):
 @pytest.mark.parametrize("dtype", list(CARRIERS))
 @pytest.mark.parametrize("steps", [1, 4, 6])
 def test_gram_is_that_of_the_increments(dtype, steps):
-    size = 2 * kernels.GRAM_BLOCK + 37
+    size = 2 * gram_kernels.GRAM_BLOCK + 37
     w = np.cumsum(np.random.default_rng(steps).standard_normal((steps, size)), axis=0).astype(dtype)
     carrier = CARRIERS[dtype]
     addresses = np.array([row.ctypes.data for row in w], np.uint64)
     rows = -(-steps // kernels.TILE) * kernels.TILE
     kind = np.float64 if dtype == np.float64 else np.float32
-    work = kernels.workspace(rows, kernels.GRAM_BLOCK, kind)
+    work = workspace(rows, gram_kernels.GRAM_BLOCK, kind)
     work[:] = np.nan
     out, sums = np.zeros((rows, rows)), np.zeros((steps, 2))
     start, stop = 5, size - 3
-    kernels.gram(addresses, np.zeros(1, carrier), start, stop, work, out, sums)
+    gram_kernels.gram(addresses, np.zeros(1, carrier), start, stop, work, out, sums)
     x = w[:, start:stop].astype(np.float64)
     increments = np.diff(x, axis=0, prepend=0)
     expected = increments @ increments.T
@@ -82,7 +83,7 @@ def test_the_running_integral_over_blocks_and_tiles(dtype):
     shift, keep = np.zeros(8, kind), np.zeros(8, kind)
     shift[:steps], keep[:steps] = np.linspace(0, 1, steps), 1
     out = np.zeros((8, 6))
-    work = kernels.workspace(4, kernels.BLOCK, kind)
+    work = workspace(4, kernels.BLOCK, kind)
     work[:] = np.nan
     kernels.integrate(addresses, np.zeros(1, CARRIERS[dtype]), 3, size, shift, keep, work, out)
     x = w[:, 3:].astype(np.float64)
@@ -104,7 +105,7 @@ def test_the_running_integral_over_blocks_and_tiles(dtype):
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("columns", [1, 1000, 1024])
 def test_rows_of_a_workspace_begin_on_cache_lines_of_different_sets(kind, columns):
-    work = kernels.workspace(5, columns, kind)
+    work = workspace(5, columns, kind)
     assert len(work) == 5
     assert columns <= work.shape[1] <= columns + 31
     assert work.flags.c_contiguous
