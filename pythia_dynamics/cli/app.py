@@ -438,7 +438,10 @@ def duration(seconds: float) -> str:
 def echo(text: str) -> None:
     """Print text, unless ``--json`` or ``--quiet`` is given."""
     if not _is_json() and not click.get_current_context().meta.get(QUIET_KEY):
-        click.echo(text)
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():  # a bar that is shown makes room
+            click.echo(text)
 
 
 def echo_steps(state: str, reasons: Mapping[int, str]) -> None:
@@ -460,12 +463,15 @@ def echo_outcome(outcome: Outcome) -> None:
 
 def expanded(models: tuple[str, ...], known: Iterable[str], answer: Answer) -> tuple[str, ...]:
     """The names of models, with the known names that match in place of each glob. One without any is a failure."""
+    from pythia_dynamics.checkpoints.registry import names_of_aliases
+
     names: dict[str, None] = {}
     known = list(known)
     for model in models:
         matches = [model]
         if any(character in model for character in "*?[") and not Path(model).exists():
             matches = [name for name in known if fnmatch.fnmatchcase(name, model)]
+            matches = matches or [name for name in names_of_aliases(model) if name in known]
             if not matches:
                 answer.fail(str(UnknownNameError("model", model, known)))
         names |= dict.fromkeys(matches)

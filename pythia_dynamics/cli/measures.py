@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,13 @@ from pythia_dynamics.measures import MEASURES
 if TYPE_CHECKING:
     from pythia_dynamics.figures.axis import AxisKind
     from pythia_dynamics.measures.measure import Flag, Measure, Option
+    from pythia_dynamics.progress import Progress
 
 __all__ = ["MeasureCommand"]
+
+_MOST_DRAWN = 8
+"""Tensors of a model up to which a command draws a figure of each. A figure takes about a second, the pass over a
+matrix of a small model less; of more tensors the overview is drawn."""
 
 
 class MeasureCommand(click.Command):
@@ -140,41 +147,64 @@ def _run(
 ) -> None:
     """Compute a measure and its companions for every model, and print the results."""
     from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.results.overview import has_overview
+    from pythia_dynamics.studies.overview import save_overview
     from pythia_dynamics.studies.pipeline import measure as measure_history
     from pythia_dynamics.sweep.compute import Compute
     from pythia_dynamics.sweep.frames import NonFiniteWarning
 
     companions = [name for name in _measure(measure).companions if options.pop(name)]
     answer = app.Answer(measure)
-    for history in weights.histories(answer):
-        with answer.collect():
-            rows = weights.rows(history)
-            with app.echo_warnings() as caught, app.bar(f"{history.name} {measure}") as progress:
-                outcomes = measure_history(
-                    history,
-                    [measure, *companions],
-                    Results(history.name, results),
-                    options={measure: options},
-                    compute=Compute(rows=rows, device=device, progress=progress),
-                    axis=axis,
+    histories = list(weights.histories(answer))
+    tensors_of = Counter(history.name for history in histories)
+    measured: Counter[str] = Counter()
+    with app.bar(measure) as progress:
+        for index, history in enumerate(histories):
+            share = partial(_part, progress, index, len(histories))
+            with answer.collect():
+                rows = weights.rows(history)
+                with app.echo_warnings() as caught:
+                    outcomes = measure_history(
+                        history,
+                        [measure, *companions],
+                        Results(history.name, results),
+                        options={measure: options},
+                        compute=Compute(rows=rows, device=device, progress=share),
+                        axis=axis,
+                        draw=tensors_of[history.name] <= _MOST_DRAWN,
+                    )
+                for item in caught:
+                    if item.category is NonFiniteWarning:
+                        answer.fail(f"{item.message} (all other steps are in the results)")
+                for outcome in outcomes:
+                    app.echo_outcome(outcome)
+                first, *others = outcomes
+                answer.facts.append(
+                    {
+                        "model": history.name,
+                        "tensor": history.tensor,
+                        "files": [path for outcome in outcomes for path in outcome.files],
+                        "missing": dict(history.missing),
+                        **first.facts,
+                        **{outcome.kind: outcome.facts for outcome in others},
+                    }
                 )
-            for item in caught:
-                if item.category is NonFiniteWarning:
-                    answer.fail(f"{item.message} (all other steps are in the results)")
-            for outcome in outcomes:
-                app.echo_outcome(outcome)
-            first, *others = outcomes
-            answer.facts.append(
-                {
-                    "model": history.name,
-                    "tensor": history.tensor,
-                    "files": [path for outcome in outcomes for path in outcome.files],
-                    "missing": dict(history.missing),
-                    **first.facts,
-                    **{outcome.kind: outcome.facts for outcome in others},
-                }
-            )
-    answer.finish()
+                measured[history.name] += 1
+    overviews = []
+    for name in [name for name, count in measured.items() if count > 1 and has_overview(measure)]:
+        with answer.collect():
+            outcome = save_overview(Results(name, results), measure, axis=axis)
+            app.echo(f"{name}: all tensors")
+            app.echo_outcome(outcome)
+            if tensors_of[name] > _MOST_DRAWN:
+                app.echo(f"  the figures of each tensor: pythia-dyn figures --model {shlex.quote(name)}")
+            overviews.append({"model": name, "files": outcome.files, **outcome.facts})
+    answer.finish(**({"overviews": overviews} if overviews else {}))
+
+
+def _part(progress: Progress, index: int, count: int, done: int, total: int) -> None:
+    """Report the progress of one of several histories, in thousandths of each."""
+    progress(1000 * index + 1000 * done // max(total, 1), 1000 * count)
 
 
 for _name, _description in MEASURES.items():

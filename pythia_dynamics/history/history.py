@@ -325,7 +325,8 @@ class History:
         ----------
         array
             Shape (T, …), dtype float16, bfloat16, float32 or float64: of NumPy, torch, or a `DataArray` with a `step`
-            axis. Weights in the byte order of another machine are copied into that of this one. A step of a masked array that is masked completely is missing.
+            axis. Weights in the byte order of another machine are copied into that of this one. A step of a masked
+            array that is masked completely is missing.
         steps
             T strictly increasing integers. Default: the coordinate `step` of a `DataArray`, else 0 … T−1.
         name

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pythia_dynamics.checkpoints.roles import ALL, UNEMBEDDING
 from pythia_dynamics.evaluation.settings import HEADS
 from pythia_dynamics.results.commands import steps_option, typed_command
 from pythia_dynamics.results.folder import Results
@@ -72,7 +73,7 @@ def commands(results: Results) -> tuple[str, ...]:
     fetched: list[str] = []
     measured = [details for _, details, folder in made if folder is weights and details.get("source")]
     if measured and not (whole and weights.is_unembedding):
-        fetched = [_fetch(measured, weights) + next(filter(None, map(_cache_option, lines)), "")]
+        fetched = [_fetch(measured, weights, lines)]
     return tuple(dict.fromkeys([*whole, *fetched, *_verifications(model), *lines]))
 
 
@@ -94,13 +95,24 @@ def _composed(name: str, details: Mapping[str, Any], folder: Results) -> str:
     return folder.command_for(name, model) + "".join(flags)
 
 
-def _fetch(measured: Sequence[Mapping[str, Any]], weights: Results) -> str:
-    """The command that fetches the weights of results, at all steps that any of them is of."""
+def _fetch(measured: Sequence[Mapping[str, Any]], weights: Results, lines: Sequence[str]) -> str:
+    """The command that fetches the weights of results, at all steps that any of them is of.
+
+    It fetches every tensor that the lines name: a measure of all tensors needs all of them.
+    """
     words = [_PROGRAM, "fetch", "--model", _place(measured[0]["source"], weights.path)]
+    named = dict.fromkeys(value for line in lines for value in _values(line, "--tensor"))
     if not weights.is_unembedding:
-        words += ["--tensor", str(measured[0]["tensor"])]
+        named.setdefault(str(measured[0]["tensor"]))
+    elif named:
+        named.setdefault(UNEMBEDDING)
+    for tensor in [ALL] if ALL in named else named:
+        words += ["--tensor", tensor]
     steps = sorted({int(step) for details in measured for step in details.get("steps") or ()})
-    return shlex.join(words) + (steps_option(steps) if steps else "")
+    cache = next((value for line in lines for value in _values(line, "--cache")), None)
+    return (
+        shlex.join(words) + (steps_option(steps) if steps else "") + (f" --cache {shlex.quote(cache)}" if cache else "")
+    )
 
 
 def _verifications(model: Results) -> Iterator[str]:
@@ -116,13 +128,13 @@ def _subcommand(line: str) -> str:
     return shlex.split(line)[1]
 
 
-def _cache_option(line: str) -> str:
-    """The option ``--cache`` of a command, with a space before it; empty without one."""
-    words = shlex.split(line)
-    for word, following in pairwise([*words, ""]):
-        if word == "--cache" or word.startswith("--cache="):
-            return " " + shlex.join([word] if "=" in word else [word, following])
-    return ""
+def _values(line: str, option: str) -> Iterator[str]:
+    """The values of an option of a command, given as ``--option value`` or ``--option=value``."""
+    for word, following in pairwise([*shlex.split(line), ""]):
+        if word == option:
+            yield following
+        elif word.startswith(f"{option}="):
+            yield word.removeprefix(f"{option}=")
 
 
 def _place(place: object, folder: Path) -> str:

@@ -14,6 +14,7 @@ import xarray as xr
 from pythia_dynamics.checkpoints.findings import Verification
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.evaluation.settings import Mode
+from pythia_dynamics.evaluation.token_counts import token_counts
 from pythia_dynamics.figures.axis import AxisKind, StepAxis, along, axis_of
 from pythia_dynamics.figures.gallery import perplexity_figure, portrait_figures
 from pythia_dynamics.figures.specs import measure_figure, save_figures
@@ -65,6 +66,7 @@ def measure(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Compute | None = None,
     axis: AxisKind = "step",
+    draw: bool = True,
 ) -> list[Outcome]:
     """Compute measures of a history in one reading, and write tables, figures and provenance of each.
 
@@ -81,12 +83,14 @@ def measure(
     results
         The results of the model. The files are written to the folder of the tensor in it.
     options
-        Options by measure. The option `loss` may be a file for `read_losses`. By default it is the known loss of the
-        model (see `known_loss`).
+        Options by measure. The option `frequencies` may be a text (see `token_counts`) or a CSV file. The option `loss`
+        may be a file for `read_losses`. By default it is the known loss of the model (see `known_loss`).
     compute
         How to compute.
     axis
         The x axis of the figures over steps.
+    draw
+        Whether to draw the figures.
 
     Returns
     -------
@@ -106,6 +110,8 @@ def measure(
         if not one.saves:
             raise PythiaDynError(f"the measure {one.name} saves nothing: give it tables= or saves_array=True")
     given = {one.name: dict((options or {}).get(one.name, {})) for one in measures}
+    counted = [one.name for one in measures if "frequencies" in one.options]
+    texts = {name: text for name in counted if (text := _take_frequencies(given[name], history)) is not None}
     loss_from = {one.name: _take_loss(given[one.name], results, history) for one in measures if "loss" in one.options}
     datasets = analyse(history, measures, options=given, compute=compute)
     rows = compute.rows_of(history)
@@ -129,10 +135,11 @@ def measure(
             facts = {**facts, "loss_from": loss_from[one.name]}
         facts = plain(facts)
         settings = {name: value for name, value in given[one.name].items() if np.isscalar(value)}
+        settings |= {"frequencies": texts[one.name]} if one.name in texts else {}
         results.record(one.name, {**dataset.attrs, **settings, **weights, "facts": facts})
         outcomes.append(Outcome(one.name, tuple(files), summary, facts))
     figure_of = {one.name: one for one in measures}
-    for index, outcome in enumerate(outcomes):
+    for index, outcome in enumerate(outcomes if draw else ()):
         try:
             drawn = save_figures(along([measure_figure(figure_of[outcome.kind], results)], x_axis))
         except PythiaDynError as error:  # of a user's measure that cannot be drawn
@@ -180,6 +187,18 @@ def _take_loss(options: dict[str, Any], results: Results, history: History) -> s
         return None
     options["loss"], where = known
     return where
+
+
+def _take_frequencies(options: dict[str, Any], history: History) -> str | None:
+    """Count the tokens of the text that the option `frequencies` of a measure names, and return its name.
+
+    A CSV is left to the measure.
+    """
+    named = options.get("frequencies")
+    if not isinstance(named, (str, Path)) or Path(named).suffix.lower() == ".csv":
+        return None
+    options["frequencies"] = token_counts(history, named, limit=None)
+    return str(named)
 
 
 def _bifurcation(results: Results) -> Outcome | None:

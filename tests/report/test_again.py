@@ -85,6 +85,28 @@ def test_the_commands_work_as_typed(project: Path, tensor: str | None) -> None:
     assert set(lines) == set(commands(results if tensor is None else results.of(tensor)))
 
 
+def test_a_measure_of_all_tensors_is_fetched_with_all_of_them(project: Path) -> None:
+    model_ = ("--model", "my suites/tiny one")
+    run("fetch", *model_, "--tensor", "all", *CACHE)
+    run("msd", *model_, "--no-two-time", *CACHE, *RESULTS)
+    run("order", "--tensor", "*.attention.*", f"--tensor={DENSE}", "--tensor", "embedding", *CACHE, *RESULTS)
+    fetched, *others = commands(Results("tiny one", "the results"))
+    assert fetched == (
+        f"pythia-dyn fetch --model 'my suites/tiny one' --tensor '*.attention.*' --tensor {DENSE} --tensor embedding "
+        "--tensor unembedding --steps 0:30:10,50 --cache 'a cache'"
+    )
+    before = content(Path("the results"))
+    assert any("overview-order" in name for name in before)
+    shutil.rmtree("a cache")
+    shutil.rmtree("the results")
+    for line in (fetched, *others):
+        run(*shlex.split(line)[1:])
+    assert content(Path("the results")) == before
+    run("order", "--tensor", "all", *CACHE, *RESULTS)
+    fetched, *_ = commands(Results("tiny one", "the results"))
+    assert fetched == "pythia-dyn fetch --model 'my suites/tiny one' --tensor all --steps 0:30:10,50 --cache 'a cache'"
+
+
 def test_the_page_has_them_with_its_own(project: Path) -> None:
     make_results(tensor=DENSE)
     own = ("report", "--tensor", DENSE, "--out", "the pages/a page.html", "--axis", "log-step", *CACHE, *RESULTS)
