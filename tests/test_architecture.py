@@ -243,7 +243,7 @@ def test_values_are_frozen() -> None:
     """Only what is filled step by step may change: accumulators, the writer of a chunk, guesses at layouts."""
     changing = {
         *("ChunkWriter", "LayoutCache", "OnlineStatistics"),
-        *("PerSlab", "SlabSums", "Counts", "Gram", "Integral"),
+        *("PerSlab", "SlabSums", "Counts", "Gram", "Integral", "RowSums"),
     }
     found = set()
     for path in code().values():

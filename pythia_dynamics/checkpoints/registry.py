@@ -33,6 +33,7 @@ __all__ = [
     "aliases",
     "branch",
     "is_pythia",
+    "names_of_aliases",
     "other_suites",
     "parse_steps",
     "resolve",
@@ -256,6 +257,17 @@ def aliases() -> tuple[str, ...]:
         names += [f"{size}-{seed}" for seed in _seeds(size)]
         names += [f"{size}-v0", f"{size}-deduped-v0"] if deduped else []
     return (*names, *(alias for entry in other_suites() for alias in entry.models))
+
+
+def names_of_aliases(pattern: str) -> dict[str, str]:
+    """The models whose aliases a glob matches: the alias by `Model.name`.
+
+    Parameters
+    ----------
+    pattern
+        A glob of aliases: ``160m-seed*`` means ``pythia-160m-seed1`` to ``pythia-160m-seed9``.
+    """
+    return {resolve(alias).name: alias for alias in fnmatch.filter(aliases(), pattern)}
 
 
 def _seeds(size: str) -> tuple[str, ...]:

@@ -6,9 +6,12 @@ Commands import large libraries inside their functions, so that ``--help`` takes
 from __future__ import annotations
 
 from pythia_dynamics.cli import (
+    alignment,
     calibrate,
+    compare,
     demo,
     garden,
+    gather,
     measures,
     perplexity,
     reproduce,
@@ -21,9 +24,12 @@ from pythia_dynamics.cli import (
 from pythia_dynamics.cli.app import main
 
 __all__ = [
+    "alignment",
     "calibrate",
+    "compare",
     "demo",
     "garden",
+    "gather",
     "main",
     "measures",
     "perplexity",

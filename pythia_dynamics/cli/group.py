@@ -50,9 +50,13 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "density": "weight density, moments, number of modes",
             "msd": "mean squared displacement and its nulls",
             "two-time": "all pairs of steps: displacement, ageing, cosine",
+            "angles": "angles between steps, norm, AdamW's equilibrium",
             "order": "the order parameter b and dL/db",
             "rank": "covariance rank of random projections",
             "spectrum": "singular values, effective and stable rank",
+            "tails": "power law, lognormal or truncated power law",
+            "rows": "each token's row: norm, drift, frequency",
+            "alignment": "embedding and unembedding, token by token",
             "phases": "abrupt changes of motion, direction, bimodality",
             "stop": "where training could have stopped",
         },
@@ -76,7 +80,9 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         {
             "claims": "test the claims of both publications",
             "calibrate": "how often each verdict is wrong",
+            "compare": "two runs, checkpoints or tensors, beside seeds",
             "figures": "draw every figure from saved results",
+            "gather": "seeds and sizes: band, variance, runs that leave",
             "report": "one self-contained HTML page",
             "reproduce": "one of the two publications, from fetch to report",
         },
@@ -94,9 +100,12 @@ NEXT: Mapping[str, str] = {
     "plan": "pythia-dyn fetch{required}",
     "fetch": "pythia-dyn msd{models}",
     **dict.fromkeys(
-        ("density", "msd", "two-time", "order", "rank", "spectrum", "perplexity"), "pythia-dyn claims{models}"
+        ("density", "msd", "two-time", "angles", "order", "rank", "spectrum", "tails", "rows", "perplexity"),
+        "pythia-dyn claims{models}",
     ),
-    **dict.fromkeys(("phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
+    **dict.fromkeys(("alignment", "phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
+    "gather": "pythia-dyn claims{models}",
+    "compare": "pythia-dyn phases{models}",
 }
 """What is usually done after a command has succeeded."""
 

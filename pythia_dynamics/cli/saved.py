@@ -47,9 +47,9 @@ def _measured(
 ) -> list[Results]:
     """The results of the given models, or of all models with results if none is given. Other names are failures."""
     from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.results.runs import measured_models
 
-    found = [*results.glob("*/provenance.json"), *(path.parent for path in results.glob("*/*/provenance.json"))]
-    known = sorted({path.parent.name for path in found})
+    known = list(measured_models(results))
     if not known and not models:
         raise PythiaDynError(f"no results in {results}; run pythia-dyn msd --model 70m, or pythia-dyn demo")
     names: dict[str, None] = {}

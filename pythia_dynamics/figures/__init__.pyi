@@ -1,5 +1,16 @@
 # The public names of the room, each from the module that defines it. `__init__.py` reads this list.
 
+from .alignment import row_cosine as row_cosine
+from .alignment import row_similarity as row_similarity
+from .angles import angle as angle
+from .angles import norm_growth as norm_growth
+from .angles import weight_norm as weight_norm
+from .comparison import compared_curve as compared_curve
+from .comparison import compared_densities as compared_densities
+from .comparison import compared_floor as compared_floor
+from .comparison import compared_rows as compared_rows
+from .comparison import compared_spectra as compared_spectra
+from .comparison import interpolated_loss as interpolated_loss
 from .explore import cosine_at as cosine_at
 from .explore import density_at as density_at
 from .garden import displacements as displacements
@@ -10,6 +21,7 @@ from .garden import published_points as published_points
 from .garden import rank_differences as rank_differences
 from .garden import ranks as ranks
 from .garden import unmasking as unmasking
+from .layers import layers as layers
 from .measures import density as density
 from .measures import effective_rank as effective_rank
 from .measures import entropy as entropy
@@ -22,13 +34,21 @@ from .measures import per_learning_rate as per_learning_rate
 from .measures import rank as rank
 from .measures import rank_difference as rank_difference
 from .measures import rank_infinite as rank_infinite
+from .populations import population as population
 from .portrait import first_last as first_last
+from .rows import row_correlations as row_correlations
+from .rows import row_drift as row_drift
+from .rows import row_norm as row_norm
+from .rows import unigram as unigram
 from .style import COLOURS as COLOURS
 from .style import save as save
 from .style import sheet as sheet
 from .svg import Drawing as Drawing
 from .svg import Panel as Panel
 from .svg import inline as inline
+from .tails import tail_exponent as tail_exponent
+from .tails import tail_ratio as tail_ratio
+from .tails import tail_size as tail_size
 from .training import losses as losses
 from .training import phases as phases
 from .training import runs_against_order as runs_against_order

@@ -23,6 +23,7 @@ from pythia_dynamics.figures.step_scale import set_step_scale, step_axes
 from pythia_dynamics.figures.style import STEP_LABEL
 from pythia_dynamics.measures.learning_rate import cumulative_learning_rate
 from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.populations import recorded_coordinate
 
 __all__ = ["AxisKind", "StepAxis", "along", "axis_of", "saved_axis"]
 
@@ -215,15 +216,8 @@ def saved_axis(results: Results, kind: AxisKind) -> StepAxis:
     """
     if kind not in _COORDINATES:
         return axis_of(kind, [], {}, where=results.name)
-    folders = [results] if results.tensor is not None else [results.of(tensor) for tensor in results.tensors]
-    name, known = _COORDINATES[kind], dict[int, float]()
-    for made in sorted(
-        (made for folder in folders for made in folder.provenance().values()), key=lambda made: str(made.get("time"))
-    ):
-        recorded, steps = made.get("coordinates"), made.get("steps")
-        values = recorded.get(name) if isinstance(recorded, dict) else None
-        if isinstance(steps, list) and isinstance(values, list) and len(values) == len(steps):
-            known |= dict(zip(steps, [np.nan if value is None else value for value in values], strict=True))
+    name = _COORDINATES[kind]
+    known = recorded_coordinate(results, name)
     ordered = sorted(known)
     return axis_of(kind, ordered, {name: [known[step] for step in ordered]}, where=results.name)
 

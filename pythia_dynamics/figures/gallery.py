@@ -15,11 +15,14 @@ from pythia_dynamics import figures
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.settings import HEADS, Mode
+from pythia_dynamics.figures.alignment import alignment_figure
+from pythia_dynamics.figures.layers import overview_figure
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to, measure_figure, shown_tolerances
 from pythia_dynamics.figures.timeline import phases_figure, stop_figure
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.measures.displacement import interior_peak
 from pythia_dynamics.results.folder import Results
+from pythia_dynamics.results.overview import PREFIX, has_overview
 from pythia_dynamics.results.published_lambada import published_lambada
 from pythia_dynamics.results.reading import computed
 
@@ -45,7 +48,7 @@ _DEMEANED = {"msd": "demeaned over the weights", "msd_time": "demeaned over time
 
 
 def model_figures(results: Results) -> list[FigureSpec]:
-    """The figures of one model whose results have been computed: portrait, weights, perplexities.
+    """The figures of one model whose results have been computed: portrait, weights, all tensors, perplexities.
 
     Parameters
     ----------
@@ -62,6 +65,8 @@ def model_figures(results: Results) -> list[FigureSpec]:
         *computed(_first_last, [model]),
         *computed(_unmasking, [model]),
         *tensor_figures(results.weights()),
+        *computed(alignment_figure, [model]),
+        *computed(partial(_saved_overview, model), filter(has_overview, known_measures())),
         *computed(partial(perplexity_figure, model), _MODES),
     ]
 
@@ -82,6 +87,13 @@ def tensor_figures(results: Results) -> list[FigureSpec]:
         *(spec for spec in specs if measures[spec.key].draw is None or _can_be_drawn(spec)),
         *computed(lambda make: make(results), (stop_figure, phases_figure)),
     ]
+
+
+def _saved_overview(results: Results, measure: str) -> FigureSpec:
+    """The figure of all tensors. Raises `PythiaDynError` where there is no overview of the measure."""
+    if not (results.path / f"{PREFIX}{measure}.csv").is_file():
+        raise PythiaDynError(f"no overview of {measure}")
+    return overview_figure(results, measure)
 
 
 def _can_be_drawn(spec: FigureSpec) -> bool:

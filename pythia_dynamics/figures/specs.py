@@ -230,6 +230,17 @@ def _msd(results: Results) -> tuple[str, Panels]:
     return caption, panels
 
 
+def _angles(results: Results) -> tuple[str, Panels]:
+    table = results.read_table("angles")
+    caption = (
+        f"The norm of the weights goes {from_to(table['norm'], '.4g')}, the angle between neighbouring steps "
+        f"{from_to(table['angle'], '.3g')} degrees. Dashed, increments that are orthogonal to the weights."
+    )
+    if "equilibrium_angle" in table:
+        caption += " Dotted, the equilibrium of AdamW."
+    return caption, [partial(draw, result=table) for draw in (figures.angle, figures.weight_norm, figures.norm_growth)]
+
+
 def _order(results: Results) -> tuple[str, Panels]:
     table = results.read_table("order")
     caption = f"The order parameter b = ‖W_U‖_F / d_model goes {from_to(table['order_parameter'], '.4g')}"
@@ -284,13 +295,39 @@ def _spectrum(results: Results) -> tuple[str, Panels]:
     return caption, [partial(function, result=table) for function in functions]
 
 
+def _tails(results: Results) -> tuple[str, Panels]:
+    table = results.read_table("tails")
+    caption = f"The power law of the largest eigenvalues has an exponent that goes {from_to(table['alpha'], '.3g')}."
+    caption += " Against it, a lognormal and a truncated power law: below the dotted line they fit better (p ≈ 0.05)."
+    functions = (figures.tail_exponent, figures.tail_ratio, figures.tail_size)
+    return caption, [partial(function, result=table) for function in functions]
+
+
+def _rows(results: Results) -> tuple[str, Panels]:
+    result = results.read_zarr("rows")
+    caption = f"The mean norm of a row of W goes {from_to(result['norm'], '.3g')}, its mean distance from the first "
+    caption += f"step {from_to(result['drift'], '.3g')}."
+    functions = [figures.row_norm, figures.row_drift]
+    if "unigram_r2" in result:
+        caption += (
+            f" The rank correlation of the norm with the frequency of the token goes "
+            f"{from_to(result['spearman_norm'], '.2f')}; the unigram direction explains "
+            f"{from_to(result['unigram_r2'], '.2f')} of the variance of log frequency."
+        )
+        functions += [figures.row_correlations, figures.unigram]
+    return caption, [partial(function, result=result) for function in functions]
+
+
 FIGURES: Mapping[str, Callable[[Results], tuple[str, Panels]]] = {
     "density": _density,
     "msd": _msd,
     "two_time": _two_time,
+    "angles": _angles,
     "order": _order,
     "rank": _rank,
     "spectrum": _spectrum,
+    "tails": _tails,
+    "rows": _rows,
 }
 """Caption and panels of the figure of each measure of this package. Up to three panels are drawn side by side, more in
 two columns."""

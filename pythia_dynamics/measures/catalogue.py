@@ -11,17 +11,22 @@ from importlib.metadata import EntryPoint, entry_points
 from pythia_dynamics import __all__ as public_names
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.measures import COMMANDS
+from pythia_dynamics.measures.angles import ANGLES
 from pythia_dynamics.measures.density import DENSITY
 from pythia_dynamics.measures.displacement import MSD
 from pythia_dynamics.measures.measure import Measure
 from pythia_dynamics.measures.order import ORDER
 from pythia_dynamics.measures.rank import RANK
+from pythia_dynamics.measures.rows import ROWS
 from pythia_dynamics.measures.spectrum import SPECTRUM
+from pythia_dynamics.measures.tails import TAILS
 from pythia_dynamics.measures.two_time import TWO_TIME
 
 __all__ = ["find_measure", "known_measures", "require_own_names"]
 
-BUILT_IN: Mapping[str, Measure] = {measure.name: measure for measure in (DENSITY, MSD, TWO_TIME, ORDER, RANK, SPECTRUM)}
+BUILT_IN: Mapping[str, Measure] = {
+    measure.name: measure for measure in (DENSITY, MSD, TWO_TIME, ANGLES, ORDER, RANK, SPECTRUM, TAILS, ROWS)
+}
 """The measures of this package, in the order of `pythia_dynamics.measures.MEASURES`."""
 
 _GROUP = "pythia_dynamics.measures"

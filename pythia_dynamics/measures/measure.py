@@ -114,12 +114,16 @@ class Table:
         The variable of the dataset for each column that has another name.
     title : str
         Heading of the table in the report; empty for a table that is not shown there.
+    optional : tuple of str
+        The columns that a table of this package may lack, because an option of the measure was not given. A table
+        without another column is damaged.
     """
 
     columns: tuple[str, ...]
     keys: tuple[str, ...] = ("step",)
     renamed: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
+    optional: tuple[str, ...] = ()
 
 
 def _no_facts(dataset: xr.Dataset) -> Facts:

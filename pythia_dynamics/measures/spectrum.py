@@ -21,7 +21,7 @@ from pythia_dynamics.sweep.frame_gram import FrameGram
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["FrameSpectrum", "frame_spectrum", "power_law", "spectrum"]
+__all__ = ["FrameSpectrum", "PowerLaw", "fit_power_law", "frame_spectrum", "power_law", "spectrum"]
 
 _MIN_EIGENVALUES = 10
 """Fewest eigenvalues of a power law. With fewer, the best cut-off often leaves two points, which any power law fits."""
@@ -141,7 +141,42 @@ SPECTRUM = Measure(
 
 
 def power_law(eigenvalues: NDArray[np.float64]) -> float:
-    """The exponent α of a density λ^−α, fitted to the eigenvalues above the best cut-off.
+    """The exponent α of a density λ^−α, fitted to the eigenvalues above the best cut-off (see `fit_power_law`).
+
+    Parameters
+    ----------
+    eigenvalues
+        Shape (n,), in any order; those that are not positive are left out.
+
+    Returns
+    -------
+    float
+        α; NaN for fewer than ten eigenvalues, or if no fit has α > 1.
+    """
+    return fit_power_law(eigenvalues).alpha
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """A power law λ^−α above a cut-off; NaN where there is none.
+
+    Parameters
+    ----------
+    alpha
+        α.
+    cutoff
+        The least eigenvalue to which it is fitted.
+    distance
+        Kolmogorov-Smirnov distance from the empirical distribution above the cut-off.
+    """
+
+    alpha: float
+    cutoff: float
+    distance: float
+
+
+def fit_power_law(eigenvalues: NDArray[np.float64]) -> PowerLaw:
+    """The power law λ^−α that fits the eigenvalues above the best cut-off.
 
     The method is that of WeightWatcher 0.7 (after Clauset, Shalizi & Newman 2009). Every eigenvalue except the largest
     is tried as cut-off x, with α = 1 + n / Σ ln(λ/x) over the n eigenvalues λ ≥ x. Of the fits with α > 1, the result
@@ -154,17 +189,17 @@ def power_law(eigenvalues: NDArray[np.float64]) -> float:
 
     Returns
     -------
-    float
-        α; NaN for fewer than ten eigenvalues, or if no fit has α > 1.
+    PowerLaw
+        NaN for fewer than ten eigenvalues, or if no fit has α > 1.
     """
     data = np.sort(eigenvalues[eigenvalues > 0])
     count = len(data)
     if count < _MIN_EIGENVALUES:
-        return np.nan
+        return PowerLaw(np.nan, np.nan, np.nan)
     logs = np.log(data)
     tail_sums = np.cumsum(logs[::-1])[::-1]  # Σ_{j≥i} ln λ_j
     index = np.arange(count)
-    best, alpha = np.inf, np.nan
+    best, alpha, cutoff = np.inf, np.nan, np.nan
     for start in range(0, count - 1, _CUTOFFS):
         cutoffs = index[start : min(start + _CUTOFFS, count - 1), None]
         n = count - cutoffs
@@ -175,5 +210,5 @@ def power_law(eigenvalues: NDArray[np.float64]) -> float:
         distances = np.where(np.isfinite(exponents) & (exponents > 1), deviations.max(axis=1, keepdims=True), np.inf)
         least = int(np.argmin(distances))
         if distances[least, 0] < best:
-            best, alpha = distances[least, 0], exponents[least, 0]
-    return float(alpha)
+            best, alpha, cutoff = distances[least, 0], exponents[least, 0], data[start + least]
+    return PowerLaw(float(alpha), float(cutoff), float(best) if np.isfinite(best) else np.nan)

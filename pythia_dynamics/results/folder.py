@@ -244,7 +244,7 @@ class Results:
         )
         required = _PERPLEXITY_COLUMNS.get(Path(name).name, ())
         if closed:
-            required = tuple(column for column in table.columns if column not in _OPTIONAL)
+            required = tuple(column for column in table.columns if column not in (*_OPTIONAL, *table.optional))
         path = self._existing(name, ".csv")
         try:
             dataset = table_from(path, table, required=required, closed=closed)

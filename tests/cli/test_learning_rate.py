@@ -119,7 +119,8 @@ def test_the_options_are_on_every_command_of_weights() -> None:
     import click
 
     context = click.Context(main)
-    for command in ("density", "msd", "order", "rank", "spectrum", "two-time", "stop", "phases"):
+    measures = ("density", "msd", "order", "rank", "spectrum", "two-time", "angles", "tails", "rows")
+    for command in (*measures, "stop", "phases"):
         found = main.get_command(context, command)
         assert found is not None
         assert {"learning_rate", "axis"} <= {parameter.name for parameter in found.get_params(context)}, command

@@ -49,6 +49,17 @@ def _blog(directory: Path) -> Results:
     return results
 
 
+def _draw_population(ax: object) -> None:
+    """Nine seeds of a model with a long name, two of which leave the others."""
+    steps, rng = np.arange(1000, 41_000, 1000), np.random.default_rng(0)
+    grown = np.sqrt(steps) * np.exp(0.05 * rng.normal(size=(9, 1)) + 0.005 * rng.normal(size=(9, 40)))
+    grown[2:4] *= np.exp(np.clip((steps - 20_000) / 15_000, 0, 1) * np.array([[1.0], [1.2]]))
+    names = ("run", [f"pythia-2.8b-deduped-seed{number}" for number in range(1, 10)])
+    labels = {"family": ("run", ["pythia-2.8b-deduped"] * 9), "seed_kind": ("run", ["seed"] * 9)}
+    runs = xr.Dataset({"frobenius_norm": (("run", "step"), grown)}, {"run": names, "step": steps, **labels})
+    figures.population(ax, runs)  # type: ignore[arg-type]
+
+
 @pytest.fixture(scope="session")
 def every_figure(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FigureSpec]:
     """The figures by name: of a model, of several, of the blog, of the stop and the phases of a training."""
@@ -78,6 +89,7 @@ def every_figure(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FigureSp
         figures.phases(axes, signals, changes, name=history.name)  # type: ignore[arg-type]
 
     name = f"{history.name}, {LONG_TENSOR}"
+    found["population"] = FigureSpec(directory / "population", "", "", _draw_population, width=6.0, name=name)
     found["msd-learning-rate"] = FigureSpec(directory / "msd", "", "", draw_rated, columns=3, name=name)
     found["stop"] = FigureSpec(directory / "stop", "", "", draw_stop, width=5.2)
     found["phases"] = FigureSpec(directory / "phases", "", "", draw_phases, columns=3)

@@ -31,7 +31,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
 def test_every_result_has_its_figure(models: list[Results], tmp_path: Path) -> None:
     plates = gallery.model_figures(models[0])
     assert [plate.key for plate in plates] == [
-        *("first_last", "unmasking", "density", "msd", "two_time", "order", "rank", "spectrum"),
+        *("first_last", "unmasking", "density", "msd", "two_time", "angles", "order", "rank", "spectrum"),
+        *("tails", "rows"),
         *("perplexity-forward", "perplexity-unmask", "perplexity-last-word"),
     ]
     for plate in plates:

@@ -24,10 +24,12 @@ from pythia_dynamics.figures.specs import FigureSpec, save_figures
 
 ALL = (
     *("first_last", "unmasking", "density", "msd", "msd-learning-rate", "two_time", "order", "rank", "spectrum"),
+    *("angles", "tails", "rows"),
     *("perplexity-forward", "perplexity-unmask", "perplexity-last-word", "stop", "phases"),
     *("garden-first-last", "garden-msd", "garden-msd-time", "garden-perplexity-forward", "garden-perplexity-unmask"),
     *("garden-perplexity-last-word", "garden-rank"),
     *("order-parameter-loss", "loss_against_order", "slope_against_order"),
+    "population",
 )
 
 
@@ -121,7 +123,8 @@ def test_a_figure_names_model_and_tensor(every_figure: dict[str, FigureSpec], ke
 
 
 UNITS = (
-    *("(weight²)", "(weight)", "(1/weight)", "(nats)", "(nats per token)", "(steps)", "per 1,000 steps", "1.5"),
+    *("(weight²)", "(weight)", "(degrees)", "(1/weight)", "(nats)", "(standard deviations)", "(nats per token)"),
+    *("(steps)", "per 1,000 steps", "1.5"),
     "nats per token",
 )
 PURE = (
@@ -129,6 +132,8 @@ PURE = (
     *("rank of W_U", "share of the weight in the mean row", "perplexity", "token (column of W_U)", "attends to"),
     *("token", "dimension of the model", "rank of the token", "cosine", "weight", "attention", "Sarle's bimodality"),
     "cosine of successive increments",
+    *("exponent of the eigenvalue density", "eigenvalues in the tail", "rank correlation with frequency"),
+    "share, cosine",
 )
 """Counts, places, shares and pure numbers; a weight is its own unit, and so is b, which is a norm of weights."""
 

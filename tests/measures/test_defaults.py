@@ -11,6 +11,7 @@ DEFAULTS = {
     "density": {"bins": 512, "quantiles": (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)},
     "msd": {},
     "two_time": {"components": 5, "longest": 0.1, "confidence": 0.95},
+    "angles": {"weight_decay": None, "beta1": 0.9},
     "order": {"loss": None},
     "rank": {
         "batch_sizes": (16, 32, 64),
@@ -19,6 +20,8 @@ DEFAULTS = {
         "seed": 0,
     },
     "spectrum": {},
+    "tails": {},
+    "rows": {"frequencies": None},
 }
 
 
@@ -28,8 +31,10 @@ def test_defaults_of_a_measure(name: str) -> None:
 
 
 def test_what_is_saved_and_what_is_computed_from_gram_matrices() -> None:
-    assert [name for name, measure in BUILT_IN.items() if measure.saves_array] == ["density", "two_time", "spectrum"]
-    assert [name for name, measure in BUILT_IN.items() if measure.uses_gram] == ["two_time", "rank", "spectrum"]
+    arrays = [name for name, measure in BUILT_IN.items() if measure.saves_array]
+    grams = [name for name, measure in BUILT_IN.items() if measure.uses_gram]
+    assert arrays == ["density", "two_time", "spectrum", "rows"]
+    assert grams == ["two_time", "rank", "spectrum", "tails"]
     assert all(measure.saves for measure in BUILT_IN.values())
 
 

@@ -53,6 +53,47 @@ def test_spectrum() -> None:
     assert facts == {name: (value, 2 * value) for name, value in columns.items()}
 
 
+def test_angles() -> None:
+    columns = {"norm": np.linspace(1, 2, 5), "angle": [np.nan, 4, 3, 2, 1.23456], "relative_update": 0.1 * np.ones(5)}
+    sentence, facts = BUILT_IN["angles"].summarise(curves(**columns))
+    assert sentence == "norm 1 → 2, angle between neighbouring steps 4 → 1.235°"
+    assert facts == {"norm": (1, 2), "angle": (4, 1.23456), "relative_update": (0.1, 0.1)}
+    columns |= {"equilibrium_angle": 5 * np.ones(5), "equilibrium_norm": np.linspace(4, 3, 5)}
+    sentence, facts = BUILT_IN["angles"].summarise(curves(**columns, equilibrium_update=np.ones(5)))
+    assert sentence.endswith("1.235°; in AdamW's equilibrium the angle would be 5 → 5°, the norm 4 → 3")
+    assert facts["equilibrium_norm"] == (4, 3)
+    unknown = {name: np.full(5, np.nan) for name in ("norm", "angle", "relative_update")}
+    assert BUILT_IN["angles"].summarise(curves(**unknown))[0].endswith("between neighbouring steps not known")
+
+
+def test_tails() -> None:
+    nan = np.nan
+    columns = {"alpha": [2.5, 3, nan, 4, 5.1234], "tail": [20, 21, nan, 5, 40]}
+    p = {"lognormal_p": [0.5, 0.05, nan, nan, 0.01], "truncated_p": [0.2, 0.3, nan, nan, 0.04]}
+    sentence, facts = BUILT_IN["tails"].summarise(curves(**columns, **p))
+    assert sentence == (
+        "power law α 2.5 → 5.123; a lognormal fits better at 2 of 3 steps (p ≤ 0.05); a truncated power law fits "
+        "better at 1 of 3 steps (p ≤ 0.05)"
+    )
+    assert facts["lognormal_better"] == 2
+    assert facts["tail"] == (20, 40)
+
+
+def test_rows() -> None:
+    columns = {"norm": np.linspace(1, 2, 5), "drift": np.linspace(0, 3, 5), "update": [np.nan, 1, 1, 1, 1]}
+    sentence, facts = BUILT_IN["rows"].summarise(curves(**columns))
+    assert sentence == "mean norm of a row 1 → 2, mean drift 0 → 3"
+    assert facts["update"] == (1, 1)
+    named = {"spearman_norm": 0.1234 * np.ones(5), "spearman_drift": [np.nan, 0, 0.1, 0.2, 0.3]}
+    named |= {"unigram_r2": np.linspace(0.01, 0.9, 5), "unigram_r2_null": 0.01 * np.ones(5)}
+    sentence, facts = BUILT_IN["rows"].summarise(curves(**columns, **named))
+    assert sentence == (
+        "mean norm of a row 1 → 2, mean drift 0 → 3; rank correlation of norm and frequency 0.123 → 0.123; the unigram "
+        "direction explains 0.01 → 0.9 of log frequency, in random order 0.01 → 0.01"
+    )
+    assert facts["spearman_drift"] == (0, 0.3)
+
+
 def test_order() -> None:
     b, loss = [0.01, 0.02, 0.03, 0.04, 0.0512345678], [10, 8, 6, 5.5, 5.25]
     measure = BUILT_IN["order"]

@@ -138,7 +138,7 @@ def test_saved_verdicts_have_null_for_what_is_not_known(models: list[Results], t
 
 def test_gaps_oddities_and_provenance_are_told(models: list[Results], read: Reader) -> None:
     text = text_of(read)
-    assert "2,000 lost density, " in text
+    assert "2,000 lost angles, density, " in text
     assert "6,000: c6000" in text
     assert "steps 0 and 1 are <the same>" in text
     assert "equal (harmless)" in text
@@ -153,7 +153,7 @@ def test_gaps_oddities_and_provenance_are_told(models: list[Results], read: Read
 
 def test_tables_are_excerpts_with_both_ends(models: list[Results]) -> None:
     tables = {table.title: table for table in facts.tables(models[0])}
-    assert len(tables) == 7
+    assert len(tables) == 8
     rows = tables["Displacement"].rows
     assert [row[0] for row in rows] == [f"{step:,}" for step in STEPS]
     assert rows[5][1:] == ("–",) * 5  # the gap

@@ -46,7 +46,7 @@ def test_every_promised_file_is_there(made: tuple[demo.Report, Path, list[str]])
     report, directory, _ = made
     model = directory / "results" / "demo"
     weights = model / "embed_out.weight"
-    tables = {weights: ["msd", "order", "rank", "spectrum"]}
+    tables = {weights: ["msd", "angles", "order", "rank", "spectrum", "tails", "rows"]}
     tables[model] = [f"perplexity-{mode}" for mode in ("forward", "unmask", "last-word")]
     figures = {**tables, weights: ["density", "two_time", *tables[weights]]}
     for folder, names in {**tables, weights: ["moments", *tables[weights]]}.items():

@@ -31,7 +31,7 @@ from pythia_dynamics.results.folder import Results
 from pythia_dynamics.studies import garden
 
 STEPS = (1000, 2000, 3000, 4000)
-MADE = ("density", "msd", "two_time", "order", "rank", "spectrum")
+MADE = ("density", "msd", "two_time", "angles", "order", "rank", "spectrum", "tails", "rows")
 MODES = ("forward", "unmask", "last-word")
 
 

@@ -44,6 +44,7 @@ def test_one_call_writes_everything(results: Results) -> None:
     assert [path.name for path in results.path.iterdir()] == ["weights"]
     assert {path.name for path in folder.iterdir() if path.suffix != ".lock"} == {
         *("moments.csv", "density.zarr", "msd.csv", "order.csv", "rank.csv", "rank-infinite.csv", "spectrum.csv"),
+        *("angles.csv", "tails.csv", "rows.csv", "rows.zarr"),
         *("spectrum.zarr", "two_time.zarr", "bifurcation.json", "provenance.json"),
     }
     made = json.loads((folder / "provenance.json").read_text())
@@ -214,6 +215,7 @@ def test_gaps_reach_every_file(results: Results) -> None:
     bad = [4, 2000, 3000]
     good = [step for step in STEPS if step not in bad]
     columns = {"msd": "msd", "moments": "mean", "order": "order_parameter", "rank": "rank", "spectrum": "entropy"}
+    columns |= {"angles": "norm"}
     for table, column in columns.items():
         saved = results.weights().read_table(table)
         assert saved["step"].values.tolist() == STEPS
