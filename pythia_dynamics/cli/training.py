@@ -86,7 +86,12 @@ def training_text(corpus: Path | None) -> Text:
 
 
 @app.main.command()
-@click.option("--size", required=True, help="10k, 0.1m, 1m or 10m: the models of the order-parameter blog.")
+@click.option(
+    "--size",
+    required=True,
+    help="10k, 0.1m, 1m or 10m: the models of the order-parameter blog. Or demo: the suite of `pythia-dyn demo`, with "
+    "its own defaults and text.",
+)
 @with_corpus
 @click.option(
     "--out",
@@ -116,11 +121,12 @@ def train(
     After an interruption the same command resumes, and ends with the same weights.
     """
     from pythia_dynamics.training.loop import train_suite
-    from pythia_dynamics.training.plan import plan_of_size
+    from pythia_dynamics.training.plan import DEMO_SIZE, plan_named
+    from pythia_dynamics.training.text import python_reference
 
     numbers = [seed] if seeds is None else list(range(seed, seed + seeds))
-    plans = {number: plan_of_size(size, seed=number, **changes) for number in numbers}
-    text = training_text(corpus)
+    plans = {number: plan_named(size, seed=number, **changes) for number in numbers}
+    text = python_reference() if corpus is None and size.lower() == DEMO_SIZE else training_text(corpus)
     answer = app.Answer("train")
     for number, plan in plans.items():
         path = out if seeds is None else out.with_name(f"{out.name}-seed{number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
@@ -9,7 +10,7 @@ from pythia_dynamics.checkpoints.learning_rate import LearningRate
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.training.choices import Architecture, FileDtype, Initialisation, Schedule, TokenizerKind
 
-__all__ = ["BLOG_PLAN", "SIZES", "TrainingPlan", "plan_of_size"]
+__all__ = ["BLOG_PLAN", "DEMO_SIZE", "SIZES", "TrainingPlan", "plan_named", "plan_of_size"]
 
 _LOG_STEPS = tuple(2**k for k in range(10))
 """1, 2, 4 … 512: the early steps that Pythia publishes."""
@@ -174,6 +175,10 @@ SIZES: dict[str, dict[str, int]] = {
 """The four models of the blog; everything else about their training is the same."""
 
 
+DEMO_SIZE = "demo"
+"""Name of the plan of ``pythia-dyn demo``, the defaults of `TrainingPlan`."""
+
+
 def plan_of_size(size: str, **changes: Any) -> TrainingPlan:
     """The plan of one of the blog's four models; with ``arch="nanogpt"`` that of the blog's ``gpt.py``.
 
@@ -195,6 +200,35 @@ def plan_of_size(size: str, **changes: Any) -> TrainingPlan:
     """
     if size.lower() not in SIZES:
         raise UnknownNameError("size", size, SIZES)
+    return _changed(_changed(BLOG_PLAN, SIZES[size.lower()]), changes)
+
+
+def plan_named(name: str, **changes: Any) -> TrainingPlan:
+    """The plan of `DEMO_SIZE`, or of one of the blog's models as `plan_of_size`.
+
+    Parameters
+    ----------
+    name
+        ``demo``, or one of `SIZES`; in upper or lower case.
+    **changes
+        Fields of `TrainingPlan` with other values. None leaves the value of the plan.
+
+    Raises
+    ------
+    UnknownNameError
+        For an unknown name or field.
+    PythiaDynError
+        For numbers that do not fit together.
+    """
+    if name.lower() == DEMO_SIZE:
+        return _changed(TrainingPlan(), changes)
+    if name.lower() not in SIZES:
+        raise UnknownNameError("size", name, (DEMO_SIZE, *SIZES))
+    return plan_of_size(name, **changes)
+
+
+def _changed(plan: TrainingPlan, changes: Mapping[str, Any]) -> TrainingPlan:
+    """A plan with the `changes` that are not None."""
     known = [field.name for field in fields(TrainingPlan)]
     for name in changes:
         if name not in known:
@@ -202,4 +236,6 @@ def plan_of_size(size: str, **changes: Any) -> TrainingPlan:
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     if given.get("arch") == "nanogpt":
         given.setdefault("initialisation", "pytorch")
-    return replace(BLOG_PLAN, **(SIZES[size.lower()] | given))
+    if "every" in given:
+        given.setdefault("checkpoints", None)  # a number of checkpoints would decide the steps
+    return replace(plan, **given)

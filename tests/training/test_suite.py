@@ -22,7 +22,7 @@ import pythia_dynamics as pyd
 from pythia_dynamics.errors import CorpusError, NonFiniteError, PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.evaluation.corpus import load_tokenizer
 from pythia_dynamics.training.loop import new_model, train_suite
-from pythia_dynamics.training.plan import SIZES, TrainingPlan, plan_of_size
+from pythia_dynamics.training.plan import SIZES, TrainingPlan, plan_named, plan_of_size
 from pythia_dynamics.training.sample import sample_text
 from pythia_dynamics.training.suite import HELD_OUT, LOSSES, SUITE, Suite, prepare_text
 from pythia_dynamics.training.text import SHAKESPEARE, Text, python_reference, read_text, tiny_shakespeare
@@ -211,6 +211,10 @@ def test_the_steps_of_the_papers(text: Text) -> None:
     blog = plan_of_size("10k")
     assert blog.saved_steps == tuple(range(0, 20_001, 500))
     assert plan_of_size("10k", max_steps=700).saved_steps == (0, 500, 700)
+    assert plan_named("demo") == TrainingPlan()
+    assert len(plan_named("Demo", seed=3).saved_steps) == 143
+    assert plan_named("demo", every=500).saved_steps == (500, 1000, 1430)
+    assert plan_named("10K", seed=2) == plan_of_size("10k", seed=2)
     pythia = plan_of_size("0.1m", max_steps=143_000, checkpoints=143, log_spaced=True)
     assert pythia.saved_steps == (0, *(2**k for k in range(10)), *range(1000, 143_001, 1000))
     assert replace(blog, max_steps=9, log_spaced=True).saved_steps == (0, 1, 2, 4, 8, 9)
@@ -433,6 +437,8 @@ def test_plans_that_cannot_be() -> None:
             plan_of_size("10k", **{name: value})
     with pytest.raises(UnknownNameError, match="no size '1k'; did you mean"):
         plan_of_size("1k")
+    with pytest.raises(UnknownNameError, match="demo"):
+        plan_named("dem")
     with pytest.raises(UnknownNameError, match="did you mean learning_rate"):
         plan_of_size("10k", learningrate=1)
     assert plan_of_size("10K", batch=None) == plan_of_size("10k")
