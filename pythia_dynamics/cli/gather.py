@@ -28,7 +28,8 @@ __all__ = ["gather"]
 @click.option(
     "--tensor",
     shell_complete=complete_tensors,
-    help="unembedding, embedding or a name.  [default: unembedding, or the only tensor with results]",
+    help="unembedding, embedding, a name, a glob or all; several tensors are drawn by layer and kind.  [default: "
+    "unembedding, or the only tensor with results]",
 )
 @click.option("--per-parameter", "divide", is_flag=True, help="Divide by the number of parameters of each model.")
 @app.with_axis
@@ -51,14 +52,22 @@ def gather(
     to results/runs/. Nothing is computed from weights.
     """
     from pythia_dynamics.results.populations import gather as gather_runs
+    from pythia_dynamics.studies.population_tensors import study_tensors, tensor_lines, write_tensors
     from pythia_dynamics.studies.populations import population_lines, study_population, write_population
 
     answer = app.Answer("gather")
     with app.echo_warnings():
         dataset = gather_runs(models, measure=measure, tensor=tensor, results=results)
-        found = study_population(dataset, variable, divide=divide)
-        outcome = write_population(dataset, found, models, results, axis=axis, divide=divide)
-    for line in population_lines(found):
+        if "tensor" in dataset.dims:
+            if divide or axis != "step":
+                raise click.UsageError("--axis and --per-parameter are for one tensor")
+            tensors = study_tensors(dataset, variable)
+            lines, outcome = tensor_lines(tensors), write_tensors(dataset, tensors, models, results)
+        else:
+            found = study_population(dataset, variable, divide=divide)
+            lines = population_lines(found)
+            outcome = write_population(dataset, found, models, results, axis=axis, divide=divide)
+    for line in lines:
         app.echo(line)
     app.echo_outcome(outcome)
     answer.facts = {**outcome.facts, "left_out": dataset.attrs["left_out"], "files": outcome.files}

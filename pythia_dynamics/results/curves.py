@@ -14,6 +14,7 @@ __all__ = ["curve_of", "per_parameter", "replicates"]
 
 _MAIN: Mapping[str, str] = {
     "moments": "std",
+    "angles": "angle",
     "order": "order_parameter",
     "spectrum": "effective_rank",
     "stop": "displacement_rate",
@@ -27,6 +28,7 @@ _UNITS: Mapping[str, str] = {
     **dict.fromkeys(("msd", "msd_null", "msd_time", "msd_time_null", "displacement"), "weight²"),
     **dict.fromkeys(("mean", "std", "min", "max", "frobenius_norm", "rms"), "weight"),
     "entropy": "nats",
+    **dict.fromkeys(("angle", "angle_null"), "degrees"),
     **dict.fromkeys(("nll_mean", "loss"), "nats per token"),
     "displacement_rate": "per 1,000 steps",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pythia_dynamics.checkpoints.modules import find_place
 from pythia_dynamics.checkpoints.registry import resolve
+from pythia_dynamics.checkpoints.roles import ALL
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results, results_directory
@@ -64,7 +67,8 @@ def gather(
         ``perplexity-last-word``, ``stop``). Of a measure that has tables the first one is read; its array, where it
         saves one, has the name ``density.zarr``.
     tensor
-        Name, role or glob of one measured tensor. Default: the unembedding, or the only tensor with results.
+        Name or role of a measured tensor. Default: the unembedding, or the only tensor with results. ``all``, or a glob
+        that matches several tensors, adds the dimension `tensor`.
     results
         The directory of all results; see `results_directory`.
 
@@ -75,7 +79,9 @@ def gather(
         a run has not is NaN. Coordinates over `run`: ``seed`` (NaN where the name has none), ``seed_kind`` (``seed``,
         ``data``, ``weight`` or empty), ``family`` (the name without the seed) and ``parameters`` (of the whole model,
         NaN where the registry does not know them). ``tokens`` and ``learning_rate`` are over `step` where all runs
-        record them and agree, else over `run` and `step`; where no run records them, they are left out. Attributes:
+        record them and agree, else over `run` and `step`; where no run records them, they are left out. Of several
+        tensors there are also `layer` (−1 outside of the blocks), `kind` and `is_bias` over `tensor`; a tensor that a
+        run lacks is NaN. Attributes:
         ``sources``, where each run is from; and ``left_out``, the runs that a glob means but that lack the result, each
         with the reason; a warning names them.
 
@@ -93,41 +99,45 @@ def gather(
     source = _source(measure)
     root = results_directory(results)
     chosen = find_runs([models] if isinstance(models, (str, Path)) else models, root)
-    read: dict[str, _Run] = {}
-    left_out: dict[str, str] = {}
-    for run in chosen:
-        try:
-            read[run.name] = _read(run, source, tensor, root)
-        except FormatError:
-            raise
-        except PythiaDynError as error:
-            if run.is_named:
-                raise
-            left_out[run.name] = str(error)
-    if not read:
-        raise PythiaDynError(next(iter(left_out.values())) if left_out else "no run is named")
+    several = None if tensor is None or source.of_model else _matching(chosen, tensor, root)
+    if several is not None:
+        if source.is_array:
+            raise PythiaDynError(f"{measure} is an array; of several tensors gather a table such as msd or order")
+        parts, left_out = _read_tensors(chosen, source, several, root)
+    else:
+        runs, left_out = _read_runs(chosen, source, tensor, root)
+        parts = {tensor or "": runs}
     if left_out:
         _warn_left_out(left_out)
-    runs = list(read.values())
-    parameters = np.array([_parameters(run.name) for run in runs])
-    _require_same_settings(runs, source)
-    dataset = _joined(runs, source.name)
-    seeds = [seed_of(run.name) for run in runs]
+    joined = {}
+    for name, runs in parts.items():
+        _require_same_settings(runs, source)
+        joined[name] = _joined(runs, source.name)
+    every = [run for runs in parts.values() for run in runs]
+    _warn_versions(every, source)
+    dataset = next(iter(joined.values()))
+    if several is not None:
+        dataset = _side_by_side(joined, [run.name for run in chosen])
+    names = [str(name) for name in dataset["run"].to_numpy()]
+    seeds = [seed_of(name) for name in names]
     labels: dict[str, tuple[Any, str]] = {
         "seed": ([seed.number for seed in seeds], "seed in the name of the run"),
         "seed_kind": (np.array([seed.kind for seed in seeds], dtype=str), "what is random"),
         "family": (np.array([seed.family for seed in seeds], dtype=str), "name without the seed"),
-        "parameters": (parameters, "number of parameters of the model"),
+        "parameters": (np.array([_parameters(name) for name in names]), "number of parameters of the model"),
     }
     dataset = dataset.assign_coords({key: ("run", value, {"long_name": text}) for key, (value, text) in labels.items()})
     if "step" in dataset.dims:
-        dataset = dataset.assign_coords(_step_coordinates(runs, dataset["step"].to_numpy()))
-    tensors = sorted({run.results.tensor or "" for run in runs})
+        folders = (
+            [Results(name, root) for name in names] if "tensor" in dataset.dims else [run.results for run in every]
+        )
+        dataset = dataset.assign_coords(_step_coordinates(folders, dataset["step"].to_numpy()))
+    tensors = sorted({run.results.tensor or "" for run in every})
     return dataset.assign_attrs(
         measure=source.name,
-        tensor=", ".join(filter(None, tensors)),
-        is_unembedding=all(run.results.is_unembedding for run in runs),
-        sources={run.name: _told(run) for run in runs},
+        tensor=tensor if "tensor" in dataset.dims else ", ".join(filter(None, tensors)),
+        is_unembedding=all(run.results.is_unembedding for run in every),
+        sources={run.name: _told(run) for run in every},
         left_out=left_out,
     )
 
@@ -178,27 +188,94 @@ def _source(wanted: str) -> _Source:
     raise UnknownNameError("measure or table", wanted, known)
 
 
-def _read(run: RunName, source: _Source, tensor: str | None, root: Path) -> _Run:
-    """The result of one run. Raises `PythiaDynError` with the command that computes it where it is not there."""
+def _folder(run: RunName, source: _Source, tensor: str | None, root: Path) -> Results:
+    """The folder of results of a run that a tensor means."""
     folder = Results(run.name, root)
     if source.of_model:
         if tensor is not None:
             raise PythiaDynError(f"{source.name} is of whole models; leave out the tensor {tensor}")
-    elif tensor is None:
-        folder = folder.weights()
-    elif folder.tensors:
-        selected = folder.select([tensor])
-        if len(selected) != 1:
-            several = ", ".join(str(one.tensor) for one in selected)
-            raise PythiaDynError(f"{tensor} is {several} of {run.name}; gather one tensor at a time")
-        folder = selected[0]
-    else:
-        folder = folder.of(tensor)
+        return folder
+    if tensor is None:
+        return folder.weights()
+    return folder.select([tensor])[0] if folder.tensors else folder.of(tensor)
+
+
+def _read(run: RunName, source: _Source, folder: Results) -> _Run:
+    """The result of one run. Raises `PythiaDynError` with the command that computes it where it is not there."""
     path = folder.path / f"{source.name}{_ARRAY if source.is_array else '.csv'}"
     if not path.exists():
         raise PythiaDynError(f"{path} is missing: run {folder.command_for(source.name, run.typed)}")
     dataset = folder.read_zarr(source.name) if source.is_array else folder.read_table(source.name)
     return _Run(run.name, folder, dataset, folder.provenance().get(source.entry, {}))
+
+
+def _read_runs(
+    chosen: Sequence[RunName], source: _Source, tensor: str | None, root: Path
+) -> tuple[list[_Run], dict[str, str]]:
+    """The results of the runs, and the runs of a glob that have none, with the reason."""
+    read: list[_Run] = []
+    left_out: dict[str, str] = {}
+    for run in chosen:
+        try:
+            read.append(_read(run, source, _folder(run, source, tensor, root)))
+        except FormatError:
+            raise
+        except PythiaDynError as error:
+            if run.is_named:
+                raise
+            left_out[run.name] = str(error)
+    if not read:
+        raise PythiaDynError(next(iter(left_out.values())) if left_out else "no run is named")
+    return read, left_out
+
+
+def _matching(chosen: Sequence[RunName], pattern: str, root: Path) -> tuple[str, ...] | None:
+    """The tensors that a pattern means, in the order of the model; None where it means one tensor of a run."""
+    found: list[list[str]] = []
+    for run in chosen:
+        with contextlib.suppress(PythiaDynError):  # the run has none; another run may
+            found.append([str(one.tensor) for one in Results(run.name, root).select([pattern])])
+    if pattern != ALL and max(map(len, found), default=0) < 2:
+        return None
+    return tuple(sorted({name for names in found for name in names}, key=lambda name: (find_place(name).order, name)))
+
+
+def _read_tensors(
+    chosen: Sequence[RunName], source: _Source, tensors: Sequence[str], root: Path
+) -> tuple[dict[str, list[_Run]], dict[str, str]]:
+    """The results of the runs by tensor, and the runs of a glob that have none of any tensor, with the reason."""
+    read: dict[tuple[str, str], _Run] = {}
+    why: dict[str, PythiaDynError] = {}
+    for run in chosen:
+        folder = Results(run.name, root)
+        for tensor in set(folder.tensors).intersection(tensors):
+            try:
+                read[run.name, tensor] = _read(run, source, folder.of(tensor))
+            except FormatError:
+                raise
+            except PythiaDynError as error:
+                why.setdefault(run.name, error)
+    by_tensor = {tensor: [read[run.name, tensor] for run in chosen if (run.name, tensor) in read] for tensor in tensors}
+    parts = {tensor: runs for tensor, runs in by_tensor.items() if runs}
+    having = {run.name for runs in parts.values() for run in runs}
+    for run in chosen:
+        if run.name not in having and (run.is_named or not having):
+            command = f"pythia-dyn {source.entry.replace('_', '-')} --model {run.typed} --tensor {ALL}"
+            raise why.get(run.name) or PythiaDynError(f"{run.name} has no results of {source.name}: run {command}")
+    return parts, {name: str(error) for name, error in why.items() if name not in having}
+
+
+def _side_by_side(joined: Mapping[str, xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
+    """Datasets of tensors along the new dimension `tensor`, with the place of each; what a run lacks is NaN."""
+    places = [find_place(name) for name in joined]
+    dataset = xr.concat(list(joined.values()), dim="tensor", join="outer", data_vars="all", coords="minimal")
+    known = set(dataset["run"].to_numpy().tolist())
+    return dataset.sel(run=[name for name in runs if name in known]).assign_coords(
+        tensor=list(joined),
+        layer=("tensor", np.array([-1 if place.layer is None else place.layer for place in places], dtype=np.int64)),
+        kind=("tensor", [place.kind for place in places]),
+        is_bias=("tensor", [place.is_bias for place in places]),
+    )
 
 
 def _warn_left_out(left_out: Mapping[str, str]) -> None:
@@ -232,6 +309,10 @@ def _require_same_settings(runs: Sequence[_Run], source: _Source) -> None:
     tensors = {run.name: run.results.tensor for run in runs}
     if not all(heads):  # unembeddings have other names in other architectures
         _require_equal(tensors, "these are different tensors", runs, source)
+
+
+def _warn_versions(runs: Sequence[_Run], source: _Source) -> None:
+    """Say where results were computed by several versions of this package."""
     versions = {run.made["pythia_dynamics"] for run in runs if "pythia_dynamics" in run.made}
     if len(versions) > 1:
         named = ", ".join(sorted(map(str, versions)))
@@ -320,11 +401,11 @@ def recorded_coordinate(results: Results, name: str) -> dict[int, float]:
     return known
 
 
-def _step_coordinates(runs: Iterable[_Run], steps: NDArray[Any]) -> dict[str, Any]:
+def _step_coordinates(folders: Iterable[Results], steps: NDArray[Any]) -> dict[str, Any]:
     """Tokens and learning rate over `step`, or over `run` and `step` where the runs differ."""
     found: dict[str, Any] = {}
     for name, label in _COORDINATES.items():
-        rows = [recorded_coordinate(run.results, name) for run in runs]
+        rows = [recorded_coordinate(folder, name) for folder in folders]
         values = np.array([[row.get(int(step), np.nan) for step in steps] for row in rows], dtype=np.float64)
         if not np.isfinite(values).any():
             continue

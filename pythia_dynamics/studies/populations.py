@@ -22,7 +22,15 @@ from pythia_dynamics.results.spread import Origin, Variances, band, data_or_weig
 from pythia_dynamics.studies.pipeline import Outcome
 from pythia_dynamics.tables import plain, write_csv
 
-__all__ = ["FOLDER", "Group", "Population", "population_lines", "study_population", "write_population"]
+__all__ = [
+    "FOLDER",
+    "Group",
+    "Population",
+    "population_folder",
+    "population_lines",
+    "study_population",
+    "write_population",
+]
 
 FOLDER = "runs"
 """Folder of populations in the directory of all results. Each has a folder in it, and each result a folder in that: one
@@ -248,9 +256,7 @@ def write_population(
         Whether the values are divided by the number of parameters.
     """
     measure, tensor = str(dataset.attrs["measure"]), str(dataset.attrs["tensor"])
-    tail = f",{tensor}" if tensor and not dataset.attrs["is_unembedding"] else ""
-    name = _folder_name(patterns)
-    folder = Results(f"{FOLDER}/{name}/{measure}{tail}", results)
+    folder = population_folder(dataset, patterns, results)
     stem = found.variable + ("-per-parameter" if divide else "")
     spec = FigureSpec(
         folder.path / stem,
@@ -291,6 +297,23 @@ def write_population(
     files += save_figures([spec])
     count = len(found.curve["run"])
     return Outcome("gather", tuple(files), f"{found.variable} of {count} {'run' if count == 1 else 'runs'}", facts)
+
+
+def population_folder(dataset: xr.Dataset, patterns: Sequence[str], results: Path | str | None = None) -> Results:
+    """The folder of a population: ``runs/<population>/<measure>``, with the tensor unless it is the unembedding.
+
+    Parameters
+    ----------
+    dataset
+        The result of `pythia_dynamics.gather`.
+    patterns
+        The names and globs that were gathered.
+    results
+        The directory of all results.
+    """
+    measure, tensor = str(dataset.attrs["measure"]), str(dataset.attrs["tensor"])
+    tail = f",{_folder_name([tensor])}" if tensor and not dataset.attrs["is_unembedding"] else ""
+    return Results(f"{FOLDER}/{_folder_name(patterns)}/{measure}{tail}", results)
 
 
 _BAND = ("group", "step", "runs", "median", "low", "high")

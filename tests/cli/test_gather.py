@@ -177,3 +177,18 @@ def test_a_long_list_of_runs_has_a_folder_of_its_own(saved: Path) -> None:
 def test_a_glob_of_aliases_means_results_in_other_commands_too(saved: Path) -> None:
     said = run("claims", "--model", "160m-seed*", "--cache", str(saved), "--json", results=saved).stdout
     assert [entry["model"] for entry in json.loads(said)["claims"]] == [f"pythia-160m-seed{k}" for k in range(1, 10)]
+
+
+def test_all_tensors_of_a_population(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for layer in (0, 1):
+            save_order(tmp_path, f"tiny-seed{seed}", np.sqrt(STEPS) + seed, tensor=f"layers.{layer}.mlp.up_proj.weight")
+    options = ("--model", "tiny-seed*", "--measure", "order", "--tensor")
+    said = run("gather", *options, "all", results=tmp_path).stdout
+    assert "tiny: rms of 2 tensors, 2 runs, 40 steps (1000 … 40000)" in said
+    assert (tmp_path / "runs" / "tiny-seed+" / "order,all" / "rms-tensors.csv").exists()
+    facts = json.loads(run("gather", *options, "*.1.*", "--json", results=tmp_path).stdout)["gather"]
+    assert facts["variable"] == "order_parameter"  # one tensor
+    usage = CliRunner().invoke(main, ["gather", *options, "all", "--axis", "tokens", "--results", str(tmp_path)])
+    assert usage.exit_code == 2
+    assert "--axis and --per-parameter are for one tensor" in usage.stderr

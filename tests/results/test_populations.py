@@ -172,15 +172,43 @@ def test_another_version_is_a_warning(seeds: Path, monkeypatch: pytest.MonkeyPat
         pyd.gather("tiny-*", measure="order", results=seeds)
 
 
-def test_one_tensor_is_gathered_at_a_time(seeds: Path) -> None:
-    for tensor in ("h.0.weight", "h.1.weight"):
-        save_order(seeds, "tiny-seed2", rising(20), tensor=tensor)
-    with pytest.raises(PythiaDynError, match=r"h.\* is h.0.weight, h.1.weight of tiny-seed2; gather one tensor"):
-        pyd.gather("tiny-seed2", measure="order", tensor="h.*", results=seeds)
-    found = pyd.gather("tiny-seed2", measure="order", tensor="h.0.weight", results=seeds)
-    assert (found.attrs["tensor"], found.attrs["is_unembedding"]) == ("h.0.weight", False)
+def test_a_name_means_one_tensor_and_a_glob_several(seeds: Path) -> None:
+    for place, tensor in enumerate(("h.10.weight", "h.2.weight")):
+        save_order(seeds, "tiny-seed2", rising(20 + place), tensor=tensor)
+    save_order(seeds, "tiny-seed1", rising(9)[:20], STEPS[:20], tensor="h.2.weight")
+    found = pyd.gather("tiny-seed2", measure="order", tensor="h.10.weight", results=seeds)
+    assert (found.attrs["tensor"], found.attrs["is_unembedding"]) == ("h.10.weight", False)
     np.testing.assert_array_equal(found["order_parameter"][0], rising(20))
-    assert pyd.gather("tiny-*", measure="order", tensor="unembedding", results=seeds).sizes["run"] == 3
+    unembedding = pyd.gather("tiny-seed2", measure="order", tensor="unembedding", results=seeds)
+    assert unembedding["order_parameter"].dims == ("run", "step")
+
+    several = pyd.gather(["tiny-seed2", "tiny-seed1"], measure="order", tensor="h.*", results=seeds)
+    assert several["tensor"].to_numpy().tolist() == ["h.2.weight", "h.10.weight"]  # by layer, not by name
+    assert several["layer"].to_numpy().tolist() == [2, 10]
+    assert several["run"].to_numpy().tolist() == ["tiny-seed2", "tiny-seed1"]
+    assert several["seed"].to_numpy().tolist() == [2, 1]
+    assert (several.attrs["tensor"], several.attrs["left_out"]) == ("h.*", {})
+    b = several["order_parameter"].transpose("tensor", "run", "step")
+    np.testing.assert_array_equal(b[1, 0], rising(20))
+    np.testing.assert_array_equal(b[0, 0], rising(21))
+    np.testing.assert_array_equal(b[0, 1], [*rising(9)[:20], *[np.nan] * 20])
+    assert np.isnan(b[1, 1]).all()  # the run has no such tensor
+
+
+def test_all_tensors_of_runs_that_lack_some(seeds: Path) -> None:
+    save_order(seeds, "tiny-seed9", rising(9))
+    next((seeds / "tiny-seed9").rglob("order.csv")).unlink()
+    with pytest.warns(UserWarning, match="left out: tiny-seed9"):
+        found = pyd.gather("tiny-*", measure="order", tensor="all", results=seeds)
+    assert dict(found.sizes) == {"tensor": 1, "run": 3, "step": 41}
+    with pytest.raises(PythiaDynError, match=r"order.csv is missing: run pythia-dyn order --model tiny-seed9"):
+        pyd.gather(["tiny-seed2", "tiny-seed9"], measure="order", tensor="all", results=seeds)
+    with pytest.raises(PythiaDynError, match=r"msd.csv is missing: run pythia-dyn msd"):
+        pyd.gather("tiny-*", measure="msd", tensor="all", results=seeds)
+    with pytest.raises(PythiaDynError, match="array; of several tensors gather a table"):
+        pyd.gather("tiny-*", measure="density.zarr", tensor="all", results=seeds)
+    with pytest.raises(PythiaDynError, match="whole models; leave out the tensor all"):
+        pyd.gather("tiny-seed2", measure="perplexity-forward", tensor="all", results=seeds)
 
 
 def test_tokens_and_learning_rates_are_over_the_step_where_they_agree(tmp_path: Path) -> None:
