@@ -118,7 +118,9 @@ def _step_tables() -> Iterator[str]:
         yield from (name for name, table in measure.tables.items() if table.keys == ("step",))
 
 
-def heat_map(key: str, tables: Mapping[str, xr.Dataset], notes: Sequence[str] = ()) -> HeatMap | None:
+def heat_map(
+    key: str, tables: Mapping[str, xr.Dataset], notes: Sequence[str] = (), *, most: int = _MAX_BYTES
+) -> HeatMap | None:
     """The heat map of some tables; None where they have no number.
 
     Parameters
@@ -129,6 +131,8 @@ def heat_map(key: str, tables: Mapping[str, xr.Dataset], notes: Sequence[str] = 
         As `read_step_tables` returns them.
     notes
         Told below it.
+    most
+        Greatest length of its values on the page.
     """
     runs = tuple(dict.fromkeys(name for table in tables.values() for name in table["run"].to_numpy().astype(str)))
     tensors = {name for table in tables.values() for name in table["tensor"].to_numpy().astype(str)}
@@ -144,7 +148,7 @@ def heat_map(key: str, tables: Mapping[str, xr.Dataset], notes: Sequence[str] = 
     }
     if not full:
         return None
-    every = 1
+    every, longest = 1, max(table.sizes["step"] for table in tables.values())
     while True:
         encoded = {
             name: {column: _encoded(values[..., kept]) for column, values in columns.items()}
@@ -152,9 +156,9 @@ def heat_map(key: str, tables: Mapping[str, xr.Dataset], notes: Sequence[str] = 
             for kept in [_kept(tables[name].sizes["step"], every)]
         }
         size = sum(len(one["codes"]) for columns in encoded.values() for one in columns.values())
-        if size <= _MAX_BYTES:
+        if size <= most or every >= longest:
             break
-        every += max(1, round(every * (size / _MAX_BYTES - 1)))
+        every += max(1, round(every * (size / most - 1)))
     titles = {name: table.title or name for one in known_measures().values() for name, table in one.tables.items()}
     content = {
         "key": key,

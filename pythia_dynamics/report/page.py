@@ -38,6 +38,11 @@ from pythia_dynamics.results.folder import Results
 __all__ = ["OverModels", "Section", "report"]
 
 
+_HEAT_BYTES = 600_000
+"""Length of the values of all heat maps on a page: 40 tensors × 143 steps × 38 columns of one model. The page of four
+models, whose figures take 4.3 MB, so stays below 5 MB; the heat maps of several models show fewer steps."""
+
+
 @dataclass(frozen=True)
 class Section:
     """The part of the page on one folder of results.
@@ -115,7 +120,9 @@ def report(
     parts = []
     for number, section in enumerate(sections, 1):
         is_first = folders[number - 1].name not in {one.name for one in folders[: number - 1]}
-        parts.append({**_part(section, f"m{number}"), "heat": _heat_map(section.results, number) if is_first else None})
+        most = _HEAT_BYTES // len({folder.name for folder in folders})
+        heat = _heat_map(section.results, number, most) if is_first else None
+        parts.append({**_part(section, f"m{number}"), "heat": heat})
         progress(number + 1, total)
     rows: dict[str, dict[str, Any]] = {}
     for name, section in zip(names, sections, strict=True):
@@ -136,6 +143,7 @@ def report(
         "page.html.j2",
         command=report_command(folders),
         coloured=list(_drawn([*together, *(plate for one in compared for plate in one["plates"])], *parts)),
+        has_heat_map=any(part["heat"] for part in parts),
         title=f"Training dynamics of {', '.join(names)}",
         names=names,
         rows=list(rows.values()),
@@ -169,11 +177,11 @@ def _part(section: Section, key: str) -> dict[str, Any]:
     }
 
 
-def _heat_map(results: Results, number: int) -> dict[str, Any] | None:
+def _heat_map(results: Results, number: int, most: int) -> dict[str, Any] | None:
     """The heat map of all tensors of a model; None where one tensor alone has been measured."""
     if len(results.model.tensors) < 2:
         return None
-    shown = heat_map(f"m{number}-heat", *read_step_tables([results.model]))
+    shown = heat_map(f"m{number}-heat", *read_step_tables([results.model]), most=most)
     return None if shown is None else heat_map_part(shown)
 
 

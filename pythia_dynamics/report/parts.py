@@ -130,7 +130,7 @@ def to_json(content: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def render(template: str, *, command: str, coloured: Sequence[str], **values: Any) -> str:
+def render(template: str, *, command: str, coloured: Sequence[str], has_heat_map: bool, **values: Any) -> str:
     """A page from one of the templates of this package.
 
     Parameters
@@ -141,6 +141,8 @@ def render(template: str, *, command: str, coloured: Sequence[str], **values: An
         The command that writes the page.
     coloured
         Every part of the page that has colours of figures.
+    has_heat_map
+        Whether the page needs the script of heat maps.
     **values
         What the template uses.
 
@@ -162,7 +164,7 @@ def render(template: str, *, command: str, coloured: Sequence[str], **values: An
         made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         colours=style_of(coloured),
         style=_file("style.css"),
-        scripts=[_file(name) for name in ("common.js", "script.js", "heatmap.js")],
+        scripts=[_file(name) for name in ("common.js", "script.js", *(["heatmap.js"] if has_heat_map else []))],
         **values,
     )
 

@@ -117,6 +117,7 @@ def population_page(page: PopulationPage, *, progress: Progress = silent) -> str
         "population.html.j2",
         command=typed_command() or shlex.join(["pythia-dyn", "report", *_options(page.patterns)]),
         coloured=[plate[what] for plate in plates for what in ("svg", "panels")],
+        has_heat_map=page.heat is not None,
         title=f"Training dynamics of {len(page.runs)} {'run' if len(page.runs) == 1 else 'runs'}: {name}",
         name=name,
         opening=_opening([one.name for one in page.runs]),
