@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from pythia_dynamics.errors import (
     listed,
     size,
 )
+from pythia_dynamics.executors import Pool, as_executor
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.provenance import weakest_checks
 from pythia_dynamics.history.report import FetchReport
@@ -63,7 +64,7 @@ def fetch(
     *,
     tensor: str = UNEMBEDDING,
     workers: int = WORKERS,
-    executor: Executor | None = None,
+    executor: Pool | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> History:
@@ -104,7 +105,7 @@ def download(
     model: str | Path | Model | FetchRequest,
     *,
     workers: int = WORKERS,
-    executor: Executor | None = None,
+    executor: Pool | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> FetchReport:
@@ -121,7 +122,8 @@ def download(
     workers
         Revisions that are fetched at once, in threads.
     executor
-        Runs the revisions instead of own threads. Processes work as well.
+        Runs the revisions instead of own threads: an `Executor`, of processes as well, a `distributed.Client`, or an
+        executor of submitit. All must see the cache.
     progress
         Called with the number of revisions that are done and of all.
     **options
@@ -144,7 +146,7 @@ def download(
 
 
 def _download(
-    request: FetchRequest, workers: int, executor: Executor | None, progress: Progress, *, only_one: bool = False
+    request: FetchRequest, workers: int, executor: Pool | None, progress: Progress, *, only_one: bool = False
 ) -> FetchReport:
     """`download`; with `only_one`, several matching tensors are an error before any weights are read."""
     began = time.monotonic()
@@ -209,7 +211,7 @@ class _Job:
             self._require_learning_rate()
             Store.create(self.path, source=self.source.location, suite=self._suite())
 
-    def run(self, found: Mapping[int, Revision], workers: int, executor: Executor | None, progress: Progress) -> None:
+    def run(self, found: Mapping[int, Revision], workers: int, executor: Pool | None, progress: Progress) -> None:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
         self._compare(found)
         revisions = self._requested(found)
@@ -221,7 +223,7 @@ class _Job:
         wanted = {self._asked_as(spec): spec for spec in self.specs}
         events = stop if executor is None else None
         common = (Stores(self.path), wanted, cache, events, self.request.verify_whole)
-        pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
+        pool = as_executor(executor) or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
         fatal: PythiaDynError | None = None
         for step in set(self.steps) - set(revisions):
             for name in self.stored:

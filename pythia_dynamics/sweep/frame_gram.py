@@ -151,7 +151,7 @@ def map_gram_matrices(
     nonfinite = []
     compute.progress(0, len(jobs))
     with ExitStack() as stack:
-        pool = compute.executor
+        pool = compute.pool
         if pool is None:
             # One BLAS thread per thread of the pool: more threads than cores would wait for one another.
             stack.enter_context(threadpool_limits(1, user_api="blas"))

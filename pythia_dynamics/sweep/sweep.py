@@ -188,11 +188,11 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, slab: int | 
     accumulators = [template.start(frames, device) for template in templates]
     progress(0, len(ranges))
     done = 0
-    if compute.executor is not None:
+    if (executor := compute.pool) is not None:
         # Four groups per worker balance the load; each group sends back only one set of tables.
         groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
         jobs = ((len(group), (_task, frames, templates, device, group)) for group in groups)
-        for size, result in run_jobs(compute.executor, jobs, ahead=2 * compute.workers):
+        for size, result in run_jobs(executor, jobs, ahead=2 * compute.workers):
             for item, other in zip(accumulators, result, strict=True):
                 item.merge(other)
             done += size
