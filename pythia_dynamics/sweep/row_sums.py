@@ -49,7 +49,9 @@ class RowSums(PerSlab):
         rows = (stop - 1) // self.columns - start // self.columns + 1
         out = np.zeros((len(frames), rows, 3), np.float32)
         work = workspace(2, self.columns, frames.computing_type)
-        add_rows(frames.addresses, frames.like, start, stop, self.columns, work, out)
+        for addresses, begin, end in frames.pieces(start, stop, unit=self.columns, origin=0):
+            part = out[:, begin // self.columns - start // self.columns :]
+            add_rows(addresses, frames.like, begin, end, self.columns, work, part)
         # A sum that float32 does not hold is infinite, and the step counts as one whose squares are too large.
         self.sums[start] = out  # type: ignore[assignment]
 
