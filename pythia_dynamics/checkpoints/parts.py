@@ -153,7 +153,8 @@ _FUSED = tuple(
         (r"h\.\d+\.self_attention\.query_key_value", ("bloom",), {"by_head": True}),
         (r"h\.\d+\.self_attention\.query_key_value", ("falcon",), {"by_head": True, "equal": False}),
         (r"layers\.\d+\.self_attn\.query_key_value", ("persimmon",), {"by_head": True}),
-        (r"h\.\d+\.attn\.c_attn", ("gpt2", "nanogpt", "imagegpt", "openai-gpt", "decision_transformer"), {}),
+        (r"h\.\d+\.attn\.c_attn", ("gpt2", "imagegpt", "openai-gpt", "decision_transformer"), {}),
+        (r"h\.\d+\.attn\.query_key_value", ("nanogpt",), {}),
         (r"layers\.\d+\.self_attn\.qkv_proj", ("phi3", "phi4_multimodal"), {"equal": False}),
         (r"blocks\.\d+\.attn\.Wqkv", ("mpt",), {}),
         (r"layers\.\d+\.attn\.Wqkv", ("modernbert",), {}),
@@ -235,9 +236,7 @@ def head_parts(tensor: str, shape: Sequence[int], attention: Attention | None) -
     return ()
 
 
-def part_of(
-    tensor: str, shape: Sequence[int], kind: str | None, head: int | None, attention: Attention | None
-) -> Part:
+def part_of(tensor: str, shape: Sequence[int], kind: str | None, head: int | None, attention: Attention | None) -> Part:
     """One part of a tensor.
 
     Parameters
