@@ -64,8 +64,8 @@ class RowSums(PerSlab):
     def total(self) -> NDArray[Any]:
         """The sums of all rows, float32 of shape (T', v, 3)."""
         total = np.zeros((len(self.indices), self.rows, 3), np.float32)
-        for start, sums in self.sums.items():
-            row = start // self.columns
+        for start in sorted(self.sums):
+            row, sums = start // self.columns, self.sums[start]
             total[:, row : row + sums.shape[1]] += sums  # a row that two slabs share has two parts
         return total
 
