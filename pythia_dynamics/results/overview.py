@@ -45,7 +45,7 @@ def overview(
     xarray.Dataset
         The columns of the table over `tensor` and `step`. Tensors are in the order of the model; a step that one of
         them lacks is NaN. The coordinates `layer` (int64, −1 outside of the blocks), `kind` (see
-        `pythia_dynamics.checkpoints.modules.Kind`) and `is_bias` are over `tensor`.
+        `pythia_dynamics.checkpoints.modules.Kind`), `is_bias` and `head` (int64, −1 for all heads) are over `tensor`.
 
     Raises
     ------
@@ -74,6 +74,7 @@ def overview(
         layer=("tensor", np.array([-1 if place.layer is None else place.layer for place in places], dtype=np.int64)),
         kind=("tensor", [place.kind for place in places]),
         is_bias=("tensor", [place.is_bias for place in places]),
+        head=("tensor", np.array([-1 if place.head is None else place.head for place in places], dtype=np.int64)),
     ).assign_attrs(model=folder.name, measure=measure)
 
 
@@ -128,6 +129,6 @@ def write_overview(results: Results, measure: str) -> tuple[Path, xr.Dataset]:
     dataset = overview(results, measure)
     columns = [str(name) for name in dataset.data_vars]
     # The place in the model orders the rows; names of tensors would put layer 10 before layer 2.
-    table = Table(("place", "tensor", "layer", "kind", "step", *columns), keys=("place", "step"))
+    table = Table(("place", "tensor", "layer", "kind", "head", "step", *columns), keys=("place", "step"))
     by_place = dataset.assign_coords(place=("tensor", np.arange(dataset.sizes["tensor"]))).swap_dims(tensor="place")
     return results.model.write_table(f"{PREFIX}{measure}", table, by_place), dataset
