@@ -25,9 +25,9 @@ from pythia_dynamics.checkpoints.parts import (
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.nanogpt import NanoGPTConfig
 
-WIDE = {"vocab_size": 32, "hidden_size": 24, "num_hidden_layers": 1}
-USUAL = {**WIDE, "intermediate_size": 40, "max_position_embeddings": 16, "num_attention_heads": 4}
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WIDE: dict[str, Any] = {"vocab_size": 32, "hidden_size": 24, "num_hidden_layers": 1}
+USUAL: dict[str, Any] = {**WIDE, "intermediate_size": 40, "max_position_embeddings": 16, "num_attention_heads": 4}
+IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CONFIGS: dict[str, Any] = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**USUAL),
     "gpt2": lambda: transformers.GPT2Config(vocab_size=32, n_positions=16, n_embd=24, n_layer=1, n_head=4),
@@ -203,7 +203,9 @@ def test_any_shape_is_cut_as_a_reshape_cuts_it(heads: int, per: int, size: int, 
         expected = {"query": array[:rows], "key": array[rows : rows + kept], "value": array[rows + kept :]}
     for kind, wanted in expected.items():
         by_head = wanted.reshape(-1, size, width)
-        np.testing.assert_array_equal(part_of(name, array.shape, kind, None, attention).of(array), np.vstack(by_head))
+        np.testing.assert_array_equal(
+            part_of(name, array.shape, kind, None, attention).of(array), by_head.reshape(-1, width)
+        )
         for head, block in enumerate(by_head):
             np.testing.assert_array_equal(part_of(name, array.shape, kind, head, attention).of(array), block)
 
