@@ -324,7 +324,7 @@ class Weights:
         for name in model_names(self.models, self.cache, answer):
             found: list[History] = []
             with answer.collect():
-                more = {"steps": self.steps, "learning_rate": rate, "heads": self.heads}
+                more: dict[str, Any] = {"steps": self.steps, "learning_rate": rate, "heads": self.heads}
                 found = open_histories(name, self.tensors, cache=self.cache, **more)
                 self._note_fused(name)
             yield from found

@@ -56,7 +56,8 @@ def known_attention(store: Store, heads: int | None = None) -> Attention | None:
     else:
         with suppress(PythiaDynError):  # a directory that no longer exists
             shape = resolve(store.source).architecture
-            known = shape and Attention(shape.heads, shape.d_model // shape.heads, "gpt_neox")
+            if shape is not None:
+                known = Attention(shape.heads, shape.d_model // shape.heads, "gpt_neox")
     if heads is None or (known is not None and known.heads == heads):
         return known
     return replace(known, heads=heads, head_size=None) if known else Attention(heads)

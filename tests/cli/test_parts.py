@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ SHAPES |= {"gpt_neox.layers.0.mlp.dense_h_to_4h.weight": (32, 8), "embed_out.wei
 STEPS = (10, 20, 30)
 
 
-def write(place: Path, **config: object) -> None:
+def write(place: Path, **config: Any) -> None:
     for step in STEPS:
         generator = torch.Generator().manual_seed(step)
         tensors = {name: torch.randn(shape, generator=generator).half() for name, shape in SHAPES.items()}
