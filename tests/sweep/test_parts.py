@@ -160,7 +160,7 @@ def test_pieces_are_all_weights_once_and_meet_at_multiples_of_the_unit(run, coun
         assert len(addresses) % multiple == 0
         assert len(addresses) - 2 < multiple
         for t, address in enumerate((addresses + np.uint64(4) * np.uint64(begin))[:2].tolist()):
-            seen = np.frombuffer((ctypes.c_float * (end - begin)).from_address(address), np.float32)
+            seen = np.ctypeslib.as_array((ctypes.c_float * (end - begin)).from_address(address))
             np.testing.assert_array_equal(seen, expected[t, begin:end])
         place = end
     assert place == stop
