@@ -21,6 +21,7 @@ from .garden import published_points as published_points
 from .garden import rank_differences as rank_differences
 from .garden import ranks as ranks
 from .garden import unmasking as unmasking
+from .layers import heads as heads
 from .layers import layers as layers
 from .measures import density as density
 from .measures import effective_rank as effective_rank

@@ -35,6 +35,7 @@ from pythia_dynamics.errors import (
     size,
 )
 from pythia_dynamics.executors import Pool, as_executor
+from pythia_dynamics.history.attention import known_attention, read_attention, record_attention
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.provenance import weakest_checks
 from pythia_dynamics.history.report import FetchReport
@@ -307,6 +308,8 @@ class _Job:
         if store.suite.learning_rate is None and isinstance(self.source, LocalSource):
             stated = self.source.stated_learning_rate(revisions)
         store.ensure(specs, self.steps, tokens, stated)
+        if known_attention(store) is None:
+            record_attention(store, read_attention(self.source, revisions.values(), store.tensors))
         self._read_store(specs)
 
     def _suite(self) -> Suite:

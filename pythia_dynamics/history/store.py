@@ -143,7 +143,7 @@ class Store:
         store = cls(path, source, suite or GENERIC)
         with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with store._writing():
+        with store.writing():
             for pattern in _UNFINISHED:  # left by a killed process: only the owner of the lock writes metadata
                 for unfinished in path.glob(pattern):
                     unfinished.unlink(missing_ok=True)
@@ -329,7 +329,7 @@ class Store:
         StoreError
             The store has a tensor with another shape or dtype, or cannot be written.
         """
-        with self._writing():
+        with self.writing():
             known = self.steps
             grown = (*known, *sorted(set(steps) - set(known)))
             if len(grown) > len(known) or not known:
@@ -421,7 +421,7 @@ class Store:
     def record_compared(self, tensor: str, found: Mapping[int, tuple[str, str | None, str]]) -> None:
         """Record what has become of checkpoints at the source: by step the commit that was compared, that which has
         left the weights as they were, if any, and why they are superseded, if so. Of another commit: left alone."""
-        with self._writing():
+        with self.writing():
             array = open_node(self.path / tensor, zarr.open_array, "r+")
             records, missing, superseded = after = [dict(array.attrs.get(key, {})) for key in _BY_STEP]
             for key, (compared, now, why) in ((str(step), each) for step, each in found.items()):
@@ -441,7 +441,7 @@ class Store:
     # -- internal ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Hold the writers' lock. An `OSError` inside, of zarr or the lock as well, becomes a `StoreError`."""
         with store_errors(self.path), self._lock:
             yield
@@ -486,7 +486,7 @@ class Store:
         without: Mapping[int, Iterable[str]] | None = None,
     ) -> None:
         """Add entries to the attributes of a tensor, and remove those of some steps, named by their attributes."""
-        with self._writing():
+        with self.writing():
             array = open_node(self.path / tensor, zarr.open_array, "r+")
             changed = {key: {**array.attrs.get(key, {}), **additions.get(key, {})} for key in _BY_STEP}
             for step, keys in (without or {}).items():

@@ -19,6 +19,7 @@ from pythia_dynamics.checkpoints.roles import ALL
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results, results_directory
+from pythia_dynamics.results.overview import place_coordinates
 from pythia_dynamics.results.runs import RunName, find_runs, seed_of
 
 __all__ = ["gather", "recorded_coordinate"]
@@ -80,7 +81,7 @@ def gather(
         ``data``, ``weight`` or empty), ``family`` (the name without the seed) and ``parameters`` (of the whole model,
         NaN where the registry does not know them). ``tokens`` and ``learning_rate`` are over `step` where all runs
         record them and agree, else over `run` and `step`; where no run records them, they are left out. Of several
-        tensors there are also `layer` (−1 outside of the blocks), `kind` and `is_bias` over `tensor`; a tensor that a
+        tensors there are also `layer`, `kind`, `is_bias` and `head` over `tensor`, as in `overview`; a tensor that a
         run lacks is NaN. Attributes:
         ``sources``, where each run is from; and ``left_out``, the runs that a glob means but that lack the result, each
         with the reason; a warning names them.
@@ -267,15 +268,9 @@ def _read_tensors(
 
 def _side_by_side(joined: Mapping[str, xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
     """Datasets of tensors along the new dimension `tensor`, with the place of each; what a run lacks is NaN."""
-    places = [find_place(name) for name in joined]
     dataset = xr.concat(list(joined.values()), dim="tensor", join="outer", data_vars="all", coords="minimal")
     known = set(dataset["run"].to_numpy().tolist())
-    return dataset.sel(run=[name for name in runs if name in known]).assign_coords(
-        tensor=list(joined),
-        layer=("tensor", np.array([-1 if place.layer is None else place.layer for place in places], dtype=np.int64)),
-        kind=("tensor", [place.kind for place in places]),
-        is_bias=("tensor", [place.is_bias for place in places]),
-    )
+    return dataset.sel(run=[name for name in runs if name in known]).assign_coords(place_coordinates(list(joined)))
 
 
 def _warn_left_out(left_out: Mapping[str, str]) -> None:

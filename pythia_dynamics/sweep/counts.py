@@ -107,14 +107,14 @@ class Counts(PerSlab):
     def update(self, frames: Frames, start: int, stop: int) -> None:
         """Count the weights `start` to `stop` of every frame."""
         if not self.direct:
-            offset, size = np.uint64(2 * start), stop - start
-            for row, address in zip(self.table, frames.addresses, strict=True):
-                kernels.count_codes(address + offset, size, row)
+            for addresses, begin, end in frames.pieces(start, stop):
+                for row, address in zip(self.table, addresses, strict=True):
+                    kernels.count_codes(address + np.uint64(2 * begin), end - begin, row)
             return
         codes = np.empty(stop - start, np.uint16)
         partial = np.empty((len(frames), 7))
         for t, row in enumerate(self.table):
-            values = frames.arrays[t][start:stop]
+            values = frames.bits(t, start, stop)
             partial[t] = kernels.power_sums(values, self.shift[t])
             if values.dtype == np.float32:
                 kernels.narrow(values, codes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -52,6 +52,17 @@ _SLAB_MULTIPLE = 16
 """The number of slabs is a multiple of this, so that 2, 4, 8 or 16 threads get equal work."""
 
 
+_UNIT = 2048
+"""Weights: a multiple of the blocks of all kernels, which add in float32 inside a block. Pieces of a slab that are
+whole blocks give the same sums as the slab, to the last bit."""
+
+_SHORT_RUN = 4 * _UNIT
+"""Weights of a run below which pieces are copied: their kernels would take less time than the calls."""
+
+_COPIED = 8 * _UNIT
+"""Weights per step of a piece that is copied. Of 143 frames of 16 bits they are 4.7 MB, which stay in the L3 cache."""
+
+
 class MissingStepsWarning(UserWarning):
     """Steps of the history have no weights; the message names them. They are NaN in every result."""
 
@@ -79,13 +90,21 @@ def kernel_array(weights: NDArray[Any]) -> NDArray[Any]:
     PythiaDynError
         The weights have another dtype.
     """
+    return _as_bits(np.ascontiguousarray(weights))
+
+
+def _as_bits(weights: NDArray[Any]) -> NDArray[Any]:
+    """A view of weights with the dtype that the kernels take."""
     if weights.dtype not in _KERNEL_DTYPES:
         raise PythiaDynError(f"weights must be float16, bfloat16, float32 or float64; got {weights.dtype}")
-    return np.ascontiguousarray(weights).view(_KERNEL_DTYPES[weights.dtype])
+    return weights.view(_KERNEL_DTYPES[weights.dtype])
 
 
 class Frames:
     """The frames in use: T' present steps of equal size, in step order, with their addresses in memory.
+
+    The weights of a frame are numbered in row-major order. They are adjacent in memory, except those of a part of a
+    fused tensor: these are runs of equal length. `pieces` and `values` read both.
 
     The object holds references to the arrays, so the addresses are valid while it exists. Pickling it sends its
     history: paths for a store, the weights for an array.
@@ -105,8 +124,8 @@ class Frames:
         Indices of the frames into the steps of the history.
     size : int
         Number of weights of each frame.
-    addresses : array of uint64, shape (T',)
-        Address of the first weight of each frame.
+    run : int
+        Number of weights that are adjacent in memory: `size`, except of a part of a fused tensor.
     like : array, shape (1,)
         An array of the dtype of the data at the addresses; see `pythia_dynamics.sweep.kernels`.
 
@@ -120,24 +139,36 @@ class Frames:
         self.history, self.rows, self.without = history, rows, tuple(without)
         self.shape = (rows, *history.frame_shape[1:])
         self.size = int(np.prod(self.shape, dtype=np.int64))
-        self.arrays: list[NDArray[Any]] = []
+        self._arrays: list[NDArray[Any]] = []
         indices = []
         for index in range(len(history.steps)):
-            frame = None if index in self.without else history.frame(index)
-            if frame is not None:
-                self.arrays.append(kernel_array(frame).reshape(-1)[: self.size])
+            segments = None if index in self.without else history.segments(index)
+            if segments is not None:
+                self._arrays.append(_as_bits(segments))
                 indices.append(index)
         if not indices:
             raise PythiaDynError(f"no step of {history.name} has weights to analyse")
         self.indices = np.array(indices)
-        self.addresses = np.array([array.ctypes.data for array in self.arrays], dtype=np.uint64)
-        self.like = np.zeros(1, self.arrays[0].dtype)
+        self.run = self._arrays[0].shape[1] if len(self._arrays[0]) > 1 else self.size
+        self.like = np.zeros(1, self._arrays[0].dtype)
+        self._addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uint64)
+        self._strides = np.array([array.strides[0] for array in self._arrays], dtype=np.uint64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _frames, (self.history, self.rows, self.without)
 
     def __len__(self) -> int:
-        return len(self.arrays)
+        return len(self._arrays)
+
+    @property
+    def addresses(self) -> NDArray[np.uint64]:
+        """The address of the first weight of each frame, shape (T',), where all weights of a frame are adjacent.
+
+        Raises `PythiaDynError` where they are not.
+        """
+        if self.run < self.size:
+            raise PythiaDynError(f"{self.history.tensor} is not in one piece in memory: read it with Frames.pieces")
+        return self._addresses
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -150,9 +181,63 @@ class Frames:
         """The type to compute in: float64 for float64 weights, else float32, which is exact for 16-bit weights."""
         return np.float64 if self.history.dtype == np.float64 else np.float32
 
+    def bits(self, position: int, start: int, stop: int) -> NDArray[Any]:
+        """As `values`, in the dtype that kernels take."""
+        array, run = self._arrays[position], self.run
+        first, last = start // run, (stop - 1) // run
+        if first == last:
+            return array[first, start - first * run : stop - first * run]
+        inner = array[first + 1 : last].reshape(-1)
+        return np.concatenate([array[first, start - first * run :], inner, array[last, : stop - last * run]])
+
     def values(self, position: int, start: int, stop: int) -> NDArray[Any]:
-        """The weights `start` to `stop` of the frame `position`, a view in the dtype of the history, shape (n,)."""
-        return self.arrays[position][start:stop].view(self.history.dtype)
+        """The weights `start` to `stop` of the frame `position` in the dtype of the history, shape (n,).
+
+        A view where they are adjacent in memory, else a copy.
+        """
+        return self.bits(position, start, stop).view(self.history.dtype)
+
+    def pieces(
+        self, start: int, stop: int, *, multiple: int = 1, unit: int = _UNIT, origin: int | None = None
+    ) -> Iterator[tuple[NDArray[np.uint64], int, int]]:
+        """The weights `start` to `stop` of every frame, in pieces that are adjacent in memory.
+
+        Runs are read in place, as far as they are long. Where a run ends, and where runs are short, a piece is copied;
+        its memory is valid until the next piece.
+
+        Parameters
+        ----------
+        start, stop
+            The weights, usually a slab.
+        multiple
+            The last address is repeated until the number of addresses is a multiple of this.
+        unit, origin
+            Two pieces meet at a weight whose distance from `origin` is a multiple of `unit`. By default `origin` is
+            `start`, and `unit` a multiple of the blocks of all kernels: their sums over the pieces are those over the
+            whole to the last bit.
+
+        Yields
+        ------
+        tuple
+            Addresses, uint64 of shape (T' or more,); first weight; last weight + 1. A weight k of the piece has the
+            address ``addresses[t] + k * like.itemsize``.
+        """
+        origin, size = start if origin is None else origin, self.like.itemsize
+        while start < stop:
+            section, inside = divmod(start, self.run)
+            end = min(start + self.run - inside, stop)
+            if end < stop:
+                end -= (end - origin) % unit
+            if end > start and (end == stop or self.run >= _SHORT_RUN):
+                first = self._addresses + np.uint64(section) * self._strides
+                yield _padded(first - _offset(section * self.run * size), multiple), start, end
+            else:
+                end = start + (_UNIT if self.run >= _SHORT_RUN else _COPIED)
+                end = min(end + (origin - end) % unit, stop)
+                copied = np.stack([self.bits(t, start, end) for t in range(len(self))])
+                first = np.array([row.ctypes.data for row in copied], dtype=np.uint64)
+                yield _padded(first - _offset(start * size), multiple), start, end
+            start = end
 
     def provisional_means(self, count: int = 4, length: int = 1024) -> NDArray[np.float64]:
         """An estimate of the mean of each frame, from samples, rounded to the dtype of the weights; shape (T',).
@@ -176,10 +261,17 @@ class Frames:
         rounded: NDArray[np.float64] = means.astype(self.history.dtype).astype(np.float64)
         return rounded
 
-    def padded(self, multiple: int) -> NDArray[np.uint64]:
-        """The addresses, with the last one repeated until their number is a multiple of `multiple`."""
-        padding = -len(self) % multiple
-        return np.concatenate([self.addresses, np.repeat(self.addresses[-1:], padding)])
+
+def _offset(nbytes: int) -> NDArray[np.uint64]:
+    """A number of bytes to subtract from addresses. As an array, since a difference below zero wraps, as in a kernel,
+    and NumPy warns of scalars that do."""
+    return np.array([nbytes], dtype=np.uint64)
+
+
+def _padded(addresses: NDArray[np.uint64], multiple: int) -> NDArray[np.uint64]:
+    """Addresses with the last one repeated until their number is a multiple of `multiple`."""
+    padding = -len(addresses) % multiple
+    return np.concatenate([addresses, np.repeat(addresses[-1:], padding)]) if padding else addresses
 
 
 def _frames(history: History, rows: int, without: tuple[int, ...]) -> Frames:
