@@ -10,7 +10,7 @@ import contextlib
 import math
 import mmap
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -24,10 +24,12 @@ from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, RateLike, as_le
 from pythia_dynamics.checkpoints.roles import find_roles
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError, listed, size
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
+from pythia_dynamics.history.parts import Parts
 from pythia_dynamics.history.provenance import check_of
 from pythia_dynamics.history.spec import DTYPES
 from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["History", "Weights"]
 
@@ -64,6 +66,8 @@ class History:
     coordinates
         More coordinates of the steps, where known: ``tokens`` seen, ``learning_rate``; float64 of shape (T,), NaN at a
         step where it is not known.
+    parts
+        Of a tensor that is streamed: what reads parts of its weights, which are not on this machine. None for others.
     """
 
     name: str
@@ -75,6 +79,7 @@ class History:
     frames: tuple[Path | NDArray[Any] | None, ...] = field(repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     coordinates: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    parts: Parts | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         nbytes = math.prod(self.frame_shape) * self.dtype.itemsize * int(self.present.sum())
@@ -169,6 +174,8 @@ class History:
         source = self.frames[index]
         if source is None or isinstance(source, np.ndarray):
             return source
+        if self.parts is not None:
+            return self.parts.frame(int(self.steps[index]))
         expected = math.prod(self.frame_shape) * self.dtype.itemsize + CHECKSUM_BYTES
         found = source.stat().st_size if source.is_file() else 0
         if found != expected:
@@ -177,6 +184,19 @@ class History:
                 f"{expected} bytes, has {found}); run the fetch again to replace them"
             )
         return _memory_map(source, self.dtype, self.frame_shape)
+
+    @contextlib.contextmanager
+    def part(
+        self, steps: Sequence[int], ranges: Sequence[tuple[int, int]], progress: Progress = silent
+    ) -> Iterator[History]:
+        """Ranges of the weights of some steps, of a tensor that is streamed. Valid inside the ``with`` block.
+
+        Parameters and errors are those of `Parts.open`. Of each step the weights of all ranges are one vector.
+        """
+        assert self.parts is not None
+        with self.parts.open(steps, ranges, progress) as paths:
+            shape, numbers = (sum(stop - start for start, stop in ranges),), np.array(steps, dtype=np.int64)
+            yield History(self.name, self.tensor, numbers, shape, self.dtype, {}, paths)
 
     def at(self, step: int) -> NDArray[Any]:
         """The weights of one step.

@@ -114,7 +114,7 @@ class Counts(PerSlab):
         codes = np.empty(stop - start, np.uint16)
         partial = np.empty((len(frames), 7))
         for t, row in enumerate(self.table):
-            values = frames.arrays[t][start:stop]
+            values = frames.values(t, start, stop)
             partial[t] = kernels.power_sums(values, self.shift[t])
             if values.dtype == np.float32:
                 kernels.narrow(values, codes)
