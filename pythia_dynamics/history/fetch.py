@@ -337,9 +337,10 @@ class _Job:
 
     def _compare(self, revisions: Mapping[int, Revision]) -> None:
         """Record which steps of the store have been replaced at the source since they were fetched."""
-        if not self._knows_tensors():
+        named = self._knows_tensors()
+        if not self.known:
             return
-        names = [spec.name for spec in self.specs]
+        names = [spec.name for spec in self.specs] if named else list(self.known)  # a glob may mean any of them
         source = self.source
         compare_with_source(Store.open(self.path), source.location, revisions, source.files, tensors=names)
         self._knows_tensors()
