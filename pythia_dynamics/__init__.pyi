@@ -30,6 +30,7 @@ from .measures.phases import phases as phases
 from .measures.rank import covariance_rank as covariance_rank
 from .measures.rows import rows as rows
 from .measures.spectrum import spectrum as spectrum
+from .measures.stream import stream as stream
 from .measures.tails import tails as tails
 from .measures.two_time import two_time as two_time
 from .results.overview import overview as overview

@@ -6,9 +6,9 @@ memory.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -25,12 +25,15 @@ from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameEr
 from pythia_dynamics.history.arrays import as_numpy, masked, memory_map
 from pythia_dynamics.history.attention import known_attention, select_parts
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
+from pythia_dynamics.history.lazy_weights import Weights
 from pythia_dynamics.history.provenance import check_of
+from pythia_dynamics.history.remote import RemoteWeights
 from pythia_dynamics.history.spec import DTYPES
 from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["History", "Weights"]
+__all__ = ["History"]
 
 _SHOWN_GAPS = 5
 """Missing steps that the table of a notebook names."""
@@ -70,6 +73,8 @@ class History:
         The heads of the model, which `part` needs; None where they are not known.
     file_shape, within
         Of a part of a tensor, the shape of the tensor in the files, and where in it the part is; else None.
+    remote
+        Of a tensor that is streamed: what reads ranges of its weights, which are not on this machine. None for others.
     """
 
     name: str
@@ -84,6 +89,7 @@ class History:
     attention: Attention | None = None
     file_shape: tuple[int, ...] | None = None
     within: Part | None = None
+    remote: RemoteWeights | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         nbytes = math.prod(self.frame_shape) * self.dtype.itemsize * int(self.present.sum())
@@ -199,6 +205,8 @@ class History:
         source = self.frames[index]
         if source is None or isinstance(source, np.ndarray):
             return source if source is None or self.within else source.reshape(1, -1)
+        if self.remote is not None:
+            return self.remote.frame(int(self.steps[index])).reshape(1, -1)
         shape = self.file_shape or self.frame_shape
         expected = math.prod(shape) * self.dtype.itemsize + CHECKSUM_BYTES
         found = source.stat().st_size if source.is_file() else 0
@@ -209,6 +217,19 @@ class History:
             )
         whole = memory_map(source, self.dtype, shape)
         return whole.reshape(1, -1) if self.within is None else self.within.segments(whole)
+
+    @contextlib.contextmanager
+    def read_ranges(
+        self, steps: Sequence[int], ranges: Sequence[tuple[int, int]], progress: Progress = silent
+    ) -> Iterator[History]:
+        """Ranges of the weights of some steps, of a tensor that is streamed. Valid inside the ``with`` block.
+
+        Parameters and errors are those of `RemoteWeights.open`. Of each step the weights of all ranges are one vector.
+        """
+        assert self.remote is not None
+        with self.remote.open(steps, ranges, progress) as paths:
+            shape, numbers = (sum(stop - start for start, stop in ranges),), np.array(steps, dtype=np.int64)
+            yield History(self.name, self.tensor, numbers, shape, self.dtype, {}, paths)
 
     def at(self, step: int) -> NDArray[Any]:
         """The weights of one step.
@@ -443,53 +464,3 @@ class History:
         steps = numbers.astype(np.int64)
         history = cls(name, tensor, steps, data.shape[1:], native, absent, frames, provenance)
         return history.with_learning_rate(learning_rate)
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """The frames of a history as one lazy array. Indexing reads the frames it needs; missing ones are NaN."""
-
-    history: History
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(T, *frame_shape)."""
-        return self.history.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """dtype of the weights."""
-        return self.history.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes, with the step axis."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        parts = key if isinstance(key, tuple) else (key,)
-        if not parts or parts[0] is Ellipsis:
-            whole: NDArray[Any] = np.asarray(self)[key]
-            return whole
-        first, rest = parts[0], parts[1:]
-        if not isinstance(first, (slice, list, np.ndarray)):
-            return np.asarray(self._frame(operator.index(first))[rest])
-        chosen = np.arange(len(self))[first]
-        if not len(chosen):
-            return np.empty((0, *self.history.frame_shape), self.dtype)[(slice(None), *rest)]
-        stacked: NDArray[Any] = np.stack([self._frame(int(i))[rest] for i in chosen])
-        return stacked
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a history's frames lie in separate files: an array of them is a copy")
-        stacked: NDArray[Any] = np.stack([self._frame(i) for i in range(len(self))])
-        result: NDArray[Any] = stacked.astype(dtype or self.dtype, copy=False)
-        return result
-
-    def _frame(self, index: int) -> NDArray[Any]:
-        frame = self.history.frame(index)
-        return np.full(self.history.frame_shape, np.nan, dtype=self.dtype) if frame is None else frame

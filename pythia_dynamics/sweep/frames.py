@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
+from pythia_dynamics.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +120,9 @@ class Frames:
         Use the first `rows` rows of each frame.
     without : sequence of int
         Indices of steps that are left out in addition to the missing ones.
+    part : tuple of History and int, optional
+        Of a history that is streamed: the weights that are here now, as vectors, of each frame in use; and the index in
+        the frame of the first of them. Only these can be read.
 
     Attributes
     ----------
@@ -135,30 +141,35 @@ class Frames:
         No step has weights.
     """
 
-    def __init__(self, history: History, rows: int, *, without: Sequence[int] = ()) -> None:
-        self.history, self.rows, self.without = history, rows, tuple(without)
+    def __init__(
+        self, history: History, rows: int, *, without: Sequence[int] = (), part: tuple[History, int] | None = None
+    ) -> None:
+        self.history, self.rows, self.without, self.part = history, rows, tuple(without), part
         self.shape = (rows, *history.frame_shape[1:])
         self.size = int(np.prod(self.shape, dtype=np.int64))
-        self._arrays: list[NDArray[Any]] = []
-        indices = []
-        for index in range(len(history.steps)):
-            segments = None if index in self.without else history.segments(index)
-            if segments is not None:
-                self._arrays.append(_as_bits(segments))
-                indices.append(index)
-        if not indices:
+        self.indices = np.array([index for index in np.flatnonzero(history.present).tolist() if index not in without])
+        if not len(self.indices):
             raise PythiaDynError(f"no step of {history.name} has weights to analyse")
-        self.indices = np.array(indices)
-        self.run = self._arrays[0].shape[1] if len(self._arrays[0]) > 1 else self.size
-        self.like = np.zeros(1, self._arrays[0].dtype)
-        self._addresses = np.array([array.ctypes.data for array in self._arrays], dtype=np.uint64)
+        here, self.start = part or (history, 0)
+        readable = list(range(len(here))) if part else [] if history.remote else self.indices.tolist()
+        self._arrays: list[NDArray[Any]] = []
+        for index in readable:
+            segments = here.segments(index)
+            assert segments is not None  # only present steps are in use
+            self._arrays.append(_as_bits(segments))
+        self.run = self._arrays[0].shape[1] if self._arrays and len(self._arrays[0]) > 1 else self.size
+        self.like = kernel_array(np.zeros(1, history.dtype))
+        before = self.start * self.like.itemsize  # the kernels add the index of a weight in its frame
+        addresses = [(array.ctypes.data - before) % (1 << 64) for array in self._arrays]
+        self._addresses = np.array(addresses, dtype=np.uint64)
         self._strides = np.array([array.strides[0] for array in self._arrays], dtype=np.uint64)
+        self._means: NDArray[np.float64] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _frames, (self.history, self.rows, self.without)
+        return _frames, (self.history, self.rows, self.without, self.part, self._means)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self.indices)
 
     @property
     def addresses(self) -> NDArray[np.uint64]:
@@ -169,6 +180,42 @@ class Frames:
         if self.run < self.size:
             raise PythiaDynError(f"{self.history.tensor} is not in one piece in memory: read it with Frames.pieces")
         return self._addresses
+
+    def loaded(
+        self, ranges: Sequence[tuple[int, int]], progress: Progress = silent
+    ) -> Iterator[tuple[Frames, Sequence[tuple[int, int]]]]:
+        """Frames of which ranges of weights can be read: these, or of a history that is streamed one after another.
+
+        Parameters
+        ----------
+        ranges
+            Consecutive ranges (start, stop) of weights.
+        progress
+            Called with the number of ranges that have arrived, and of all. Only for a history that is streamed.
+
+        Yields
+        ------
+        tuple of Frames and sequence of tuple
+            Frames, and the ranges that they have. They are valid until the next ones.
+        """
+        remote = self.history.remote
+        if remote is None:
+            yield self, ranges
+            return
+        before = 0
+        for group in remote.windows(ranges, len(self)):
+            start, stop = group[0][0], group[-1][1]
+            arrived = partial(_arrived, progress, before, len(group), len(ranges))
+            before += len(group)
+            with self.history.read_ranges(self.steps.tolist(), [(start, stop)], arrived) as history:
+                local = Frames(
+                    replace(self.history, remote=None), self.rows, without=self.without, part=(history, start)
+                )
+                local._means = self._means
+                try:
+                    yield local, group
+                finally:  # the disk gets the space of a deleted file back when its last map is closed
+                    local._arrays.clear()
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -184,6 +231,7 @@ class Frames:
     def bits(self, position: int, start: int, stop: int) -> NDArray[Any]:
         """As `values`, in the dtype that kernels take."""
         array, run = self._arrays[position], self.run
+        start, stop = start - self.start, stop - self.start
         first, last = start // run, (stop - 1) // run
         if first == last:
             return array[first, start - first * run : stop - first * run]
@@ -251,15 +299,26 @@ class Frames:
             Number of samples, and consecutive weights of each. 4 · 1,024 independent weights give the mean to within
             about σ/64, small compared with the spread of the weights.
         """
-        starts = np.unique(np.linspace(0, max(self.size - length, 0), count).astype(int))
+        if self._means is not None:
+            return self._means
+        starts = np.unique(np.linspace(0, max(self.size - length, 0), count).astype(int)).tolist()
         means = np.empty(len(self))
-        for t in range(len(self)):
-            samples = [self.values(t, start, min(start + length, self.size)) for start in starts]
+        for t, sample in enumerate(self._samples([(start, min(start + length, self.size)) for start in starts])):
             with np.errstate(all="ignore"):
-                means[t] = np.concatenate(samples).astype(np.float64).mean()
+                means[t] = sample.astype(np.float64).mean()
         means[~np.isfinite(means)] = 0
-        rounded: NDArray[np.float64] = means.astype(self.history.dtype).astype(np.float64)
-        return rounded
+        self._means = means.astype(self.history.dtype).astype(np.float64)
+        return self._means
+
+    def _samples(self, ranges: Sequence[tuple[int, int]]) -> Iterator[NDArray[Any]]:
+        """The weights of some ranges of each frame, one after the other."""
+        if self.history.remote is None:
+            for t in range(len(self)):
+                yield np.concatenate([self.values(t, start, stop) for start, stop in ranges])
+            return
+        with self.history.read_ranges(self.steps.tolist(), ranges) as history:
+            for t in range(len(self)):
+                yield history.at(int(self.steps[t]))
 
 
 def _offset(nbytes: int) -> NDArray[np.uint64]:
@@ -274,8 +333,21 @@ def _padded(addresses: NDArray[np.uint64], multiple: int) -> NDArray[np.uint64]:
     return np.concatenate([addresses, np.repeat(addresses[-1:], padding)]) if padding else addresses
 
 
-def _frames(history: History, rows: int, without: tuple[int, ...]) -> Frames:
-    return Frames(history, rows, without=without)
+def _arrived(progress: Progress, before: int, group: int, total: int, done: int, steps: int) -> None:
+    """Report that `done` steps of a group of ranges have arrived, as a number of ranges of all."""
+    progress(before + group * done // steps, total)
+
+
+def _frames(
+    history: History,
+    rows: int,
+    without: tuple[int, ...],
+    part: tuple[History, int] | None,
+    means: NDArray[np.float64] | None,
+) -> Frames:
+    frames = Frames(history, rows, without=without, part=part)
+    frames._means = means
+    return frames
 
 
 def slabs(size: int, slab: int | None = None) -> list[tuple[int, int]]:
@@ -326,9 +398,13 @@ def warn_nonfinite(history: History, steps: Sequence[int]) -> None:
 
 def is_finite(frames: Frames, position: int) -> bool:
     """Whether all weights of one frame are finite. `position` is its index among the frames in use."""
-    parts = (frames.values(position, start, stop) for start, stop in slabs(frames.size))
+    one = Frames(frames.history.select([int(frames.steps[position])]), frames.rows)
     with np.errstate(invalid="ignore"):  # bfloat16 warns of signalling NaNs
-        return all(np.isfinite(part).all() for part in parts)
+        return all(
+            np.isfinite(local.values(0, start, stop)).all()
+            for local, ranges in one.loaded(slabs(one.size))
+            for start, stop in ranges
+        )
 
 
 def to_device(values: NDArray[Any], device: str) -> torch.Tensor:
