@@ -104,9 +104,8 @@ NEXT: Mapping[str, str] = {
         ("density", "msd", "two-time", "angles", "order", "rank", "spectrum", "tails", "rows", "perplexity"),
         "pythia-dyn claims{models}",
     ),
-    **dict.fromkeys(
-        ("alignment", "phases", "stop", "claims", "figures", "portrait", "representation"), "pythia-dyn report{models}"
-    ),
+    **dict.fromkeys(("alignment", "phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
+    "representation": "pythia-dyn report{models}",
     "gather": "pythia-dyn claims{models}",
     "compare": "pythia-dyn phases{models}",
 }

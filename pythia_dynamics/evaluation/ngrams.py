@@ -71,7 +71,7 @@ def count_ngrams(sequences: Sequence[Sequence[int]], vocabulary: int) -> NGrams:
     first, successors = np.divmod(pairs, vocabulary)
     starts = np.searchsorted(first, np.arange(vocabulary + 1)).astype(np.int64)
     bigram = pair_counts / np.bincount(first, weights=pair_counts, minlength=vocabulary)[first]
-    bigram_entropy = np.bincount(first, weights=-bigram * np.log(bigram), minlength=vocabulary)
+    bigram_entropy = np.bincount(first, weights=-bigram * np.log(bigram), minlength=vocabulary).astype(np.float64)
     entropy = float(-(unigram * np.log(unigram)).sum())
     return NGrams(tokens, unigram, starts, successors.astype(np.int64), bigram, entropy, bigram_entropy)
 

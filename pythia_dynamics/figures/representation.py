@@ -67,7 +67,7 @@ def decay_exponent(ax: Axes, result: xr.Dataset) -> None:
     ax.fill_between(result["step"], alpha - error, alpha + error, color=COLOURS[0], alpha=0.25, linewidth=0)
     ax.plot(result["step"], result["alpha_null"], "--", color=COLOURS[0], linewidth=1, label=_NULL)
     ax.set_ylim(bottom=0)
-    step_axis(ax, "α (eigenvalues ∝ rank^−α)", legend=True)
+    step_axis(ax, "decay exponent α of the eigenvalues", legend=True)
 
 
 @of_a_result

@@ -67,8 +67,8 @@ def gather(
         means the folders that it matches; where it matches none, the models whose aliases it matches: ``160m-seed*``.
     measure
         A measure (``msd``, ``two_time``), or one of its tables (``moments``, ``rank-infinite``,
-        ``perplexity-last-word``, ``representation``, ``stop``). Of a measure that has tables the first one is read; its array, where it
-        saves one, has the name ``density.zarr``.
+        ``perplexity-last-word``, ``representation``, ``stop``). Of a measure that has tables the first one is read; its
+        array, where it saves one, has the name ``density.zarr``.
     tensor
         Name or role of a measured tensor. Default: the unembedding, or the only tensor with results. ``all``, or a glob
         that matches several tensors, adds the dimension `tensor`.
