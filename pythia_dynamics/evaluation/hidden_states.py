@@ -231,7 +231,8 @@ class _Sums:
         scale = max(count, 1)
         sums = self._directions, self._states, self._products
         direction, mean, moment = (each.cpu().numpy() / scale for each in sums)
-        covariance = moment - np.outer(mean, mean)
+        with np.errstate(invalid="ignore", over="ignore"):  # of states that are not finite it is NaN
+            covariance = moment - np.outer(mean, mean)
         rounding = float(np.trace(moment))  # errors of the covariance, a difference, have the size of the moment
         return direction, _eigenvalues(moment, count, rounding), _eigenvalues(covariance, count - 1, rounding)
 
