@@ -29,7 +29,7 @@ def anisotropy(ax: Axes, result: xr.Dataset) -> None:
     """
     ax.plot(result["step"], result["anisotropy"], color=COLOURS[0], label="measured")
     ax.axhline(0, linestyle="--", color=COLOURS[0], linewidth=1, label=_NULL)
-    step_axis(ax, "anisotropy (mean cosine)", legend=True)
+    step_axis(ax, "mean cosine of two states", legend=True)
 
 
 @of_a_result
@@ -67,7 +67,7 @@ def decay_exponent(ax: Axes, result: xr.Dataset) -> None:
     ax.fill_between(result["step"], alpha - error, alpha + error, color=COLOURS[0], alpha=0.25, linewidth=0)
     ax.plot(result["step"], result["alpha_null"], "--", color=COLOURS[0], linewidth=1, label=_NULL)
     ax.set_ylim(bottom=0)
-    step_axis(ax, "decay exponent α of the eigenvalues", legend=True)
+    step_axis(ax, "decay exponent α", legend=True)
 
 
 @of_a_result
@@ -85,7 +85,7 @@ def ngram_divergence(ax: Axes, result: xr.Dataset) -> None:
         curve, error = result[name], 2 * result[f"{name}_se"]
         ax.plot(result["step"], curve, color=COLOURS[colour], label=label)
         ax.fill_between(result["step"], curve - error, curve + error, color=COLOURS[colour], alpha=0.25, linewidth=0)
-    step_axis(ax, "KL(n-gram ‖ model) (nats per token)", legend=True)
+    step_axis(ax, "KL(n-gram ‖ model) (nats)", legend=True)
 
 
 def representation_figure(results: Results) -> FigureSpec:
