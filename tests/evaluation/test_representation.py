@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ def test_beside_a_perplexity_each_checkpoint_is_loaded_once(suite: Path, evaluat
     assert evaluated == ["forward", "representation"] * 3
     assert found["representation"].equals(representation(suite, **OPTIONS))
     np.testing.assert_array_equal(found["forward"]["tokens"], found["representation"]["positions"])
+
+
+def test_shares_of_an_executor_give_the_rows_of_one_run(suite: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        shared = representation(suite, out=tmp_path / "results", executor=executor, workers=2, **OPTIONS)
+    assert shared.equals(representation(suite, **OPTIONS))
 
 
 def test_it_is_no_mode_of_perplexity(suite: Path) -> None:
