@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import EvaluationSettings
+from pythia_dynamics.executors import Pool
 from pythia_dynamics.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def representation(
     *,
     out: str | Path | None = None,
     progress: Progress = silent,
-    executor: Executor | None = None,
+    executor: Pool | None = None,
     workers: int | None = None,
     **settings: Any,
 ) -> xr.Dataset:
