@@ -6,6 +6,7 @@ from .errors import PythiaDynError as PythiaDynError
 from .evaluation.interpolation import interpolation as interpolation
 from .evaluation.paired import paired_difference as paired_difference
 from .evaluation.portrait import portrait as portrait
+from .evaluation.representation import representation as representation
 from .evaluation.runner import perplexity as perplexity
 from .evaluation.token_counts import token_counts as token_counts
 from .history.cache import open_history as open_history

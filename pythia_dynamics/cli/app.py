@@ -223,7 +223,7 @@ with_rows = click.option(
 def _one_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Refuse several devices before any work begins."""
     if "," in value:
-        raise Failure(f"--device {value} names several devices; only the command perplexity takes several")
+        raise Failure(f"--device {value} names several devices; only perplexity and representation take several")
     return value
 
 
@@ -247,7 +247,7 @@ with_bandwidth = click.option(
     help="MB/s, for the estimate of the time.",
 )
 with_overwrite = click.option(
-    "--overwrite", is_flag=True, help="Replace tables of perplexities that were computed under other settings."
+    "--overwrite", is_flag=True, help="Replace tables that were computed under other settings."
 )
 with_learning_rate = click.option(
     "--learning-rate",

@@ -69,6 +69,7 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "pythia-dyn perplexity --model 70m --mode last-word --limit 500",
         {
             "perplexity": "forward, causal-unmasking, last-word perplexity",
+            "representation": "hidden states: anisotropy, ranks, KL from n-grams",
             "portrait": "first and last step side by side, a phrase completed",
         },
     ),
@@ -108,6 +109,7 @@ NEXT: Mapping[str, str] = {
         "pythia-dyn claims{models}",
     ),
     **dict.fromkeys(("alignment", "phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
+    "representation": "pythia-dyn report{models}",
     "gather": "pythia-dyn claims{models}",
     "compare": "pythia-dyn phases{models}",
 }

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import transformers
@@ -139,14 +139,14 @@ def evaluate(
     executor: Pool | None = None,
     workers: int | None = None,
 ) -> dict[Mode, xr.Dataset]:
-    """Perplexity of every checkpoint in several modes, in one pass over the checkpoints.
+    """What `modes` are of every checkpoint, in one pass over the checkpoints.
 
     Parameters
     ----------
     model, out, progress, executor, workers
         As for `perplexity`.
     modes
-        The modes; each checkpoint is loaded once for all of them.
+        The modes, all of `Mode`; each checkpoint is loaded once for all of them.
     settings
         How to evaluate.
 
@@ -160,7 +160,7 @@ def evaluate(
     PythiaDynError
         As `perplexity`, which also says what is warned of.
     """
-    chosen = check_modes(modes)
+    chosen = check_modes(modes, get_args(Mode))
     devices = share_devices(settings, executor, workers)
     corpus = load_corpus(settings.corpus, limit=settings.limit)
     source = checkpoint_source(model, settings.source)
@@ -188,7 +188,8 @@ def evaluate(
     for record in records.values():
         if all(step in record.missing for step in wanted):
             first = record.missing[wanted[0]]
-            raise CheckpointError(f"none of {len(wanted)} revisions of {source.location} gave a perplexity: {first}")
+            what = "representation" if record.mode == "representation" else "perplexity"
+            raise CheckpointError(f"none of {len(wanted)} revisions of {source.location} gave a {what}: {first}")
     if differences := describe_differences(_identities(wanted, records)):
         warnings.warn(f"{source.name}: {differences}", stacklevel=2)
     return results

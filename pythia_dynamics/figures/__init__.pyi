@@ -37,6 +37,10 @@ from .measures import rank_difference as rank_difference
 from .measures import rank_infinite as rank_infinite
 from .populations import population as population
 from .portrait import first_last as first_last
+from .representation import anisotropy as anisotropy
+from .representation import decay_exponent as decay_exponent
+from .representation import ngram_divergence as ngram_divergence
+from .representation import representation_rank as representation_rank
 from .rows import row_correlations as row_correlations
 from .rows import row_drift as row_drift
 from .rows import row_norm as row_norm

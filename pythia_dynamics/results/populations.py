@@ -27,7 +27,10 @@ __all__ = ["gather", "recorded_coordinate"]
 _ARRAY = ".zarr"
 """End of a name that means the saved array of a measure, not its table."""
 
-_PERPLEXITIES = ("perplexity-forward", "perplexity-unmask", "perplexity-unmask-prefix", "perplexity-last-word")
+_EVALUATIONS = (
+    *("perplexity-forward", "perplexity-unmask", "perplexity-unmask-prefix", "perplexity-last-word"),
+    "representation",
+)
 _OTHER_TABLES = ("stop",)
 _OTHER_ARRAYS = ("phases",)
 
@@ -65,8 +68,8 @@ def gather(
         means the folders that it matches; where it matches none, the models whose aliases it matches: ``160m-seed*``.
     measure
         A measure (``msd``, ``two_time``), or one of its tables (``moments``, ``rank-infinite``,
-        ``perplexity-last-word``, ``stop``). Of a measure that has tables the first one is read; its array, where it
-        saves one, has the name ``density.zarr``.
+        ``perplexity-last-word``, ``representation``, ``stop``). Of a measure that has tables the first one is read; its
+        array, where it saves one, has the name ``density.zarr``.
     tensor
         Name or role of a measured tensor. Default: the unembedding, or the only tensor with results. ``all``, or a glob
         that matches several tensors, adds the dimension `tensor`.
@@ -155,7 +158,7 @@ class _Source:
     @property
     def of_model(self) -> bool:
         """Whether it is of the whole model, not of the weights of a tensor."""
-        return self.name in _PERPLEXITIES
+        return self.name in _EVALUATIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +179,7 @@ def _source(wanted: str) -> _Source:
     measure = measures.get(spelled) or measures.get(spelled.replace("-", "_"))
     if not is_array and spelled in tables:
         return _Source(spelled, tables[spelled].name, False, tuple(tables[spelled].options))
-    if not is_array and spelled in (*_PERPLEXITIES, *_OTHER_TABLES):
+    if not is_array and spelled in (*_EVALUATIONS, *_OTHER_TABLES):
         return _Source(spelled, spelled.removesuffix("-prefix"), False, ("kind", "threshold", "patience", "after"))
     if measure is not None and measure.tables and not is_array:
         return _Source(next(iter(measure.tables)), measure.name, False, tuple(measure.options))
@@ -185,7 +188,7 @@ def _source(wanted: str) -> _Source:
     if spelled in _OTHER_ARRAYS:
         return _Source(spelled, spelled, True, ("strength",))
     arrays = [f"{one.name}{_ARRAY}" for one in measures.values() if one.saves_array and one.tables]
-    known = dict.fromkeys((*measures, *tables, *_PERPLEXITIES, *_OTHER_TABLES, *_OTHER_ARRAYS, *arrays))
+    known = dict.fromkeys((*measures, *tables, *_EVALUATIONS, *_OTHER_TABLES, *_OTHER_ARRAYS, *arrays))
     raise UnknownNameError("measure or table", wanted, known)
 
 

@@ -343,7 +343,7 @@ def test_threads_of_an_interrupted_run_stop_at_the_next_step(
 def test_devices_are_named_once_but_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert EvaluationSettings(device="cpu,cpu").devices == ("cpu", "cpu")
     assert EvaluationSettings(device=torch.device("cpu")).devices == (torch.device("cpu"),)
-    with pytest.raises(PythiaDynError, match="--device cpu,cpu names several devices; only a perplexity"):
+    with pytest.raises(PythiaDynError, match="--device cpu,cpu names several devices; only evaluations"):
         ModelSettings(device="cpu,cpu")
     with pytest.raises(UnknownNameError, match="no device 'gpu'"):
         EvaluationSettings(device="cpu,gpu")
