@@ -40,7 +40,7 @@ def test_the_extra_all_is_what_the_commands_need(project: dict[str, Any]) -> Non
     extras = project["optional-dependencies"]
     (line,) = extras["all"]
     named = set(line.partition("[")[2].rstrip("]").split(","))
-    assert named == set(extras) - {"all", "test", "docs", "dev", "mutation"}
+    assert named == set(extras) - {"all", "trackers", "test", "docs", "dev", "mutation"}
     source = "".join(path.read_text() for path in (ROOT / "pythia_dynamics").rglob("*.py"))
     assert set(re.findall(r'optional_import\("[^"]+", "(\w+)"\)', source)) == named
 
