@@ -69,12 +69,13 @@ def measure(store: Path, rounds: int) -> dict[str, Any]:
     history = open_history(store)
     frames = Frames(history, history.frame_shape[0])
     one = Compute(threads=1)
+    both: list[Any] = [Integral(), Counts()]
     works: dict[str, Callable[[], object]] = {
         "read": lambda: _read(frames.addresses, frames.size, frames.size),
         "read in blocks": lambda: _read(frames.addresses, frames.size, kernels.BLOCK),
         "msd": lambda: sweep(history, [Integral()], one),
         "counts": lambda: sweep(history, [Counts()], one),
-        "msd and counts": lambda: sweep(history, [Integral(), Counts()], one),
+        "msd and counts": lambda: sweep(history, both, one),
         "msd+density+order": lambda: analyse(history, ("msd", "density", "order"), compute=one),
     }
     times: dict[str, list[float]] = {name: [] for name in works}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -119,7 +120,7 @@ class Counts(PerSlab):
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
         """Count the weights `start` to `stop` of every frame."""
-        locks = self.locks or [nullcontext()] * len(self.table)
+        locks: Sequence[AbstractContextManager[Any]] = self.locks or [nullcontext()] * len(self.table)
         if not self.direct:
             for addresses, begin, end in frames.pieces(start, stop):
                 for row, address, lock in zip(self.table, addresses, locks, strict=True):

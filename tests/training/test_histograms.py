@@ -11,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from support.trainers import neox, trainer
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.training.callback import WeightDynamicsCallback
@@ -19,7 +20,6 @@ from pythia_dynamics.training.histograms import (
     HistogramTrackers,
     weight_histogram,
 )
-from tests.training.test_callback import neox, trainer
 
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
 
