@@ -1,6 +1,6 @@
 """Every weight statistic against a plain NumPy script and against reading, on a generated history of a real shape.
 
-    python benchmarks/sweep.py --dir /scratch [--shape 70m|1b] [--steps 143] [--repeats 5] [--baseline] [--scaling]
+    python benchmarks/sweep.py --dir /scratch [--shape 70m|1b|small] [--steps N] [--repeats 5] [--baseline] [--scaling]
                                [--cases "msd;density;…"] [--device cuda] [--keep] [--out benchmarks/results/sweep.json]
 
 Each case runs in a process of its own on a store in `--dir`: once to warm up, then `--repeats` times, of which the best

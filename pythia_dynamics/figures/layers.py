@@ -124,7 +124,7 @@ def heads(ax: Axes, result: xr.Dataset, variable: str, kind: str, label: str = "
         axis.set_ticks(numbers + 0.5, numbers.astype(str).tolist())
 
 
-def overview_figure(results: Results, measure: str) -> FigureSpec:
+def overview_figure(results: Results, measure: str, dataset: xr.Dataset | None = None) -> FigureSpec:
     """The figure of all measured tensors of a model.
 
     Parameters
@@ -133,13 +133,15 @@ def overview_figure(results: Results, measure: str) -> FigureSpec:
         The results of the model.
     measure
         The measure.
+    dataset
+        The overview of these results where it is known, so that the tables are not read again.
 
     Raises
     ------
     PythiaDynError
         As `pythia_dynamics.results.overview.overview` does.
     """
-    result = overview(results, measure)
+    result = overview(results, measure) if dataset is None else dataset
     name, table = overview_table(measure)
     first = next(column for column in table.columns if column not in table.keys)
     variable, label = SHOWN.get(measure, (first, first.replace("_", " ")))
