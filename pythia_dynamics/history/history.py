@@ -161,7 +161,7 @@ class History:
     @property
     def weights(self) -> Weights:
         """All frames as one lazy array of shape ``(T, *frame_shape)``; missing ones read as NaN."""
-        return Weights(self)
+        return Weights(self.shape, self.dtype, self.frame)
 
     def frame(self, index: int) -> NDArray[Any] | None:
         """The weights of one step.

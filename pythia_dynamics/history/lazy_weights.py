@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from pythia_dynamics.history.history import History
 
 __all__ = ["Weights"]
 
@@ -19,17 +17,12 @@ __all__ = ["Weights"]
 class Weights:
     """The frames of a history as one lazy array. Indexing reads the frames it needs; missing ones are NaN."""
 
-    history: History
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(T, *frame_shape)."""
-        return self.history.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """dtype of the weights."""
-        return self.history.dtype
+    shape: tuple[int, ...]
+    """(T, *frame_shape)."""
+    dtype: np.dtype[Any]
+    """dtype of the weights."""
+    frame: Callable[[int], NDArray[Any] | None]
+    """The weights of the step at an index; None where it is missing."""
 
     @property
     def ndim(self) -> int:
@@ -49,7 +42,7 @@ class Weights:
             return np.asarray(self._frame(operator.index(first))[rest])
         chosen = np.arange(len(self))[first]
         if not len(chosen):
-            return np.empty((0, *self.history.frame_shape), self.dtype)[(slice(None), *rest)]
+            return np.empty((0, *self.shape[1:]), self.dtype)[(slice(None), *rest)]
         stacked: NDArray[Any] = np.stack([self._frame(int(i))[rest] for i in chosen])
         return stacked
 
@@ -61,5 +54,5 @@ class Weights:
         return result
 
     def _frame(self, index: int) -> NDArray[Any]:
-        frame = self.history.frame(index)
-        return np.full(self.history.frame_shape, np.nan, dtype=self.dtype) if frame is None else frame
+        frame = self.frame(index)
+        return np.full(self.shape[1:], np.nan, dtype=self.dtype) if frame is None else frame

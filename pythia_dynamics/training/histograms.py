@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -149,7 +148,7 @@ class HistogramTrackers:
             if name not in get_args(Tracker):
                 raise UnknownNameError("tracker", name, get_args(Tracker))
             with optional_import(f"a histogram for {name}", "trackers"):
-                importlib.import_module(name)
+                _require(name)
         self.trackers: tuple[Tracker, ...] = tuple(trackers) if trackers is not None else get_args(Tracker)
         self._is_named = trackers is not None
         self._warned: set[str] = set()
@@ -182,7 +181,17 @@ class HistogramTrackers:
         library.log({**values, "train/global_step": step})
 
 
+def _require(name: Tracker) -> None:
+    """Import a tracker."""
+    if name == "wandb":
+        import wandb  # noqa: F401
+    else:
+        import trackio  # noqa: F401
+
+
 def _has_run(library: Any, name: Tracker) -> bool:
     if name == "wandb":
         return library.run is not None
-    return importlib.import_module("trackio.context_vars").current_run.get() is not None
+    from trackio import context_vars  # it has no public way to ask
+
+    return context_vars.current_run.get() is not None
