@@ -1,6 +1,6 @@
 """Every weight statistic against a plain NumPy script and against reading, on a generated history of a real shape.
 
-    python benchmarks/sweep.py --dir /scratch [--shape 70m|1b] [--steps 143] [--repeats 5] [--baseline] [--scaling]
+    python benchmarks/sweep.py --dir /scratch [--shape 70m|1b|small] [--steps N] [--repeats 5] [--baseline] [--scaling]
                                [--cases "msd;density;…"] [--device cuda] [--keep] [--out benchmarks/results/sweep.json]
 
 Each case runs in a process of its own on a store in `--dir`: once to warm up, then `--repeats` times, of which the best
@@ -13,6 +13,7 @@ cost grows with the number of steps and of weights.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -34,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import baseline  # noqa: E402
 
-SHAPES = {"tiny": (300, 64), "70m": (50304, 512), "1b": (50304, 2048)}
+SHAPES = {"tiny": (300, 64), "small": (1024, 512), "70m": (50304, 512), "1b": (50304, 2048)}
 TENSOR = "embed_out.weight"
 EDGES = np.linspace(-0.5, 0.5, 513)
 
@@ -181,6 +182,7 @@ def child(options: argparse.Namespace) -> None:
     seconds, cpu = [], []
     with AnonymousMemory() as memory:
         for _ in range(options.repeats):
+            gc.collect()  # datasets have cycles: the one before would still be in memory
             start, work = time.perf_counter(), time.process_time()
             run()
             seconds.append(time.perf_counter() - start)

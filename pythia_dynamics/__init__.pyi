@@ -6,6 +6,7 @@ from .errors import PythiaDynError as PythiaDynError
 from .evaluation.interpolation import interpolation as interpolation
 from .evaluation.paired import paired_difference as paired_difference
 from .evaluation.portrait import portrait as portrait
+from .evaluation.representation import representation as representation
 from .evaluation.runner import perplexity as perplexity
 from .evaluation.token_counts import token_counts as token_counts
 from .history.cache import open_history as open_history
@@ -30,6 +31,7 @@ from .measures.phases import phases as phases
 from .measures.rank import covariance_rank as covariance_rank
 from .measures.rows import rows as rows
 from .measures.spectrum import spectrum as spectrum
+from .measures.stream import stream as stream
 from .measures.tails import tails as tails
 from .measures.two_time import two_time as two_time
 from .results.overview import overview as overview

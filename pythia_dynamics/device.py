@@ -56,7 +56,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if isinstance(name, torch.device):
         return name
     if "," in name:
-        raise PythiaDynError(f"--device {name} names several devices; only a perplexity is computed on several")
+        raise PythiaDynError(f"--device {name} names several devices; only evaluations are computed on several")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, present in available.items() if present))

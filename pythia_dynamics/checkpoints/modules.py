@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from pythia_dynamics.checkpoints.roles import EMBEDDING, UNEMBEDDING, find_roles
 
-__all__ = ["KINDS", "Kind", "Place", "find_place"]
+__all__ = ["KINDS", "PARTS", "Kind", "Place", "find_place", "module_of", "part_name", "split_part"]
 
 Kind = Literal[
     "embedding",
@@ -30,6 +30,12 @@ Kind = Literal[
 """What a tensor is for. ``query-key-value`` and ``mlp-gate-in`` are fused: one tensor holds what others keep apart."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+PARTS: Mapping[str, Kind] = {"query": "query", "key": "key", "value": "value", "gate": "mlp-gate", "up": "mlp-in"}
+"""The parts of fused tensors by the word that names them, and their kinds."""
+
+_PART = re.compile(rf"(?P<tensor>.+?)(?:\.(?P<kind>{'|'.join(PARTS)}))?(?:\.head(?P<head>\d{{1,6}}))?")
+"""The name of a part. A tensor's own name ends in ``.weight`` or ``.bias``, in all architectures with parts."""
 
 _MODULES: Mapping[Kind, tuple[str, ...]] = {
     "query-key-value": (
@@ -73,17 +79,65 @@ class Place:
         What it is for.
     is_bias
         Whether it is the bias of its module, not the weight.
+    head
+        Number of the head of attention, from 0; None for a tensor, or a part of it, of all heads.
     """
 
     layer: int | None
     kind: Kind
     is_bias: bool
+    head: int | None = None
 
     @property
-    def order(self) -> tuple[int, int, int, bool]:
+    def order(self) -> tuple[int, int, int, bool, int]:
         """Sorts tensors as the data flows: the embeddings, the blocks one after the other, the last norm and W_U."""
         first = {"embedding": 0, "position": 0}.get(self.kind, 2) if self.layer is None else 1
-        return first, self.layer or 0, KINDS.index(self.kind), self.is_bias
+        return first, self.layer or 0, KINDS.index(self.kind), self.is_bias, -1 if self.head is None else self.head
+
+
+def split_part(name: str) -> tuple[str, str | None, int | None]:
+    """The tensor, the part and the head that a name means: ``….query_key_value.weight.query.head5``.
+
+    Parameters
+    ----------
+    name
+        The name of a tensor, or of a part of one.
+
+    Returns
+    -------
+    tuple
+        The name of the tensor; one of `PARTS`, or None; the number of the head, or None.
+    """
+    match = _PART.fullmatch(name)
+    if match is None or not match["tensor"].endswith((".weight", ".bias")):
+        return name, None, None
+    return match["tensor"], match["kind"], None if match["head"] is None else int(match["head"])
+
+
+def part_name(tensor: str, kind: str | None, head: int | None) -> str:
+    """The name of a part of a tensor, which `split_part` reads.
+
+    Parameters
+    ----------
+    tensor
+        The name of the tensor.
+    kind
+        One of `PARTS`, or None.
+    head
+        Number of the head, or None.
+    """
+    return tensor + (f".{kind}" if kind else "") + ("" if head is None else f".head{head}")
+
+
+def module_of(tensor: str) -> str:
+    """The name of a tensor without ``.weight`` or ``.bias``.
+
+    Parameters
+    ----------
+    tensor
+        Its name.
+    """
+    return tensor.removesuffix(".weight").removesuffix(".bias")
 
 
 def find_place(tensor: str) -> Place:
@@ -95,13 +149,12 @@ def find_place(tensor: str) -> Place:
     Parameters
     ----------
     tensor
-        Its name: ``gpt_neox.layers.3.mlp.dense_h_to_4h.weight``.
+        Its name: ``gpt_neox.layers.3.mlp.dense_h_to_4h.weight``; or that of a part of it, as `part_name` has it.
     """
-    parts = tensor.split(".")
-    layer = next((int(part) for part in parts if part.isdecimal()), None)
-    is_bias = parts[-1] == "bias"
-    module = ".".join(parts[:-1]) if parts[-1] in ("weight", "bias") else tensor
-    return Place(layer, _kind(module, layer), is_bias)
+    tensor, part, head = split_part(tensor)
+    layer = next((int(word) for word in tensor.split(".") if word.isdecimal()), None)
+    kind = _kind(module_of(tensor), layer) if part is None else PARTS[part]
+    return Place(layer, kind, tensor.split(".")[-1] == "bias", head)
 
 
 def _kind(module: str, layer: int | None) -> Kind:

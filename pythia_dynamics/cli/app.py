@@ -18,6 +18,7 @@ import click
 from pythia_dynamics import __version__
 from pythia_dynamics.cli.completion import complete_models, complete_tensors
 from pythia_dynamics.cli.group import JSON_KEY, MODELS_KEY, QUIET_KEY, RESUMABLE_KEY, Failure, Group, Interrupted
+from pythia_dynamics.cli.suite import with_suite
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
 from pythia_dynamics.tables import json_text
 
@@ -193,6 +194,11 @@ with_tensors = click.option(
     shell_complete=complete_tensors,
     help="unembedding, embedding, a name, a glob, or all; repeatable.  [default: unembedding]",
 )
+with_heads = click.option(
+    "--heads",
+    type=click.IntRange(1),
+    help="Attention heads of a block, where no config.json says it: for parts of tensors, as in --tensor '*.query'.",
+)
 
 _TOKENIZER = "tokenizer"
 
@@ -217,7 +223,7 @@ with_rows = click.option(
 def _one_device(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Refuse several devices before any work begins."""
     if "," in value:
-        raise Failure(f"--device {value} names several devices; only the command perplexity takes several")
+        raise Failure(f"--device {value} names several devices; only perplexity and representation take several")
     return value
 
 
@@ -241,7 +247,7 @@ with_bandwidth = click.option(
     help="MB/s, for the estimate of the time.",
 )
 with_overwrite = click.option(
-    "--overwrite", is_flag=True, help="Replace tables of perplexities that were computed under other settings."
+    "--overwrite", is_flag=True, help="Replace tables that were computed under other settings."
 )
 with_learning_rate = click.option(
     "--learning-rate",
@@ -279,46 +285,6 @@ with_width = click.option(
 with_steps = click.option("--steps", help="paper (1000 … 143000), all, 1000,2000 or 1000:143000:1000.")
 
 
-_SUITE = {
-    "revision_pattern": "pattern",
-    **{name: name for name in ("stage", "generation", "seed", "config", "tokenizer")},
-}
-"""The options of `with_suite`, and the keys of a suite that they give."""
-
-
-def with_suite(command: Command) -> Command:
-    """Add the options for a suite that the registry does not know. The command gets their values as `suite`."""
-
-    @wraps(command)
-    def wrapper(*args: Any, suite_file: Path | None, **options: Any) -> Any:
-        from pythia_dynamics.checkpoints.suite import read_suite
-
-        suite = {} if suite_file is None else read_suite(suite_file)
-        given = {key: options.pop(name) for name, key in _SUITE.items()}
-        return command(
-            *args, suite=suite | {key: value for key, value in given.items() if value is not None}, **options
-        )
-
-    texts = {
-        "tokenizer": "Directory or repository of the tokenizer, in place of the checkpoints' own.",
-        "config": "Directory or repository of the config.json, in place of the checkpoints' own.",
-        "seed": "The runs of this seed, where the names of checkpoints have several.",
-        "generation": "The checkpoints of this generation, where there are several.",
-        "stage": "The checkpoints of this stage of training, where there are several.",
-    }
-    added: Command = wrapper
-    for name, text in texts.items():
-        added = click.option(f"--{name}", help=text)(added)
-    added = click.option(
-        "--revision-pattern",
-        metavar="REGEX",
-        help="Which branches, tags, folders, files or commits are steps. It may match a part of the name; ^ and $ "
-        "anchor it. Groups: (?P<step>…), tokens, generation, stage, seed.",
-    )(added)
-    file = click.Path(exists=True, dir_okay=False, path_type=Path)
-    return click.option("--suite", "suite_file", type=file, help="TOML file with what these options give.")(added)
-
-
 @dataclass(frozen=True)
 class Weights:
     """The weights that a command measures: the values of `with_weights`.
@@ -335,6 +301,8 @@ class Weights:
         Number of rows to use, or ``tokenizer`` for the number of its entries; None for all.
     learning_rate
         A file with the learning rate, in place of that which the suite states.
+    heads
+        Attention heads of a block, where the store does not know them.
     cache
         Directory of the weight stores.
     """
@@ -344,6 +312,7 @@ class Weights:
     steps: str | None
     drop_padding: int | str | None
     learning_rate: Path | None
+    heads: int | None
     cache: Path
 
     def histories(self, answer: Answer) -> Iterator[History]:
@@ -355,8 +324,21 @@ class Weights:
         for name in model_names(self.models, self.cache, answer):
             found: list[History] = []
             with answer.collect():
-                found = open_histories(name, self.tensors, cache=self.cache, steps=self.steps, learning_rate=rate)
+                more: dict[str, Any] = {"steps": self.steps, "learning_rate": rate, "heads": self.heads}
+                found = open_histories(name, self.tensors, cache=self.cache, **more)
+                self._note_fused(name)
             yield from found
+
+    def _note_fused(self, name: str) -> None:
+        """Say which tensors ``all`` does not divide, and why."""
+        from pythia_dynamics.checkpoints.roles import ALL
+        from pythia_dynamics.history.attention import known_attention, undivided
+
+        if ALL in self.tensors and Path(name).suffix != ".zarr":
+            store = open_store(name, self.cache)
+            reasons = [*undivided(store, known_attention(store, self.heads)).values()]
+            if reasons:
+                echo(f"  note: {len(reasons)} fused tensors are measured whole: {reasons[0]}")
 
     def rows(self, history: History) -> int | None:
         """The number of rows of a history to use, None for all. Prints the history, tensor, steps and rows."""
@@ -378,9 +360,9 @@ def with_weights(command: Command) -> Command:
         return command(*args, Weights(**{name: options.pop(name) for name in names}), **options)
 
     added: Command = wrapper
-    for option in (with_cache, with_learning_rate, with_rows, with_steps, with_tensors, with_models(required=False)):
+    for option in (with_cache, with_heads, with_learning_rate, with_rows, with_steps, with_tensors):
         added = option(added)
-    return added
+    return with_models(required=False)(added)
 
 
 @contextmanager

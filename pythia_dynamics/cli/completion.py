@@ -22,6 +22,7 @@ def complete_tensors(context: click.Context, parameter: click.Parameter, typed: 
     """The roles, and the tensors in the cache of the models that were named, that begin as typed."""
     from pythia_dynamics.checkpoints.roles import ALL, ROLES
     from pythia_dynamics.errors import PythiaDynError
+    from pythia_dynamics.history.attention import known_attention, select_parts
     from pythia_dynamics.history.cache import cached, find_model, store_path
     from pythia_dynamics.history.store import Store
 
@@ -30,5 +31,6 @@ def complete_tensors(context: click.Context, parameter: click.Parameter, typed: 
     for model in context.params.get("models") or stored:
         with suppress(PythiaDynError, OSError):  # nothing that is typed so far has to be right
             name = model if model in stored else find_model(model, cache).name
-            names |= dict.fromkeys(Store.open(store_path(name, cache)).tensors)
+            store = Store.open(store_path(name, cache))
+            names |= dict.fromkeys((*store.tensors, *select_parts(store, (ALL,), known_attention(store))))
     return [name for name in names if name.startswith(typed)]

@@ -15,6 +15,7 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import reason_of, write_count
 
 __all__ = [
+    "AFTER_KEY",
     "JSON_KEY",
     "MODELS_KEY",
     "NEXT",
@@ -31,6 +32,9 @@ SILENT_KEYS = JSON_KEY, QUIET_KEY = "pythia_dynamics.json", "pythia_dynamics.qui
 
 RESUMABLE_KEY = "pythia_dynamics.resumes"
 """Key in `click.Context.meta` of a command that resumes from finished files."""
+
+AFTER_KEY = "pythia_dynamics.after"
+"""Key in `click.Context.meta` of a command that has done the work of another one: the name of that, for `NEXT`."""
 
 
 SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -65,6 +69,7 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
         "pythia-dyn perplexity --model 70m --mode last-word --limit 500",
         {
             "perplexity": "forward, causal-unmasking, last-word perplexity",
+            "representation": "hidden states: anisotropy, ranks, KL from n-grams",
             "portrait": "first and last step side by side, a phrase completed",
         },
     ),
@@ -104,6 +109,7 @@ NEXT: Mapping[str, str] = {
         "pythia-dyn claims{models}",
     ),
     **dict.fromkeys(("alignment", "phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
+    "representation": "pythia-dyn report{models}",
     "gather": "pythia-dyn claims{models}",
     "compare": "pythia-dyn phases{models}",
 }
@@ -137,7 +143,8 @@ class Group(click.Group):
         """Say what is usually done next."""
         models = "".join(f" --model {shlex.quote(name)}" for name in ctx.meta.get(MODELS_KEY, ()))
         required = models or " --model 70m"
-        following = NEXT.get(ctx.invoked_subcommand or "", "").format(models=models, required=required)
+        done = ctx.meta.get(AFTER_KEY, ctx.invoked_subcommand or "")
+        following = NEXT.get(done, "").format(models=models, required=required)
         if following and not any(ctx.meta.get(key) for key in SILENT_KEYS):
             click.echo(f"next: {following}")
 

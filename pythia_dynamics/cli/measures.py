@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pythia_dynamics.measures.measure import Flag, Measure, Option
     from pythia_dynamics.progress import Progress
 
-__all__ = ["MeasureCommand"]
+__all__ = ["MOST_DRAWN", "MeasureCommand"]
 
-_MOST_DRAWN = 8
+MOST_DRAWN = 8
 """Tensors of a model up to which a command draws a figure of each. A figure takes about a second, the pass over a
 matrix of a small model less; of more tensors the overview is drawn."""
 
@@ -171,7 +171,7 @@ def _run(
                         options={measure: options},
                         compute=Compute(rows=rows, device=device, progress=share),
                         axis=axis,
-                        draw=tensors_of[history.name] <= _MOST_DRAWN,
+                        draw=tensors_of[history.name] <= MOST_DRAWN,
                     )
                 for item in caught:
                     if item.category is NonFiniteWarning:
@@ -196,7 +196,7 @@ def _run(
             outcome = save_overview(Results(name, results), measure, axis=axis)
             app.echo(f"{name}: all tensors")
             app.echo_outcome(outcome)
-            if tensors_of[name] > _MOST_DRAWN:
+            if tensors_of[name] > MOST_DRAWN:
                 app.echo(f"  the figures of each tensor: pythia-dyn figures --model {shlex.quote(name)}")
             overviews.append({"model": name, "files": outcome.files, **outcome.facts})
     answer.finish(**({"overviews": overviews} if overviews else {}))

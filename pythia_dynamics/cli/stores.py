@@ -11,6 +11,7 @@ import click
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
 from pythia_dynamics.cli.completion import complete_tensors
+from pythia_dynamics.cli.streaming import Streaming, stream_model, with_streaming
 
 if TYPE_CHECKING:
     from pythia_dynamics.history.estimate import FetchPlan
@@ -39,7 +40,7 @@ with_refresh = click.option(
     "--refresh",
     is_flag=True,
     help="Fetch again the steps that have been replaced at the source since they were fetched. Without it they stay as "
-    "they are, and are said to be superseded.",
+    "they are, and are said to be superseded. With --measure: measure complete tensors again.",
 )
 
 
@@ -48,6 +49,7 @@ with_refresh = click.option(
 @app.with_steps
 @with_tensors
 @click.option("--source", default="hub", show_default=True, help="hub, or a directory of checkpoints.")
+@with_streaming
 @with_verify_whole
 @with_refresh
 @app.with_learning_rate
@@ -61,6 +63,7 @@ def fetch(
     steps: str | None,
     tensors: tuple[str, ...],
     source: str,
+    streaming: Streaming,
     verify_whole: bool,
     refresh: bool,
     learning_rate: Path | None,
@@ -68,7 +71,7 @@ def fetch(
     suite: dict[str, Any],
     cache: Path,
 ) -> None:
-    """Fetch tensors of a model's checkpoints into the cache, by byte range."""
+    """Fetch tensors of a model's checkpoints into the cache, by byte range; or measure them on the way (--measure)."""
     from pythia_dynamics.checkpoints.learning_rate import read_learning_rate
     from pythia_dynamics.checkpoints.registry import aliases
     from pythia_dynamics.history.fetch import download
@@ -82,6 +85,9 @@ def fetch(
             request = FetchRequest(name, tensors, steps, source, cache, suite, rates, verify_whole, refresh)
             model = request.resolved
             app.echo(f"{name} is {model.location}")
+            if streaming.measures:
+                stream_model(request, streaming, workers, refresh, answer)
+                continue
             with app.bar(model.name, "step") as progress:
                 report = download(request, workers=workers, progress=progress)
             if not report.complete:

@@ -1,4 +1,4 @@
-"""Evaluation of whole models: forward, causal-unmasking and last-word perplexity, and the portrait of two steps."""
+"""Evaluation of whole models: forward, causal-unmasking and last-word perplexity, hidden states, and the portrait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scores of every passage at every step: ``perplexity-<mode>.zarr``, which xarray opens.
+"""The scores of every passage at every step: ``perplexity-<mode>.zarr`` or ``representation.zarr``, for xarray.
 
 The table (`pythia_dynamics.evaluation.records`) says which index the row of a step has. Rows are only written where
 nothing is in use: a step that is evaluated again gets a new index. So a process that is killed while it writes leaves
@@ -34,13 +34,13 @@ class Field:
     dtype
         Its dtype.
     axis
-        ``sentence``, of which there is the same number at every step, or ``prefix``.
+        ``sentence`` or ``component``, of which there is the same number at every step, or ``prefix``.
     units, long_name
         Its attributes.
     """
 
     dtype: str
-    axis: Literal["sentence", "prefix"]
+    axis: Literal["sentence", "prefix", "component"]
     units: str
     long_name: str
 
@@ -56,7 +56,7 @@ class Archive:
     Parameters
     ----------
     path
-        The directory ``perplexity-<mode>.zarr``, existing or not.
+        The directory, existing or not.
     fields
         Its arrays by name.
     """
@@ -71,7 +71,7 @@ class Archive:
         Parameters
         ----------
         rows
-            By step the values of each field, shape (S,) for passages and (K,) for prefix lengths.
+            By step the values of each field, shape (S,) for passages, (K,) for prefix lengths, (d,) for components.
         start
             The first index that is not in use.
 
@@ -106,7 +106,7 @@ class Archive:
         return zarr.create_array(
             path,
             shape=(length, width),
-            chunks=(1, width if field.axis == "sentence" else _PREFIX_CHUNK),
+            chunks=(1, _PREFIX_CHUNK if field.axis == "prefix" else width),
             dtype=field.dtype,
             dimension_names=["step", field.axis],
             fill_value=field.fill_value,

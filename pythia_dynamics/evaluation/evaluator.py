@@ -12,10 +12,12 @@ from pythia_dynamics.errors import CheckpointError, PythiaDynError
 from pythia_dynamics.evaluation.checkpoint import Checkpoint
 from pythia_dynamics.evaluation.corpus import Corpus, load_tokenizer
 from pythia_dynamics.evaluation.forward import forward_scores
+from pythia_dynamics.evaluation.hidden_states import hidden_states
 from pythia_dynamics.evaluation.last_word import encode_targets, last_word_scores
 from pythia_dynamics.evaluation.model import build_model, context_length, prefix_token, round_head
+from pythia_dynamics.evaluation.ngrams import count_ngrams
 from pythia_dynamics.evaluation.products import packed_layers
-from pythia_dynamics.evaluation.rows import Row
+from pythia_dynamics.evaluation.rows import AnyRow, Row
 from pythia_dynamics.evaluation.scoring import default_batch_tokens, head_of
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode, ModelSettings
 from pythia_dynamics.evaluation.staging import StagedWeights, WeightLoader, device_queues
@@ -136,7 +138,7 @@ class Evaluator:
     corpus
         The passages.
     modes
-        The modes that will be evaluated; last-word targets are only made where they are needed.
+        The modes that will be evaluated; last-word targets and n-grams are only made where they are needed.
     settings
         How to load and evaluate. The corpus and steps in it are not used.
     """
@@ -189,6 +191,8 @@ class Evaluator:
         unscored = sum(len(sequence) < 2 for sequence in self.sequences)
         truncated = sum(len(sequence) > width for sequence in sequences)
         self._notes = {"unscored": unscored, "truncated": truncated, "context": width}
+        if "representation" in self._modes:
+            self._ngrams = count_ngrams(self.sequences, head_of(model).out_features)
         if "last-word" in self._modes:
             self.targets = encode_targets(
                 texts,
@@ -225,7 +229,7 @@ class Evaluator:
             given = default_cached_positions(model) if mode == "unmask" else default_batch_tokens(device)
         return min(given, self._reduced.get(mode, given))
 
-    def row(self, mode: Mode) -> Row:
+    def row(self, mode: Mode) -> AnyRow:
         """The row of the checkpoint that was loaded last.
 
         Where memory runs short it is computed with a smaller number of tokens held at once; so are later rows.
@@ -237,6 +241,8 @@ class Evaluator:
         model, budget = self._loaded.model, self._budget(mode)
         if mode == "forward":
             return Row(forward_scores(model, self.sequences, batch_tokens=budget, reduced=reduced))
+        if mode == "representation":
+            return hidden_states(model, self.sequences, self._ngrams, batch_tokens=budget, reduced=reduced)
         if mode == "last-word":
             return Row(last_word_scores(model, self.targets, batch_tokens=budget, reduced=reduced))
         assert self._unmasker is not None, "no checkpoint is loaded"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import ParamSpec, TypeVar
@@ -65,7 +66,9 @@ class Processes(Executor):
     def _run(self, job: Callable[[], T]) -> T:
         """Start a process, wait for its result, and return it or raise its exception."""
         if hasattr(signal, "pthread_sigmask"):  # not on Windows
-            # The new process inherits it from this thread, so that no signal interrupts its imports.
+            # The new process inherits it from this thread, so that no signal interrupts its imports. Starting the
+            # resource tracker, which the first process needs, would let the signal through again.
+            resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()

@@ -11,7 +11,7 @@ The files of a mode in the results of a model:
 Several processes may write rows of one table: whoever writes holds a lock, reads first what the others have written,
 and adds its own rows. Rows of other settings are never mixed, and only replaced on request. As most suites are
 evaluated in one way throughout, ``notes`` are those of the first row, and ``notes_by_step`` has those of the rows whose
-notes are others; it is left out where there are none.
+notes are others; it is left out where there are none. The files of the mode ``representation`` have this name alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from filelock import FileLock
 
 from pythia_dynamics.errors import PythiaDynError, StoreError
 from pythia_dynamics.evaluation.archive import Archive
-from pythia_dynamics.evaluation.rows import FIELDS, Row, curve_lines, dataset_of, header, line
+from pythia_dynamics.evaluation.rows import FIELDS, AnyRow, curve_lines, dataset_of, header, line, row_from, stem
 from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.files import atomic_file, store_errors
 from pythia_dynamics.tables import read_json, write_json
@@ -50,7 +50,7 @@ _POLL_SECONDS = 0.02
 class _Kept:
     """A row, the commit that it came from, how it was evaluated, and its index in the archive once it is written."""
 
-    row: Row
+    row: AnyRow
     commit: str | None
     notes: Mapping[str, Any]
     index: int | None = None
@@ -120,7 +120,7 @@ class Records:
         """How the row of a step was evaluated; empty where there is no row."""
         return self._rows[step].notes if step in self._rows else {}
 
-    def add(self, step: int, commit: str | None, row: Row, notes: Mapping[str, Any] | None = None) -> None:
+    def add(self, step: int, commit: str | None, row: AnyRow, notes: Mapping[str, Any] | None = None) -> None:
         """Add the row of a step, or replace it.
 
         Parameters
@@ -206,7 +206,7 @@ class Records:
 
     @property
     def _stem(self) -> str:
-        return f"perplexity-{self.mode}"
+        return stem(self.mode)
 
     @contextmanager
     def _locked(self, directory: Path) -> Iterator[None]:
@@ -297,7 +297,7 @@ class Records:
             if (values["sentence_tokens"] < 0).any():
                 raise StoreError(f"there are no scores of step {step}")
             index, commit = listed[step]
-            found[step] = _Kept(Row.from_fields(values), commit, dict(by_step.get(str(step), first)), index)
+            found[step] = _Kept(row_from(self.mode, values), commit, dict(by_step.get(str(step), first)), index)
         return found
 
     def _write(self, directory: Path) -> None:

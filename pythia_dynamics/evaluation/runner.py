@@ -12,11 +12,10 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import transformers
@@ -43,6 +42,7 @@ from pythia_dynamics.evaluation.settings import (
 )
 from pythia_dynamics.evaluation.shards import Missing, Share, evaluate_in_shares, results_folder, share_devices
 from pythia_dynamics.evaluation.snapshots import checkpoint_source, snapshots
+from pythia_dynamics.executors import Pool
 from pythia_dynamics.files import portable
 from pythia_dynamics.progress import Progress, silent
 
@@ -58,7 +58,7 @@ def perplexity(
     *,
     out: str | Path | None = None,
     progress: Progress = silent,
-    executor: Executor | None = None,
+    executor: Pool | None = None,
     workers: int | None = None,
     **settings: Any,
 ) -> xr.Dataset:
@@ -79,14 +79,15 @@ def perplexity(
     progress
         Called with the number of revisions that are done and their total.
     executor
-        Evaluates the steps in shares, in other processes or on other machines, instead of this process. It is sent the
-        source, the text and paths. `out` is then a folder that all of them see. Where several devices are named, a
-        process of this machine is started for each without an executor. The shares give the rows of a single run on
-        the same kind of device. A process is started by importing the script that calls this function, whose call
-        therefore stands below ``if __name__ == "__main__":``.
+        Evaluates the steps in shares, in other processes or on other machines, instead of this process: an `Executor`,
+        a `distributed.Client`, or an executor of submitit. It is sent the source, the text and paths. `out` is then a
+        folder that all of them see. Where several devices are named, a process of this machine is started for each
+        without an executor. The shares give the rows of a single run on the same kind of device. A process is started
+        by importing the script that calls this function, whose call therefore stands below
+        ``if __name__ == "__main__":``.
     workers
-        Number of shares for the executor; by default that of the devices, where several are named. The shares take the
-        devices in turn.
+        Number of shares for the executor; by default that of the devices, where several are named, else what the
+        executor runs at once, if it says so. The shares take the devices in turn.
     **settings
         Fields of `EvaluationSettings`: corpus, limit, steps, device, dtype, head, tf32, source, batch_tokens,
         max_tokens, products, disk_budget, overwrite. Their meanings and defaults are there.
@@ -135,17 +136,17 @@ def evaluate(
     *,
     out: str | Path | None = None,
     progress: Progress = silent,
-    executor: Executor | None = None,
+    executor: Pool | None = None,
     workers: int | None = None,
 ) -> dict[Mode, xr.Dataset]:
-    """Perplexity of every checkpoint in several modes, in one pass over the checkpoints.
+    """What `modes` are of every checkpoint, in one pass over the checkpoints.
 
     Parameters
     ----------
     model, out, progress, executor, workers
         As for `perplexity`.
     modes
-        The modes; each checkpoint is loaded once for all of them.
+        The modes, all of `Mode`; each checkpoint is loaded once for all of them.
     settings
         How to evaluate.
 
@@ -159,7 +160,7 @@ def evaluate(
     PythiaDynError
         As `perplexity`, which also says what is warned of.
     """
-    chosen = check_modes(modes)
+    chosen = check_modes(modes, get_args(Mode))
     devices = share_devices(settings, executor, workers)
     corpus = load_corpus(settings.corpus, limit=settings.limit)
     source = checkpoint_source(model, settings.source)
@@ -187,7 +188,8 @@ def evaluate(
     for record in records.values():
         if all(step in record.missing for step in wanted):
             first = record.missing[wanted[0]]
-            raise CheckpointError(f"none of {len(wanted)} revisions of {source.location} gave a perplexity: {first}")
+            what = "representation" if record.mode == "representation" else "perplexity"
+            raise CheckpointError(f"none of {len(wanted)} revisions of {source.location} gave a {what}: {first}")
     if differences := describe_differences(_identities(wanted, records)):
         warnings.warn(f"{source.name}: {differences}", stacklevel=2)
     return results

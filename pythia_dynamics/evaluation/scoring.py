@@ -6,7 +6,7 @@ chunk: with Pythia's vocabulary they take 200 KB a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -20,12 +20,16 @@ from pythia_dynamics.evaluation.batching import Batch, evaluate_in_batches, no_r
 from pythia_dynamics.evaluation.memory import free_cached_memory, is_out_of_memory
 
 __all__ = [
+    "FinalStates",
     "Sentences",
     "TokenStatistics",
     "count_sentences",
     "default_batch_tokens",
+    "final_states",
     "head_of",
     "head_statistics",
+    "logit_chunks",
+    "mean_per_token",
     "right_pad",
     "score",
     "standard_error",
@@ -115,17 +119,35 @@ def head_statistics(
     TokenStatistics
         Shape (N,) each, on the device of `hidden`.
     """
+    parts = [
+        _statistics(logits, None if targets is None else targets[start : start + logits.shape[0]])
+        for start, logits in logit_chunks(model, hidden)
+    ]
+    return TokenStatistics(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def logit_chunks(model: PreTrainedModel, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """The logits of final hidden states, in chunks of bounded memory.
+
+    Parameters
+    ----------
+    model, hidden
+        As for `head_statistics`.
+
+    Yields
+    ------
+    tuple of int and Tensor
+        Index of the first state of a chunk, and its logits, shape (rows, vocab), in the dtype of the model. The caller
+        may change them in place.
+    """
     head = head_of(model)
     vocab = head.out_features  # not of the weight, which has no values while packed
     chunk = max(1, _LOGIT_BYTES.get(hidden.device.type, _LOGIT_BYTES["cpu"]) // (4 * vocab))
     rows = max(1, _CACHED_BYTES // (4 * vocab)) if hidden.device.type == "cpu" else chunk
-    parts = []
     for i in range(0, hidden.shape[0], chunk):
         logits = head(hidden[i : i + chunk])
         for j in range(0, logits.shape[0], rows):
-            part = logits[j : j + rows]
-            parts.append(_statistics(part, None if targets is None else targets[i + j : i + j + part.shape[0]]))
-    return TokenStatistics(*map(torch.cat, zip(*parts, strict=True)))
+            yield i + j, logits[j : j + rows]
 
 
 def _statistics(logits: torch.Tensor, targets: torch.Tensor | None) -> TokenStatistics:
@@ -170,6 +192,51 @@ def right_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> torch
     for row, sequence in zip(array, sequences, strict=True):
         row[: len(sequence)] = sequence
     return torch.from_numpy(array).to(device)
+
+
+class FinalStates(NamedTuple):
+    """The last hidden states of N positions that predict a token, sentence after sentence.
+
+    They are the input of the unembedding: after the last normalisation.
+
+    Parameters
+    ----------
+    hidden
+        The states, shape (N, d_model), in the dtype of the model.
+    rows
+        Index of the sentence of each, int64, shape (N,), on the host.
+    tokens
+        The token at each position, the last one that the state has seen, int64, shape (N,).
+    targets
+        The next token, which the state predicts, int64, shape (N,).
+    """
+
+    hidden: torch.Tensor
+    rows: NDArray[np.int64]
+    tokens: torch.Tensor
+    targets: torch.Tensor
+
+
+def final_states(model: PreTrainedModel, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> FinalStates:
+    """Last hidden states of sequences that are read at once.
+
+    Parameters
+    ----------
+    model
+        A model in evaluation mode.
+    sequences
+        Token ids, each longer than its start and no longer than the model's context.
+    starts
+        Index of the first token of each sequence that is predicted, at least 1.
+    """
+    device = head_of(model).weight.device
+    tokens = right_pad(sequences, device)
+    hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
+    # Column j of `hidden` predicts token j + 1.
+    spans = [np.arange(start - 1, len(sequence) - 1) for sequence, start in zip(sequences, starts, strict=True)]
+    rows = np.repeat(np.arange(len(sequences)), [len(span) for span in spans])
+    at = torch.from_numpy(np.stack([rows, np.concatenate(spans)])).to(device)
+    return FinalStates(hidden[at[0], at[1]], rows, tokens[at[0], at[1]], tokens[at[0], at[1] + 1])
 
 
 def score(
@@ -231,15 +298,9 @@ def _score_batch(
     starts: Sequence[int],
     result: Sentences,
 ) -> None:
-    device = head_of(model).weight.device
-    tokens = right_pad([sequences[i] for i in members], device)
-    hidden = model.base_model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
-    # Positions whose predictions are scored: column j of `hidden` predicts token j + 1.
-    spans = [np.arange(starts[i] - 1, len(sequences[i]) - 1) for i in members]
-    rows = np.repeat(np.arange(len(members)), [len(span) for span in spans])
-    at = torch.from_numpy(np.stack([rows, np.concatenate(spans)])).to(device)
-    targets = tokens[at[0], at[1] + 1]
-    statistics = head_statistics(model, hidden[at[0], at[1]], targets)
+    states = final_states(model, [sequences[i] for i in members], [starts[i] for i in members])
+    rows, targets = states.rows, states.targets
+    statistics = head_statistics(model, states.hidden, targets)
     # One transfer to the host, and float64 only there: MPS has none.
     nll, entropy, missed = (
         torch.stack([statistics.nll, statistics.entropy, (statistics.top != targets).float()]).cpu().double().numpy()
@@ -297,6 +358,20 @@ def standard_error(values: NDArray[np.float64]) -> float:
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
 
 
+def mean_per_token(sums: NDArray[np.float64], tokens: NDArray[np.int64]) -> tuple[float, float]:
+    """The mean over all tokens alike, and its standard error over sentences: that of a ratio of sums.
+
+    Parameters
+    ----------
+    sums
+        Sum over the tokens of each sentence, shape (S,).
+    tokens
+        Number of tokens of each, at least 1, shape (S,).
+    """
+    mean = float(sums.sum() / tokens.sum())
+    return mean, standard_error((sums - mean * tokens) / tokens.mean())
+
+
 def summarise(scores: Sentences) -> dict[str, float]:
     """One row of ``perplexity-forward.csv`` or ``perplexity-unmask.csv``.
 
@@ -324,9 +399,8 @@ def summarise(scores: Sentences) -> dict[str, float]:
         return dict.fromkeys(_OF_VALID, np.nan) | row
     per_token = nll / tokens
     perplexity = np.exp(per_token)
-    mean_nll = nll.sum() / tokens.sum()
+    mean_nll, mean_nll_se = mean_per_token(nll, tokens)
     ppl_corpus = float(np.exp(mean_nll))
-    residual = (nll - mean_nll * tokens) / tokens.mean()
     return {
         "ppl_mean": float(perplexity.mean()),
         "ppl_median": float(np.median(perplexity)),
@@ -334,7 +408,7 @@ def summarise(scores: Sentences) -> dict[str, float]:
         "nll_mean": float(per_token.mean()),
         "entropy": float((entropy / tokens).mean()),
         "ppl_mean_se": standard_error(perplexity),
-        "ppl_corpus_se": ppl_corpus * standard_error(residual),
+        "ppl_corpus_se": ppl_corpus * mean_nll_se,
         "nll_mean_se": standard_error(per_token),
     } | row
 

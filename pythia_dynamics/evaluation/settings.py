@@ -33,9 +33,10 @@ __all__ = [
     "requested_steps",
 ]
 
-Mode = Literal["forward", "unmask", "last-word"]
-"""Definitions of perplexity: of the text (Garden, Eq 6), of what the model writes by causal unmasking (Garden,
-§4.2.2), and of the last word (``lambada_openai`` of lm-evaluation-harness)."""
+Mode = Literal["forward", "unmask", "last-word", "representation"]
+"""What is evaluated. Three definitions of perplexity: of the text (Garden, Eq 6), of what the model writes by causal
+unmasking (Garden, §4.2.2), and of the last word (``lambada_openai`` of lm-evaluation-harness); and the geometry of the
+last hidden states."""
 
 Head = Literal["as-is", "ternary"]
 """What is done to W_U before it is used; ``ternary`` rounds it to {−1, 0, +1}·scale."""
@@ -43,16 +44,17 @@ Head = Literal["as-is", "ternary"]
 Products = Literal["auto", "plain", "packed"]
 """Linear layers of unmasking on a CPU: with weights as they are, or packed for oneDNN; ``auto`` takes the faster."""
 
-MODES: tuple[Mode, ...] = get_args(Mode)
+MODES: tuple[Mode, ...] = get_args(Mode)[:3]
+"""The definitions of perplexity."""
 HEADS: tuple[Head, ...] = get_args(Head)
 PRODUCTS: tuple[Products, ...] = get_args(Products)
 
 
-def check_modes(modes: Iterable[str]) -> tuple[Mode, ...]:
+def check_modes(modes: Iterable[str], known: Sequence[Mode] = MODES) -> tuple[Mode, ...]:
     """The modes without repetitions, in the order given. Raises `UnknownNameError` for other names and for none."""
     chosen = tuple(modes) or ("",)
     for mode in chosen:
-        _check_name("mode", mode, MODES)
+        _check_name("mode", mode, known)
     return cast("tuple[Mode, ...]", tuple(dict.fromkeys(chosen)))
 
 
@@ -136,11 +138,11 @@ class EvaluationSettings(ModelSettings):
     steps
         Steps to evaluate: numbers, or a specification such as ``"1000:143000:1000"``; None takes all there are.
     batch_tokens
-        Bound on what is held at once: tokens read in the modes forward and last-word, key-value positions in
-        unmasking, which are some hundred times as many, so that one number seldom serves both. None chooses by device.
+        Bound on what is held at once: tokens read; in unmasking key-value positions, which are some hundred times as
+        many, so that one number seldom serves both. None chooses by device.
         It is noted with each row, and smaller there where memory ran short.
     max_tokens
-        Number of tokens, at least 2, after which passages are cut in the modes forward and unmask. None cuts at the
+        Number of tokens, at least 2, after which passages are cut, but in the mode last-word. None cuts at the
         context of the model.
     products
         One of `PRODUCTS`: the linear layers of unmasking on a CPU. The two ways round differently, so that all

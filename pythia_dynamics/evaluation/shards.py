@@ -14,7 +14,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from pythia_dynamics.errors import PythiaDynError, StoreError, first_line, liste
 from pythia_dynamics.evaluation.processes import Processes
 from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode
+from pythia_dynamics.executors import Pool, as_executor, workers_of
 from pythia_dynamics.files import reason_of
 from pythia_dynamics.progress import Progress
 
@@ -89,7 +90,7 @@ class _Outcome:
 
 
 def share_devices(
-    settings: EvaluationSettings, executor: Executor | None, workers: int | None
+    settings: EvaluationSettings, executor: Pool | None, workers: int | None
 ) -> tuple[str | torch.device, ...]:
     """The device of each share; empty where the caller's process does all.
 
@@ -103,14 +104,16 @@ def share_devices(
     Raises
     ------
     PythiaDynError
-        For a number of workers without an executor or below 1, and for an executor without one.
+        For a number of workers without an executor or below 1, and for an executor that does not say its own.
     """
     devices = settings.devices
     if executor is None:
         if workers is not None:
             raise PythiaDynError("workers is the number of shares for an executor; without one, name several devices")
         return devices if len(devices) > 1 else ()
-    count = len(devices) if workers is None and len(devices) > 1 else workers
+    if workers is None:
+        workers = len(devices) if len(devices) > 1 else workers_of(executor)
+    count = workers
     if count is None or count < 1:
         raise PythiaDynError(f"with an executor, workers is the number of shares, at least 1, not {workers}")
     return tuple(devices[i % len(devices)] for i in range(count))
@@ -133,7 +136,7 @@ def evaluate_in_shares(
     devices: Sequence[str | torch.device],
     todo: Mapping[int, Sequence[Mode]],
     records: Mapping[Mode, Records],
-    executor: Executor | None,
+    executor: Pool | None,
     progress: Progress,
 ) -> None:
     """Evaluate the steps that lack rows in shares, and take over the rows.
@@ -182,7 +185,7 @@ def evaluate_in_shares(
     ]
     sent = [_pickled(one) for one in shares]
     own = Processes(count) if executor is None else None
-    pool = executor or own
+    pool = as_executor(executor) or own
     assert pool is not None
     futures: list[Future[_Outcome]] = []
     _begin(share)

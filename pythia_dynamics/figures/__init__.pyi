@@ -21,6 +21,7 @@ from .garden import published_points as published_points
 from .garden import rank_differences as rank_differences
 from .garden import ranks as ranks
 from .garden import unmasking as unmasking
+from .layers import heads as heads
 from .layers import layers as layers
 from .measures import density as density
 from .measures import effective_rank as effective_rank
@@ -36,6 +37,10 @@ from .measures import rank_difference as rank_difference
 from .measures import rank_infinite as rank_infinite
 from .populations import population as population
 from .portrait import first_last as first_last
+from .representation import anisotropy as anisotropy
+from .representation import decay_exponent as decay_exponent
+from .representation import ngram_divergence as ngram_divergence
+from .representation import representation_rank as representation_rank
 from .rows import row_correlations as row_correlations
 from .rows import row_drift as row_drift
 from .rows import row_norm as row_norm

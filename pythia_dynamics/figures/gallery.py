@@ -17,6 +17,7 @@ from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.evaluation.settings import HEADS, Mode
 from pythia_dynamics.figures.alignment import alignment_figure
 from pythia_dynamics.figures.layers import overview_figure
+from pythia_dynamics.figures.representation import representation_figure
 from pythia_dynamics.figures.specs import FigureSpec, each_panel, from_to, measure_figure, shown_tolerances
 from pythia_dynamics.figures.timeline import phases_figure, stop_figure
 from pythia_dynamics.measures.catalogue import known_measures
@@ -48,7 +49,7 @@ _DEMEANED = {"msd": "demeaned over the weights", "msd_time": "demeaned over time
 
 
 def model_figures(results: Results) -> list[FigureSpec]:
-    """The figures of one model whose results have been computed: portrait, weights, all tensors, perplexities.
+    """The figures of one model whose results have been computed: portrait, weights, all tensors, evaluations.
 
     Parameters
     ----------
@@ -68,6 +69,7 @@ def model_figures(results: Results) -> list[FigureSpec]:
         *computed(alignment_figure, [model]),
         *computed(partial(_saved_overview, model), filter(has_overview, known_measures())),
         *computed(partial(perplexity_figure, model), _MODES),
+        *computed(representation_figure, [model]),
     ]
 
 

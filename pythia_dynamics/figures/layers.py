@@ -1,4 +1,4 @@
-"""All tensors of a model by layer and kind: a panel for each kind, a curve for each layer."""
+"""All tensors of a model by layer and kind: a panel for each kind, a curve for each layer or a cell for each head."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pythia_dynamics.figures.style import COLOURS, of_a_result, step_axis
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.overview import PREFIX, overview, overview_table
 from pythia_dynamics.results.spread import band
+from pythia_dynamics.sweep.dataset import ends
 
-__all__ = ["SHOWN", "layers", "layers_figure", "overview_figure"]
+__all__ = ["SHOWN", "heads", "layers", "layers_figure", "overview_figure"]
 
 SHOWN: Mapping[str, tuple[str, str]] = {
     "angles": ("angle", "angular update (degrees)"),
@@ -35,10 +36,14 @@ _MOST_COLUMNS = 3
 _LEGEND_LAYERS = 4
 """Layers that the legend names: the first, the last, and those between them at even distances."""
 
+_MOST_TICKS = 6
+"""Layers and heads that the axes of a heat map name."""
+
 
 @of_a_result
 def layers(ax: Axes, result: xr.Dataset, variable: str, kind: str, label: str = "") -> None:
-    """One kind of tensor: a curve for each layer, from dark (the first) to bright; biases dotted.
+    """One kind of tensor: a curve for each layer, from dark (the first) to bright; biases dotted. Single heads are not
+    drawn.
 
     Of several runs the curve is the median, with the central 80 % shaded.
 
@@ -55,7 +60,7 @@ def layers(ax: Axes, result: xr.Dataset, variable: str, kind: str, label: str = 
     label
         Label of the y axis. Default: the name of the column.
     """
-    part = result.isel(tensor=np.flatnonzero(result["kind"].to_numpy() == kind))
+    part = result.isel(tensor=np.flatnonzero((result["kind"] == kind) & (result["head"] < 0)))
     blocks = np.unique(result["layer"].to_numpy())
     blocks = blocks[blocks >= 0]
     named = set(blocks[np.linspace(0, len(blocks) - 1, min(_LEGEND_LAYERS, len(blocks))).astype(int)].tolist())
@@ -85,7 +90,41 @@ def layers(ax: Axes, result: xr.Dataset, variable: str, kind: str, label: str = 
     step_axis(ax, label or variable.replace("_", " "), title=kind, legend=bool(ax.get_legend_handles_labels()[0]))
 
 
-def overview_figure(results: Results, measure: str) -> FigureSpec:
+@of_a_result
+def heads(ax: Axes, result: xr.Dataset, variable: str, kind: str, label: str = "") -> None:
+    """One kind of tensor: the value of each head of each layer at its last step, as a heat map; biases are not drawn.
+
+    Of several runs it is the median.
+
+    Parameters
+    ----------
+    ax
+        The panel.
+    result
+        The result of `pythia_dynamics.overview`, or of `pythia_dynamics.gather` for several tensors.
+    variable
+        The column.
+    kind
+        The kind of tensor: ``query``, ``key`` or ``value``.
+    label
+        Label of the colours. Default: the name of the column.
+    """
+    chosen = (result["kind"] == kind) & (result["head"] >= 0) & ~result["is_bias"]
+    part = result.isel(tensor=np.flatnonzero(chosen))
+    rows, columns = part["layer"].to_numpy(), part["head"].to_numpy()
+    values = np.full((rows.max() + 1, columns.max() + 1), np.nan)
+    of_runs = part[variable].median("run") if "run" in part[variable].dims else part[variable]
+    values[rows, columns] = [ends(curve)[1] for curve in of_runs]
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap="viridis", rasterized=True)
+    ax.figure.colorbar(mesh, ax=ax, label=label or variable.replace("_", " "))
+    ax.set(xlabel="head", ylabel="layer", title=f"{kind}, last step")
+    ax.grid(visible=False)
+    for axis, count in ((ax.xaxis, values.shape[1]), (ax.yaxis, values.shape[0])):
+        numbers = np.unique(np.linspace(0, count - 1, min(count, _MOST_TICKS)).astype(int))
+        axis.set_ticks(numbers + 0.5, numbers.astype(str).tolist())
+
+
+def overview_figure(results: Results, measure: str, dataset: xr.Dataset | None = None) -> FigureSpec:
     """The figure of all measured tensors of a model.
 
     Parameters
@@ -94,24 +133,25 @@ def overview_figure(results: Results, measure: str) -> FigureSpec:
         The results of the model.
     measure
         The measure.
+    dataset
+        The overview of these results where it is known, so that the tables are not read again.
 
     Raises
     ------
     PythiaDynError
         As `pythia_dynamics.results.overview.overview` does.
     """
-    result = overview(results, measure)
+    result = overview(results, measure) if dataset is None else dataset
     name, table = overview_table(measure)
     first = next(column for column in table.columns if column not in table.keys)
     variable, label = SHOWN.get(measure, (first, first.replace("_", " ")))
+    is_head = result["head"].to_numpy() >= 0
     biases = "; dotted, biases" if bool(result["is_bias"].any()) else ""
-    caption = (
-        f"{result.sizes['tensor']} tensors by kind: {label} ({name}.csv, {variable}), a curve for each layer{biases}."
-    )
-    path = results.model.path / f"{PREFIX}{measure}"
-    return layers_figure(
-        path, result, variable, f"All tensors: {measure.replace('_', ' ')}", caption, label, results.name
-    )
+    curves = f", a curve for each layer{biases}" if not is_head.all() else ""
+    cells = "; of single heads the value at the last step" if is_head.any() else ""
+    caption = f"{result.sizes['tensor']} tensors by kind: {label} ({name}.csv, {variable}){curves}{cells}."
+    path, title = results.model.path / f"{PREFIX}{measure}", f"All tensors: {measure.replace('_', ' ')}"
+    return layers_figure(path, result, variable, title, caption, label, results.name)
 
 
 def layers_figure(
@@ -130,13 +170,16 @@ def layers_figure(
     name
         The model or the runs, above the panels.
     """
-    kinds = [kind for kind in KINDS if kind in set(result["kind"].to_numpy().tolist())]
-    columns = min(_MOST_COLUMNS, len(kinds))
-    rows = -(-len(kinds) // columns)
-    panels: list[Callable[[Axes], None]] = [
-        partial(layers, result=result, variable=variable, kind=kind, label=label) for kind in kinds
-    ]
-    panels += [lambda ax: ax.set_axis_off()] * (rows * columns - len(kinds))
+    is_head = result["head"].to_numpy() >= 0
+    panels: list[Callable[[Axes], None]] = []
+    for draw, drawn in ((layers, ~is_head), (heads, is_head & ~result["is_bias"].to_numpy())):
+        found = set(result["kind"].to_numpy()[drawn].tolist())
+        panels += [
+            partial(draw, result=result, variable=variable, kind=kind, label=label) for kind in KINDS if kind in found
+        ]
+    columns = min(_MOST_COLUMNS, max(len(panels), 1))
+    rows = -(-len(panels) // columns)
+    panels += [lambda ax: ax.set_axis_off()] * (rows * columns - len(panels))
     return FigureSpec(
         path,
         title,

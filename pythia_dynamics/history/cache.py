@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pythia_dynamics.checkpoints.learning_rate import RateLike, as_learning_rate
+from pythia_dynamics.checkpoints.modules import split_part
 from pythia_dynamics.checkpoints.registry import Model, parse_steps, resolve
 from pythia_dynamics.checkpoints.suite import GENERIC
 from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
+from pythia_dynamics.history.attention import known_attention, select_parts
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
 
@@ -155,6 +157,7 @@ def open_histories(
     cache: Path | str | None = None,
     steps: str | None = None,
     learning_rate: RateLike | None = None,
+    heads: int | None = None,
 ) -> list[History]:
     """The histories of some tensors of a model that is in the cache. Nothing is fetched and no weights are read yet.
 
@@ -163,13 +166,17 @@ def open_histories(
     model
         An alias, a repository id, the name of a store, or the path of one (``….zarr``).
     tensors
-        Names, roles (``unembedding``, ``embedding``), ``all`` and globs. Default: as for `History.from_store`.
+        Names of tensors and of parts of them (``….query_key_value.weight.query.head5``), roles (``unembedding``,
+        ``embedding``), ``all`` and globs; see `pythia_dynamics.history.attention.select_parts`. ``all`` stands for the
+        parts of a fused tensor in its place. Default: as for `History.from_store`.
     cache
         As for `cache_directory`.
     steps
         The steps to keep, as on the command line: ``paper``, ``all``, ``1000,2000``, ``1000:9000:1000``. Default: all.
     learning_rate
         The learning rate, as for `History.with_learning_rate`. Default: as the store knows it.
+    heads
+        Attention heads of a block, where the store does not know them.
 
     Raises
     ------
@@ -184,7 +191,15 @@ def open_histories(
     """
     rate = None if learning_rate is None else as_learning_rate(learning_rate)
     store = _open_store(model, cache)
-    histories = [History.from_store(store, tensor).with_learning_rate(rate) for tensor in store.select(tensors)]
+    names = select_parts(store, tensors, known_attention(store, heads))
+    wholes: dict[str, History] = {}
+    histories = []
+    for name in names:
+        tensor, kind, head = (name, None, None) if name in store.tensors else split_part(name)
+        if tensor not in wholes:  # read once for all of its parts
+            wholes[tensor] = History.from_store(store, tensor, heads=heads).with_learning_rate(rate)
+        whole = wholes[tensor]
+        histories.append(whole if name == tensor else whole.part(kind, head=head))
     chosen = parse_steps(steps) if steps is not None else None
     return histories if chosen is None else [history.select(chosen) for history in histories]
 
@@ -196,22 +211,23 @@ def open_history(
     cache: Path | str | None = None,
     steps: str | None = None,
     learning_rate: RateLike | None = None,
+    heads: int | None = None,
 ) -> History:
     """The history of one tensor of a model that is in the cache. Nothing is fetched and no weights are read yet.
 
     Parameters
     ----------
-    model, cache, steps, learning_rate
+    model, cache, steps, learning_rate, heads
         As for `open_histories`.
     tensor
-        Name of a tensor in the store, or its role. Default: as for `History.from_store`.
+        Name of a tensor in the store, or of a part of one, or a role. Default: as for `History.from_store`.
 
     Raises
     ------
     PythiaDynError
         As `open_histories` and `History.from_store`.
     """
-    history = History.from_store(_open_store(model, cache), tensor).with_learning_rate(learning_rate)
+    history = History.from_store(_open_store(model, cache), tensor, heads=heads).with_learning_rate(learning_rate)
     chosen = parse_steps(steps) if steps is not None else None
     return history if chosen is None else history.select(chosen)
 

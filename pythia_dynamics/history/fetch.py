@@ -6,15 +6,15 @@ only what is missing. Bytes are written to the chunk files as they arrive; a chu
 
 from __future__ import annotations
 
-import logging
 import shutil
 import threading
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from pythia_dynamics.errors import (
     listed,
     size,
 )
+from pythia_dynamics.executors import Pool
+from pythia_dynamics.history.attention import known_attention, read_attention, record_attention
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.provenance import weakest_checks
 from pythia_dynamics.history.report import FetchReport
@@ -42,12 +44,10 @@ from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.states import compare_with_source, step_states
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import common_specs, most_common, survey, survey_suite
-from pythia_dynamics.history.transfer import Outcome, Stores, fetch_revision
+from pythia_dynamics.history.transfer import Stores, fetch_revision, run_all
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["download", "fetch"]
-
-_LOG = logging.getLogger(__name__)
 
 _SAMPLE = 3
 """Revisions whose headers are read to learn the layout when the tensors are in the store already. More would be read
@@ -63,7 +63,7 @@ def fetch(
     *,
     tensor: str = UNEMBEDDING,
     workers: int = WORKERS,
-    executor: Executor | None = None,
+    executor: Pool | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> History:
@@ -104,7 +104,7 @@ def download(
     model: str | Path | Model | FetchRequest,
     *,
     workers: int = WORKERS,
-    executor: Executor | None = None,
+    executor: Pool | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> FetchReport:
@@ -121,7 +121,8 @@ def download(
     workers
         Revisions that are fetched at once, in threads.
     executor
-        Runs the revisions instead of own threads. Processes work as well.
+        Runs the revisions instead of own threads: an `Executor`, of processes as well, a `distributed.Client`, or an
+        executor of submitit. All must see the cache.
     progress
         Called with the number of revisions that are done and of all.
     **options
@@ -144,7 +145,7 @@ def download(
 
 
 def _download(
-    request: FetchRequest, workers: int, executor: Executor | None, progress: Progress, *, only_one: bool = False
+    request: FetchRequest, workers: int, executor: Pool | None, progress: Progress, *, only_one: bool = False
 ) -> FetchReport:
     """`download`; with `only_one`, several matching tensors are an error before any weights are read."""
     began = time.monotonic()
@@ -209,7 +210,7 @@ class _Job:
             self._require_learning_rate()
             Store.create(self.path, source=self.source.location, suite=self._suite())
 
-    def run(self, found: Mapping[int, Revision], workers: int, executor: Executor | None, progress: Progress) -> None:
+    def run(self, found: Mapping[int, Revision], workers: int, executor: Pool | None, progress: Progress) -> None:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
         self._compare(found)
         revisions = self._requested(found)
@@ -218,41 +219,29 @@ class _Job:
         order = dict.fromkeys((*self.surveyed, *self.steps))  # these first: where their files are, is known
         todo = [revisions[step] for step in order if step in revisions and step not in self.present]
         stop = threading.Event()
-        wanted = {self._asked_as(spec): spec for spec in self.specs}
+        wanted = {spec.asked_as(self.patterns): spec for spec in self.specs}
         events = stop if executor is None else None
-        common = (Stores(self.path), wanted, cache, events, self.request.verify_whole)
-        pool = executor or ThreadPoolExecutor(max(1, workers), thread_name_prefix="fetch")
+        stores = Stores(self.path)
+        common = (stores, wanted, cache, events, self.request.verify_whole)
         fatal: PythiaDynError | None = None
         for step in set(self.steps) - set(revisions):
             for name in self.stored:
                 self._add_missing(step, f"{self.source.location} has no step {step}", name)
-        futures: set[Future[Outcome]] = set()
+        calls = []
+        for revision in todo:
+            held = frozenset(name for name, steps in self.stored.items() if revision.step in steps)
+            calls.append(partial(fetch_revision, self.source.with_own_traffic(), revision, held, *common))
+        running = run_all(self.source, calls, workers=workers, executor=executor, stop=stop, progress=progress)
         try:
-            for revision in todo:
-                held = frozenset(name for name, steps in self.stored.items() if revision.step in steps)
-                futures.add(pool.submit(fetch_revision, self.source.with_own_traffic(), revision, held, *common))
-            pending = futures
-            progress(0, len(futures))
-            while pending and fatal is None:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for outcome in (future.result() for future in done):
-                    self.source.traffic.merge(outcome.traffic)
+            with closing(running) as outcomes:
+                for outcome in outcomes:
                     fatal = fatal or outcome.fatal
-                    _LOG.info("step %d: %s", outcome.revision.step, outcome.said)
                     if outcome.complete:
                         self.fetched.add(outcome.revision.step)
                     for name, why in outcome.reasons.items():
                         self._add_missing(outcome.revision.step, why, name)
-                progress(len(futures) - len(pending), len(futures))
         finally:
-            stop.set()
-            if any(not future.done() for future in futures):
-                self.source.cancel()
-            for future in futures:
-                future.cancel()
-            if executor is None:
-                pool.shutdown(wait=True)
-            wait([future for future in futures if not future.cancelled()])
+            stores.flush()
             store = Store.open(self.path)
             for name, reasons in self.reasons.items():
                 kept = step_states(store, name).held  # what it could not check, is still there
@@ -305,6 +294,8 @@ class _Job:
         if store.suite.learning_rate is None and isinstance(self.source, LocalSource):
             stated = self.source.stated_learning_rate(revisions)
         store.ensure(specs, self.steps, tokens, stated)
+        if known_attention(store) is None:
+            record_attention(store, read_attention(self.source, revisions.values(), store.tensors))
         self._read_store(specs)
 
     def _suite(self) -> Suite:
@@ -324,14 +315,6 @@ class _Job:
         rate = self.source.suite.learning_rate
         if self.request.learning_rate is not None and rate is not None:
             rates_at(rate, self.steps, where=self.request.resolved.name)
-
-    def _asked_as(self, spec: TensorSpec) -> str:
-        """What each revision is asked for to get a tensor: its role where that was requested, else its name.
-
-        Some revisions of a tied model have the unembedding under its own name as well, others do not.
-        """
-        roles = [role for role in spec.roles or () if role in self.patterns]
-        return roles[0] if roles and spec.name not in self.patterns else spec.name
 
     def _knows_tensors(self) -> bool:
         """Whether the store has a tensor of each requested name; if so, find out which of their steps it has."""
@@ -358,9 +341,10 @@ class _Job:
 
     def _compare(self, revisions: Mapping[int, Revision]) -> None:
         """Record which steps of the store have been replaced at the source since they were fetched."""
-        if not self._knows_tensors():
+        named = self._knows_tensors()
+        if not self.known:
             return
-        names = [spec.name for spec in self.specs]
+        names = [spec.name for spec in self.specs] if named else list(self.known)  # a glob may mean any of them
         source = self.source
         compare_with_source(Store.open(self.path), source.location, revisions, source.files, tensors=names)
         self._knows_tensors()

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import math
-import mmap
-import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, RateLike, as_learning_rate, rates_at
+from pythia_dynamics.checkpoints.modules import part_name, split_part
+from pythia_dynamics.checkpoints.parts import Attention, Part, part_of
 from pythia_dynamics.checkpoints.roles import find_roles
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError, listed, size
+from pythia_dynamics.history.arrays import as_numpy, masked, memory_map
+from pythia_dynamics.history.attention import known_attention, select_parts
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
+from pythia_dynamics.history.lazy_weights import Weights
 from pythia_dynamics.history.provenance import check_of
+from pythia_dynamics.history.remote import RemoteWeights
 from pythia_dynamics.history.spec import DTYPES
 from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["History", "Weights"]
+__all__ = ["History"]
 
 _SHOWN_GAPS = 5
 """Missing steps that the table of a notebook names."""
@@ -57,13 +61,20 @@ class History:
     missing
         The steps without weights, with the reason of each.
     frames
-        For every step the file or the array with its weights, None where missing.
+        For every step the file or the array with its weights, None where missing. The file has the whole tensor, of
+        which this history may be a part; an array has the weights themselves, in row-major order of its axes.
     provenance
         Where the weights are from: `source`, `tensor` and, from a store, `commits` and `missing` by step; and where the
         `learning_rate` is from, in words.
     coordinates
         More coordinates of the steps, where known: ``tokens`` seen, ``learning_rate``; float64 of shape (T,), NaN at a
         step where it is not known.
+    attention
+        The heads of the model, which `part` needs; None where they are not known.
+    file_shape, within
+        Of a part of a tensor, the shape of the tensor in the files, and where in it the part is; else None.
+    remote
+        Of a tensor that is streamed: what reads ranges of its weights, which are not on this machine. None for others.
     """
 
     name: str
@@ -75,6 +86,10 @@ class History:
     frames: tuple[Path | NDArray[Any] | None, ...] = field(repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     coordinates: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+    attention: Attention | None = None
+    file_shape: tuple[int, ...] | None = None
+    within: Part | None = None
+    remote: RemoteWeights | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         nbytes = math.prod(self.frame_shape) * self.dtype.itemsize * int(self.present.sum())
@@ -146,7 +161,7 @@ class History:
     @property
     def weights(self) -> Weights:
         """All frames as one lazy array of shape ``(T, *frame_shape)``; missing ones read as NaN."""
-        return Weights(self)
+        return Weights(self.shape, self.dtype, self.frame)
 
     def frame(self, index: int) -> NDArray[Any] | None:
         """The weights of one step.
@@ -159,24 +174,62 @@ class History:
         Returns
         -------
         array of shape `frame_shape`, or None
-            C-contiguous and read-only; None where the step is missing.
+            C-contiguous; of a part that is not one run of the file a copy. None where the step is missing.
 
         Raises
         ------
         IntegrityError
             The chunk file does not exist or has the wrong length. (Its checksum is compared by ``verify`` only.)
         """
+        segments = self.segments(index)
+        return None if segments is None else np.ascontiguousarray(segments).reshape(self.frame_shape)
+
+    def segments(self, index: int) -> NDArray[Any] | None:
+        """The weights of one step without a copy, as runs of weights that are adjacent in memory.
+
+        Parameters
+        ----------
+        index
+            As for `frame`.
+
+        Returns
+        -------
+        array of shape (runs, weights of a run), or None
+            Its elements in row-major order are those of the frame. One run, except of a part of a fused tensor.
+
+        Raises
+        ------
+        IntegrityError
+            As `frame`.
+        """
         source = self.frames[index]
         if source is None or isinstance(source, np.ndarray):
-            return source
-        expected = math.prod(self.frame_shape) * self.dtype.itemsize + CHECKSUM_BYTES
+            return source if source is None or self.within else source.reshape(1, -1)
+        if self.remote is not None:
+            return self.remote.frame(int(self.steps[index])).reshape(1, -1)
+        shape = self.file_shape or self.frame_shape
+        expected = math.prod(shape) * self.dtype.itemsize + CHECKSUM_BYTES
         found = source.stat().st_size if source.is_file() else 0
         if found != expected:
             raise IntegrityError(
                 f"the weights of {self.name} at step {self.steps[index]} are damaged ({source} should have "
                 f"{expected} bytes, has {found}); run the fetch again to replace them"
             )
-        return _memory_map(source, self.dtype, self.frame_shape)
+        whole = memory_map(source, self.dtype, shape)
+        return whole.reshape(1, -1) if self.within is None else self.within.segments(whole)
+
+    @contextlib.contextmanager
+    def read_ranges(
+        self, steps: Sequence[int], ranges: Sequence[tuple[int, int]], progress: Progress = silent
+    ) -> Iterator[History]:
+        """Ranges of the weights of some steps, of a tensor that is streamed. Valid inside the ``with`` block.
+
+        Parameters and errors are those of `RemoteWeights.open`. Of each step the weights of all ranges are one vector.
+        """
+        assert self.remote is not None
+        with self.remote.open(steps, ranges, progress) as paths:
+            shape, numbers = (sum(stop - start for start, stop in ranges),), np.array(steps, dtype=np.int64)
+            yield History(self.name, self.tensor, numbers, shape, self.dtype, {}, paths)
 
     def at(self, step: int) -> NDArray[Any]:
         """The weights of one step.
@@ -231,6 +284,39 @@ class History:
             coordinates={name: values[[known[step] for step in kept]] for name, values in self.coordinates.items()},
         )
 
+    def part(self, kind: str | None = None, *, head: int | None = None, heads: int | None = None) -> History:
+        """The history of a part of a fused tensor, or of one head of attention. The weights are not copied.
+
+        Parameters
+        ----------
+        kind
+            ``query``, ``key`` or ``value``; ``gate`` or ``up``. None for a head of a tensor that is not fused.
+        head
+            Number of the head, from 0. Default: all.
+        heads
+            Attention heads of a block, where the store does not know them.
+
+        Raises
+        ------
+        PythiaDynError
+            The tensor has no such part, or the number of heads is not known.
+        """
+        if self.within is not None:
+            raise PythiaDynError(f"{self.tensor} is a part already")
+        attention = self.attention if heads is None else Attention(heads)
+        part = part_of(self.tensor, self.frame_shape, kind, head, attention)
+        tensor = part_name(self.tensor, kind, head)
+        return replace(
+            self,
+            tensor=tensor,
+            frame_shape=part.shape(self.frame_shape),
+            frames=tuple(part.segments(each) if isinstance(each, np.ndarray) else each for each in self.frames),
+            provenance={**self.provenance, "tensor": tensor, "roles": []},
+            attention=attention,
+            file_shape=self.frame_shape,
+            within=part,
+        )
+
     def with_learning_rate(self, learning_rate: RateLike | None) -> History:
         """The same history with another learning rate. That of its suite is not used.
 
@@ -254,16 +340,18 @@ class History:
         return replace(self, coordinates=coordinates, provenance=provenance)
 
     @classmethod
-    def from_store(cls, store: Store, tensor: str | None = None) -> History:
-        """The history of a tensor of a store.
+    def from_store(cls, store: Store, tensor: str | None = None, *, heads: int | None = None) -> History:
+        """The history of a tensor of a store, or of a part of one.
 
         Parameters
         ----------
         store
             An open store.
         tensor
-            Name of the tensor, or its role: ``unembedding``, ``embedding``. Default: the unembedding, else the only
-            tensor.
+            Name of the tensor, or its role: ``unembedding``, ``embedding``; or of a part: ``….weight.query.head5``.
+            Default: the unembedding, else the only tensor.
+        heads
+            As for `part`.
 
         Returns
         -------
@@ -281,9 +369,13 @@ class History:
         StoreError
             The store is empty.
         """
-        specs, found = store.tensors, store.select(() if tensor is None else (tensor,))
+        attention = known_attention(store, heads)
+        specs, found = store.tensors, select_parts(store, () if tensor is None else (tensor,), attention)
         if len(found) > 1:
             raise PythiaDynError(f"{tensor!r} means {len(found)} tensors of {store.path}: {', '.join(found[:6])} …")
+        if found[0] not in specs:
+            tensor, kind, head = split_part(found[0])
+            return cls.from_store(store, tensor, heads=heads).part(kind, head=head)
         (tensor,) = found
         spec, records, states = specs[tensor], store.records(tensor), step_states(store, tensor)
         steps = np.sort(np.array(store.steps, dtype=np.int64))
@@ -306,7 +398,7 @@ class History:
             if (known := store.coordinate(name)) is not None
         }
         shape, dtype = spec.shape, spec.numpy_dtype
-        return cls(store.name, tensor, steps, shape, dtype, missing, frames, provenance, coordinates)
+        return cls(store.name, tensor, steps, shape, dtype, missing, frames, provenance, coordinates, attention)
 
     @classmethod
     def from_array(
@@ -348,7 +440,7 @@ class History:
         if steps is None and "step" in getattr(array, "coords", ()):
             array = array.transpose("step", ...)
             steps = array["step"].to_numpy()
-        data = _as_numpy(array)
+        data = as_numpy(array)
         if data.dtype.name not in DTYPES:
             raise PythiaDynError(f"weights must be {', '.join(DTYPES)}; got an array of {data.dtype}")
         if data.ndim < 2:
@@ -358,7 +450,7 @@ class History:
         numbers = np.arange(len(data)) if steps is None else np.asarray(steps)
         if numbers.shape != data.shape[:1] or numbers.dtype.kind not in "iu" or np.any(np.diff(numbers) <= 0):
             raise PythiaDynError(f"steps must be {len(data)} strictly increasing integers")
-        absent = {int(step): str(why) for step, why in (missing or {}).items()} | _masked(array, numbers)
+        absent = {int(step): str(why) for step, why in (missing or {}).items()} | masked(array, numbers)
         for step in absent:
             if step not in numbers:
                 raise UnknownNameError("step", step, numbers.tolist(), where=name)
@@ -372,93 +464,3 @@ class History:
         steps = numbers.astype(np.int64)
         history = cls(name, tensor, steps, data.shape[1:], native, absent, frames, provenance)
         return history.with_learning_rate(learning_rate)
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """The frames of a history as one lazy array. Indexing reads the frames it needs; missing ones are NaN.
-
-    Parameters
-    ----------
-    history
-        The history.
-    """
-
-    history: History
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(T, *frame_shape)."""
-        return self.history.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """dtype of the weights."""
-        return self.history.dtype
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes, with the step axis."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        parts = key if isinstance(key, tuple) else (key,)
-        if not parts or parts[0] is Ellipsis:
-            whole: NDArray[Any] = np.asarray(self)[key]
-            return whole
-        first, rest = parts[0], parts[1:]
-        if not isinstance(first, (slice, list, np.ndarray)):
-            return np.asarray(self._frame(operator.index(first))[rest])
-        chosen = np.arange(len(self))[first]
-        if not len(chosen):
-            return np.empty((0, *self.history.frame_shape), self.dtype)[(slice(None), *rest)]
-        stacked: NDArray[Any] = np.stack([self._frame(int(i))[rest] for i in chosen])
-        return stacked
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a history's frames lie in separate files: an array of them is a copy")
-        stacked: NDArray[Any] = np.stack([self._frame(i) for i in range(len(self))])
-        result: NDArray[Any] = stacked.astype(dtype or self.dtype, copy=False)
-        return result
-
-    def _frame(self, index: int) -> NDArray[Any]:
-        frame = self.history.frame(index)
-        return np.full(self.history.frame_shape, np.nan, dtype=self.dtype) if frame is None else frame
-
-
-def _as_numpy(array: Any) -> NDArray[Any]:
-    """An array-like as a NumPy array. A tensor of torch on the CPU is not copied, bfloat16 included."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        if str(array.dtype) == "torch.bfloat16":
-            bits = array.new_empty(0).short().dtype  # torch.int16, without importing torch here
-            return np.asarray(array.contiguous().view(bits)).view(ml_dtypes.bfloat16)
-    return np.asarray(array)
-
-
-def _masked(array: Any, steps: NDArray[Any]) -> dict[int, str]:
-    """The steps of a masked array that are masked completely. Raises for one that is masked in part."""
-    if not np.ma.isMaskedArray(array):
-        return {}
-    masks = np.ma.getmaskarray(array).reshape(len(steps), -1)
-    partly = steps[masks.any(axis=1) & ~masks.all(axis=1)]
-    if len(partly):
-        raise PythiaDynError(f"step {partly[0]} is masked in part; mask the whole step, or fill its weights")
-    return dict.fromkeys(steps[masks.all(axis=1)].tolist(), "masked")
-
-
-def _memory_map(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The weights at the start of a file, as a read-only memory map.
-
-    Huge pages are requested, which Linux has for files of some file systems: fewer pages to map, and 2 MB of readahead.
-    """
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            content.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(content, dtype, math.prod(shape)).reshape(shape)

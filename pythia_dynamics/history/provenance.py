@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -14,6 +14,7 @@ from pythia_dynamics.errors import listed
 __all__ = [
     "CHECKS",
     "Check",
+    "Recorder",
     "check_of",
     "checks_in_words",
     "is_end_to_end",
@@ -32,6 +33,9 @@ CHECKS: Mapping[Check, str] = {
     "transferred": "transferred only, compared with no checksum of their publisher",
 }
 """The checks in words, the strongest first."""
+
+Recorder = Callable[[str, Mapping[int, Mapping[str, Any]]], None]
+"""Takes the records of steps of a tensor, by its name and by step."""
 
 _KEY = "checked"
 """The key of a record that has the check. A record without it, of an earlier version, counts as `transferred`."""

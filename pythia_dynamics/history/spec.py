@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,19 @@ class TensorSpec:
     def holds(self, other: TensorSpec) -> bool:
         """Whether the values of another tensor of this shape can be stored with this dtype without loss."""
         return self.shape == other.shape and (self.dtype == other.dtype or self.dtype in _WIDER.get(other.dtype, ()))
+
+    def asked_as(self, patterns: Sequence[str]) -> str:
+        """What each revision is asked for to get this tensor: its role where a request names that, else its name.
+
+        Some revisions of a tied model have the unembedding under its own name as well, others do not.
+
+        Parameters
+        ----------
+        patterns
+            The names, roles and globs of the request.
+        """
+        roles = [role for role in self.roles or () if role in patterns]
+        return roles[0] if roles and self.name not in patterns else self.name
 
     @property
     def known_roles(self) -> tuple[Role, ...]:

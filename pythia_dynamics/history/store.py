@@ -43,6 +43,7 @@ from pythia_dynamics.history.coordinates import (
     update_coordinate,
     write_coordinate,
 )
+from pythia_dynamics.history.provenance import Recorder
 from pythia_dynamics.history.spec import TensorSpec
 
 __all__ = ["Store"]
@@ -59,7 +60,6 @@ _BY_STEP = ("provenance", "missing", "superseded")
 _POLL_SECONDS = 0.004
 """Wait between two attempts to take the writers' lock. Writing one record takes about 4 ms, so a shorter wait would
 only use the processor."""
-
 
 _UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", *(f"{name}/c/*.partial" for name in COORDINATES))
 """What zarr names metadata files while it writes them."""
@@ -139,11 +139,10 @@ class Store:
         StoreError
             The store has weights of another source, or of another stage, generation or seed; or it cannot be written.
         """
-        path = Path(path)
-        store = cls(path, source, suite or GENERIC)
+        store = cls(path := Path(path), source, suite or GENERIC)
         with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with store._writing():
+        with store.writing():
             for pattern in _UNFINISHED:  # left by a killed process: only the owner of the lock writes metadata
                 for unfinished in path.glob(pattern):
                     unfinished.unlink(missing_ok=True)
@@ -151,8 +150,9 @@ class Store:
                 found = cls.open(path)
                 parts = (found.suite.part, (suite or found.suite).part)
                 if found.source != source or parts[0] != parts[1]:
-                    names = [_in_words(*each) for each in ((found.source, parts[0]), (source, parts[1]))]
-                    why = f"{path} holds the weights of {names[0]}, not of {names[1]}"
+                    names = zip((found.source, source), parts, strict=True)
+                    mine, other = (" ".join((name, *map(" ".join, sorted(part.items())))) for name, part in names)
+                    why = f"{path} holds the weights of {mine}, not of {other}"
                     raise StoreError(f"{why}; name another --cache or remove it")
                 store.suite = suite or found.suite
                 if store.suite != found.suite:
@@ -329,7 +329,7 @@ class Store:
         StoreError
             The store has a tensor with another shape or dtype, or cannot be written.
         """
-        with self._writing():
+        with self.writing():
             known = self.steps
             grown = (*known, *sorted(set(steps) - set(known)))
             if len(grown) > len(known) or not known:
@@ -354,7 +354,9 @@ class Store:
                     array.resize((len(grown), *array.shape[1:]))
 
     @contextmanager
-    def writer(self, tensor: str, step: int, record: Mapping[str, Any]) -> Iterator[ChunkWriter]:
+    def writer(
+        self, tensor: str, step: int, record: Mapping[str, Any], *, recorded: Recorder | None = None
+    ) -> Iterator[ChunkWriter]:
         """Write the weights of one step, piece by piece.
 
         The chunk and its record are in the store when the ``with`` block has ended without an exception and exactly
@@ -364,9 +366,9 @@ class Store:
         ----------
         tensor, step
             What is written; `ensure` has made room for it.
-        record
-            Where the weights are from: values that JSON can hold. Read when the block ends, so the caller may complete
-            it inside.
+        record, recorded
+            Where the weights are from: values that JSON can hold, read when the block ends; and what takes it then, to
+            call `record_written` with those of several steps.
 
         Yields
         ------
@@ -387,9 +389,12 @@ class Store:
             writer = ChunkWriter(file, spec.nbytes)
             yield writer
             writer.finish()
-        self._update_records(
-            tensor, {"provenance": {str(step): dict(record)}}, without={step: ("missing", "superseded")}
-        )
+        (recorded or self.record_written)(tensor, {step: record})
+
+    def record_written(self, tensor: str, records: Mapping[int, Mapping[str, Any]]) -> None:
+        """Record where the weights of steps are from whose chunks have been written."""
+        added = {"provenance": {str(step): dict(record) for step, record in records.items()}}
+        self._update_records(tensor, added, without=dict.fromkeys(records, ("missing", "superseded")))
 
     def write(self, tensor: str, step: int, array: np.ndarray[Any, Any], record: Mapping[str, Any]) -> None:
         """Write the weights of one step from memory.
@@ -421,7 +426,7 @@ class Store:
     def record_compared(self, tensor: str, found: Mapping[int, tuple[str, str | None, str]]) -> None:
         """Record what has become of checkpoints at the source: by step the commit that was compared, that which has
         left the weights as they were, if any, and why they are superseded, if so. Of another commit: left alone."""
-        with self._writing():
+        with self.writing():
             array = open_node(self.path / tensor, zarr.open_array, "r+")
             records, missing, superseded = after = [dict(array.attrs.get(key, {})) for key in _BY_STEP]
             for key, (compared, now, why) in ((str(step), each) for step, each in found.items()):
@@ -441,7 +446,7 @@ class Store:
     # -- internal ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Hold the writers' lock. An `OSError` inside, of zarr or the lock as well, becomes a `StoreError`."""
         with store_errors(self.path), self._lock:
             yield
@@ -486,15 +491,10 @@ class Store:
         without: Mapping[int, Iterable[str]] | None = None,
     ) -> None:
         """Add entries to the attributes of a tensor, and remove those of some steps, named by their attributes."""
-        with self._writing():
+        with self.writing():
             array = open_node(self.path / tensor, zarr.open_array, "r+")
             changed = {key: {**array.attrs.get(key, {}), **additions.get(key, {})} for key in _BY_STEP}
             for step, keys in (without or {}).items():
                 for key in keys:
                     changed[key].pop(str(step), None)
             array.update_attributes(changed)
-
-
-def _in_words(source: str, part: Mapping[Any, str]) -> str:
-    """A source, and the part of it that is taken."""
-    return " ".join((source, *(f"{name} {value}" for name, value in sorted(part.items()))))

@@ -42,6 +42,7 @@ COMMANDS = frozenset(
             "plan",
             "portrait",
             "report",
+            "representation",
         ),
         *("reproduce", "stop", "train", "verify"),
     }

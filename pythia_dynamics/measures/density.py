@@ -97,15 +97,15 @@ def _finish(
     # Values are sorted, so the count of a bin is a difference of cumulative counts. The last bin is closed.
     indices = np.searchsorted(values, edges)
     indices[-1] = np.searchsorted(values, edges[-1], side="right")
-    cumulated = np.empty((len(table), len(values) + 1), np.int64)
-    for row, sums in zip(table, cumulated, strict=True):
-        kernels.cumulate(row, sums)
-    histogram = np.diff(cumulated[:, indices]).astype(np.float64)
+    sums = np.empty(len(values) + 1, np.int64)
+    histogram = np.empty((len(table), len(edges) - 1))
     moments = counts.moments
     quantile = np.full((len(table), len(levels)), np.nan)
     modes = np.full(len(table), np.nan)
     independent = independent_weights(counts.size, history.frame_shape)
-    for t, (row, sums, nonfinite) in enumerate(zip(table, cumulated, moments.nonfinite, strict=True)):
+    for t, (row, nonfinite) in enumerate(zip(table, moments.nonfinite, strict=True)):
+        kernels.cumulate(row, sums)
+        histogram[t] = np.diff(sums[indices])
         if not nonfinite and sums[-1]:
             quantile[t] = quantiles_of(values, sums, levels)
             modes[t] = find_modes(values, row, independent, counted_as=counts.counted_as).count

@@ -119,7 +119,7 @@ def grid_spacing(values: NDArray[np.float64], counts: NDArray[Any]) -> float:
 
 
 def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)
     cumulated = np.cumsum(weights[order])
     return float(values[order[np.searchsorted(cumulated, cumulated[-1] / 2)]])
 

@@ -60,13 +60,13 @@ class Integral(PerSlab):
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
         """Add the weights `start` to `stop` of every frame."""
-        addresses = frames.padded(kernels.TILE)
-        kind = frames.computing_type
-        keep, shift = np.zeros(len(addresses), kind), np.zeros(len(addresses), kind)
+        kind, rows = frames.computing_type, -(-len(frames) // kernels.TILE) * kernels.TILE
+        keep, shift = np.zeros(rows, kind), np.zeros(rows, kind)
         keep[: len(frames)], shift[: len(frames)] = 1, self.shift
         work = workspace(4, kernels.BLOCK, kind)
-        out = np.zeros((len(addresses), 6))
-        kernels.integrate(addresses, frames.like, start, stop, shift, keep, work, out)
+        out = np.zeros((rows, 6))
+        for addresses, begin, end in frames.pieces(start, stop, multiple=kernels.TILE):
+            kernels.integrate(addresses, frames.like, begin, end, shift, keep, work, out)
         self.sums[start] = out[: len(frames)]
 
     @property

@@ -38,10 +38,11 @@ _MAX_ROWS = 16
 _MAX_LISTED_STEPS = 8
 """Steps that are listed one by one: as many as fit on a line of a table."""
 
-_PERPLEXITIES = {
+_EVALUATIONS = {
     "perplexity-forward": "Forward perplexity",
     "perplexity-unmask": "Causal-unmasking perplexity",
     "perplexity-last-word": "Last-word perplexity",
+    "representation": "Representation",
 }
 
 _DIRECTORIES = re.compile(r"(?<![\w:/.])(?:/|(?:\.\./)+)(?:[^\s/:;,'\"]+/)*(?=[^\s/])")
@@ -154,7 +155,7 @@ def tables(results: Results) -> list[Table]:
     """
     titles = {name: table.title for one in known_measures().values() for name, table in one.tables.items()}
     places = [(results.weights(), name, title) for name, title in titles.items() if title]
-    places += [(results.model, name, title) for name, title in _PERPLEXITIES.items()]
+    places += [(results.model, name, title) for name, title in _EVALUATIONS.items()]
     return list(computed(lambda place: _excerpt(place[0].read_table(place[1]), *place[1:]), places))
 
 

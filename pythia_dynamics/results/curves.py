@@ -21,6 +21,7 @@ _MAIN: Mapping[str, str] = {
     "phases": "displacement_rate",
     "perplexity-forward": "ppl_corpus",
     "perplexity-unmask": "ppl_corpus",
+    "representation": "effective_rank",
 }
 """The curve that is meant where none is named and the first one of the table is not the one people ask for."""
 
@@ -30,6 +31,7 @@ _UNITS: Mapping[str, str] = {
     "entropy": "nats",
     **dict.fromkeys(("angle", "angle_null"), "degrees"),
     **dict.fromkeys(("nll_mean", "loss"), "nats per token"),
+    **dict.fromkeys(("kl_unigram", "kl_bigram"), "nats per token"),
     "displacement_rate": "per 1,000 steps",
 }
 """Units of the columns of tables, which a CSV file does not hold. Others are pure numbers, or not known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from pythia_dynamics.results.reading import computed
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["PREFIX", "has_overview", "overview", "overview_table", "write_overview"]
+__all__ = ["PREFIX", "has_overview", "overview", "overview_table", "place_coordinates", "write_overview"]
 
 PREFIX = "overview-"
 """Begin of the names of the files: ``overview-msd.csv`` in the folder of the model."""
@@ -45,7 +45,7 @@ def overview(
     xarray.Dataset
         The columns of the table over `tensor` and `step`. Tensors are in the order of the model; a step that one of
         them lacks is NaN. The coordinates `layer` (int64, −1 outside of the blocks), `kind` (see
-        `pythia_dynamics.checkpoints.modules.Kind`) and `is_bias` are over `tensor`.
+        `pythia_dynamics.checkpoints.modules.Kind`), `is_bias` and `head` (int64, −1 for all heads) are over `tensor`.
 
     Raises
     ------
@@ -67,14 +67,31 @@ def overview(
             f"--model {folder.name} --tensor all"
         )
     names = sorted(tables, key=lambda tensor: (find_place(tensor).order, tensor))
-    places = [find_place(tensor) for tensor in names]
     joined = xr.concat([tables[tensor].drop_attrs() for tensor in names], dim="tensor", join="outer", data_vars="all")
-    return joined.assign_coords(
-        tensor=names,
-        layer=("tensor", np.array([-1 if place.layer is None else place.layer for place in places], dtype=np.int64)),
-        kind=("tensor", [place.kind for place in places]),
-        is_bias=("tensor", [place.is_bias for place in places]),
-    ).assign_attrs(model=folder.name, measure=measure)
+    return joined.assign_coords(place_coordinates(names)).assign_attrs(model=folder.name, measure=measure)
+
+
+def place_coordinates(tensors: Sequence[str]) -> dict[str, Any]:
+    """The coordinates over `tensor` that say where in a model tensors are.
+
+    Parameters
+    ----------
+    tensors
+        Their names.
+
+    Returns
+    -------
+    dict
+        ``tensor``, and ``layer``, ``kind``, ``is_bias`` and ``head`` as in `overview`.
+    """
+    places = [find_place(tensor) for tensor in tensors]
+    return {
+        "tensor": list(tensors),
+        "layer": ("tensor", np.array([-1 if one.layer is None else one.layer for one in places], dtype=np.int64)),
+        "kind": ("tensor", [one.kind for one in places]),
+        "is_bias": ("tensor", [one.is_bias for one in places]),
+        "head": ("tensor", np.array([-1 if one.head is None else one.head for one in places], dtype=np.int64)),
+    }
 
 
 def overview_table(measure: str) -> tuple[str, Table]:
@@ -128,6 +145,6 @@ def write_overview(results: Results, measure: str) -> tuple[Path, xr.Dataset]:
     dataset = overview(results, measure)
     columns = [str(name) for name in dataset.data_vars]
     # The place in the model orders the rows; names of tensors would put layer 10 before layer 2.
-    table = Table(("place", "tensor", "layer", "kind", "step", *columns), keys=("place", "step"))
+    table = Table(("place", "tensor", "layer", "kind", "head", "step", *columns), keys=("place", "step"))
     by_place = dataset.assign_coords(place=("tensor", np.arange(dataset.sizes["tensor"]))).swap_dims(tensor="place")
     return results.model.write_table(f"{PREFIX}{measure}", table, by_place), dataset

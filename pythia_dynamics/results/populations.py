@@ -19,6 +19,7 @@ from pythia_dynamics.checkpoints.roles import ALL
 from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.measures.catalogue import known_measures
 from pythia_dynamics.results.folder import Results, results_directory
+from pythia_dynamics.results.overview import place_coordinates
 from pythia_dynamics.results.runs import RunName, find_runs, seed_of
 
 __all__ = ["gather", "recorded_coordinate"]
@@ -26,7 +27,10 @@ __all__ = ["gather", "recorded_coordinate"]
 _ARRAY = ".zarr"
 """End of a name that means the saved array of a measure, not its table."""
 
-_PERPLEXITIES = ("perplexity-forward", "perplexity-unmask", "perplexity-unmask-prefix", "perplexity-last-word")
+_EVALUATIONS = (
+    *("perplexity-forward", "perplexity-unmask", "perplexity-unmask-prefix", "perplexity-last-word"),
+    "representation",
+)
 _OTHER_TABLES = ("stop",)
 _OTHER_ARRAYS = ("phases",)
 
@@ -64,8 +68,8 @@ def gather(
         means the folders that it matches; where it matches none, the models whose aliases it matches: ``160m-seed*``.
     measure
         A measure (``msd``, ``two_time``), or one of its tables (``moments``, ``rank-infinite``,
-        ``perplexity-last-word``, ``stop``). Of a measure that has tables the first one is read; its array, where it
-        saves one, has the name ``density.zarr``.
+        ``perplexity-last-word``, ``representation``, ``stop``). Of a measure that has tables the first one is read; its
+        array, where it saves one, has the name ``density.zarr``.
     tensor
         Name or role of a measured tensor. Default: the unembedding, or the only tensor with results. ``all``, or a glob
         that matches several tensors, adds the dimension `tensor`.
@@ -80,7 +84,7 @@ def gather(
         ``data``, ``weight`` or empty), ``family`` (the name without the seed) and ``parameters`` (of the whole model,
         NaN where the registry does not know them). ``tokens`` and ``learning_rate`` are over `step` where all runs
         record them and agree, else over `run` and `step`; where no run records them, they are left out. Of several
-        tensors there are also `layer` (−1 outside of the blocks), `kind` and `is_bias` over `tensor`; a tensor that a
+        tensors there are also `layer`, `kind`, `is_bias` and `head` over `tensor`, as in `overview`; a tensor that a
         run lacks is NaN. Attributes:
         ``sources``, where each run is from; and ``left_out``, the runs that a glob means but that lack the result, each
         with the reason; a warning names them.
@@ -154,7 +158,7 @@ class _Source:
     @property
     def of_model(self) -> bool:
         """Whether it is of the whole model, not of the weights of a tensor."""
-        return self.name in _PERPLEXITIES
+        return self.name in _EVALUATIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +179,7 @@ def _source(wanted: str) -> _Source:
     measure = measures.get(spelled) or measures.get(spelled.replace("-", "_"))
     if not is_array and spelled in tables:
         return _Source(spelled, tables[spelled].name, False, tuple(tables[spelled].options))
-    if not is_array and spelled in (*_PERPLEXITIES, *_OTHER_TABLES):
+    if not is_array and spelled in (*_EVALUATIONS, *_OTHER_TABLES):
         return _Source(spelled, spelled.removesuffix("-prefix"), False, ("kind", "threshold", "patience", "after"))
     if measure is not None and measure.tables and not is_array:
         return _Source(next(iter(measure.tables)), measure.name, False, tuple(measure.options))
@@ -184,7 +188,7 @@ def _source(wanted: str) -> _Source:
     if spelled in _OTHER_ARRAYS:
         return _Source(spelled, spelled, True, ("strength",))
     arrays = [f"{one.name}{_ARRAY}" for one in measures.values() if one.saves_array and one.tables]
-    known = dict.fromkeys((*measures, *tables, *_PERPLEXITIES, *_OTHER_TABLES, *_OTHER_ARRAYS, *arrays))
+    known = dict.fromkeys((*measures, *tables, *_EVALUATIONS, *_OTHER_TABLES, *_OTHER_ARRAYS, *arrays))
     raise UnknownNameError("measure or table", wanted, known)
 
 
@@ -267,15 +271,9 @@ def _read_tensors(
 
 def _side_by_side(joined: Mapping[str, xr.Dataset], runs: Sequence[str]) -> xr.Dataset:
     """Datasets of tensors along the new dimension `tensor`, with the place of each; what a run lacks is NaN."""
-    places = [find_place(name) for name in joined]
     dataset = xr.concat(list(joined.values()), dim="tensor", join="outer", data_vars="all", coords="minimal")
     known = set(dataset["run"].to_numpy().tolist())
-    return dataset.sel(run=[name for name in runs if name in known]).assign_coords(
-        tensor=list(joined),
-        layer=("tensor", np.array([-1 if place.layer is None else place.layer for place in places], dtype=np.int64)),
-        kind=("tensor", [place.kind for place in places]),
-        is_bias=("tensor", [place.is_bias for place in places]),
-    )
+    return dataset.sel(run=[name for name in runs if name in known]).assign_coords(place_coordinates(list(joined)))
 
 
 def _warn_left_out(left_out: Mapping[str, str]) -> None:

@@ -41,7 +41,7 @@ def save_overview(results: Results, measure: str, *, axis: AxisKind = "step") ->
     """
     path, dataset = write_overview(results, measure)
     results.model.record(f"{PREFIX}{measure}", {"measure": measure, "tensors": dataset.sizes["tensor"]})
-    spec = overview_figure(results, measure)
+    spec = overview_figure(results, measure, dataset)
     drawn = save_figures(along([spec], saved_axis(results.model, axis)))
     _, table = overview_table(measure)
     variable = SHOWN[measure][0] if measure in SHOWN else next(name for name in table.columns if name != "step")

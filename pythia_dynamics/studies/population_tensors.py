@@ -90,7 +90,7 @@ def study_tensors(dataset: xr.Dataset, variable: str | None = None) -> TensorPop
         if one.p * tests <= ALARMS
     ]
     curves = xr.concat([one.curve for one in found.values()], dim="tensor", coords="minimal")
-    places = {name: dataset[name] for name in ("tensor", "layer", "kind", "is_bias")}
+    places = {name: dataset[name] for name in ("tensor", "layer", "kind", "is_bias", "head")}
     ordered = tuple(sorted(leaving, key=lambda each: (each[1].step, each[1].run)))
     return TensorPopulation(
         first.variable, str(first.curve.attrs.get("units", "")), curves.assign_coords(places), groups, ordered
@@ -166,6 +166,7 @@ def write_tensors(
             found.groups,
             found.curves["layer"].to_numpy().tolist(),
             found.curves["kind"].to_numpy().astype(str).tolist(),
+            found.curves["head"].to_numpy().tolist(),
             strict=True,
         )
     )
@@ -230,7 +231,7 @@ def tensors_figure(found: TensorPopulation, patterns: Sequence[str], folder: Pat
     )
 
 
-_PLACE = ("tensor", "layer", "kind")
+_PLACE = ("tensor", "layer", "kind", "head")
 _BAND = ("step", "runs", "median", "low", "high")
 _END = ("runs", "last_step", "median", "low", "high", "between", "within", "icc", "is_logarithmic")
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.executors import Pool, as_executor, workers_of
 from pythia_dynamics.history.history import History
 from pythia_dynamics.progress import Progress, silent
 
@@ -27,8 +28,9 @@ class Compute:
     Parameters
     ----------
     threads : int, optional
-        Number of threads. Default: the number of cores that this process may use.
-    executor : concurrent.futures.Executor, optional
+        Number of threads, or of tasks that the executor runs at once. Default: what the executor says, else the number
+        of cores that this process may use.
+    executor : Executor, distributed.Client or executor of submitit, optional
         Runs the work instead of threads of this process, in other processes or on other machines. The weights of a
         store are sent as paths. The weights of an array are sent by value.
     device : str
@@ -52,7 +54,7 @@ class Compute:
     """
 
     threads: int | None = None
-    executor: Executor | None = None
+    executor: Pool | None = None
     device: str = "cpu"
     precision: Precision = "float32"
     rows: int | None = None
@@ -66,12 +68,19 @@ class Compute:
 
     @property
     def workers(self) -> int:
-        """The number of threads to use: `threads`, or the number of cores that this process may use."""
+        """The number of tasks at once: `threads`, or that of the executor, or of the cores this process may use."""
         if self.threads is not None:
             return self.threads
+        if (count := workers_of(self.executor)) is not None:
+            return count
         if hasattr(os, "sched_getaffinity"):
             return len(os.sched_getaffinity(0))
         return os.cpu_count() or 1
+
+    @property
+    def pool(self) -> Executor | None:
+        """`executor` with the interface of `concurrent.futures`; None for threads of this process."""
+        return as_executor(self.executor)
 
     @property
     def exact_device(self) -> str:

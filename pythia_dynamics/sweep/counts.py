@@ -8,6 +8,9 @@ minimum and maximum come from the values themselves, in float64.
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -25,6 +28,10 @@ __all__ = ["Counts", "Moments", "central_moments", "code_values"]
 
 CODES = 1 << 16
 """Number of codes of a 16-bit float."""
+
+_MOST_OWN = 64
+"""Steps up to which each thread has tables of its own, 16 MB for 64 steps. With more steps the threads share one set: a
+step is counted by one thread at a time, and so many steps are enough that threads seldom wait for one another."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +90,16 @@ class Counts(PerSlab):
         Provisional mean of each frame, shape (T',). With `direct`, `sums` has the power sums of weight − shift.
     table
         Counts, uint32 of shape (T', 65536). Codes are those of bfloat16 for bfloat16 weights, else those of float16.
+        With more than 64 steps all threads count in the same table.
+    locks
+        Of each row of a table that threads share; empty before `fork`.
     """
 
     dtype: np.dtype[Any] = field(default=np.dtype(np.float16))
     direct: bool = False
     shift: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     table: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, CODES), np.uint32))
+    locks: list[threading.Lock] = field(default_factory=list)
 
     def start(self, frames: Frames, device: str) -> Self:
         """Empty tables for these frames."""
@@ -101,32 +112,39 @@ class Counts(PerSlab):
         return replace(started, dtype=frames.history.dtype, direct=direct, shift=shift, table=table)
 
     def fork(self) -> Self:
-        """Empty tables for one more thread."""
-        return replace(self, table=np.zeros_like(self.table), sums={})
+        """Empty tables for one more thread, or the same tables with a lock for each step."""
+        if len(self.table) <= _MOST_OWN:
+            return replace(self, table=np.zeros_like(self.table), sums={})
+        self.locks = self.locks or [threading.Lock() for _ in self.table]
+        return replace(self, sums={})
 
     def update(self, frames: Frames, start: int, stop: int) -> None:
         """Count the weights `start` to `stop` of every frame."""
+        locks: Sequence[AbstractContextManager[Any]] = self.locks or [nullcontext()] * len(self.table)
         if not self.direct:
-            offset, size = np.uint64(2 * start), stop - start
-            for row, address in zip(self.table, frames.addresses, strict=True):
-                kernels.count_codes(address + offset, size, row)
+            for addresses, begin, end in frames.pieces(start, stop):
+                for row, address, lock in zip(self.table, addresses, locks, strict=True):
+                    with lock:
+                        kernels.count_codes(address + np.uint64(2 * begin), end - begin, row)
             return
         codes = np.empty(stop - start, np.uint16)
         partial = np.empty((len(frames), 7))
-        for t, row in enumerate(self.table):
-            values = frames.arrays[t][start:stop]
+        for t, (row, lock) in enumerate(zip(self.table, locks, strict=True)):
+            values = frames.bits(t, start, stop)
             partial[t] = kernels.power_sums(values, self.shift[t])
             if values.dtype == np.float32:
                 kernels.narrow(values, codes)
             else:
                 with np.errstate(over="ignore", invalid="ignore"):
                     codes[:] = values.astype(np.float16).view(np.uint16)
-            kernels.count_codes(np.uint64(codes.ctypes.data), len(codes), row)
+            with lock:
+                kernels.count_codes(np.uint64(codes.ctypes.data), len(codes), row)
         self.sums[start] = partial
 
     def merge(self, other: Self) -> None:
         """Add the counts of another object of the same pass."""
-        self.table += other.table
+        if other.table is not self.table:
+            self.table += other.table
         self.sums |= other.sums
 
     def nonfinite_frames(self) -> NDArray[np.bool_]:

@@ -7,10 +7,11 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
+from pythia_dynamics.progress import Progress
 from pythia_dynamics.sweep import gram_kernels
 from pythia_dynamics.sweep.compute import Compute, Precision
 from pythia_dynamics.sweep.frames import kernel_array, to_device, warn_nonfinite
@@ -142,30 +144,52 @@ def map_gram_matrices(
     present = np.flatnonzero(history.present).tolist()
     if not present:
         raise PythiaDynError(f"no step of {history.name} has weights to analyse")
-    # Each job has a history of one step, because weights in memory are sent to another process with the task.
-    jobs = [
-        (i, (_task, history.select([int(history.steps[i])]), tuple(functions), rows, compute.precision, device))
-        for i in present
-    ]
-    count = min(compute.workers, len(jobs))
-    nonfinite = []
-    compute.progress(0, len(jobs))
+    count = min(compute.workers, len(present))
+    nonfinite, done = [], 0
+    compute.progress(0, len(present))
     with ExitStack() as stack:
-        pool = compute.executor
+        pool = compute.pool
         if pool is None:
             # One BLAS thread per thread of the pool: more threads than cores would wait for one another.
             stack.enter_context(threadpool_limits(1, user_api="blas"))
             pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="gram"))
-        for done, (index, outcome) in enumerate(run_jobs(pool, jobs, ahead=2 * count), 1):
-            if outcome is None:
-                nonfinite.append(int(history.steps[index]))
-            else:
-                for row, value in zip(results, outcome, strict=True):
-                    row[index] = value
-            compute.progress(done, len(jobs))
+        for local, group in _groups(history, present, compute.progress):
+            # Each job has a history of one step, because weights in memory are sent to another process with the task.
+            jobs = (
+                (i, (_task, local[at : at + 1], tuple(functions), rows, compute.precision, device))
+                for at, i in enumerate(group)
+            )
+            for index, outcome in run_jobs(pool, jobs, ahead=2 * count):
+                if outcome is None:
+                    nonfinite.append(int(history.steps[index]))
+                else:
+                    for row, value in zip(results, outcome, strict=True):
+                        row[index] = value
+                done += 1
+                if history.remote is None:  # else their arrival has been reported
+                    compute.progress(done, len(present))
     if warn:
         warn_nonfinite(history, sorted(nonfinite))
     return results
+
+
+def _groups(history: History, present: Sequence[int], progress: Progress) -> Iterator[tuple[History, Sequence[int]]]:
+    """Histories with whole frames, and the indices of their steps: one, or of a history that is streamed several."""
+    steps = history.steps.tolist()
+    if history.remote is None:
+        yield history.select([steps[index] for index in present]), present
+        return
+    before = 0
+    for group in history.remote.groups(present):
+        arrived = partial(_arrived, progress, before, len(present))
+        before += len(group)
+        with history.read_ranges([steps[i] for i in group], [(0, history.remote.frame_size)], arrived) as whole:
+            yield replace(whole, frame_shape=history.frame_shape), group
+
+
+def _arrived(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    """Report that `done` frames of a group have arrived, after `before` of other groups."""
+    progress(before + done, total)
 
 
 def _task(

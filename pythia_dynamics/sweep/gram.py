@@ -77,7 +77,8 @@ class Gram(PerSlab):
         rows = -(-len(frames) // TILE) * TILE
         work = workspace(rows, gram_kernels.GRAM_BLOCK, np.float64 if self.double else np.float32)
         products, sums = np.zeros((rows, rows)), np.zeros((len(frames), 2))
-        gram_kernels.gram(frames.addresses, frames.like, start, stop, work, products, sums)
+        for addresses, begin, end in frames.pieces(start, stop):
+            gram_kernels.gram(addresses, frames.like, begin, end, work, products, sums)
         self.products[start], self.sums[start] = products, sums
 
     def merge(self, other: Self) -> None:

@@ -13,9 +13,21 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["FASTMATH", "half_bits", "minus", "plus", "pointer", "widen", "widest_vectors", "workspace"]
+__all__ = [
+    "CACHE_LINE",
+    "FASTMATH",
+    "half_bits",
+    "minus",
+    "multiply_add",
+    "plus",
+    "pointer",
+    "prefetch",
+    "widen",
+    "widest_vectors",
+    "workspace",
+]
 
-_CACHE_LINE = 64
+CACHE_LINE = 64
 """Bytes of a cache line of x86-64 processors."""
 
 # The compiler may reorder sums, so that it can vectorise them. It must not assume that numbers are finite: NaN and
@@ -38,9 +50,9 @@ def workspace(rows: int, columns: int, kind: Any) -> NDArray[Any]:
         dtype of the array.
     """
     itemsize = np.dtype(kind).itemsize
-    stride = (-(-columns * itemsize // _CACHE_LINE) | 1) * _CACHE_LINE
-    raw = np.empty(rows * stride + _CACHE_LINE, np.uint8)
-    start = -raw.ctypes.data % _CACHE_LINE
+    stride = (-(-columns * itemsize // CACHE_LINE) | 1) * CACHE_LINE
+    raw = np.empty(rows * stride + CACHE_LINE, np.uint8)
+    start = -raw.ctypes.data % CACHE_LINE
     work: NDArray[Any] = raw[start : start + rows * stride].view(kind).reshape(rows, -1)
     return work
 
@@ -110,6 +122,31 @@ def plus(typing_context: Any, left: Any, right: Any) -> Any:
         return builder.fadd(*arguments, flags=("nsz",))
 
     return left(left, left), generate
+
+
+@intrinsic
+def multiply_add(typing_context: Any, left: Any, right: Any, addend: Any) -> Any:
+    """left · right + addend, rounded once and in this order: one instruction, where `plus` of a product is two."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return left(left, left, left), generate
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, uint64, in the L2 cache. An address that is not mapped does no harm."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        line = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), (line.type, word, word, word))
+        function = builder.module.declare_intrinsic("llvm.prefetch", (line.type,), kind)
+        builder.call(function, (line, word(0), word(2), word(1)))  # for reading, into L2, data and not instructions
+        return context.get_dummy_value()
+
+    return types.none(types.uint64), generate
 
 
 @intrinsic

@@ -49,7 +49,9 @@ class RowSums(PerSlab):
         rows = (stop - 1) // self.columns - start // self.columns + 1
         out = np.zeros((len(frames), rows, 3), np.float32)
         work = workspace(2, self.columns, frames.computing_type)
-        add_rows(frames.addresses, frames.like, start, stop, self.columns, work, out)
+        for addresses, begin, end in frames.pieces(start, stop, unit=self.columns, origin=0):
+            part = out[:, begin // self.columns - start // self.columns :]
+            add_rows(addresses, frames.like, begin, end, self.columns, work, part)
         # A sum that float32 does not hold is infinite, and the step counts as one whose squares are too large.
         self.sums[start] = out  # type: ignore[assignment]
 
@@ -62,8 +64,8 @@ class RowSums(PerSlab):
     def total(self) -> NDArray[Any]:
         """The sums of all rows, float32 of shape (T', v, 3)."""
         total = np.zeros((len(self.indices), self.rows, 3), np.float32)
-        for start, sums in self.sums.items():
-            row = start // self.columns
+        for start in sorted(self.sums):
+            row, sums = start // self.columns, self.sums[start]
             total[:, row : row + sums.shape[1]] += sums  # a row that two slabs share has two parts
         return total
 

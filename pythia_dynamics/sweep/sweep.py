@@ -186,44 +186,67 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, slab: int | 
     ranges = slabs(frames.size, slab)
     count, device, progress = min(compute.workers, len(ranges)), compute.exact_device, compute.progress
     accumulators = [template.start(frames, device) for template in templates]
+    # One copy per thread, used for one slab at a time: the tables of threads are merged, not those of slabs.
+    others = [[item.fork() for item in accumulators] for _ in range(count - 1)] if compute.executor is None else []
     progress(0, len(ranges))
     done = 0
-    if compute.executor is not None:
-        # Four groups per worker balance the load; each group sends back only one set of tables.
-        groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
-        jobs = ((len(group), (_task, frames, templates, device, group)) for group in groups)
-        for size, result in run_jobs(compute.executor, jobs, ahead=2 * compute.workers):
-            for item, other in zip(accumulators, result, strict=True):
-                item.merge(other)
+
+    for local, part in frames.loaded(ranges, progress):
+        if compute.executor is None:
+            results = _in_threads(local, [accumulators, *others], part)
+        else:
+            results = _in_executor(local, templates, accumulators, part, compute)
+        for size in results:
             done += size
-            progress(done, len(ranges))
-        return accumulators
-    # One copy per thread, used for one slab at a time: the tables of threads are merged, not those of slabs.
-    copies: SimpleQueue[list[A]] = SimpleQueue()
-    copies.put(accumulators)
-    others = [[item.fork() for item in accumulators] for _ in range(count - 1)]
-    for other in others:
-        copies.put(other)
-
-    def update_slab(start: int, stop: int) -> None:
-        local = copies.get()
-        try:
-            for item in local:
-                item.update(frames, start, stop)
-        finally:
-            copies.put(local)
-
-    with ThreadPoolExecutor(count, thread_name_prefix="sweep") as pool:
-        for _ in run_jobs(pool, ((1, (update_slab, start, stop)) for start, stop in ranges), ahead=4 * count):
-            done += 1
-            progress(done, len(ranges))
+            if local is frames:  # else their arrival has been reported, which takes longer than their sums
+                progress(done, len(ranges))
     for other in others:
         for item, partial in zip(accumulators, other, strict=True):
             item.merge(partial)
     return accumulators
 
 
-def _task(frames: Frames, templates: Sequence[A], device: str, ranges: list[tuple[int, int]]) -> list[A]:
+def _in_threads(frames: Frames, copies: Sequence[list[A]], ranges: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Add slabs to copies of the accumulators, one for each thread; yield the number of slabs that are done."""
+    free: SimpleQueue[list[A]] = SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+
+    def update_slab(start: int, stop: int) -> None:
+        local = free.get()
+        try:
+            for item in local:
+                item.update(frames, start, stop)
+        finally:
+            free.put(local)
+
+    with ThreadPoolExecutor(len(copies), thread_name_prefix="sweep") as pool:
+        for _ in run_jobs(pool, ((1, (update_slab, start, stop)) for start, stop in ranges), ahead=4 * len(copies)):
+            yield 1
+
+
+def _in_executor(
+    frames: Frames,
+    templates: Sequence[A],
+    accumulators: Sequence[A],
+    ranges: Sequence[tuple[int, int]],
+    compute: Compute,
+) -> Iterator[int]:
+    """Add slabs to the accumulators in an executor; yield the numbers of slabs that are done.
+
+    Four groups per worker balance the load; each group sends back only one set of tables.
+    """
+    executor = compute.pool
+    assert executor is not None
+    groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
+    jobs = ((len(group), (_task, frames, templates, compute.exact_device, group)) for group in groups)
+    for size, result in run_jobs(executor, jobs, ahead=2 * compute.workers):
+        for item, other in zip(accumulators, result, strict=True):
+            item.merge(other)
+        yield size
+
+
+def _task(frames: Frames, templates: Sequence[A], device: str, ranges: Sequence[tuple[int, int]]) -> list[A]:
     """Sum a group of slabs. A module-level function, so that another process can run it; the tables are made there."""
     accumulators = [template.start(frames, device) for template in templates]
     for start, stop in ranges:

@@ -9,8 +9,10 @@ from typing import Any, get_args
 
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 
+from pythia_dynamics.checkpoints.formats.slices import select
 from pythia_dynamics.errors import StoreError, UnknownNameError
-from pythia_dynamics.training.choices import RecordEvent
+from pythia_dynamics.training.choices import RecordEvent, Tracker
+from pythia_dynamics.training.histograms import HistogramTrackers, WeightHistogram, weight_histogram
 from pythia_dynamics.training.monitor import WeightMonitor
 from pythia_dynamics.training.online import COLUMNS
 from pythia_dynamics.training.stopping import StationarityRule
@@ -51,11 +53,20 @@ class WeightDynamicsCallback(TrainerCallback):
         ``log`` records at logging steps, ``save`` at saving steps.
     with_gram
         Whether each record's Gram matrix row with all earlier records is computed.
+    histograms
+        Names of recorded tensors, globs or ``all``: each log of a new record has a histogram of these tensors from
+        exact counts, with its numbers of weights that are not finite and outside (`weight_histogram`). Its name is
+        ``weights/histogram``, or ``weights/<tensor>/histogram`` for several recorded tensors. Default: none.
+    trackers
+        Where the histograms go: ``wandb``, ``trackio``. Default: those with an active run, as the Trainer starts in
+        each library of `report_to`. An error of a tracker is a warning and does not stop the training.
 
     Raises
     ------
     UnknownNameError
-        For another value of `when`.
+        For another value of `when` or of `trackers`.
+    PythiaDynError
+        A tracker that `trackers` names is not installed.
     """
 
     def __init__(
@@ -65,11 +76,15 @@ class WeightDynamicsCallback(TrainerCallback):
         tensors: str | Sequence[str] | None = None,
         when: RecordEvent = "log",
         with_gram: bool = True,
+        histograms: str | Sequence[str] | None = None,
+        trackers: Sequence[Tracker] | None = None,
     ) -> None:
         if when not in get_args(RecordEvent):
             raise UnknownNameError("moment to record", when, get_args(RecordEvent))
         self.when = when
         self._path, self._tensors, self._with_gram = Path(path), tensors, with_gram
+        self._histograms = (histograms,) if isinstance(histograms, str) else tuple(histograms or ())
+        self._trackers = HistogramTrackers(trackers)
         self._monitor: WeightMonitor | None = None
         self._has_new_record = False
 
@@ -107,6 +122,7 @@ class WeightDynamicsCallback(TrainerCallback):
                     "remove the store or name another"
                 )
             self._record(state, **kwargs)
+            self._with_histogram()  # an unknown name is an error before the training, not in it
             return
         monitor.drop_after(state.global_step)
         if not monitor.matches(state.global_step, kwargs["model"]):
@@ -137,9 +153,27 @@ class WeightDynamicsCallback(TrainerCallback):
         for tensor, row in latest.items():
             prefix = "weights" if len(latest) == 1 else f"weights/{tensor}"
             known |= {f"{prefix}/{name}": row[name] for name in _LOGGED if row[name] == row[name]}
+        if self._histograms:
+            self._trackers.log(self.histograms(), state.global_step)
         logs.update(known)
         if state.log_history:
             state.log_history[-1].update(known)  # the Trainer has copied its logs by now
+
+    def histograms(self) -> dict[str, WeightHistogram]:
+        """The histogram of each chosen tensor at its last record, by the name that it has in the trackers.
+
+        Raises
+        ------
+        UnknownNameError
+            For a name in `histograms` that no recorded tensor has.
+        """
+        several = len(self.monitor.tensors) > 1
+        prefixes = {name: f"weights/{name}" if several else "weights" for name in self._with_histogram()}
+        return {f"{prefix}/histogram": weight_histogram(self.monitor.last(name)) for name, prefix in prefixes.items()}
+
+    def _with_histogram(self) -> list[str]:
+        """The recorded tensors whose histogram is logged."""
+        return select(self.monitor.tensors, self._histograms, where=str(self.monitor.path))
 
     def _record(self, state: Any, *, model: Any, optimizer: Any = None, **others: Any) -> None:
         if not state.is_world_process_zero or state.global_step in self.monitor.steps[-1:]:

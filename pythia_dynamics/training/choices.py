@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Architecture", "FileDtype", "Initialisation", "RecordEvent", "RuleKind", "Schedule", "TokenizerKind"]
+__all__ = [
+    "Architecture",
+    "FileDtype",
+    "Initialisation",
+    "RecordEvent",
+    "RuleKind",
+    "Schedule",
+    "TokenizerKind",
+    "Tracker",
+]
 
 Architecture = Literal["gpt-neox", "nanogpt"]
 """The architecture of a new model: that of Pythia, or that of the blog "A Large Language Model Order Parameter"."""
@@ -27,6 +36,9 @@ FileDtype = Literal["float16", "float32"]
 
 RecordEvent = Literal["log", "save"]
 """The event of a Trainer at which the callback records the weights."""
+
+Tracker = Literal["wandb", "trackio"]
+"""The library that gets histograms of the weights: Weights & Biases or trackio."""
 
 RuleKind = Literal["stationary", "displacement", "msd", "either"]
 """The criterion of a stationarity rule."""

@@ -215,6 +215,10 @@ class WeightMonitor:
             coordinates["learning_rate"] = ("step", of_steps, {"units": "1"})
         return xr.Dataset(data, coordinates, attributes)
 
+    def last(self, tensor: str) -> NDArray[Any]:
+        """The weights (N,) of the last record of a tensor, mapped from the store."""
+        return self._stored(tensor, self._statistics[tensor].steps[-1])
+
     def _rebuild(self, name: str) -> None:
         """Measure the records of a tensor in the store again."""
         spec = self.store.tensors[name]

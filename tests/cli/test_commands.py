@@ -322,6 +322,7 @@ def test_help_names_every_command(run: Run) -> None:
         "rank",
         "spectrum",
         "perplexity",
+        "representation",
         "demo",
     ):
         assert f"  {name} " in text

@@ -74,7 +74,7 @@ def test_one_command_measures_all_tensors_and_shows_them_together(project: Proje
 
 def test_figures_of_each_are_drawn_where_they_are_few(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     pngs = Path("results/walk")
-    assert len(TENSORS) > module._MOST_DRAWN
+    assert len(TENSORS) > module.MOST_DRAWN
     result = project.run("order", "--tensor", "all")
     assert "the figures of each tensor: pythia-dyn figures --model walk" in result.stdout
     assert not list(pngs.glob("*/order.png"))

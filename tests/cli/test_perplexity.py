@@ -163,7 +163,7 @@ def test_other_commands_refuse_several_devices(command: list[str]) -> None:
 
 def test_completions_take_one_device(run: Run, suites: dict[str, Path]) -> None:
     line = failure(run("--model", suites["one"], "--show", "the cat sat", "--device", "cpu,cpu"))
-    assert line == "pythia-dyn: --device cpu,cpu names several devices; only a perplexity is computed on several"
+    assert line == "pythia-dyn: --device cpu,cpu names several devices; only evaluations are computed on several"
     assert "names several devices" not in failure(run("--model", suites["one"], "--device", "cpu,gpu"))
 
 

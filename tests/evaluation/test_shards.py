@@ -343,7 +343,7 @@ def test_threads_of_an_interrupted_run_stop_at_the_next_step(
 def test_devices_are_named_once_but_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert EvaluationSettings(device="cpu,cpu").devices == ("cpu", "cpu")
     assert EvaluationSettings(device=torch.device("cpu")).devices == (torch.device("cpu"),)
-    with pytest.raises(PythiaDynError, match="--device cpu,cpu names several devices; only a perplexity"):
+    with pytest.raises(PythiaDynError, match="--device cpu,cpu names several devices; only evaluations"):
         ModelSettings(device="cpu,cpu")
     with pytest.raises(UnknownNameError, match="no device 'gpu'"):
         EvaluationSettings(device="cpu,gpu")
@@ -368,9 +368,17 @@ def test_the_number_of_shares(threads: Executor) -> None:
     assert share_devices(SETTINGS, threads, 1) == ("cpu",)
     with pytest.raises(PythiaDynError, match="workers is the number of shares for an executor; without one"):
         share_devices(SETTINGS, None, 2)
-    for workers in (None, 0):
-        with pytest.raises(PythiaDynError, match=f"at least 1, not {workers}"):
-            share_devices(SETTINGS, threads, workers)
+    with pytest.raises(PythiaDynError, match="at least 1, not 0"):
+        share_devices(SETTINGS, threads, 0)
+    with ThreadPoolExecutor(3) as three:
+        assert len(share_devices(SETTINGS, three, None)) == 3
+
+    class Silent:  # it does not say how many tasks it runs at once
+        def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Any:
+            raise AssertionError
+
+    with pytest.raises(PythiaDynError, match="at least 1, not None"):
+        share_devices(SETTINGS, Silent(), None)
 
 
 def test_the_disk_is_shared_too(suite: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch) -> None:

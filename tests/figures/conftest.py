@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from support.saved_results import save_results
+from support.saved_results import representation_table, save_results
 
 from pythia_dynamics import figures
 from pythia_dynamics.figures.blog import blog_figures
@@ -66,6 +66,7 @@ def every_figure(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FigureSp
     directory = tmp_path_factory.mktemp("figures")
     names = ("pythia-2.8b-deduped", "pythia-14m", "pythia-1b-deduped")
     models = [save_results(directory, name, seed) for seed, name in enumerate(names)]
+    (models[0].model.path / "representation.csv").write_text(representation_table().to_dataframe().to_csv())
     specs = [*model_figures(models[0]), *comparison_figures(models, directory), *blog_figures(_blog(directory))]
     found = {f"{spec.path.parent.name}-{spec.key}" if spec.key in ("loss",) else spec.key: spec for spec in specs}
     history = _history()

@@ -25,7 +25,7 @@ from pythia_dynamics.figures.specs import FigureSpec, save_figures
 ALL = (
     *("first_last", "unmasking", "density", "msd", "msd-learning-rate", "two_time", "order", "rank", "spectrum"),
     *("angles", "tails", "rows"),
-    *("perplexity-forward", "perplexity-unmask", "perplexity-last-word", "stop", "phases"),
+    *("perplexity-forward", "perplexity-unmask", "perplexity-last-word", "representation", "stop", "phases"),
     *("garden-first-last", "garden-msd", "garden-msd-time", "garden-perplexity-forward", "garden-perplexity-unmask"),
     *("garden-perplexity-last-word", "garden-rank"),
     *("order-parameter-loss", "loss_against_order", "slope_against_order"),
@@ -102,7 +102,7 @@ def test_a_figure_for_the_screen_can_be_read(every_figure: dict[str, FigureSpec]
 
 
 MODELS = ("pythia-2.8b-deduped", "pythia-14m", "pythia-1b-deduped")
-NO_TENSOR = ("unmasking", "first_last", "garden-first-last", "perplexity", "order-parameter-loss")
+NO_TENSOR = ("unmasking", "first_last", "garden-first-last", "perplexity", "representation", "order-parameter-loss")
 """Figures of whole models. Fig 1 says W_U in its titles."""
 
 
@@ -133,7 +133,7 @@ PURE = (
     *("token", "dimension of the model", "rank of the token", "cosine", "weight", "attention", "Sarle's bimodality"),
     "cosine of successive increments",
     *("exponent of the eigenvalue density", "eigenvalues in the tail", "rank correlation with frequency"),
-    "share, cosine",
+    *("share, cosine", "mean cosine of two states", "rank of the hidden states", "decay exponent α"),
 )
 """Counts, places, shares and pure numbers; a weight is its own unit, and so is b, which is a norm of weights."""
 

@@ -29,7 +29,7 @@ def inches(paths: list[str]) -> set[float]:
 def test_the_option_is_on_every_command_that_draws() -> None:
     context = click.Context(main)
     measures = ("density", "msd", "order", "rank", "spectrum", "two-time", "angles", "tails", "rows", "alignment")
-    names = (*measures, "stop", "phases", "perplexity", "figures")
+    names = (*measures, "stop", "phases", "perplexity", "representation", "figures")
     commands = [main.get_command(context, name) for name in (*names, "portrait", "demo")]
     for command in (*commands, garden, order_parameter):
         assert command is not None

@@ -81,8 +81,8 @@ def test_one_reading_serves_it_with_ours(monkeypatch: pytest.MonkeyPatch) -> Non
 
         monkeypatch.setattr(kind, "update", note)
     order: list[str] = []
-    reading = pyd.History.frame
-    monkeypatch.setattr(pyd.History, "frame", lambda self, index: (order.append("read"), reading(self, index))[1])
+    reading = pyd.History.segments  # how a sweep opens a frame
+    monkeypatch.setattr(pyd.History, "segments", lambda self, index: (order.append("read"), reading(self, index))[1])
     found = pyd.analyse(frames, ["msd", "density", own()])
     assert list(found) == ["msd", "density", "sparsity"]
     for seen in ranges.values():

@@ -35,6 +35,18 @@ def perplexity_table(seed: int, steps: np.ndarray = STEPS, *, last_word: bool = 
     return xr.Dataset({name: ("step", column) for name, column in columns.items()}, {"step": steps})
 
 
+def representation_table(steps: np.ndarray = STEPS) -> xr.Dataset:
+    """Hidden states that collapse and spread again."""
+    grown = 1 + 30 * np.abs(np.linspace(-0.3, 0.7, len(steps)))
+    grown[steps == GONE] = np.nan
+    columns = {"anisotropy": 1 / grown, "rankme": 2 * grown, "effective_rank": grown, "alpha": 3 / np.sqrt(grown)}
+    columns |= {"kl_unigram": np.log(grown), "kl_bigram": 5 - np.log(grown), "positions": 0 * grown + 900}
+    columns |= {"nonfinite": 0 * grown, "anisotropy_null_sd": 0 * grown + 1e-4}
+    columns |= {f"{name}_se": 0 * grown + 0.05 for name in ("alpha", "kl_unigram", "kl_bigram")}
+    columns |= {f"{name}_null": 0 * grown + 64 for name in ("rankme", "effective_rank")} | {"alpha_null": 0 * grown}
+    return xr.Dataset({name: ("step", column) for name, column in columns.items()}, {"step": steps})
+
+
 def first_last() -> xr.Dataset:
     generator = np.random.default_rng(0)
     attention = np.tril(np.ones((2, 2, 3, 3), np.float32))

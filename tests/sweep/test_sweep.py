@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from multiprocessing import get_context
@@ -117,6 +118,19 @@ def test_weights_whose_squares_overflow_are_refused():
     for analysis in (msd, two_time):
         with pytest.raises(PythiaDynError, match="of array at step 1 are too large for their squares"):
             analysis(w)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_share_the_tables_of_many_steps(dtype):
+    w = walk(90, 700, 32, dtype)
+    tracemalloc.start()
+    (found,) = sweep(History.from_array(w), [Counts()], compute=Compute(threads=4), slab=4096)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * found.table.nbytes
+    codes = w if w.dtype.itemsize == 2 else w.astype(np.float16)
+    for row, frame in zip(found.table, codes, strict=True):
+        np.testing.assert_array_equal(row, np.bincount(frame.view(np.uint16).ravel(), minlength=65536))
 
 
 def test_progress_is_told_from_the_calling_thread():
