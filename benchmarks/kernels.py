@@ -5,7 +5,8 @@
 Gram matrices: ours with eigenvalues against `sgemm` of two buffers with `eigvalsh`, and against NumPy's ``x.T @ x``,
 for which NumPy calls `ssyrk`: half the arithmetic of `sgemm`, the roof. Wide matrices: against their transpose.
 Counting: against the same loop with one table of uint16 that is added up at the end, and against a loop that only
-stores a number at the same places. Each time is the least of seven, in turn.
+stores a number at the same places. Pairs of frames (`compare`): against float64 arrays of NumPy, block by block. Each
+time is the least of seven, in turn.
 """
 
 # The annotations of Numba are incomplete:
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numba as nb
@@ -24,6 +25,8 @@ import numpy as np
 from machine import describe_machine
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from pythia_dynamics.history.history import History
+from pythia_dynamics.measures.comparison import compare_summaries, summarise_frame
 from pythia_dynamics.measures.rank import BATCH_SIZES, TOLERANCES, Projection
 from pythia_dynamics.sweep import kernels
 from pythia_dynamics.sweep.frame_gram import frame_gram
@@ -42,20 +45,21 @@ def main() -> None:
             "column_gram": {name: tall(shape) for name, shape in TALL.items()},
             "wide": {f"{rows}x{columns}": wide(rows, columns) for rows, columns in WIDE},
             "counting_ns": counting(),
+            "pairs_ns": {name: pairs(np.dtype(name)) for name in ("float16", "float32")},
         }
     out = Path(__file__).parent / "results" / "kernels.json"
     out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 
-def least(works: dict[str, Callable[[], object]]) -> dict[str, float]:
+def least(works: dict[str, Callable[[], object]], clock: Callable[[], float] = perf_counter) -> dict[str, float]:
     """Seconds of each of several works: the least of `ROUNDS`, in turn, after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(ROUNDS + 1):
         for name, work in works.items():
-            start = perf_counter()
+            start = clock()
             work()
-            times[name].append(perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: min(found[1:]) for name, found in times.items()}
 
 
@@ -110,6 +114,39 @@ def counting() -> dict[str, float]:
     )
     found = {name: 1e9 * seconds / CODES for name, seconds in times.items()}
     return found | {"share of the store limit": found["stores alone"] / found["ours"]}
+
+
+def pairs(dtype: np.dtype[Any]) -> dict[str, float]:
+    """CPU nanoseconds a weight for the distances between two frames of (50304, 512)."""
+    rng = np.random.default_rng(0)
+    frames = [(rng.standard_normal((50304, 512), np.float32) * 0.02).astype(dtype) for _ in range(2)]
+    one, other = (summarise_frame(History.from_array(frame[None]), 0) for frame in frames)
+    assert one is not None
+    assert other is not None
+    times = least({"ours": lambda: compare_summaries(one, other), "plain": lambda: _plain_pair(*frames)}, process_time)
+    return {name: 1e9 * seconds / one.weights.size for name, seconds in times.items()}
+
+
+def _plain_pair(first: Any, second: Any) -> list[Any]:
+    """The angle, the displacement and the angles of the rows, from the formulas."""
+    norms = [
+        np.sqrt(sum(float(np.square(part.astype(np.float64)).sum()) for part in _parts(x))) for x in (first, second)
+    ]
+    found = []
+    for one, two in zip(_parts(first), _parts(second), strict=True):
+        x, y = one.astype(np.float64), two.astype(np.float64)
+        found.append(np.square(x - y).sum())
+        for u, v in ((x / norms[0], y / norms[1]), (_unit_rows(x), _unit_rows(y))):
+            found += [np.square(u - v).sum(axis=1), np.square(u + v).sum(axis=1)]
+    return found
+
+
+def _parts(frame: Any) -> list[Any]:
+    return np.array_split(frame, len(frame) // 512)
+
+
+def _unit_rows(x: Any) -> Any:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 @nb.njit(nogil=True)

@@ -267,6 +267,12 @@ def test_no_module_is_too_large() -> None:
         ("import pythia_dynamics", ("torch", "numpy", "zarr", "numba", "matplotlib")),
         ("from pythia_dynamics.cli import main; main(['--help'], standalone_mode=False)", ("torch", "numpy", "xarray")),
         ("import pythia_dynamics as pyd; pyd.msd", ("torch", "matplotlib", "transformers", "huggingface_hub")),
+        (  # without a Gram matrix nothing looks for a GPU
+            "import numpy as np, pythia_dynamics as pyd\n"
+            "walk = np.random.default_rng(0).normal(size=(5, 40, 8)).astype('f4').cumsum(0)\n"
+            "pyd.analyse(walk, ['density', 'msd', 'order'], compute=pyd.Compute(device='auto'))",
+            ("torch", "matplotlib"),
+        ),
     ],
 )
 def test_start_up_loads_nothing_heavy(statement: str, absent: tuple[str, ...]) -> None:

@@ -292,7 +292,7 @@ def _axis(shape: Sequence[int]) -> int:
 
 def _sizes(tensor: str, shape: Sequence[int], attention: Attention, rule: _Fused) -> tuple[int, int, int]:
     """Axis, width of a head, and number of heads of the keys."""
-    axis, heads = _axis(shape) if rule.equal else 0, attention.heads
+    axis, heads = _axis(shape) if rule.equal and not rule.by_head else 0, attention.heads  # sections are of rows
     if rule.equal:
         size = shape[axis] / (3 * heads)
     elif attention.head_size is None and len(shape) == 1:

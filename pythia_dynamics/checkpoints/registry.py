@@ -36,6 +36,7 @@ __all__ = [
     "names_of_aliases",
     "other_suites",
     "parse_steps",
+    "registered_suite",
     "resolve",
 ]
 
@@ -339,6 +340,20 @@ def _suite_of(repository: str) -> Suite:
         if any(fnmatch.fnmatchcase(repository, pattern) for pattern in entry.repositories):
             return entry.suite
     return GENERIC
+
+
+def registered_suite(source: str) -> Suite:
+    """The suite of a model without any options; one of which nothing is known for a directory or an unknown name.
+
+    Parameters
+    ----------
+    source
+        Where its checkpoints are.
+    """
+    try:
+        return resolve(source).suite
+    except PythiaDynError:  # a directory that no longer exists
+        return GENERIC
 
 
 def is_pythia(location: str) -> bool:

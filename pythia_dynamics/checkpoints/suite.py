@@ -211,6 +211,19 @@ class Suite:
         plain = asdict(GENERIC)
         return {name: value for name, value in asdict(self).items() if value != plain[name]}
 
+    def options(self, known: Suite) -> dict[str, str]:
+        """What was given of it as options: pattern, generation, stage, seed, config and tokenizer that `known` has not.
+
+        Parameters
+        ----------
+        known
+            The suite without options.
+        """
+        values = {"pattern": self.pattern[0]} if self.pattern != known.pattern and len(self.pattern) == 1 else {}
+        values |= {part: value for part, value in self.part.items() if known.part.get(part) != value}
+        places = {"config": (self.config, known.config), "tokenizer": (self.tokenizer, known.tokenizer)}
+        return values | {name: own for name, (own, other) in places.items() if own not in (None, other)}
+
     # -- names ------------------------------------------------------------------------------------------------
 
     @cached_property

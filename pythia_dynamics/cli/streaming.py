@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pythia_dynamics.checkpoints.roles import ALL
 from pythia_dynamics.cli import app
 from pythia_dynamics.cli.group import AFTER_KEY
 from pythia_dynamics.cli.measures import MOST_DRAWN
@@ -103,12 +104,13 @@ def stream_model(request: FetchRequest, streaming: Streaming, workers: int, refr
     with open_stream(request, scratch=streaming.scratch, workers=workers) as stream:
         finished = set() if refresh else finished_tensors(stream, measures, results)
         plan = stream.plan(finished)
-        for line in _plan_lines(plan, measures, len(finished)):
+        for line in _plan_lines(plan, measures, len(finished), divides=ALL in request.patterns):
             app.echo(f"  {line}")
+        names = [name for spec in stream.tensors for name in stream.names(spec)]
         lacking: dict[str, dict[int, str]] = {}
         found = Counter[str]()
         with app.bar(model.name) as progress, app.echo_warnings() as caught:
-            compute, draw = Compute(device="auto"), len(stream.tensors) <= MOST_DRAWN
+            compute, draw = Compute(device="auto"), len(names) <= MOST_DRAWN
             measured = measure_stream(
                 stream, plan, measures, results, compute=compute, draw=lambda tensor: draw, progress=progress
             )
@@ -132,7 +134,7 @@ def stream_model(request: FetchRequest, streaming: Streaming, workers: int, refr
     if reasons:
         answer.fail("some steps could not be fetched (see above); run the same command again to retry them")
     overviews = []
-    for one in measures if len(stream.tensors) > 1 and lacking else ():
+    for one in measures if len(names) > 1 and lacking else ():
         if one.name.replace("_", "-") in streaming.measures and has_overview(one.name):
             outcome = save_overview(results, one.name)
             app.echo(f"{model.name}: all tensors")
@@ -154,8 +156,9 @@ def stream_model(request: FetchRequest, streaming: Streaming, workers: int, refr
     )
 
 
-def _plan_lines(plan: StreamPlan, measures: list[Measure], finished: int) -> list[str]:
-    """What is going to be transferred, in words."""
+def _plan_lines(plan: StreamPlan, measures: list[Measure], finished: int, *, divides: bool) -> list[str]:
+    """What is going to be transferred, in words. `divides`: fused tensors that are not read in parts are divided."""
+    from pythia_dynamics.checkpoints.parts import may_have_parts
     from pythia_dynamics.measures.stream import passes
 
     lines = [f"{finished} tensors are complete; --refresh measures them again"] if finished else []
@@ -170,4 +173,6 @@ def _plan_lines(plan: StreamPlan, measures: list[Measure], finished: int) -> lis
         names = ", ".join(spec.name for spec in plan.parted[:4]) + (" …" if len(plan.parted) > 4 else "")
         twice = ", and twice: for sums over weights and for whole steps" if times > 1 else ""
         lines.append(f"read in parts{twice}: {names}; more --scratch lets them pass as the others")
+        if divides and any(may_have_parts(spec.name) for spec in plan.parted):
+            lines.append("fused tensors among them are measured whole")
     return lines

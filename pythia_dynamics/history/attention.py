@@ -21,7 +21,15 @@ from pythia_dynamics.errors import PythiaDynError, StoreError
 from pythia_dynamics.history.coordinates import open_node
 from pythia_dynamics.history.store import Store
 
-__all__ = ["known_attention", "read_attention", "record_attention", "select_parts", "undivided"]
+__all__ = [
+    "divided",
+    "known_attention",
+    "read_attention",
+    "record_attention",
+    "registered_attention",
+    "select_parts",
+    "undivided",
+]
 
 _ATTRIBUTE = "attention"
 """The key of the group's attributes with the fields of `Attention`."""
@@ -54,13 +62,24 @@ def known_attention(store: Store, heads: int | None = None) -> Attention | None:
         except (TypeError, PythiaDynError):
             raise StoreError(f"{store.path} has attention heads that cannot be read; fetch again") from None
     else:
-        with suppress(PythiaDynError):  # a directory that no longer exists
-            shape = resolve(store.source).architecture
-            if shape is not None:
-                known = Attention(shape.heads, shape.d_model // shape.heads, "gpt_neox")
+        known = registered_attention(store.source)
     if heads is None or (known is not None and known.heads == heads):
         return known
     return replace(known, heads=heads, head_size=None) if known else Attention(heads)
+
+
+def registered_attention(source: str) -> Attention | None:
+    """The attention heads of a model of the registry; None of another.
+
+    Parameters
+    ----------
+    source
+        Where its checkpoints are.
+    """
+    with suppress(PythiaDynError):  # a directory that no longer exists
+        shape = resolve(source).architecture
+        return Attention(shape.heads, shape.d_model // shape.heads, "gpt_neox") if shape is not None else None
+    return None
 
 
 def record_attention(store: Store, attention: Attention | None) -> None:
@@ -141,7 +160,7 @@ def select_parts(store: Store, patterns: Sequence[str], attention: Attention | N
             chosen |= dict.fromkeys(store.select(() if pattern is None else (pattern,)))
         elif pattern == ALL:
             for name in store.select((ALL,)):
-                chosen |= dict.fromkeys(_divided(name, specs[name].shape, attention))
+                chosen |= dict.fromkeys(divided(name, specs[name].shape, attention))
         elif split_part(pattern)[0] in specs:  # whether it has the part, `History.part` says
             chosen[pattern] = None
         else:
@@ -166,8 +185,16 @@ def undivided(store: Store, attention: Attention | None) -> dict[str, str]:
     return found
 
 
-def _divided(name: str, shape: tuple[int, ...], attention: Attention | None) -> list[str]:
-    """The names of the parts of a tensor; its own where it is not fused, or cannot be divided."""
+def divided(name: str, shape: tuple[int, ...], attention: Attention | None) -> list[str]:
+    """The names of the parts of a tensor; its own where it is not fused, or cannot be divided.
+
+    Parameters
+    ----------
+    name, shape
+        The tensor.
+    attention
+        The heads of the model, where they are known.
+    """
     with suppress(PythiaDynError):
         return [part_name(name, part.kind, None) for part in kind_parts(name, shape, attention)] or [name]
     return [name]

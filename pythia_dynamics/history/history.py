@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, RateLike, as_learning_rate, rates_at
 from pythia_dynamics.checkpoints.modules import part_name, split_part
 from pythia_dynamics.checkpoints.parts import Attention, Part, part_of
+from pythia_dynamics.checkpoints.registry import registered_suite
 from pythia_dynamics.checkpoints.roles import find_roles
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, UnknownNameError, listed, size
 from pythia_dynamics.history.arrays import as_numpy, masked, memory_map
@@ -391,6 +392,7 @@ class History:
             "missing": {str(step): why for step, why in missing.items()},
             "superseded": {str(step): why for step, why in states.superseded.items()},
             "learning_rate": store.learning_rate_from,
+            "suite": store.suite.options(registered_suite(store.source)),
         }
         coordinates = {
             name: np.array([known.get(step, np.nan) for step in steps.tolist()])

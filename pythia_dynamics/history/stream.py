@@ -23,9 +23,12 @@ from filelock import FileLock, Timeout
 
 from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.local import LocalSource
+from pythia_dynamics.checkpoints.parts import Attention
+from pythia_dynamics.checkpoints.roles import ALL
 from pythia_dynamics.checkpoints.source import Revision, Source
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, UnknownNameError, listed
 from pythia_dynamics.files import store_errors
+from pythia_dynamics.history.attention import divided, read_attention, registered_attention
 from pythia_dynamics.history.cache import cache_directory
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.fetch import download
@@ -166,6 +169,17 @@ class WeightStream:
         revisions = list(self.revisions.values())
         return common_specs(list(survey_suite(self.source, revisions, self.request.patterns, cache=self._cache)))
 
+    def names(self, spec: TensorSpec) -> tuple[str, ...]:
+        """The names under which a tensor is measured: those of its parts if it is fused and ``all`` was asked for.
+
+        A tensor whose history is read in parts is measured whole.
+        """
+        patterns = self.request.patterns
+        if ALL not in patterns or self._need(spec) > self._scratch:
+            return (spec.name,)
+        parts = divided(spec.name, spec.shape, self._attention)
+        return tuple(dict.fromkeys([spec.name, *parts] if spec.name in patterns else parts))
+
     def plan(self, without: Collection[str] = ()) -> StreamPlan:
         """How the tensors are streamed.
 
@@ -177,7 +191,7 @@ class WeightStream:
         groups: list[list[TensorSpec]] = []
         parted, room = [], 0
         for spec in (spec for spec in self.tensors if spec.name not in without):
-            need = len(self.steps) * (spec.nbytes + CHECKSUM_BYTES + _RECORD_BYTES)
+            need = self._need(spec)
             if need > self._scratch:
                 parted.append(spec)
                 continue
@@ -254,6 +268,16 @@ class WeightStream:
 
     # -- internal ---------------------------------------------------------------------------------------------
 
+    @cached_property
+    def _attention(self) -> Attention | None:
+        """The attention heads of the model, as `download` finds them."""
+        known = registered_attention(self.source.location)
+        return known or read_attention(self.source, self.revisions.values(), [spec.name for spec in self.tensors])
+
+    def _need(self, spec: TensorSpec) -> int:
+        """Bytes that a tensor takes on the disk, with all its steps."""
+        return len(self.steps) * (spec.nbytes + CHECKSUM_BYTES + _RECORD_BYTES)
+
     def _fetched(self, group: tuple[TensorSpec, ...], progress: Progress) -> Iterator[History]:
         """The histories of a group, from a store in the scratch folder."""
         folder = self._own_folder(group)
@@ -268,7 +292,9 @@ class WeightStream:
             refresh=True,
         )
         report = download(request, workers=self._workers, progress=progress)
-        for history in report.histories().values():
+        store = Store.open(report.path)
+        for name in (name for spec in group for name in self.names(spec)):
+            history = History.from_store(store, name).select(self.steps)
             yield replace(history, provenance=_streamed(history.provenance))
         shutil.rmtree(folder)
 

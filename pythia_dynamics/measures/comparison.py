@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.history.history import History
+from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.counts import Counts
 from pythia_dynamics.sweep.frames import NonFiniteWarning
+from pythia_dynamics.sweep.pair_kernels import compare_rows
 from pythia_dynamics.sweep.sweep import sweep
 
 __all__ = [
@@ -293,19 +296,21 @@ def independent(first: FrameSummary, second: FrameSummary) -> dict[str, float]:
 def _paired(first: FrameSummary, second: FrameSummary) -> tuple[float, float, NDArray[np.float64]]:
     """Angle in degrees, displacement (RMS) over the larger scale, angles of the rows in degrees."""
     unit = max(first.scale, second.scale)
-    apart = together = moved = 0.0
-    angles = []
-    for one, other in zip(_row_blocks(first.weights), _row_blocks(second.weights), strict=True):
-        x, y = _scaled(one, first.scale), _scaled(other, second.scale)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            u, v = x / first.norm, y / second.norm
-            apart += float(np.square(u - v).sum())
-            together += float(np.square(u + v).sum())
-            x_rows, y_rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
-            angles.append(_angle(np.linalg.norm(x_rows - y_rows, axis=1), np.linalg.norm(x_rows + y_rows, axis=1)))
-        moved += float(np.square(x * (first.scale / unit) - y * (second.scale / unit)).sum())
-    displacement = float(np.sqrt(moved / first.weights.size))
-    return float(_angle(np.sqrt(apart), np.sqrt(together))), displacement, np.concatenate(angles)
+    rows, width = first.weights.shape
+    step = max(_BLOCK // width, 1)
+    cuts = [slice(start, start + step) for start in range(0, rows, step)]
+    sums, angles = np.empty((len(cuts), 3)), np.empty((rows, 2))
+    factors, norms = (np.array([getattr(each, name) for each in (first, second)]) for name in ("scale", "norm"))
+
+    def compare(index: int) -> None:
+        one, other = (_computable(each.weights[cuts[index]]) for each in (first, second))
+        compare_rows(one, other, 1 / factors, norms, unit, sums[index], angles[cuts[index]])
+
+    with ThreadPoolExecutor(min(Compute().workers, len(cuts))) as pool:
+        list(pool.map(compare, range(len(cuts))))
+    apart, together, moved = sums.sum(axis=0)  # in the order of the rows, however many threads there are
+    angle = float(_angle(np.sqrt(apart), np.sqrt(together)))
+    return angle, float(np.sqrt(moved / first.weights.size)), _angle(*np.sqrt(angles.T))
 
 
 def _angle(apart: Any, together: Any) -> Any:
@@ -335,6 +340,11 @@ def _row_blocks(matrix: NDArray[Any]) -> Iterator[NDArray[Any]]:
     rows = max(_BLOCK // matrix.shape[1], 1)
     for start in range(0, len(matrix), rows):
         yield matrix[start : start + rows]
+
+
+def _computable(block: NDArray[Any]) -> NDArray[Any]:
+    """A block as the kernel reads it: weights of 16 bits in float32, which holds them exactly."""
+    return np.ascontiguousarray(block, None if block.dtype.itemsize > 2 else np.float32)
 
 
 def _scaled(block: NDArray[Any], scale: float) -> NDArray[np.float64]:

@@ -293,6 +293,10 @@ class _GuardedSums:
     def mixes_steps(self) -> bool:
         return bool(self._do(attrgetter("mixes_steps")))
 
+    @property
+    def uses_device(self) -> bool:
+        return bool(self._do(attrgetter("uses_device")))
+
     def start(self, frames: Any, device: str) -> _GuardedSums:
         return _GuardedSums(self.name, self._do(methodcaller("start", frames, device)))
 

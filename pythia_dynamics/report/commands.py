@@ -109,6 +109,8 @@ def _fetch(measured: Sequence[Mapping[str, Any]], weights: Results, lines: Seque
     for tensor in [ALL] if ALL in named else named:
         words += ["--tensor", tensor]
     steps = sorted({int(step) for details in measured for step in details.get("steps") or ()})
+    for key, value in (measured[0].get("suite") or {}).items():
+        words += [f"--{'revision-pattern' if key == 'pattern' else key}", str(value)]
     cache = next((value for line in lines for value in _values(line, "--cache")), None)
     return (
         shlex.join(words) + (steps_option(steps) if steps else "") + (f" --cache {shlex.quote(cache)}" if cache else "")

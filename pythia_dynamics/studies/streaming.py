@@ -80,7 +80,8 @@ def finished_tensors(
 ) -> set[str]:
     """The tensors whose results are complete: of the same steps, commits and options as now.
 
-    A tensor that lacks steps is complete if those that the source has cannot be read now either.
+    A tensor that lacks steps is complete if those that the source has cannot be read now either; a fused tensor, if all
+    its parts are.
 
     Parameters
     ----------
@@ -94,15 +95,15 @@ def finished_tensors(
         Options by measure.
     """
     given = options or {}
-    found = set()
-    for spec in stream.tensors:
-        own = results.of(spec.name)
+
+    def complete(spec: TensorSpec, name: str) -> bool:
+        own = results.of(name)
         recorded = own.provenance()
-        if all(
+        return all(
             _is_complete(stream, spec, one, own, recorded.get(one.name), given.get(one.name, {})) for one in measures
-        ):
-            found.add(spec.name)
-    return found
+        )
+
+    return {spec.name for spec in stream.tensors if all(complete(spec, name) for name in stream.names(spec))}
 
 
 def _is_complete(

@@ -55,6 +55,7 @@ class Gram(PerSlab):
     """
 
     mixes_steps: ClassVar[bool] = True
+    uses_device: ClassVar[bool] = True
 
     double: bool = False
     device: str = "cpu"

@@ -41,6 +41,9 @@ class Accumulator(Protocol):
     mixes_steps: ClassVar[bool]
     """Whether the weights of one step enter the result of another. If so, steps that are not finite are left out."""
 
+    uses_device: ClassVar[bool]
+    """Whether it computes on `device`. If none does, a device of ``"auto"`` is the CPU, and torch is not imported."""
+
     def start(self, frames: Frames, device: str) -> Self:
         """A copy with empty sums for these frames; `device` is where Gram matrices are computed."""
 
@@ -75,6 +78,7 @@ class PerSlab:
     """
 
     mixes_steps: ClassVar[bool] = False
+    uses_device: ClassVar[bool] = False
 
     size: int = 0
     indices: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
@@ -184,7 +188,9 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, slab: int | 
     if not templates:
         return []
     ranges = slabs(frames.size, slab)
-    count, device, progress = min(compute.workers, len(ranges)), compute.exact_device, compute.progress
+    count, progress = min(compute.workers, len(ranges)), compute.progress
+    is_idle = compute.device == "auto" and not any(template.uses_device for template in templates)
+    device = "cpu" if is_idle else compute.exact_device
     accumulators = [template.start(frames, device) for template in templates]
     # One copy per thread, used for one slab at a time: the tables of threads are merged, not those of slabs.
     others = [[item.fork() for item in accumulators] for _ in range(count - 1)] if compute.executor is None else []
@@ -195,7 +201,7 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, slab: int | 
         if compute.executor is None:
             results = _in_threads(local, [accumulators, *others], part)
         else:
-            results = _in_executor(local, templates, accumulators, part, compute)
+            results = _in_executor(local, templates, accumulators, part, compute, device)
         for size in results:
             done += size
             if local is frames:  # else their arrival has been reported, which takes longer than their sums
@@ -231,6 +237,7 @@ def _in_executor(
     accumulators: Sequence[A],
     ranges: Sequence[tuple[int, int]],
     compute: Compute,
+    device: str,
 ) -> Iterator[int]:
     """Add slabs to the accumulators in an executor; yield the numbers of slabs that are done.
 
@@ -239,7 +246,7 @@ def _in_executor(
     executor = compute.pool
     assert executor is not None
     groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
-    jobs = ((len(group), (_task, frames, templates, compute.exact_device, group)) for group in groups)
+    jobs = ((len(group), (_task, frames, templates, device, group)) for group in groups)
     for size, result in run_jobs(executor, jobs, ahead=2 * compute.workers):
         for item, other in zip(accumulators, result, strict=True):
             item.merge(other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,30 @@ def test_a_part_and_a_head_have_results_of_their_own(project: Project) -> None:
         assert made["tensor"] == part
     project.facts("order", "--tensor", name)
     assert (project.place / "results" / "run" / name / "order.csv").is_file()
+
+
+def test_a_stream_measures_the_parts_that_a_store_has(project: Project) -> None:
+    flags = ["fetch", "--model", "./run", "--tensor", "all", "--measure", "order", "--measure", "spectrum"]
+    flags += ["--cache", "none", "--results", "streamed"]
+    (found,) = project.facts(*flags)
+    for measure in ("order", "spectrum"):
+        project.facts(measure, "--model", "run", "--tensor", "all")
+    stored, passed = (
+        {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*.csv")}
+        for folder in ("results", "streamed")
+    )
+    assert passed == stored
+    assert set(found["tensors"]) == {each.tensor for each in open_histories("run", ["all"])}
+    (again,) = project.facts(*flags)
+    assert again["tensors"] == []
+    shutil.rmtree(Path("streamed", "run", f"{LAYERS[0]}.weight.key"))
+    (again,) = project.facts(*flags)
+    assert again["tensors"] == [f"{LAYERS[0]}.weight.{kind}" for kind in KINDS]  # one fused tensor is fetched
+    both = pyd.stream("./run", "order", tensors=["all", f"{LAYERS[0]}.bias"], cache="none")
+    assert {f"{LAYERS[0]}.bias", f"{LAYERS[0]}.bias.key"} <= set(both)
+    (found,) = project.facts(*flags, "--refresh", "--scratch", "2600")
+    assert f"{LAYERS[0]}.weight" in found["tensors"]  # it needs 2.7 kB with the records of its chunks
+    assert "fused tensors among them are measured whole" in project.run(*flags, "--refresh", "--scratch", "2600").stdout
 
 
 def test_all_stands_for_each_weight_once(project: Project) -> None:

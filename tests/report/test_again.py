@@ -107,6 +107,25 @@ def test_a_measure_of_all_tensors_is_fetched_with_all_of_them(project: Path) -> 
     assert fetched == "pythia-dyn fetch --model 'my suites/tiny one' --tensor all --steps 0:30:10,50 --cache 'a cache'"
 
 
+def test_the_options_of_a_suite_are_fetched_with_again(project: Path) -> None:
+    suite = project / "my suites" / "tiny one"
+    for step in (10, 20):
+        (suite / f"step{step}").rename(suite / f"after {step} of B")
+    own = ("--revision-pattern", r"^after (?P<step>\d+) of (?P<stage>\w)$", "--stage", "B", "--config", suite / "step0")
+    run("fetch", "--model", "my suites/tiny one", *own, *CACHE)
+    run("order", *CACHE, *RESULTS)
+    (name,) = (folder.name for folder in Path("the results").iterdir())
+    fetched, *_ = lines = commands(Results(name, "the results"))
+    words = ["fetch", "--model", "my suites/tiny one", *own, "--steps", "10,20", *CACHE]
+    assert fetched == shlex.join(["pythia-dyn", *map(str, words)])
+    before = content(Path("the results"))
+    shutil.rmtree("a cache")
+    shutil.rmtree("the results")
+    for line in lines:
+        run(*shlex.split(line)[1:])
+    assert content(Path("the results")) == before
+
+
 def test_the_page_has_them_with_its_own(project: Path) -> None:
     make_results(tensor=DENSE)
     own = ("report", "--tensor", DENSE, "--out", "the pages/a page.html", "--axis", "log-step", *CACHE, *RESULTS)

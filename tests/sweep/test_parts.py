@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.walks import DTYPES, walk
 
@@ -90,6 +90,7 @@ def test_every_measure_of_a_part_is_that_of_the_array_cut_out(tmp_path, tensor, 
 
 
 @settings(max_examples=60, deadline=None)
+@example(NEOX, 1, 15, 135, "query", False, np.float16, None, None, 1)  # as wide as columns of GPT-2 would be
 @given(
     tensor=st.sampled_from([NEOX, GPT2]),
     heads=st.integers(1, 5),
