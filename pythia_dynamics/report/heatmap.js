@@ -347,15 +347,15 @@
       const chosen = this.runs;
       const curves = chosen.map((run) => this.steps.map((_, step) => this.value(this.open, run, step)));
       const scale = new Scale(rangeOf(curves.flat()), LOG_CURVE);
-      const box = (this.curveBox = { left: 48, right: 412, top: 22, bottom: 216 });
+      const box = (this.curveBox = { left: 48, right: 404, top: 28, bottom: 222 });
       const x = (step) => box.left + ((step + 0.5) * (box.right - box.left)) / this.steps.length;
       const y = (value) => box.bottom - 5 - clamp(scale.at(value), 0, 1) * (box.bottom - box.top - 10);
       const svg = svgNode("svg", {
-        viewBox: "0 0 420 244", role: "img",
+        viewBox: "0 0 420 250", role: "img",
         "aria-label": `${withUnits(this.column)} of ${tensors[this.open].name} over the steps${this.ofWhat()}`,
       });
-      svg.append(text(tensors[this.open].name, { x: box.left, y: 9, class: "start open" }));
-      svg.append(text(withUnits(this.column) + this.ofWhat(), { x: box.left, y: 18, class: "start" }));
+      svg.append(text(tensors[this.open].name, { x: box.left, y: 10, class: "start open" }));
+      svg.append(text(withUnits(this.column) + this.ofWhat(), { x: box.left, y: 22, class: "start" }));
       for (const value of scale.ticks(5)) {
         svg.append(svgNode("line", { x1: box.left - 3, x2: box.left, y1: y(value), y2: y(value), class: "tick" }));
         svg.append(text(tick(value), { x: box.left - 5, y: y(value) + 3, class: "row" }));

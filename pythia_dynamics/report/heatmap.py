@@ -8,6 +8,7 @@ script of the page expands a column when it is chosen.
 from __future__ import annotations
 
 import base64
+import json
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,7 +156,11 @@ def heat_map(
             for name, columns in full.items()
             for kept in [_kept(tables[name].sizes["step"], every)]
         }
-        size = sum(len(one["codes"]) for columns in encoded.values() for one in columns.values())
+        size = sum(
+            len(one["codes"]) + len(json.dumps(one["scales"]))
+            for columns in encoded.values()
+            for one in columns.values()
+        )
         if size <= most or every >= longest:
             break
         every += max(1, round(every * (size / most - 1)))

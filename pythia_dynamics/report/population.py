@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from pythia_dynamics.errors import PythiaDynError, optional_import
 from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report import facts
 from pythia_dynamics.report.commands import commands, subcommand
-from pythia_dynamics.report.heatmap import HeatMap
+from pythia_dynamics.report.heatmap import heat_map
 from pythia_dynamics.report.parts import Comparison, comparison_parts, heat_map_part, picture, render
 from pythia_dynamics.results.commands import typed_command
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.runs import Seed, seed_of
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 __all__ = ["Gathered", "PopulationPage", "population_page"]
+
+_PAGE_BYTES = 4_800_000
+"""Length of a page without the script of the heat map and what it says of each run and tensor: below 5 MB with them."""
+
+_LEAST_MAP_BYTES = 1_000_000
+"""Length that the values of the heat map may have, however long the rest of the page is: of 10 runs × 40 tensors × 40
+columns every sixth of 143 records."""
 
 _STAGES = ("demo", "reproduce", "fetch", "verify")
 """Commands that are run before those that measure, in this order: a measure of a glob takes every run that is fetched
@@ -68,8 +80,11 @@ class PopulationPage:
         The results of the runs, in their order.
     gathered
         What was gathered.
-    heat
-        The heat map of all tensors; None where no table has one row per step.
+    tables
+        All tables with one row per step, for the heat map, as `pythia_dynamics.report.heatmap.read_step_tables` returns
+        them.
+    notes
+        The tables that are not among them, each with the reason.
     comparisons
         The saved comparisons of these runs.
     problems
@@ -79,7 +94,8 @@ class PopulationPage:
     patterns: tuple[str, ...]
     runs: tuple[Results, ...]
     gathered: tuple[Gathered, ...]
-    heat: HeatMap | None
+    tables: Mapping[str, xr.Dataset]
+    notes: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     problems: tuple[str, ...]
 
@@ -113,23 +129,25 @@ def population_page(page: PopulationPage, *, progress: Progress = silent) -> str
         progress(number, total)
     compared = comparison_parts(page.comparisons)
     plates = [part["plate"] for part in parts] + [plate for one in compared for plate in one["plates"]]
-    text = render(
+    with_heat_map = partial(
+        render,
         "population.html.j2",
         command=typed_command() or shlex.join(["pythia-dyn", "report", *_options(page.patterns)]),
         coloured=[plate[what] for plate in plates for what in ("svg", "panels")],
-        has_heat_map=page.heat is not None,
         title=f"Training dynamics of {len(page.runs)} {'run' if len(page.runs) == 1 else 'runs'}: {name}",
         name=name,
         opening=_opening([one.name for one in page.runs]),
         parts=parts,
-        heat=None if page.heat is None else heat_map_part(page.heat),
         comparisons=compared,
         runs=_table(page.runs),
         problems=page.problems,
         commands=_commands(page),
     )
+    without = with_heat_map(heat=None, has_heat_map=False)
+    room = max(_PAGE_BYTES - len(without.encode()), _LEAST_MAP_BYTES)
+    heat = heat_map("tensors-map", page.tables, page.notes, most=room)
     progress(total, total)
-    return text
+    return without if heat is None else with_heat_map(heat=heat_map_part(heat), has_heat_map=True)
 
 
 def _options(patterns: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from pythia_dynamics.errors import FormatError, PythiaDynError
 from pythia_dynamics.files import atomic_file
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report.facts import Table, format_number
-from pythia_dynamics.report.heatmap import heat_map, read_step_tables
+from pythia_dynamics.report.heatmap import read_step_tables
 from pythia_dynamics.report.population import Gathered, PopulationPage, population_page
 from pythia_dynamics.results.folder import Results, results_directory
 from pythia_dynamics.results.populations import gather
@@ -113,11 +113,13 @@ def page_of_population(
     if not gathered:
         raise PythiaDynError(_nothing(patterns, root, list(problems)))
     folders = tuple(Results(run, root) for run in runs)
+    tables, notes = read_step_tables(folders, progress)
     return PopulationPage(
         tuple(patterns),
         folders,
         tuple(gathered),
-        heat_map("tensors-map", *read_step_tables(folders, progress)),
+        tables,
+        tuple(notes),
         tuple(comparisons_of(tuple(runs), root)),
         tuple(problems),
     )
@@ -147,8 +149,7 @@ def _gathered(
     command = str(made.get("command") or _composed(patterns, measure, variable, tensor if own_folder else ""))
     if "tensor" in dataset.dims:
         found = study_tensors(dataset, variable)
-        lines = (line.strip() for line in tensor_lines(found))
-        sentences = " ".join(f"{line[:1].upper()}{line[1:]}." for line in lines)
+        sentences = " ".join(f"{_capitalised(line.strip(), found)}." for line in tensor_lines(found))
         spec = tensors_figure(found, patterns, folder.path)
         title += ", all tensors" if tensor == "all" else f", {tensor}"
         return dataset, Gathered(title, sentences, spec, _of_tensors(found), tensor, str(folder.path), command)
@@ -159,6 +160,13 @@ def _gathered(
     title += f", {tensor}" if own_folder and tensor else ""
     sentences = population_sentences(one)
     return dataset, Gathered(title, sentences, spec, _of_groups(one), tensor, str(folder.path), command)
+
+
+def _capitalised(line: str, found: TensorPopulation) -> str:
+    """A line with a capital, unless it begins with the name of a run or of a family."""
+    first = line.split(maxsplit=1)[0].rstrip(":")
+    is_name = any(str(run).startswith(first) for run in found.curves["run"].to_numpy())
+    return line if is_name else line[:1].upper() + line[1:]
 
 
 def _composed(patterns: Sequence[str], measure: str, variable: str, tensor: str) -> str:
