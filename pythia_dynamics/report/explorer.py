@@ -186,7 +186,7 @@ def codes_of(values: NDArray[np.float64], *, log: bool, floor: float = 0.0) -> t
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if log:
             low = max(low, high * floor)
-            place = np.log(values / low) / (np.log(high / low) or 1.0)
+            place = (np.log(values) - np.log(low)) / ((np.log(high) - np.log(low)) or 1.0)  # high/low may be infinite
         else:
             place = (values / 2 - low / 2) / ((high / 2 - low / 2) or 1.0)  # halves: high - low may be infinite
         codes = np.where(place >= 0, 1 + np.rint(np.minimum(place, 1) * _LARGEST), 0)
@@ -218,7 +218,9 @@ def values_of(codes: NDArray[np.uint16], low: float, high: float, *, log: bool) 
         Whether the scale is logarithmic.
     """
     place = (codes.astype(np.float64) - 1) / _LARGEST
-    values = low * (high / low) ** place if log else low * (1 - place) + high * place
+    ends = (np.log(low), np.log(high)) if log else (low, high)
+    values = ends[0] * (1 - place) + ends[1] * place
+    values = np.exp(values) if log else values
     return np.where(codes == MISSING, np.nan, np.where(codes == 0, 0.0, values))
 
 

@@ -33,7 +33,7 @@
       const place = (code - 1) / CODES;
       if (code === MISSING) values[at] = NaN;
       else if (code === 0) values[at] = 0;
-      else values[at] = log ? low * Math.pow(high / low, place) : low * (1 - place) + high * place;
+      else values[at] = log ? Math.exp(Math.log(low) * (1 - place) + Math.log(high) * place) : low * (1 - place) + high * place;
     }
     return values;
   };

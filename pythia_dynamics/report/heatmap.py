@@ -235,7 +235,7 @@ def _encoded(values: NDArray[np.float64]) -> dict[str, Any]:
     scales, codes = [], np.full(values.shape, MISSING, np.uint16)
     for row, of_tensor in zip(codes, values, strict=True):
         finite = of_tensor[np.isfinite(of_tensor)]
-        log = bool(finite.size and finite.min() > 0 and finite.max() >= _LOGARITHMIC * finite.min())
+        log = bool(finite.size and finite.min() > 0 and finite.max() / _LOGARITHMIC >= finite.min())
         low, high, row[:] = codes_of(of_tensor, log=log)
         scales.append([low, high, int(log)])
     steps = codes.copy()
