@@ -279,20 +279,43 @@ def _published_names(model: str, known: Sequence[str]) -> list[str]:
 @with_measured
 @with_measured_tensors
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write.  [default: report.html in --results]"
+    "--runs",
+    multiple=True,
+    metavar="PATTERN",
+    help="A population, as it was given to gather --model ('160m-seed*'): a page of its own; repeatable.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.  [default: report.html in --results, or in the folder of the population]",
 )
 @app.with_axis
 @app.with_cache
 @app.with_results
 @app.with_json
 def report(
-    models: tuple[str, ...], tensors: tuple[str, ...], out: Path | None, axis: AxisKind, cache: Path, results: Path
+    models: tuple[str, ...],
+    tensors: tuple[str, ...],
+    runs: tuple[str, ...],
+    out: Path | None,
+    axis: AxisKind,
+    cache: Path,
+    results: Path,
 ) -> None:
-    """Write one self-contained HTML page: claims, figures, tables, missing and irregular steps, provenance."""
+    """Write one self-contained HTML page: claims, figures, tables, missing and irregular steps, provenance.
+
+    With --runs it is the page of a population: what was gathered of it, and a heat map of all its tensors.
+    """
     from pythia_dynamics.studies.sections import section, write_page
 
-    chosen: list[Section] = []
     answer = app.Answer("report")
+    if runs:
+        if models or tensors or axis != "step":
+            raise click.UsageError("--runs has a page of its own; leave out --model, --tensor and --axis")
+        _report_population(runs, out, results)
+        answer.finish()
+        return
+    chosen: list[Section] = []
     for measured in _measured(models, cache, results, answer, tensors):
         with answer.collect():
             measured.weights().require_same_weights()
@@ -304,6 +327,22 @@ def report(
         app.echo(f"{path}  {size / 1e6:.1f} MB, {', '.join(measured.label for measured in shown)}")
         app.print_facts({"report": path, "bytes": size, "models": [measured.name for measured in shown]})
     answer.finish()
+
+
+def _report_population(runs: tuple[str, ...], out: Path | None, results: Path) -> None:
+    """Write the page of a population."""
+    from pythia_dynamics.studies.population_page import page_of_population, write_population_page
+
+    with app.bar("read", "table") as progress:
+        page = page_of_population(runs, results, progress=progress)
+    with app.bar("report", "figure") as progress:
+        path = write_population_page(page, results, out, progress=progress)
+    for problem in page.problems:
+        app.echo(f"  note: {problem}")
+    size, names = path.stat().st_size, [run.name for run in page.runs]
+    app.echo(f"{path}  {size / 1e6:.1f} MB, {len(names)} runs, {len(page.gathered)} gathered measures")
+    told = {"report": path, "bytes": size, "runs": names, "gathered": [one.title for one in page.gathered]}
+    app.print_facts({**told, "notes": page.problems})
 
 
 @app.main.command()

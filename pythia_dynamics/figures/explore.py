@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -16,7 +17,19 @@ from pythia_dynamics.figures.measures import density, density_range
 from pythia_dynamics.figures.style import COLOURS, of_a_result, step_axis
 from pythia_dynamics.figures.two_time import cosine
 
-__all__ = ["cosine_at", "density_at"]
+__all__ = ["cosine_at", "density_at", "viridis"]
+
+
+def viridis(count: int = 256) -> bytes:
+    """The colours of heat maps, for the script of the page: red, green and blue of each, from dark to bright.
+
+    Parameters
+    ----------
+    count
+        Number of colours.
+    """
+    ramp = mpl.colormaps["viridis"](np.linspace(0, 1, count), bytes=True)
+    return bytes(np.asarray(ramp)[:, :3].tobytes())
 
 
 @of_a_result

@@ -48,9 +48,12 @@ _EDITS = (
     (re.compile(r"\s*<style[^>]*>.*?</style>", re.DOTALL), ""),
     (re.compile(r"font-family: [^;\"]*sans-serif;? ?"), ""),  # the page sets the font
     (re.compile(r"\n\s+"), "\n"),
-    (re.compile(r"(\d+\.\d{2})\d+"), r"\1"),  # 0.01 pt is finer than any screen
 )
 """What is replaced in the SVG that matplotlib writes, in this order."""
+
+_TAG = re.compile(r"<[^>]*>")
+_DIGITS_OF_TAGS = re.compile(r"(\d+\.\d{2})\d+")
+"""Numbers in tags are cut to 0.01 pt, which is finer than any screen. Those between tags are labels of ticks."""
 
 _SIZE = re.compile(r'(<svg[^>]*?) width="[\d.]+pt" height="[\d.]+pt"', re.DOTALL)
 _UNNAMED = re.compile(r"_child\d+")
@@ -134,6 +137,7 @@ def inline(figure: Figure, key: str, *, label: str) -> Drawing:
     text = buffer.getvalue().decode()
     for pattern, replacement in _EDITS:
         text = pattern.sub(replacement, text)
+    text = _TAG.sub(lambda tag: _DIGITS_OF_TAGS.sub(r"\1", tag[0]), text)
     text = _SIZE.sub(lambda found: f'{found[1]} role="img" aria-label="{escape(label)}"', text, count=1)
     return Drawing(text, tuple(_panel(ax, width, height) for ax in shown))
 

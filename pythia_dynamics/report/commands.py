@@ -18,7 +18,7 @@ from pythia_dynamics.results.commands import steps_option, typed_command
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.tables import read_json
 
-__all__ = ["commands", "report_command", "verify_command"]
+__all__ = ["commands", "report_command", "subcommand", "verify_command"]
 
 _PROGRAM = "pythia-dyn"
 
@@ -69,7 +69,7 @@ def commands(results: Results) -> tuple[str, ...]:
     made += [(name, details, weights) for name, details in weights.provenance().items()]
     made.sort(key=lambda entry: str(entry[1].get("time")))
     lines = [details.get("command") or _composed(name, details, folder) for name, details, folder in made]
-    whole = [line for line in lines if _subcommand(line) in _WHOLE]
+    whole = [line for line in lines if subcommand(line) in _WHOLE]
     fetched: list[str] = []
     measured = [details for _, details, folder in made if folder is weights and details.get("source")]
     if measured and not (whole and weights.is_unembedding):
@@ -126,7 +126,14 @@ def _verifications(model: Results) -> Iterator[str]:
         return
 
 
-def _subcommand(line: str) -> str:
+def subcommand(line: str) -> str:
+    """The command of a line: its first word after the name of the program.
+
+    Parameters
+    ----------
+    line
+        The line, as for a shell.
+    """
     return shlex.split(line)[1]
 
 

@@ -21,7 +21,7 @@ from pythia_dynamics.figures.svg import rounded
 from pythia_dynamics.results.folder import Results
 from pythia_dynamics.results.reading import computed
 
-__all__ = ["Explorer", "decode", "encode", "explorers"]
+__all__ = ["MISSING", "Explorer", "codes_of", "decode", "encode", "explorers", "values_of"]
 
 _MAX_STEPS = 200
 """Steps on a page. 200 × 200 cosines take 107 kB in base64, so that four models with both figures stay below 5 MB; the
@@ -30,7 +30,7 @@ _MAX_STEPS = 200
 _MAX_BINS = 192
 """Bins of a density on a page: one for every two points (1/72 inch) of the width of its figure."""
 
-_MISSING = 0xFFFF
+MISSING = 0xFFFF
 """The code of a value that is not known."""
 
 _LARGEST = 0xFFFD
@@ -158,17 +158,39 @@ def encode(values: NDArray[np.float64], *, log: bool) -> dict[str, Any]:
     dict
         `low` and `high`, the ends of the scale, `log`, and `codes`, the little-endian codes in base64.
     """
+    low, high, codes = codes_of(values, log=log, floor=DENSITY_FLOOR)
+    return {"low": low, "high": high, "log": log, "codes": base64.b64encode(codes.astype("<u2").tobytes()).decode()}
+
+
+def codes_of(values: NDArray[np.float64], *, log: bool, floor: float = 0.0) -> tuple[float, float, NDArray[np.uint16]]:
+    """Values as 16-bit codes on a scale from the least to the greatest of them.
+
+    Parameters
+    ----------
+    values
+        The values; those that are not finite have the code `MISSING`.
+    log
+        Whether the scale is logarithmic. Zero then has the code 0.
+    floor
+        Share of the greatest value below which values of a logarithmic scale count as zero.
+
+    Returns
+    -------
+    low, high : float
+        The ends of the scale.
+    codes : ndarray of uint16
+        1 … 65534 from `low` to `high`, in the shape of the values.
+    """
     finite = values[np.isfinite(values) & ((values > 0) if log else True)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0, 1.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if log:
-            low = max(low, high * DENSITY_FLOOR)
-            place = np.log(values / low) / (np.log(high / low) or 1.0)
+            low = max(low, high * floor)
+            place = (np.log(values) - np.log(low)) / ((np.log(high) - np.log(low)) or 1.0)  # high/low may be infinite
         else:
-            place = (values - low) / ((high - low) or 1.0)
+            place = (values / 2 - low / 2) / ((high / 2 - low / 2) or 1.0)  # halves: high - low may be infinite
         codes = np.where(place >= 0, 1 + np.rint(np.minimum(place, 1) * _LARGEST), 0)
-    codes = np.where(np.isfinite(values), codes, _MISSING).astype("<u2")
-    return {"low": low, "high": high, "log": log, "codes": base64.b64encode(codes.tobytes()).decode()}
+    return low, high, np.where(np.isfinite(values), codes, MISSING).astype(np.uint16)
 
 
 def decode(content: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -181,11 +203,25 @@ def decode(content: dict[str, Any], shape: tuple[int, ...]) -> NDArray[np.float6
     shape
         Shape of the values.
     """
-    codes = np.frombuffer(base64.b64decode(content["codes"]), "<u2").reshape(shape).astype(np.float64)
-    place = (codes - 1) / _LARGEST
-    low, high = content["low"], content["high"]
-    values = low * (high / low) ** place if content["log"] else low + place * (high - low)
-    return np.where(codes == _MISSING, np.nan, np.where(codes == 0, 0.0, values))
+    codes = np.frombuffer(base64.b64decode(content["codes"]), "<u2").reshape(shape)
+    return values_of(codes, content["low"], content["high"], log=content["log"])
+
+
+def values_of(codes: NDArray[np.uint16], low: float, high: float, *, log: bool) -> NDArray[np.float64]:
+    """The values that `codes_of` was given, as the script of the page decodes them.
+
+    Parameters
+    ----------
+    codes, low, high
+        What `codes_of` returned.
+    log
+        Whether the scale is logarithmic.
+    """
+    place = (codes.astype(np.float64) - 1) / _LARGEST
+    ends = (np.log(low), np.log(high)) if log else (low, high)
+    values = ends[0] * (1 - place) + ends[1] * place
+    values = np.exp(values) if log else values
+    return np.where(codes == MISSING, np.nan, np.where(codes == 0, 0.0, values))
 
 
 def _spread(count: int) -> NDArray[np.intp]:

@@ -6,15 +6,11 @@ of the page, drawn by matplotlib. A small script shows the values at the pointer
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_dynamics import __version__, figures
 from pythia_dynamics.claims.populations import SeedCounts
 from pythia_dynamics.claims.verdict import Verdict
 from pythia_dynamics.errors import PythiaDynError, optional_import
@@ -22,18 +18,29 @@ from pythia_dynamics.figures.gallery import comparison_figures
 from pythia_dynamics.figures.specs import FigureSpec
 from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report import facts
-from pythia_dynamics.report.colours import style_of, variable, with_variables
+from pythia_dynamics.report.colours import with_variables
 from pythia_dynamics.report.commands import report_command, verify_command
 from pythia_dynamics.report.explorer import Explorer, explorers
+from pythia_dynamics.report.heatmap import heat_map, read_step_tables
+from pythia_dynamics.report.parts import (
+    Comparison,
+    comparison_parts,
+    heat_map_part,
+    panels_of,
+    picture,
+    render,
+    to_json,
+)
 from pythia_dynamics.report.summary import paragraph
 from pythia_dynamics.report.verdicts import MARKS, counted, evidence_facts, heading, records_of
 from pythia_dynamics.results.folder import Results
 
 __all__ = ["OverModels", "Section", "report"]
 
-_MAX_NARROW_WIDTH = 420
-"""Width in points up to which a figure shrinks on a small screen. A wider one is scrolled: its text of 9 points would
-become illegible."""
+
+_HEAT_BYTES = 600_000
+"""Length of the values of all heat maps on a page: 40 tensors × 143 steps × 38 columns of one model. The page of four
+models, whose figures take 4.3 MB, so stays below 5 MB; the heat maps of several models show fewer steps."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,13 @@ class OverModels:
     seeds: tuple[SeedCounts, ...]
 
 
-def report(sections: Sequence[Section], *, over: OverModels | None = None, progress: Progress = silent) -> str:
+def report(
+    sections: Sequence[Section],
+    *,
+    over: OverModels | None = None,
+    comparisons: Sequence[Comparison] = (),
+    progress: Progress = silent,
+) -> str:
     """The HTML page of some models.
 
     Parameters
@@ -83,6 +96,8 @@ def report(sections: Sequence[Section], *, over: OverModels | None = None, progr
         One for each model.
     over
         What is said of several models together.
+    comparisons
+        Saved comparisons of these models.
     progress
         Counts models, and the figures of all models as one more.
 
@@ -92,19 +107,22 @@ def report(sections: Sequence[Section], *, over: OverModels | None = None, progr
         Without sections, or without the extra ``report``.
     """
     with optional_import("pythia-dyn report", "report"):
-        from jinja2 import Environment, StrictUndefined
+        import jinja2  # noqa: F401  # before the figures are drawn
 
     if not sections:
         raise PythiaDynError("no model to report on; name one with --model")
     folders, total = [section.results for section in sections], len(sections) + 1
     names = [results.label for results in folders]
     progress(0, total)
-    comparisons = comparison_figures(folders, Path()) if len(sections) > 1 else []
-    together = [_picture(spec, f"all-{spec.key}") for spec in comparisons]
+    over_models = comparison_figures(folders, Path()) if len(sections) > 1 else []
+    together = [picture(spec, f"all-{spec.key}") for spec in over_models]
     progress(1, total)
     parts = []
     for number, section in enumerate(sections, 1):
-        parts.append(_part(section, f"m{number}"))
+        is_first = folders[number - 1].name not in {one.name for one in folders[: number - 1]}
+        most = _HEAT_BYTES // len({folder.name for folder in folders})
+        heat = _heat_map(section.results, number, most) if is_first else None
+        parts.append({**_part(section, f"m{number}"), "heat": heat})
         progress(number + 1, total)
     rows: dict[str, dict[str, Any]] = {}
     for name, section in zip(names, sections, strict=True):
@@ -120,9 +138,12 @@ def report(sections: Sequence[Section], *, over: OverModels | None = None, progr
         {"verdict": verdict, "key": f"claim-{verdict.claim}", "evidence": evidence_facts(verdict, records)}
         for verdict in (over.verdicts if over else ())
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = facts.format_number
-    return environment.from_string(_file("page.html.j2")).render(
+    compared = comparison_parts(comparisons)
+    return render(
+        "page.html.j2",
+        command=report_command(folders),
+        coloured=list(_drawn([*together, *(plate for one in compared for plate in one["plates"])], *parts)),
+        has_heat_map=any(part["heat"] for part in parts),
         title=f"Training dynamics of {', '.join(names)}",
         names=names,
         rows=list(rows.values()),
@@ -131,13 +152,8 @@ def report(sections: Sequence[Section], *, over: OverModels | None = None, progr
         over=together_judged,
         seeds=over.seeds if over else (),
         together=together,
+        comparisons=compared,
         sections=parts,
-        command=report_command(folders),
-        version=__version__,
-        made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        colours=style_of(_drawn(together, *parts)),
-        style=_file("style.css"),
-        script=_file("script.js"),
     )
 
 
@@ -148,7 +164,7 @@ def _part(section: Section, key: str) -> dict[str, Any]:
     return {
         "key": key,
         "name": results.label,
-        "plates": [_picture(spec, f"{key}-{spec.key}") for spec in section.specs if f"{key}-{spec.key}" not in shown],
+        "plates": [picture(spec, f"{key}-{spec.key}") for spec in section.specs if f"{key}-{spec.key}" not in shown],
         "explorers": [_explorer(explorer) for explorer in with_slider],
         "tables": section.tables,
         "gaps": facts.gaps(results),
@@ -161,6 +177,14 @@ def _part(section: Section, key: str) -> dict[str, Any]:
     }
 
 
+def _heat_map(results: Results, number: int, most: int) -> dict[str, Any] | None:
+    """The heat map of all tensors of a model; None where one tensor alone has been measured."""
+    if len(results.model.tensors) < 2:
+        return None
+    shown = heat_map(f"m{number}-heat", *read_step_tables([results.model]), most=most)
+    return None if shown is None else heat_map_part(shown)
+
+
 def _drawn(together: Sequence[dict[str, Any]], *parts: dict[str, Any]) -> Iterator[str]:
     """Every part of the page that has colours of figures."""
     yield from (picture[what] for picture in together for what in ("svg", "panels"))
@@ -169,36 +193,7 @@ def _drawn(together: Sequence[dict[str, Any]], *parts: dict[str, Any]) -> Iterat
         yield from (explorer[what] for explorer in part["explorers"] for what in ("svg", "content"))
 
 
-def _picture(spec: FigureSpec, key: str) -> dict[str, Any]:
-    """What the template needs of a figure."""
-    with spec.sheet() as (figure, axes):
-        spec.draw(axes)
-        drawing = figures.inline(figure, key, label=f"{spec.title}. {spec.caption}")
-    wide = spec.columns * spec.width * 72 > _MAX_NARROW_WIDTH
-    text = {"key": key, "title": spec.title, "caption": spec.caption}
-    return {**text, "svg": with_variables(drawing.svg), "panels": _json(_panels(drawing)), "wide": wide}
-
-
 def _explorer(explorer: Explorer) -> dict[str, Any]:
     """What the template needs of an explorer."""
-    content = {**explorer.payload, "key": explorer.key, "steps": explorer.steps, "panels": _panels(explorer.drawing)}
-    return {**vars(explorer), "svg": with_variables(explorer.drawing.svg), "content": _json(content)}
-
-
-def _panels(drawing: figures.Drawing) -> list[dict[str, Any]]:
-    """The panels of a drawing, as the script of the page uses them."""
-    panels = [asdict(panel) for panel in drawing.panels]
-    for panel in panels:
-        panel["series"] = [{**series, "colour": variable(series["colour"])} for series in panel["series"]]
-    return panels
-
-
-def _json(content: Any) -> str:
-    """JSON for a script element, with escapes for the characters that could end the element."""
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _file(name: str) -> str:
-    """The text of a file of this package."""
-    return (resources.files("pythia_dynamics.report") / name).read_text(encoding="utf-8")
+    content = {**explorer.payload, "key": explorer.key, "steps": explorer.steps, "panels": panels_of(explorer.drawing)}
+    return {**vars(explorer), "svg": with_variables(explorer.drawing.svg), "content": to_json(content)}

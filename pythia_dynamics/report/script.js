@@ -1,14 +1,4 @@
-"use strict";
 (() => {
-  const SVG = "http://www.w3.org/2000/svg";
-
-  const say = (value) => {
-    if (value === null || value === undefined || Number.isNaN(value)) return "not known";
-    if (Number.isInteger(value) && Math.abs(value) < 1e7) return value.toLocaleString("en-US");
-    const size = Math.abs(value);
-    return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(3) : value.toPrecision(4);
-  };
-
   // A panel's data coordinates, and those of the SVG's viewBox.
   class Axis {
     constructor({ scale, limits, label }, start, stop) {
@@ -52,8 +42,6 @@
     return Math.abs(sorted[high] - value) < Math.abs(sorted[low] - value) ? high : low;
   };
 
-  const pointIn = (svg, event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-
   // What is read off a figure, marked in it and said below it.
   class Reader {
     constructor(figure, panels) {
@@ -61,8 +49,7 @@
       this.plot = figure.querySelector(".plot");
       this.readout = figure.querySelector(".readout");
       this.panels = panels.map((panel) => new Panel(panel));
-      this.layer = document.createElementNS(SVG, "g");
-      this.layer.setAttribute("aria-hidden", "true");
+      this.layer = svgNode("g", { "aria-hidden": "true" });
       this.svg.append(this.layer);
       this.panel = this.panels.findIndex((panel) => panel.places.length);
       this.index = -1;
@@ -118,17 +105,13 @@
       this.readout.textContent = `${panel.x.label || "x"} ${say(place)}: ${panel.y.label}${panel.y.label ? ": " : ""}${parts.join("; ")}`;
     }
     guide(panel, place) {
-      const line = document.createElementNS(SVG, "line");
       const x = panel.x.at(place);
-      for (const [name, value] of Object.entries({ x1: x, x2: x, y1: panel.top, y2: panel.bottom, class: "guide" }))
-        line.setAttribute(name, value);
-      return line;
+      return svgNode("line", { x1: x, x2: x, y1: panel.top, y2: panel.bottom, class: "guide" });
     }
     spot(panel, x, y, colour) {
       const [cx, cy] = [panel.x.at(x), panel.y.at(y)];
       if (!Number.isFinite(cy) || cy < panel.top - 1 || cy > panel.bottom + 1) return;
-      const circle = document.createElementNS(SVG, "circle");
-      for (const [name, value] of Object.entries({ cx, cy, r: 2.6, class: "spot" })) circle.setAttribute(name, value);
+      const circle = svgNode("circle", { cx, cy, r: 2.6, class: "spot" });
       circle.style.fill = colour;
       this.layer.append(circle);
     }

@@ -10,7 +10,7 @@ import xarray as xr
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.measures.rank import SHOWN_TOLERANCES
 
-__all__ = ["curve_of", "per_parameter", "replicates"]
+__all__ = ["curve_of", "per_parameter", "replicates", "units_of"]
 
 _MAIN: Mapping[str, str] = {
     "moments": "std",
@@ -78,6 +78,17 @@ def curve_of(dataset: xr.Dataset, variable: str | None = None) -> xr.DataArray:
         raise UnknownNameError("variable", variable, names, where=measure)
     curve = dataset[variable].transpose("run", "step")
     return curve if "units" in curve.attrs or variable not in _UNITS else curve.assign_attrs(units=_UNITS[variable])
+
+
+def units_of(variable: str) -> str:
+    """The units of a column of a table; empty for a pure number, or where they are not known.
+
+    Parameters
+    ----------
+    variable
+        Its name.
+    """
+    return _UNITS.get(variable, "")
 
 
 def _of_one_rank(dataset: xr.Dataset) -> xr.Dataset:

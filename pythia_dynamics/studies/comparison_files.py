@@ -25,7 +25,7 @@ from pythia_dynamics.studies.comparison_table import (
 from pythia_dynamics.studies.pipeline import Outcome
 from pythia_dynamics.tables import plain, write_csv
 
-__all__ = ["FOLDER", "write_comparison"]
+__all__ = ["FOLDER", "comparison_figures", "write_comparison"]
 
 FOLDER = "compare"
 """Folder of all comparisons in the directory of results. Those of two sides are two levels below it, where no command
@@ -69,7 +69,7 @@ def write_comparison(
         row.name: {key: value for key, value in asdict(row).items() if key != "name"} for row in rows
     }
     facts |= {key: result.attrs[key] for key in ("missing_a", "missing_b")}
-    specs, summary = [_figure(result, folder.path / "compare", f"{a} and {b}")], summarise_comparison(result)
+    summary = summarise_comparison(result)
     if line is not None:
         columns = ("alpha", "nll", "nll_se", "chord", "excess", "excess_se")
         table = line[list(columns[1:])].to_dataframe().reset_index()
@@ -78,15 +78,10 @@ def write_comparison(
         names = ("barrier", "barrier_alpha", "barrier_se", "barrier_low", "barrier_high", "sentences", "left_out")
         facts["interpolation"] = {name: line.attrs[name] for name in names} | {"points": line.sizes["alpha"]}
         summary += f"; {barrier_sentence(line)}"
-        title = "Loss along the line between two checkpoints"
-        draw = partial(figures.interpolated_loss, result=line)
-        specs.append(
-            FigureSpec(folder.path / "interpolation", title, barrier_sentence(line), draw, name=f"{a} and {b}")
-        )
         folder.record("interpolation", line.attrs)
     facts = plain(facts)
     folder.record("compare", {**result.attrs, "summary": summary, "facts": facts})
-    files += save_figures(specs)
+    files += save_figures(comparison_figures(result, line, folder.path))
     return Outcome("compare", tuple(files), summary, facts)
 
 
@@ -139,6 +134,27 @@ def _quantile(pairs: Any, quantile: float) -> Any:
     if known.any():
         found[known] = np.nanquantile(pairs[:, known], quantile, axis=0)
     return found
+
+
+def comparison_figures(result: xr.Dataset, line: xr.Dataset | None, folder: Path) -> list[FigureSpec]:
+    """The figures of a comparison: profiles of the last step and, of two runs, curves over the steps; the loss.
+
+    Parameters
+    ----------
+    result
+        The result of `pythia_dynamics.compare`.
+    line
+        The result of `pythia_dynamics.interpolation`; None without one.
+    folder
+        The folder of the files.
+    """
+    name = " and ".join(str(result.attrs[side]).replace(":", ",") for side in "ab")
+    specs = [_figure(result, folder / "compare", name)]
+    if line is not None:
+        title = "Loss along the line between two checkpoints"
+        draw = partial(figures.interpolated_loss, result=line)
+        specs.append(FigureSpec(folder / "interpolation", title, barrier_sentence(line), draw, name=name))
+    return specs
 
 
 def _figure(result: xr.Dataset, path: Path, name: str) -> FigureSpec:

@@ -14,7 +14,9 @@ __all__ = [
     "Floor",
     "Row",
     "barrier_sentence",
+    "comparison_cells",
     "comparison_lines",
+    "comparison_remarks",
     "comparison_rows",
     "summarise_comparison",
     "told_step",
@@ -173,19 +175,13 @@ def comparison_lines(result: xr.Dataset) -> Iterator[str]:
         label, at = result.attrs[side], "" if result.attrs["compared"] == "checkpoints" else f" at step {step:,}"
         yield f"{side.upper()}  {label}{at}: {result.attrs[f'tensor_{side}']} ({shape}), norm {norm:.6g}"
     rows = [row for row in comparison_rows(result) if np.isfinite(row.value)]
-    table = [("", "value", "independent", "floor", "")]
-    table += [(row.title, *_cells(row)) for row in rows]
-    head, *lines = _aligned(table)
+    head, *lines = _aligned([("", "value", "independent", "floor", ""), *comparison_cells(rows)])
     yield f"  {head}".rstrip()
     for row, cells in zip(rows, lines, strict=True):
         yield f"  {cells}".rstrip()
         for found in row.floors[1:]:
             yield f"      {found.kind}: {_range(found, row.units)}, {found.verdict}"
-    counts = sorted({found.pairs for row in rows for found in row.floors[:1]})
-    chance = f"; one more pair is outside by chance in {2 / (counts[-1] + 1):.0%}" if counts else ""
-    yield f"  floor: {result.attrs['floor']}{chance}"
-    if result.attrs["not_compared"]:
-        yield f"  not compared: {result.attrs['not_compared']}"
+    yield from (f"  {line}" for line in comparison_remarks(result, rows))
     if result.attrs["compared"] == "runs":
         count = int(np.isfinite(result["norm"].to_numpy()).all(axis=1).sum())
         yield f"  {count} of {result.sizes['step']} common steps compared"
@@ -196,6 +192,34 @@ def comparison_lines(result: xr.Dataset) -> Iterator[str]:
     for side in "ab":
         for step, reason in [*result.attrs[f"missing_{side}"].items()][:8]:
             yield f"  missing {result.attrs[side]} step {step}: {reason}"
+
+
+def comparison_cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The cells of a table: statistic, value, independent directions, range of the seeds, verdict.
+
+    Parameters
+    ----------
+    rows
+        The result of `comparison_rows`, or a part of it.
+    """
+    return [(row.title, *_cells(row)) for row in rows]
+
+
+def comparison_remarks(result: xr.Dataset, rows: Sequence[Row]) -> Iterator[str]:
+    """What the floor is, and what cannot be compared.
+
+    Parameters
+    ----------
+    result
+        The result of `pythia_dynamics.compare`.
+    rows
+        The rows of it that are shown.
+    """
+    counts = sorted({found.pairs for row in rows for found in row.floors[:1]})
+    chance = f"; one more pair is outside by chance in {2 / (counts[-1] + 1):.0%}" if counts else ""
+    yield f"floor: {result.attrs['floor']}{chance}"
+    if result.attrs["not_compared"]:
+        yield f"not compared: {result.attrs['not_compared']}"
 
 
 def _cells(row: Row) -> tuple[str, str, str, str]:

@@ -12,14 +12,14 @@ import xarray as xr
 
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.figures.layers import SHOWN, layers_figure
-from pythia_dynamics.figures.specs import save_figures
+from pythia_dynamics.figures.specs import FigureSpec, save_figures
 from pythia_dynamics.results.departures import ALARMS, Departure
 from pythia_dynamics.results.overview import overview_table
 from pythia_dynamics.studies.pipeline import Outcome
 from pythia_dynamics.studies.populations import Group, population_folder, study_population
 from pythia_dynamics.tables import plain, write_csv
 
-__all__ = ["TensorPopulation", "study_tensors", "tensor_lines", "write_tensors"]
+__all__ = ["TensorPopulation", "study_tensors", "tensor_lines", "tensors_figure", "write_tensors"]
 
 _ICC_HIGH = 0.5
 """Intraclass correlation from which a curve tells its run: more of its variance is between runs than within one."""
@@ -189,17 +189,8 @@ def write_tensors(
         write_csv(folder.path / f"{stem}-band.csv", (*_PLACE, *_BAND), bands),
         write_csv(folder.path / f"{stem}-tensors.csv", (*_PLACE, *_END), ends),
     ]
-    lines, words = tensor_lines(found), found.variable.replace("_", " ")
-    units = f" ({found.units})" if found.units not in ("", "1") else ""
-    spec = layers_figure(
-        folder.path / stem,
-        found.curves.rename(stem).to_dataset(),
-        stem,
-        f"{words} of {len(places)} tensors, {len(runs)} runs",
-        " ".join(f"{line.strip()}." for line in lines) + " The median of the runs, with their central 80 % shaded.",
-        words + units,
-        ", ".join(patterns),
-    )
+    words = found.variable.replace("_", " ")
+    spec = tensors_figure(found, patterns, folder.path)
     facts = _facts(found)
     made = {
         "patterns": list(patterns),
@@ -213,6 +204,31 @@ def write_tensors(
     folder.record(stem, made)
     files += save_figures([spec])
     return Outcome("gather", tuple(files), f"{words} of {len(places)} tensors, {len(runs)} runs", facts)
+
+
+def tensors_figure(found: TensorPopulation, patterns: Sequence[str], folder: Path) -> FigureSpec:
+    """The figure of the tensors of a population by layer and kind.
+
+    Parameters
+    ----------
+    found
+        The statistics.
+    patterns
+        The names and globs that were gathered.
+    folder
+        The folder of its files.
+    """
+    lines, words = tensor_lines(found), found.variable.replace("_", " ")
+    units = f" ({found.units})" if found.units not in ("", "1") else ""
+    return layers_figure(
+        folder / found.variable,
+        found.curves.rename(found.variable).to_dataset(),
+        found.variable,
+        f"{words} of {len(found.groups)} tensors, {found.curves.sizes['run']} runs",
+        " ".join(f"{line.strip()}." for line in lines) + " The median of the runs, with their central 80 % shaded.",
+        words + units,
+        ", ".join(patterns),
+    )
 
 
 _PLACE = ("tensor", "layer", "kind", "head")

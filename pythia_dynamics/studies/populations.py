@@ -26,8 +26,11 @@ __all__ = [
     "FOLDER",
     "Group",
     "Population",
+    "population_figure",
     "population_folder",
     "population_lines",
+    "population_name",
+    "population_sentences",
     "study_population",
     "write_population",
 ]
@@ -161,6 +164,30 @@ def population_lines(found: Population) -> list[str]:
     return lines
 
 
+def population_sentences(found: Population) -> str:
+    """What a population says, in sentences for the page.
+
+    Parameters
+    ----------
+    found
+        The statistics.
+    """
+    told = []
+    for group in found.groups:
+        if not group.steps:
+            told.append(f"{group.name} has no values.")
+            continue
+        runs = "1 run" if len(group.runs) == 1 else f"{len(group.runs)} runs"
+        told.append(f"{runs} of {group.name} at step {group.last:,}: {_end_in_words(group)}.")
+        if len(group.runs) > 1:
+            told += [f"{line[:1].upper()}{line[1:]}." for line in (_variances_in_words(group.variances),)]
+            leaving = [_leaving_in_words(group)] if not group.departures.found else []
+            told += [f"{line[:1].upper()}{line[1:]}." for lines in leaving for line in lines]
+            told += [f"{one.run} leaves the others at step {one.step:,}." for one in group.departures.found]
+    told += [f"Data or weights, {family}: {_origin_in_words(origin)}." for family, origin in found.origins.items()]
+    return " ".join(told)
+
+
 def _end_in_words(group: Group) -> str:
     end = group.spread.sel(step=group.last)
     count = int(end["runs"])
@@ -257,16 +284,8 @@ def write_population(
     """
     measure, tensor = str(dataset.attrs["measure"]), str(dataset.attrs["tensor"])
     folder = population_folder(dataset, patterns, results)
-    stem = found.variable + ("-per-parameter" if divide else "")
-    spec = FigureSpec(
-        folder.path / stem,
-        f"{found.variable.replace('_', ' ')} of {len(found.curve['run'])} runs",
-        " ".join(f"{line.strip()}." for line in population_lines(found)),
-        lambda ax: draw_population(ax, dataset, variable=found.variable, axis=axis, divide=divide),
-        width=6.0,
-        height=3.8,
-        name=", ".join(filter(None, [*patterns, tensor])),
-    )
+    spec = population_figure(dataset, found, patterns, folder.path, axis=axis, divide=divide)
+    stem = spec.key
     with spec.sheet() as (_, ax):
         spec.draw(ax)  # an axis that is not known is an error before the first file
     columns = ("run", "seed", "seed_kind", "family", "parameters")
@@ -299,6 +318,35 @@ def write_population(
     return Outcome("gather", tuple(files), f"{found.variable} of {count} {'run' if count == 1 else 'runs'}", facts)
 
 
+def population_figure(
+    dataset: xr.Dataset,
+    found: Population,
+    patterns: Sequence[str],
+    folder: Path,
+    *,
+    axis: AxisKind = "step",
+    divide: bool = False,
+) -> FigureSpec:
+    """The figure of a population: every run, the median and the central 80 %.
+
+    Parameters
+    ----------
+    dataset, found, patterns, axis, divide
+        As for `write_population`.
+    folder
+        The folder of its files.
+    """
+    return FigureSpec(
+        folder / (found.variable + ("-per-parameter" if divide else "")),
+        f"{found.variable.replace('_', ' ')} of {len(found.curve['run'])} runs",
+        " ".join(f"{line.strip()}." for line in population_lines(found)),
+        lambda ax: draw_population(ax, dataset, variable=found.variable, axis=axis, divide=divide),
+        width=6.0,
+        height=3.8,
+        name=", ".join(filter(None, [*patterns, str(dataset.attrs["tensor"])])),
+    )
+
+
 def population_folder(dataset: xr.Dataset, patterns: Sequence[str], results: Path | str | None = None) -> Results:
     """The folder of a population: ``runs/<population>/<measure>``, with the tensor unless it is the unembedding.
 
@@ -312,8 +360,8 @@ def population_folder(dataset: xr.Dataset, patterns: Sequence[str], results: Pat
         The directory of all results.
     """
     measure, tensor = str(dataset.attrs["measure"]), str(dataset.attrs["tensor"])
-    tail = f",{_folder_name([tensor])}" if tensor and not dataset.attrs["is_unembedding"] else ""
-    return Results(f"{FOLDER}/{_folder_name(patterns)}/{measure}{tail}", results)
+    tail = f",{population_name([tensor])}" if tensor and not dataset.attrs["is_unembedding"] else ""
+    return Results(f"{FOLDER}/{population_name(patterns)}/{measure}{tail}", results)
 
 
 _BAND = ("group", "step", "runs", "median", "low", "high")
@@ -324,8 +372,14 @@ def _band_rows(group: Group) -> list[tuple[Any, ...]]:
     return [(group.name, *row) for row in zip(*columns, strict=True)]
 
 
-def _folder_name(patterns: Sequence[str]) -> str:
-    """The name of a population: its globs and names, with characters that every file system has."""
+def population_name(patterns: Sequence[str]) -> str:
+    """The name of a population: its globs and names, with characters that every file system has.
+
+    Parameters
+    ----------
+    patterns
+        The names and globs that were gathered.
+    """
     text = ",".join(patterns)
     shown = "".join(_SHOWN.get(character, character) for character in text)
     safe = re.sub(r"[^\w.,+=()!-]", "_", shown).strip(".")

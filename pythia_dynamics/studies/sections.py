@@ -21,6 +21,7 @@ from pythia_dynamics.progress import Progress, silent
 from pythia_dynamics.report.facts import tables
 from pythia_dynamics.report.page import OverModels, Section, report
 from pythia_dynamics.results.folder import Results
+from pythia_dynamics.studies.saved_comparisons import comparisons_of
 
 __all__ = ["figure_specs", "over_models", "section", "verdicts", "write_page", "write_report"]
 
@@ -128,7 +129,9 @@ def write_page(sections: Sequence[Section], path: Path, *, progress: Progress = 
         Without sections.
     """
     over = over_models({part.results: part.verdicts for part in sections})
-    page = report(sections, over=over, progress=progress)
+    models = tuple(dict.fromkeys(part.results.name for part in sections))
+    comparisons = comparisons_of(models, sections[0].results.model.path.parent) if sections else []
+    page = report(sections, over=over, comparisons=comparisons, progress=progress)
     with atomic_file(path) as file:
         file.write(page.encode())
     return path
