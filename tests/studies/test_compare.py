@@ -13,13 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 import pythia_dynamics as pyd
-from pythia_dynamics.errors import PythiaDynError, UnknownNameError
+from pythia_dynamics.errors import FormatError, PythiaDynError, UnknownNameError
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.measures.comparison import BETWEEN, WITHIN
+from pythia_dynamics.results.folder import Results
 from pythia_dynamics.studies.compare import compare
 from pythia_dynamics.studies.comparison_files import write_comparison
 from pythia_dynamics.studies.comparison_table import comparison_lines, comparison_rows, summarise_comparison
+from pythia_dynamics.studies.saved_comparisons import comparisons_of, read_comparison, read_line
 from pythia_dynamics.studies.subjects import Subject, floor_names, open_side, parse_subject
 from pythia_dynamics.sweep.frames import NonFiniteWarning
 
@@ -292,3 +294,39 @@ def test_sides_have_their_labels(cache: Path) -> None:
     write_run(cache, "two", tensors={"embed_out.weight": SHAPE, "embed_in.weight": SHAPE})
     for text, label in (("two@10:unembedding", "two@10"), ("two:embedding", "two:embed_in.weight"), ("two", "two")):
         assert open_side(text, cache).label == label
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("toy-seed0", "toy-seed1"), ("toy-seed0@10", "toy-seed0@20"), ("other@20", "other@20")]
+)
+def test_a_saved_comparison_is_read_back(cache: Path, tmp_path: Path, a: str, b: str) -> None:
+    result = compare(a, b, cache=cache)
+    write_comparison(result, tmp_path / "results")
+    (path,) = (tmp_path / "results").glob("compare/*/*/provenance.json")
+    folder = Results(path.parent.relative_to(tmp_path / "results").as_posix(), tmp_path / "results")
+    found = read_comparison(folder)
+    assert read_line(folder) is None
+    assert set(result.data_vars) - set(found.data_vars) <= {name for name in result.data_vars if "_sd" in str(name)}
+    for name in found.data_vars:
+        wanted = result[name].transpose(*found[name].dims).to_numpy()
+        np.testing.assert_allclose(found[name].to_numpy(), wanted, rtol=1e-6, atol=1e-12, err_msg=str(name))
+    assert summarise_comparison(found) == summarise_comparison(result)
+
+
+def test_comparisons_are_on_the_page_of_their_models(cache: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert comparisons_of(["toy-seed0"], results) == []
+    for a, b in (("toy-seed0", "toy-seed1"), ("other@10", "toy-seed2@20")):
+        write_comparison(compare(a, b, cache=cache), results)
+    assert [(one.a, one.b) for one in comparisons_of(["toy-seed1"], results)] == [("toy-seed0", "toy-seed1")]
+    assert [(one.a, one.b) for one in comparisons_of(["toy-seed2"], results)] == [("other@10", "toy-seed2@20")]
+    assert comparisons_of(["toy-seed"], results) == []  # a beginning of a name is another model
+    (one,) = comparisons_of(["toy-seed0", "toy-seed1"], results)
+    angle = next(row for row in one.table.rows if row[0] == "angle")
+    value = float(compare("toy-seed0", "toy-seed1", cache=cache)["angle"][-1])
+    assert float(angle[1].split()[0].rstrip("°")) == pytest.approx(value, rel=0.01)
+    assert one.command == "pythia-dyn compare toy-seed0 toy-seed1"
+    damaged = next((results / "compare" / "toy-seed0").rglob("compare.csv"))
+    damaged.write_text("step,angle\n0,1\n")
+    with pytest.raises(FormatError, match=r"compare\.csv"):
+        comparisons_of(["toy-seed0"], results)
