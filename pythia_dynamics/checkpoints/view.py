@@ -13,9 +13,9 @@ from pythia_dynamics.checkpoints.suite import Suite
 from pythia_dynamics.checkpoints.tree import files_of, is_shared
 from pythia_dynamics.errors import CheckpointError, PythiaDynError, first_line
 
-__all__ = ["as_checkpoint"]
+__all__ = ["as_checkpoint", "tokenizer_file"]
 
-_CONFIG = "config.json"
+_CONFIG, _TOKENIZER = "config.json", "tokenizer.json"
 
 
 def as_checkpoint(folder: Path, revision: Revision, suite: Suite) -> Path:
@@ -57,6 +57,25 @@ def as_checkpoint(folder: Path, revision: Revision, suite: Suite) -> Path:
     return view
 
 
+def tokenizer_file(place: str) -> Path:
+    """The ``tokenizer.json`` of a directory or of a repository, which is downloaded.
+
+    Parameters
+    ----------
+    place
+        The directory or the repository.
+
+    Raises
+    ------
+    CheckpointError
+        It has none, or cannot be had.
+    """
+    found = _shared_files(place, "tokenizer").get(_TOKENIZER)
+    if found is None:
+        raise CheckpointError(f"{place} has no {_TOKENIZER}; check --tokenizer")
+    return found
+
+
 def _is_tokenizer(name: str) -> bool:
     return (is_shared(name) and not name.endswith(_CONFIG)) or name == "tokenizer_config.json"
 
@@ -68,7 +87,7 @@ def _shared_files(place: str, kind: str) -> dict[str, Path]:
     folder = folder if folder.is_dir() else _downloaded(place, kind)
     found = {path.name: path for path in folder.iterdir() if path.is_file() and is_shared(path.name)}
     if not any(name == _CONFIG if kind == "config" else _is_tokenizer(name) for name in found):
-        raise CheckpointError(f"{place} has no {_CONFIG if kind == 'config' else 'tokenizer.json'}; check --{kind}")
+        raise CheckpointError(f"{place} has no {_CONFIG if kind == 'config' else _TOKENIZER}; check --{kind}")
     return found
 
 

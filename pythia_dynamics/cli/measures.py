@@ -66,6 +66,11 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
         flag = name.replace("_", "-")
         text = f"Also compute {name} ({name}.zarr)."
         after.append(click.option(f"--{flag}/--no-{flag}", default=True, show_default=True, help=text))
+    if "frequencies" in measure.options:
+        text = (
+            "tokenizer.json, its directory, or a repository, for a text of --frequencies.  [default: the checkpoints']"
+        )
+        after.append(click.option("--tokenizer", help=text))
     after += [app.with_axis, app.with_width, app.with_results, app.with_json]
     weights, others = _declared([app.with_weights])[::-1], _declared(after)  # click collects from the last to the first
     own = _declared([_flag(measure, option) for option in measure.options.values() if option.flag is not None])

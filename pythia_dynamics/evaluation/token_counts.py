@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.local import LocalSource
+from pythia_dynamics.checkpoints.view import tokenizer_file
 from pythia_dynamics.errors import CheckpointError, PythiaDynError
 from pythia_dynamics.evaluation.corpus import load_corpus, load_tokenizer
 from pythia_dynamics.history.cache import as_history
@@ -17,6 +19,9 @@ from pythia_dynamics.history.history import History
 __all__ = ["token_counts"]
 
 _TOKENIZER = "tokenizer.json"
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""``owner/name`` on the Hub."""
 
 
 def token_counts(
@@ -31,7 +36,7 @@ def token_counts(
     corpus : str or Path
         A text, as for `pythia_dynamics.perplexity`.
     tokenizer : str or Path, optional
-        A ``tokenizer.json`` or its directory. Default: that of the checkpoints, where they are in a directory.
+        A ``tokenizer.json``, its directory, or a repository that has one. Default: that of the checkpoints.
     limit : int, optional
         The first passages only.
 
@@ -44,13 +49,13 @@ def token_counts(
     CorpusError
         The corpus cannot be read.
     CheckpointError
-        The tokenizer cannot be read.
+        The tokenizer cannot be had or read.
     PythiaDynError
         The tokenizer is not known, or has a token without a row.
     """
     history = as_history(history)
     file = _tokenizer_of(history) if tokenizer is None else Path(tokenizer)
-    file = file / _TOKENIZER if file.is_dir() else file
+    file = file if file.is_file() else tokenizer_file(str(file if tokenizer is None else tokenizer))
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -66,8 +71,12 @@ def token_counts(
 
 
 def _tokenizer_of(history: History) -> Path:
-    """The ``tokenizer.json`` of a directory of checkpoints, or of its last step that has one."""
-    directory = Path(str(history.provenance.get("source", "")))
+    """The ``tokenizer.json`` of a directory of checkpoints, or of its last step that has one; or of a repository."""
+    source = str(history.provenance.get("source", ""))
+    given = (history.provenance.get("suite") or {}).get("tokenizer")
+    directory = Path(source)
+    if given is not None or (not directory.is_dir() and _REPOSITORY.fullmatch(source)):
+        return tokenizer_file(given or source)
     if (directory / _TOKENIZER).is_file():
         return directory
     if directory.is_dir():
@@ -80,6 +89,6 @@ def _tokenizer_of(history: History) -> Path:
             if file.is_file():
                 return file
     raise PythiaDynError(
-        f"the tokenizer of {history.name} is not known: count the tokens with it, and give a CSV with token_id and "
-        "count"
+        f"the tokenizer of {history.name} is not known: give it with --tokenizer, or count the tokens with it and give "
+        "a CSV with token_id and count"
     )

@@ -83,8 +83,9 @@ def measure(
     results
         The results of the model. The files are written to the folder of the tensor in it.
     options
-        Options by measure. The option `frequencies` may be a text (see `token_counts`) or a CSV file. The option `loss`
-        may be a file for `read_losses`. By default it is the known loss of the model (see `known_loss`).
+        Options by measure. The option `frequencies` may be a text, whose tokens `token_counts` counts with the
+        tokenizer that the option `tokenizer` beside it names, or a CSV file. The option `loss` may be a file for
+        `read_losses`. By default it is the known loss of the model (see `known_loss`).
     compute
         How to compute.
     axis
@@ -192,12 +193,14 @@ def _take_loss(options: dict[str, Any], results: Results, history: History) -> s
 def _take_frequencies(options: dict[str, Any], history: History) -> str | None:
     """Count the tokens of the text that the option `frequencies` of a measure names, and return its name.
 
-    A CSV is left to the measure.
+    A CSV is left to the measure. The option `tokenizer` is for a text only.
     """
-    named = options.get("frequencies")
+    named, tokenizer = options.get("frequencies"), options.pop("tokenizer", None)
     if not isinstance(named, (str, Path)) or Path(named).suffix.lower() == ".csv":
+        if tokenizer is not None:
+            raise PythiaDynError("a tokenizer is for frequencies that are counted in a text: give --frequencies TEXT")
         return None
-    options["frequencies"] = token_counts(history, named, limit=None)
+    options["frequencies"] = token_counts(history, named, tokenizer=tokenizer, limit=None)
     return str(named)
 
 

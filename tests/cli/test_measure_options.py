@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import tokenizers
 from support.project import Project
 from support.tiny_models import write_suite
 
@@ -39,6 +41,34 @@ def test_rows_count_the_tokens_of_a_text(project: Project) -> None:
     assert pd.read_csv(folder / "rows.csv")["unigram_r2"].tolist() != table["unigram_r2"].tolist()
     counts.write_text("a,b\n")
     assert "counts.csv" in project.failure("rows", "--model", "suite", "--frequencies", counts)
+
+
+def test_rows_take_a_tokenizer(project: Project, tmp_path: Path) -> None:
+    table = project.place / "results" / "suite" / HEAD / "rows.csv"
+    flags = ("rows", "--model", "suite", "--frequencies", project.corpus)
+    project.facts(*flags)
+    expected = table.read_bytes()
+    lent = tmp_path / "lent"
+    lent.mkdir()
+    own = sorted(Path("suite").rglob("tokenizer.json"))
+    shutil.copy(own[0], lent)
+    for path in own:
+        path.unlink()
+    line = project.failure(*flags)
+    assert "the tokenizer of suite is not known: give it with --tokenizer" in line
+    for place in (lent, lent / "tokenizer.json"):
+        table.unlink()
+        project.facts(*flags, "--tokenizer", place)
+        assert table.read_bytes() == expected
+    made = json.loads(table.with_name("provenance.json").read_text())["rows"]
+    assert f"--tokenizer {lent / 'tokenizer.json'}" in made["command"] or "--tokenizer lent" in made["command"]
+    assert "has no tokenizer.json; check --tokenizer" in project.failure(*flags, "--tokenizer", "results")
+    assert "no-such is neither" in project.failure(*flags, "--tokenizer", "no such/no-such")
+    assert "give --frequencies TEXT" in project.failure("rows", "--model", "suite", "--tokenizer", lent)
+    wide = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 10_000}, unk_token="[UNK]"))
+    wide.save(str(lent / "tokenizer.json"))
+    assert "has token 10000; embed_out.weight has" in project.failure(*flags, "--tokenizer", lent)
+    assert table.read_bytes() == expected  # a command that fails leaves the results
 
 
 def test_the_equilibrium_needs_a_learning_rate(project: Project) -> None:

@@ -40,7 +40,7 @@ def test_counts_are_those_of_the_tokenizer(tmp_path: Path) -> None:
         token_counts(small, corpus)
     with pytest.raises(CorpusError):
         token_counts(history, tmp_path / "none.txt")
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match="neither a directory nor a repository"):
         token_counts(history, corpus, tokenizer=tmp_path / "none.json")
     unknown = replace(history, provenance={"source": "array"})
     with pytest.raises(PythiaDynError, match="the tokenizer of array is not known"):
