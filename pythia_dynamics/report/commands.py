@@ -110,7 +110,8 @@ def _fetch(measured: Sequence[Mapping[str, Any]], weights: Results, lines: Seque
         words += ["--tensor", tensor]
     steps = sorted({int(step) for details in measured for step in details.get("steps") or ()})
     for key, value in (measured[0].get("suite") or {}).items():
-        words += [f"--{'revision-pattern' if key == 'pattern' else key}", str(value)]
+        place = _place(value, weights.path) if key in ("config", "tokenizer") else str(value)
+        words += [f"--{'revision-pattern' if key == 'pattern' else key}", place]
     cache = next((value for line in lines for value in _values(line, "--cache")), None)
     return (
         shlex.join(words) + (steps_option(steps) if steps else "") + (f" --cache {shlex.quote(cache)}" if cache else "")

@@ -59,7 +59,7 @@ _PREFIX = "-prefix"
 _OF_PREFIXES = Table(("step", "prefix", "nll_mean", "entropy", "sentences"), keys=("step", "prefix"))
 """The table of unmasking by prefix length, ``perplexity-unmask-prefix.csv``, which stands beside that of the mode."""
 
-_PLACES = ("source", "location")
+_PLACES = ("source", "location", "config", "tokenizer")
 """Entries of the provenance that may be the path of a directory, which is recorded relative to the folder."""
 
 _OF_WEIGHTS = ("source", "tensor", "drop_padding", "steps", "commits")
@@ -400,9 +400,10 @@ class Results:
 
     def _portable(self, details: Mapping[str, Any]) -> dict[str, Any]:
         """Details in which a directory that the weights are from is relative to this folder, if it is near."""
-        project = self._root.resolve().parent
-        places = {key: details[key] for key in _PLACES if isinstance(details.get(key), str)}
-        return {**details} | {key: portable(place, self.path, project) for key, place in places.items()}
+        project, suite = self._root.resolve().parent, details.get("suite")
+        found = {**details, **({"suite": self._portable(suite)} if isinstance(suite, Mapping) else {})}
+        places = {key: found[key] for key in _PLACES if isinstance(found.get(key), str)}
+        return found | {key: portable(place, self.path, project) for key, place in places.items()}
 
     def require_same_weights(self, names: Iterable[str] | None = None) -> None:
         """Check that results of this folder are of the same weights: source, tensor, rows, steps and commits.

@@ -111,7 +111,14 @@ def test_the_options_of_a_suite_are_fetched_with_again(project: Path) -> None:
     suite = project / "my suites" / "tiny one"
     for step in (10, 20):
         (suite / f"step{step}").rename(suite / f"after {step} of B")
-    own = ("--revision-pattern", r"^after (?P<step>\d+) of (?P<stage>\w)$", "--stage", "B", "--config", suite / "step0")
+    own = (
+        "--revision-pattern",
+        r"^after (?P<step>\d+) of (?P<stage>\w)$",
+        "--stage",
+        "B",
+        "--config",
+        "my suites/tiny one/step0",
+    )
     run("fetch", "--model", "my suites/tiny one", *own, *CACHE)
     run("order", *CACHE, *RESULTS)
     (name,) = (folder.name for folder in Path("the results").iterdir())
