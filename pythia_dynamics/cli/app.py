@@ -197,7 +197,7 @@ with_tensors = click.option(
 with_heads = click.option(
     "--heads",
     type=click.IntRange(1),
-    help="Attention heads of a block, where no config.json says it: for parts of tensors, as in --tensor '*.query'.",
+    help="Attention heads of a block, where no config.json says it: for parts of tensors, such as ….weight.query.",
 )
 
 _TOKENIZER = "tokenizer"
