@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
-from concurrent.futures import Executor, Future
-from typing import Any, Protocol, cast, runtime_checkable
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
-from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.errors import PythiaDynError, first_line
 
-__all__ = ["Pool", "as_executor", "workers_of"]
+__all__ = ["Pool", "as_executor", "connect", "workers_of"]
 
 _POLL_SECONDS = 0.2
 """Time between two looks at jobs that do not report their end. A job of a cluster takes seconds to start."""
 
+
+_CONNECT_SECONDS = 30
+"""How long a cluster may take to answer, and to have its first worker."""
+
+_ERROR = logging.ERROR
 
 _RAISED = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*", re.M)
 """The line of a traceback that has the exception."""
@@ -53,8 +61,7 @@ def as_executor(pool: Pool | None) -> Executor | None:
     if pool is None or isinstance(pool, Executor):
         return pool
     if hasattr(pool, "get_executor"):
-        # Dask would run equal calls once (pure=True). Tasks here write files, so each call is its own.
-        return cast("Executor", pool.get_executor(pure=False))
+        return _DaskExecutor(pool)
     if not isinstance(pool, Pool):
         raise PythiaDynError(f"an executor must have the method submit; got {type(pool).__name__}")
     return _JobExecutor(pool)
@@ -72,6 +79,58 @@ def workers_of(pool: Pool | None) -> int | None:
         return sum(pool.nthreads().values()) or None
     count = getattr(pool, "_max_workers", None)  # pools of concurrent.futures have no public name for it
     return count if isinstance(count, int) else None
+
+
+@contextmanager
+def connect(address: str) -> Iterator[Pool]:
+    """A client of a Dask cluster.
+
+    Parameters
+    ----------
+    address
+        The address of its scheduler, ``tcp://host:8786``; or ``local`` for a cluster of this machine, which has a
+        process for each core and ends with the ``with`` block.
+
+    Raises
+    ------
+    PythiaDynError
+        Dask is not installed, or there is no scheduler, or it has no workers.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise PythiaDynError("Dask is not installed: pip install 'pythia-dynamics[dask]'") from None
+    with ExitStack() as stack:
+        given: Any = address
+        if address == "local":
+            local: Any = LocalCluster
+            given = stack.enter_context(local(threads_per_worker=1, dashboard_address=None, silence_logs=_ERROR))
+        try:
+            make: Any = Client
+            client = stack.enter_context(make(given, timeout=_CONNECT_SECONDS))
+            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+        except (OSError, ValueError, TimeoutError) as error:
+            raise PythiaDynError(f"no Dask cluster with workers at {address}: {first_line(error)}") from None
+        yield client
+
+
+class _DaskExecutor(Executor):
+    """Runs jobs on a Dask cluster. Where all workers declare a resource GPU, a job has one of them for itself."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        has_gpus = bool(workers) and all("GPU" in worker.get("resources", {}) for worker in workers)
+        # Dask would run equal calls once (pure=True). Tasks here write files, so each call is its own.
+        self._how = {"pure": False, **({"resources": {"GPU": 1}} if has_gpus else {})}
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Start a job."""
+        job = self._client.submit(fn, *args, **kwargs, **self._how)
+        future: Future[Any] = Future()
+        future.add_done_callback(lambda one: job.cancel() if one.cancelled() else None)
+        job.add_done_callback(lambda one: _hand_over(one, future))
+        return future
 
 
 class _JobExecutor(Executor):
@@ -119,6 +178,8 @@ def _hand_over(job: Any, future: Future[Any]) -> None:
         result = job.result()
     except PythiaDynError as error:
         future.set_exception(error)
+    except CancelledError:  # a cluster of Dask has lost it
+        future.set_exception(PythiaDynError("the cluster has lost a job: its scheduler ended, or started again"))
     except Exception as error:  # libraries wrap what a job raises in exceptions of their own, with a traceback in them
         raised = _RAISED.findall(str(error))
         told = raised[-1] if raised else next(iter(str(error).splitlines()), "") or type(error).__name__

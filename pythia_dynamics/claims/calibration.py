@@ -16,10 +16,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import multiprocessing
+import re
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from multiprocessing.synchronize import Event
@@ -47,8 +48,11 @@ from pythia_dynamics.claims.saved import SavedResults
 from pythia_dynamics.claims.truths import DETECTORS, TRUTHS, Truth, select_truths
 from pythia_dynamics.claims.verdict import Decision, corrected, decision_of
 from pythia_dynamics.errors import PythiaDynError
+from pythia_dynamics.executors import Pool, as_executor
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.shard import Shard
 from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.sweep import run_jobs
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -75,6 +79,7 @@ __all__ = [
     "judge_run",
     "load_calibration",
     "measured",
+    "merge_tables",
     "read_table",
     "write_table",
 ]
@@ -286,8 +291,13 @@ def _start_process(stopped: Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _results(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[_Task, _Counts]]:
+def _results(tasks: Sequence[_Task], workers: int, executor: Executor | None) -> Iterator[tuple[_Task, _Counts]]:
     """The tasks and their counts, as they are ready."""
+    if executor is not None:
+        jobs = ((index, (_run, task)) for index, task in enumerate(tasks))
+        for index, counts in run_jobs(executor, jobs, ahead=2 * workers):
+            yield tasks[index], counts
+        return
     if workers == 1:
         for task in tasks:
             yield task, _run(task)
@@ -311,6 +321,8 @@ def calibrate(
     truths: Sequence[str] = (),
     out: Path | None = None,
     workers: int | None = None,
+    executor: Pool | None = None,
+    shard: Shard | None = None,
     progress: Progress = silent,
 ) -> CalibrationTable:
     """Judge histories and curves of known truth, and count what is said of them.
@@ -326,6 +338,11 @@ def calibrate(
         the same code has judged (`code_version`), are not judged again.
     workers
         Number of processes; 1 for none beside this one. Default: the number of cores.
+    executor
+        Judges the runs instead of own processes, 20 in a task; as for `Compute`.
+    shard
+        The job of an array, which judges some of the runs of all truths. Its table is a file beside `out`,
+        ``<stem>.2-of-4.json``; `merge_tables` puts those of all jobs together.
     progress
         Is called with the number of runs that are finished, and that of all.
 
@@ -340,25 +357,33 @@ def calibrate(
     UnknownNameError
         There is no such truth.
     PythiaDynError
-        The file is one of other settings or of other code, or `workers` is below 1.
+        The file is one of other settings or of other code, or `workers` is below 1; or a shard has no file.
     """
     settings = settings or CalibrationSettings()
     everything, usual = calibrated_truths(extra=True), calibrated_truths()
     chosen = select_truths(truths, everything) if truths else usual
     names = tuple(name for name in chosen if name in usual or name in truths)
-    workers = Compute().workers if workers is None else workers
+    workers = Compute(executor=executor).workers if workers is None else workers
     if workers < 1:
         raise PythiaDynError(f"the number of processes must be at least 1; got {workers}")
+    tasks = [task for name in names for task in _tasks(name, settings)]
+    if shard is not None:
+        if out is None:
+            raise PythiaDynError("a shard of a calibration needs a file for its table; name one with --out")
+        tasks, out = shard.take(tasks), _part_path(out, shard)
+    runs = Counter[str]()
+    for task in tasks:
+        runs[task.truth] += len(task.runs)
     done = {} if out is None else {each.name: each for each in _resumed(out, settings)}
-    tasks = [task for name in names if name not in done for task in _tasks(name, settings)]
-    total, finished = settings.runs * len(names), settings.runs * sum(name in done for name in names)
+    todo = [task for task in tasks if task.truth not in done]
+    total, finished = runs.total(), sum(count for name, count in runs.items() if name in done)
     progress(finished, total)
-    parts: dict[str, list[_Counts]] = defaultdict(list)
-    for task, counts in _results(tasks, workers):
-        parts[task.truth].append(counts)
+    parts: dict[str, dict[_Task, _Counts]] = defaultdict(dict)
+    for task, counts in _results(todo, workers, as_executor(executor)):
+        parts[task.truth][task] = counts
         finished += len(task.runs)
-        if len(parts[task.truth]) == len(_tasks(task.truth, settings)):
-            done[task.truth] = _counted(task.truth, settings, parts.pop(task.truth))
+        if sum(len(each.runs) for each in parts[task.truth]) == runs[task.truth]:
+            done[task.truth] = _counted(task.truth, runs[task.truth], list(parts.pop(task.truth).values()))
             if out is not None:
                 write_table(out, _ordered(settings, done))
         progress(finished, total)
@@ -390,8 +415,61 @@ def _resumed(out: Path, settings: CalibrationSettings) -> tuple[TruthCounts, ...
     return found.truths
 
 
-def _counted(name: str, settings: CalibrationSettings, parts: Sequence[_Counts]) -> TruthCounts:
-    """The counts of all tasks of a truth."""
+def _part_path(out: Path, shard: Shard) -> Path:
+    """The file for the table of the job of an array."""
+    return out.with_name(f"{out.stem}.{shard.label}{out.suffix}")
+
+
+def merge_tables(out: Path) -> CalibrationTable:
+    """Put the tables of the jobs of an array together, write them to one file, and remove theirs.
+
+    Parameters
+    ----------
+    out
+        What `calibrate` was given as `out`. If it has truths already, of the same settings and code, they are kept.
+
+    Raises
+    ------
+    PythiaDynError
+        A job has no table, or one of other settings or of other code.
+    """
+    label = re.compile(rf"{re.escape(out.stem)}\.(\d+)-of-(\d+){re.escape(out.suffix)}")
+    found = [
+        Shard(int(match[1]), int(match[2])) for path in out.parent.iterdir() if (match := label.fullmatch(path.name))
+    ]
+    if not found:
+        raise PythiaDynError(f"there are no parts of {out}: run pythia-dyn calibrate --out {out} --shard 1/4 first")
+    counts = {each.count for each in found}
+    if len(counts) > 1:
+        both = " and ".join(str(each) for each in sorted(counts))
+        raise PythiaDynError(f"{out} has parts of arrays of {both} jobs; remove those of one")
+    shards = [Shard(number + 1, max(counts)) for number in range(max(counts))]
+    if absent := [str(each) for each in shards if each not in found]:
+        raise PythiaDynError(f"{out} lacks the part {', '.join(absent)}: run calibrate with --shard {absent[0]}")
+    tables = [read_table(_part_path(out, shard)) for shard in shards]
+    settings = tables[0].settings
+    for shard, table in zip(shards, tables, strict=True):
+        if table.settings != settings or table.version != code_version():
+            raise PythiaDynError(f"{_part_path(out, shard)} is of other settings, or of another version of the code")
+    done = {each.name: each for each in _resumed(out, settings)}
+    for name in dict.fromkeys(each.name for table in tables for each in table.truths):
+        parts = [each for table in tables for each in table.truths if each.name == name]
+        runs = sum(each.runs for each in parts)
+        if runs != settings.runs:
+            raise PythiaDynError(
+                f"the parts of {out} have {runs} of {settings.runs} runs of {name}; run its jobs again"
+            )
+        words = [{key: Counter(counted) for key, counted in each.counts.items()} for each in parts]
+        done[name] = _counted(name, runs, words)
+    table = _ordered(settings, done)
+    write_table(out, table)
+    for shard in shards:
+        _part_path(out, shard).unlink()
+    return table
+
+
+def _counted(name: str, runs: int, parts: Sequence[_Counts]) -> TruthCounts:
+    """The counts of some tasks of a truth, together so many runs."""
     truth: Truth | CurveTruth = TRUTHS[name] if name in TRUTHS else CURVE_TRUTHS[name]
     counts: _Counts = defaultdict(Counter)
     for part in parts:
@@ -401,7 +479,7 @@ def _counted(name: str, settings: CalibrationSettings, parts: Sequence[_Counts])
         name=name,
         description=truth.description,
         model=truth.model,
-        runs=settings.runs,
+        runs=runs,
         effects=tuple(sorted(truth.effects)),
         open=tuple(sorted(truth.open)),
         counts={key: {word: words[word] for word in VERDICTS if words[word]} for key, words in counts.items()},

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pythia_dynamics.cli import app
+from pythia_dynamics.cli.shards import own_items, with_shard
+
+if TYPE_CHECKING:
+    from pythia_dynamics.shard import Shard
 
 __all__ = ["alignment"]
 
@@ -15,11 +20,14 @@ __all__ = ["alignment"]
 @app.with_models(required=False)
 @app.with_steps
 @click.option("--rows", type=click.IntRange(1), help="Use the first rows of both, without padding.  [default: all]")
+@with_shard
 @app.with_cache
 @app.with_width
 @app.with_results
 @app.with_json
-def alignment(models: tuple[str, ...], steps: str | None, rows: int | None, cache: Path, results: Path) -> None:
+def alignment(
+    models: tuple[str, ...], steps: str | None, rows: int | None, shard: Shard | None, cache: Path, results: Path
+) -> None:
     """Cosine and CKA of the rows that embedding and unembedding have for each token.
 
     Both tensors must be in the cache: pythia-dyn fetch --tensor embedding --tensor unembedding. Beside each stands what
@@ -32,7 +40,7 @@ def alignment(models: tuple[str, ...], steps: str | None, rows: int | None, cach
     from pythia_dynamics.studies.alignment import write_alignment
 
     answer = app.Answer("alignment")
-    for name in app.model_names(models, cache, answer):
+    for name in own_items(shard, app.model_names(models, cache, answer), "models"):
         with answer.collect():
             heads, inputs = (open_history(name, role, cache=cache, steps=steps) for role in (UNEMBEDDING, EMBEDDING))
             app.echo(f"{heads.name}: {inputs.tensor} and {heads.tensor}, {len(heads.steps)} steps")

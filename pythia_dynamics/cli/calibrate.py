@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics.cli import app
+from pythia_dynamics.cli.shards import cluster, with_dask, with_shard
 
 if TYPE_CHECKING:
     from pythia_dynamics.claims.error_rates import ErrorRates, Rate
+    from pythia_dynamics.shard import Shard
 
 __all__ = ["calibrate"]
 
@@ -30,6 +32,8 @@ __all__ = ["calibrate"]
     type=click.Path(dir_okay=False, path_type=Path),
     help="JSON file for the table. If it has the same settings, its truths are not judged again.",
 )
+@with_shard
+@with_dask
 @app.with_json
 @app.resumable
 def calibrate(
@@ -40,6 +44,8 @@ def calibrate(
     truths: tuple[str, ...],
     workers: int | None,
     out: Path | None,
+    shard: Shard | None,
+    dask: str | None,
 ) -> None:
     """Judge histories and curves of known truth, and count how often each verdict and detector is wrong.
 
@@ -48,8 +54,15 @@ def calibrate(
     from pythia_dynamics.claims import calibration
 
     settings = calibration.CalibrationSettings(runs=runs, records=steps, weights=weights, seed=seed)
-    with app.bar("calibrate", "run") as progress:
-        table = calibration.calibrate(settings, truths=truths, out=out, workers=workers, progress=progress)
+    with app.bar("calibrate", "run") as progress, cluster(dask, shard) as executor:
+        table = calibration.calibrate(
+            settings, truths=truths, out=out, workers=workers, executor=executor, shard=shard, progress=progress
+        )
+    if shard is not None:
+        judged = sum(each.runs for each in table.truths)
+        app.echo(
+            f"shard {shard}: {judged} runs of {len(table.truths)} truths; pythia-dyn merge {out} puts all together"
+        )
     rates = calibration.error_rates(table)
     app.echo(f"{len(table.truths)} truths, {runs} runs each, {steps} steps, {weights:,} weights, seed {seed}")
     app.echo(f"{'':22}{'wrong, at worst':36}{'sees its effect, at least':36}undecided")

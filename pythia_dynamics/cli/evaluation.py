@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ import click
 
 from pythia_dynamics.cli import app
 from pythia_dynamics.device import DTYPES
-from pythia_dynamics.evaluation.settings import HEADS, EvaluationSettings
+from pythia_dynamics.evaluation.settings import HEADS, EvaluationSettings, requested_steps
 
 if TYPE_CHECKING:
     from pythia_dynamics.checkpoints.source import Source
     from pythia_dynamics.results.folder import Results
+    from pythia_dynamics.shard import Shard
 
-__all__ = ["find_sources", "hint_at_bfloat16", "results_of", "with_memory", "with_text"]
+__all__ = ["find_sources", "hint_at_bfloat16", "results_of", "steps_of", "with_memory", "with_text"]
 
 Command = Callable[..., Any]
 
@@ -121,6 +123,16 @@ def hint_at_bfloat16(settings: EvaluationSettings) -> None:
             f"this processor multiplies {gain:.1f} times as fast in bfloat16: --dtype bfloat16 changes forward "
             "perplexities by less than 0.1 %, those of unmasking by up to 3 %"
         )
+
+
+def steps_of(shard: Shard | None, source: Source, settings: EvaluationSettings) -> EvaluationSettings | None:
+    """The settings for the steps of a job of an array; None, and a line that says so, where it has none."""
+    if shard is None:
+        return settings
+    requested = requested_steps(settings.steps)
+    own = tuple(shard.take(sorted(source.revisions()) if requested is None else requested))
+    app.echo(f"shard {shard}: {len(own)} steps")
+    return replace(settings, steps=own) if own else None
 
 
 def results_of(source: Source, settings: EvaluationSettings, results: Path) -> Results:

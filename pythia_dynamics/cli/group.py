@@ -22,6 +22,7 @@ __all__ = [
     "QUIET_KEY",
     "RESUMABLE_KEY",
     "SECTIONS",
+    "SHARD",
     "Failure",
     "Group",
     "Interrupted",
@@ -35,6 +36,9 @@ RESUMABLE_KEY = "pythia_dynamics.resumes"
 
 AFTER_KEY = "pythia_dynamics.after"
 """Key in `click.Context.meta` of a command that has done the work of another one: the name of that, for `NEXT`."""
+
+SHARD = "shard"
+"""What stands in `NEXT` for a job of an array that has measured its part."""
 
 
 SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -90,6 +94,7 @@ SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
             "gather": "seeds and sizes: band, variance, runs that leave",
             "report": "one self-contained HTML page",
             "reproduce": "one of the two publications, from fetch to report",
+            "merge": "what the jobs of an array have computed",
         },
     ),
 }
@@ -110,6 +115,7 @@ NEXT: Mapping[str, str] = {
     ),
     **dict.fromkeys(("alignment", "phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
     "representation": "pythia-dyn report{models}",
+    SHARD: "pythia-dyn merge, after all jobs",
     "gather": "pythia-dyn claims{models}",
     "compare": "pythia-dyn phases{models}",
 }
@@ -214,7 +220,7 @@ def _typed(ctx: click.Context, command: click.Command | None, args: list[str]) -
 
     What the environment gives is added as an option, and ``--json`` is left out.
     """
-    words, rest = [word for word in args if word != "--json"], args[1:]
+    words, rest = _without_how([word for word in args if word != "--json"]), args[1:]
     while isinstance(command, click.Group) and rest:
         command, *rest = command.get_command(ctx, rest[0]), *rest[1:]
     lacks_model = False
@@ -225,6 +231,18 @@ def _typed(ctx: click.Context, command: click.Command | None, args: list[str]) -
         if isinstance(parameter.envvar, str) and (value := os.environ.get(parameter.envvar)):
             words += [parameter.opts[0], value]
     return words, lacks_model
+
+
+def _without_how(words: list[str]) -> list[str]:
+    """Words without the options that say which processes do the work, not what it is."""
+    kept, names = [], ("--shard", "--dask")
+    values = iter(words)
+    for word in values:
+        if word in names:
+            next(values, None)
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            kept.append(word)
+    return kept
 
 
 def _registered_measures() -> dict[str, str]:

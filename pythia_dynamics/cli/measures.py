@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics.cli import app
+from pythia_dynamics.cli.group import AFTER_KEY, SHARD
+from pythia_dynamics.cli.shards import Division, cluster, with_dask, with_shard
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.measures import MEASURES
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from pythia_dynamics.figures.axis import AxisKind
     from pythia_dynamics.measures.measure import Flag, Measure, Option
     from pythia_dynamics.progress import Progress
+    from pythia_dynamics.shard import Shard
 
 __all__ = ["MOST_DRAWN", "MeasureCommand"]
 
@@ -71,7 +74,7 @@ def _parameters(measure: Measure) -> list[click.Parameter]:
             "tokenizer.json, its directory, or a repository, for a text of --frequencies.  [default: the checkpoints']"
         )
         after.append(click.option("--tokenizer", help=text))
-    after += [app.with_axis, app.with_width, app.with_results, app.with_json]
+    after += [with_shard, with_dask, app.with_axis, app.with_width, app.with_results, app.with_json]
     weights, others = _declared([app.with_weights])[::-1], _declared(after)  # click collects from the last to the first
     own = _declared([_flag(measure, option) for option in measure.options.values() if option.flag is not None])
     taken = {"device", "--device", "--help", "-h", *_names([*weights, *others])}
@@ -147,6 +150,8 @@ def _run(
     *,
     results: Path,
     axis: AxisKind,
+    shard: Shard | None,
+    dask: str | None,
     device: str = "cpu",
     **options: Any,
 ) -> None:
@@ -157,27 +162,36 @@ def _run(
     from pythia_dynamics.studies.pipeline import measure as measure_history
     from pythia_dynamics.sweep.compute import Compute
     from pythia_dynamics.sweep.frames import NonFiniteWarning
+    from pythia_dynamics.sweep.partial import PartSavedError
 
     companions = [name for name in _measure(measure).companions if options.pop(name)]
     answer = app.Answer(measure)
-    histories = list(weights.histories(answer))
-    tensors_of = Counter(history.name for history in histories)
-    measured: Counter[str] = Counter()
-    with app.bar(measure) as progress:
-        for index, history in enumerate(histories):
-            share = partial(_part, progress, index, len(histories))
+    division = Division.of(list(weights.histories(answer)), shard, results)
+    division.begin()
+    if division.said:
+        app.echo(division.said)
+    tensors_of = Counter(history.name for history in division.histories)
+    measured: Counter[str] = Counter(tensors_of if division.merges and division.by_history else ())
+    with app.bar(measure) as progress, cluster(dask, shard) as executor:
+        for index, history in enumerate(division.own):
+            share = partial(_part, progress, index, len(division.own))
             with answer.collect():
-                rows = weights.rows(history)
-                with app.echo_warnings() as caught:
-                    outcomes = measure_history(
-                        history,
-                        [measure, *companions],
-                        Results(history.name, results),
-                        options={measure: options},
-                        compute=Compute(rows=rows, device=device, progress=share),
-                        axis=axis,
-                        draw=tensors_of[history.name] <= MOST_DRAWN,
-                    )
+                rows, part = weights.rows(history), division.partial(history)
+                try:
+                    with app.echo_warnings() as caught:
+                        outcomes = measure_history(
+                            history,
+                            [measure, *companions],
+                            Results(history.name, results),
+                            options={measure: options},
+                            compute=Compute(rows=rows, device=device, progress=share, executor=executor, partial=part),
+                            axis=axis,
+                            draw=tensors_of[history.name] <= MOST_DRAWN,
+                        )
+                except PartSavedError as saved:
+                    app.echo(f"  {saved}")
+                    answer.facts.append({"model": history.name, "tensor": history.tensor, "part": str(shard)})
+                    continue
                 for item in caught:
                     if item.category is NonFiniteWarning:
                         answer.fail(f"{item.message} (all other steps are in the results)")
@@ -195,6 +209,11 @@ def _run(
                     }
                 )
                 measured[history.name] += 1
+    division.end()
+    if shard is not None:  # what belongs to all tensors is drawn when the parts of all jobs are there
+        click.get_current_context().meta[AFTER_KEY] = SHARD
+        answer.finish(shard=str(shard))
+        return
     overviews = []
     for name in [name for name, count in measured.items() if count > 1 and has_overview(measure)]:
         with answer.collect():

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pythia_dynamics.cli import app
-from pythia_dynamics.cli.evaluation import find_sources, hint_at_bfloat16, results_of, with_memory, with_text
+from pythia_dynamics.cli.evaluation import find_sources, hint_at_bfloat16, results_of, steps_of, with_memory, with_text
+from pythia_dynamics.cli.shards import cluster, with_dask, with_shard
 from pythia_dynamics.evaluation.settings import MODES, PRODUCTS, EvaluationSettings, Mode, requested_steps
 
 if TYPE_CHECKING:
     from pythia_dynamics.checkpoints.source import Source
+    from pythia_dynamics.executors import Pool
+    from pythia_dynamics.shard import Shard
 
 __all__ = ["perplexity"]
 
@@ -41,6 +44,8 @@ __all__ = ["perplexity"]
 @app.with_overwrite
 @app.with_suite
 @click.option("--show", metavar="PHRASE", default=None, help="Print the completion of each prefix of a phrase (Fig 5).")
+@with_shard
+@with_dask
 @app.with_width
 @app.with_cache
 @app.with_results
@@ -50,6 +55,8 @@ def perplexity(
     models: tuple[str, ...],
     modes: tuple[Mode, ...],
     show: str | None,
+    shard: Shard | None,
+    dask: str | None,
     suite: dict[str, Any],
     cache: Path,
     results: Path,
@@ -64,13 +71,14 @@ def perplexity(
     hint_at_bfloat16(settings)
     if show is None:  # loaded once for all models
         settings = replace(settings, corpus=load_corpus(settings.corpus, limit=settings.limit))
-    for name, source in found.items():
-        with answer.collect():
-            app.echo(f"{name} is {source.location}")
-            if show is None:
-                answer.facts += _evaluate(source, modes, settings, results)
-            else:
-                answer.facts.append(_complete(source, show, settings))
+    with cluster(dask, shard) as executor:
+        for name, source in found.items():
+            with answer.collect():
+                app.echo(f"{name} is {source.location}")
+                if show is not None:
+                    answer.facts.append(_complete(source, show, settings))
+                elif own := steps_of(shard, source, settings):
+                    answer.facts += _evaluate(source, modes, own, results, executor)
     if gaps := sum(len(fact.get("missing", ())) for fact in answer.facts):
         answer.fail(f"{gaps} steps have no perplexity (see above); run the same command again to retry them")
     elif invalid := sum(fact.get("nonfinite", 0) + fact.get("overflow", 0) for fact in answer.facts):
@@ -79,7 +87,7 @@ def perplexity(
 
 
 def _evaluate(
-    source: Source, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path
+    source: Source, modes: tuple[Mode, ...], settings: EvaluationSettings, results: Path, executor: Pool | None
 ) -> list[dict[str, Any]]:
     """Evaluate a model, draw and print the results, and return the facts of each mode."""
     from pythia_dynamics.evaluation.runner import evaluate
@@ -87,7 +95,7 @@ def _evaluate(
 
     out = results_of(source, settings, results)
     with app.echo_warnings(), app.bar(f"{source.name} perplexity", "step") as progress:
-        scores = evaluate(source, modes, settings, out=out.path, progress=progress)
+        scores = evaluate(source, modes, settings, out=out.path, progress=progress, executor=executor)
     facts = []
     for outcome in draw_perplexity(out, scores):
         app.echo_outcome(outcome)

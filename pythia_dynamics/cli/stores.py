@@ -11,10 +11,12 @@ import click
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
 from pythia_dynamics.cli.completion import complete_tensors
+from pythia_dynamics.cli.shards import cluster, with_dask, with_shard
 from pythia_dynamics.cli.streaming import Streaming, stream_model, with_streaming
 
 if TYPE_CHECKING:
     from pythia_dynamics.history.estimate import FetchPlan
+    from pythia_dynamics.shard import Shard
 
 __all__ = ["fetch", "list_stores", "models", "plan"]
 
@@ -54,6 +56,8 @@ with_refresh = click.option(
 @with_refresh
 @app.with_learning_rate
 @app.with_workers
+@with_shard
+@with_dask
 @app.with_suite
 @app.with_cache
 @app.with_json
@@ -68,6 +72,8 @@ def fetch(
     refresh: bool,
     learning_rate: Path | None,
     workers: int,
+    shard: Shard | None,
+    dask: str | None,
     suite: dict[str, Any],
     cache: Path,
 ) -> None:
@@ -78,51 +84,60 @@ def fetch(
     from pythia_dynamics.history.provenance import checks_in_words
     from pythia_dynamics.history.request import FetchRequest
 
+    if streaming.measures and dask:
+        raise app.Failure("--measure measures on this machine; fetch with --dask, then measure with --dask")
     rates = None if learning_rate is None else read_learning_rate(learning_rate)
     answer = app.Answer("fetch")
-    for name in app.expanded(models, aliases(), answer):
-        with answer.collect():
-            request = FetchRequest(name, tensors, steps, source, cache, suite, rates, verify_whole, refresh)
-            model = request.resolved
-            app.echo(f"{name} is {model.location}")
-            if streaming.measures:
-                stream_model(request, streaming, workers, refresh, answer)
-                continue
-            with app.bar(model.name, "step") as progress:
-                report = download(request, workers=workers, progress=progress)
-            if not report.complete:
-                answer.fail("some steps could not be fetched (see above); run the same command again to retry them")
-            rate = report.bytes / max(report.seconds, 1e-9)
-            app.echo(
-                f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} already in the cache, "
-                f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
-                f"{report.seconds:.1f} s ({app.size(rate)}/s)"
-            )
-            app.echo_steps("missing", report.missing)
-            app.echo_steps("not fetched again", report.failed)
-            app.echo_steps("superseded", report.superseded)
-            if report.superseded and not refresh:
-                app.echo("  fetch --refresh fetches the superseded steps again")
-            for line in checks_in_words(report.checks):
-                app.echo(f"  {line}")
-            answer.facts.append(
-                {
-                    "model": model.name,
-                    "location": model.location,
-                    "store": report.path,
-                    "tensors": [spec.name for spec in report.tensors],
-                    "fetched": report.fetched,
-                    "present": report.present,
-                    "missing": dict(report.missing),
-                    "superseded": dict(report.superseded),
-                    "failed": dict(report.failed),
-                    "requests": report.requests,
-                    "api_requests": report.api,
-                    "bytes": report.bytes,
-                    "checks": report.checks,
-                    "seconds": report.seconds,
-                }
-            )
+    names = app.expanded(models, aliases(), answer)
+    with cluster(dask, shard) as executor:
+        for name in names:
+            with answer.collect():
+                of_steps = None if streaming.measures else shard  # a job that measures has all steps of some tensors
+                request = FetchRequest(
+                    name, tensors, steps, source, cache, suite, rates, verify_whole, refresh, of_steps
+                )
+                model = request.resolved
+                app.echo(f"{name} is {model.location}")
+                if streaming.measures:
+                    stream_model(request, streaming, workers, refresh, shard, answer)
+                    continue
+                with app.bar(model.name, "step") as progress:
+                    report = download(request, workers=workers, executor=executor, progress=progress)
+                if not report.steps:
+                    app.echo(f"shard {shard} has no step of it")
+                if not report.complete:
+                    answer.fail("some steps could not be fetched (see above); run the same command again to retry them")
+                rate = report.bytes / max(report.seconds, 1e-9)
+                app.echo(
+                    f"{report.path}: {len(report.fetched)} steps fetched, {len(report.present)} already in the cache, "
+                    f"{len(report.missing)} missing; {app.size(report.bytes)} in {report.requests} requests, "
+                    f"{report.seconds:.1f} s ({app.size(rate)}/s)"
+                )
+                app.echo_steps("missing", report.missing)
+                app.echo_steps("not fetched again", report.failed)
+                app.echo_steps("superseded", report.superseded)
+                if report.superseded and not refresh:
+                    app.echo("  fetch --refresh fetches the superseded steps again")
+                for line in checks_in_words(report.checks):
+                    app.echo(f"  {line}")
+                answer.facts.append(
+                    {
+                        "model": model.name,
+                        "location": model.location,
+                        "store": report.path,
+                        "tensors": [spec.name for spec in report.tensors],
+                        "fetched": report.fetched,
+                        "present": report.present,
+                        "missing": dict(report.missing),
+                        "superseded": dict(report.superseded),
+                        "failed": dict(report.failed),
+                        "requests": report.requests,
+                        "api_requests": report.api,
+                        "bytes": report.bytes,
+                        "checks": report.checks,
+                        "seconds": report.seconds,
+                    }
+                )
     answer.finish()
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pythia_dynamics.history.request import FetchRequest
     from pythia_dynamics.history.stream import StreamPlan
     from pythia_dynamics.measures.measure import Measure
+    from pythia_dynamics.shard import Shard
 
 __all__ = ["Streaming", "stream_model", "with_streaming"]
 
@@ -87,8 +88,15 @@ def with_streaming(command: Callable[..., Any]) -> Callable[..., Any]:
     )(added)
 
 
-def stream_model(request: FetchRequest, streaming: Streaming, workers: int, refresh: bool, answer: app.Answer) -> None:
-    """Measure the tensors of a model while they are fetched, and print what was found."""
+def stream_model(
+    request: FetchRequest,
+    streaming: Streaming,
+    workers: int,
+    refresh: bool,
+    shard: Shard | None,
+    answer: app.Answer,
+) -> None:
+    """Measure the tensors of a model, or those of a shard, while they are fetched, and print what was found."""
     from pythia_dynamics.history.stream import open_stream
     from pythia_dynamics.measures.stream import with_companions
     from pythia_dynamics.results.folder import Results
@@ -103,7 +111,10 @@ def stream_model(request: FetchRequest, streaming: Streaming, workers: int, refr
     results = Results(model.name, streaming.results)
     with open_stream(request, scratch=streaming.scratch, workers=workers) as stream:
         finished = set() if refresh else finished_tensors(stream, measures, results)
-        plan = stream.plan(finished)
+        own = stream.tensors if shard is None else shard.balanced(stream.tensors, lambda spec: float(spec.nbytes))
+        plan = stream.plan({*finished, *(spec.name for spec in stream.tensors if spec not in own)})
+        if shard is not None:
+            app.echo(f"  shard {shard}: {len(own)} of {len(stream.tensors)} tensors")
         for line in _plan_lines(plan, measures, len(finished), divides=ALL in request.patterns):
             app.echo(f"  {line}")
         names = [name for spec in stream.tensors for name in stream.names(spec)]
@@ -124,6 +135,8 @@ def stream_model(request: FetchRequest, streaming: Streaming, workers: int, refr
         for item in caught:
             if item.category is NonFiniteWarning:
                 answer.fail(f"{item.message} (all other steps are in the results)")
+        # Of all tensors there is an overview once the last job of an array has ended.
+        is_last = shard is None or len(finished_tensors(stream, measures, results)) == len(stream.tensors)
         traffic = stream.source.traffic.counts()
     app.echo(
         f"{results.path}: {len(lacking)} tensors measured, {len(finished)} were complete; "
@@ -134,7 +147,7 @@ def stream_model(request: FetchRequest, streaming: Streaming, workers: int, refr
     if reasons:
         answer.fail("some steps could not be fetched (see above); run the same command again to retry them")
     overviews = []
-    for one in measures if len(names) > 1 and lacking else ():
+    for one in measures if len(names) > 1 and lacking and is_last else ():
         if one.name.replace("_", "-") in streaming.measures and has_overview(one.name):
             outcome = save_overview(results, one.name)
             app.echo(f"{model.name}: all tensors")

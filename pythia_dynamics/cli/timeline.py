@@ -9,6 +9,7 @@ import click
 
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
+from pythia_dynamics.cli.shards import own_items, with_shard
 from pythia_dynamics.training.choices import RuleKind
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from pythia_dynamics.figures.axis import AxisKind
     from pythia_dynamics.history.history import History
+    from pythia_dynamics.shard import Shard
 
 __all__ = ["phases", "stop"]
 
@@ -44,6 +46,7 @@ __all__ = ["phases", "stop"]
     type=click.Path(exists=True, dir_okay=False),
     help="CSV with the columns step and loss.  [default: perplexity-forward.csv, or losses.csv of the suite]",
 )
+@with_shard
 @app.with_axis
 @app.with_width
 @app.with_results
@@ -55,6 +58,7 @@ def stop(
     patience: int,
     after: int,
     loss: str | None,
+    shard: Shard | None,
     axis: AxisKind,
     results: Path,
 ) -> None:
@@ -67,7 +71,7 @@ def stop(
 
     chosen = StationarityRule(rule, threshold, patience, after)
     answer = app.Answer("stop")
-    for history in weights.histories(answer):
+    for history in own_items(shard, list(weights.histories(answer)), "tensors"):
         with answer.collect():
             rows = weights.rows(history)
             own = Results(history.name, results, tensor=history.tensor)
@@ -99,6 +103,7 @@ def stop(
     show_default=True,
     help="Two change points agree within this share of the training.",
 )
+@with_shard
 @app.with_axis
 @app.with_width
 @app.with_results
@@ -107,6 +112,7 @@ def phases(
     weights: app.Weights,
     strength: float,
     tolerance: float,
+    shard: Shard | None,
     axis: AxisKind,
     results: Path,
 ) -> None:
@@ -126,24 +132,30 @@ def phases(
     answer = app.Answer("phases")
     found: dict[str, dict[str, xr.Dataset]] = {}
     used: dict[str, dict[str, tuple[History, int | None]]] = {}
-    for history in weights.histories(answer):
+    histories = list(weights.histories(answer))
+    # A job of an array has one tensor of all models, whose changes are compared.
+    own = own_items(shard, list(dict.fromkeys(map(_part, histories))), "tensors of all models")
+    for history in (each for each in histories if _part(each) in own):
         with answer.collect():
             rows = weights.rows(history)
             with app.echo_warnings(), app.bar(f"{history.name} phases") as progress:
                 compute = Compute(rows=rows, progress=progress)
                 dataset = find_phases(history, strength=strength, compute=compute)
-            is_head = UNEMBEDDING in history.provenance["roles"]  # its name differs between models
-            part = UNEMBEDDING if is_head else history.tensor
-            found.setdefault(part, {})[history.name] = dataset
-            used.setdefault(part, {})[history.name] = history, rows
+            found.setdefault(_part(history), {})[history.name] = dataset
+            used.setdefault(_part(history), {})[history.name] = history, rows
     for part, models in found.items():
         changes = agreement(models, tolerance=tolerance)
         for name, dataset in models.items():
             history, rows = used[part][name]
-            own = Results(name, results, tensor=history.tensor)
-            outcome = write_phases(own, dataset, changes, history, rows=rows, axis=axis)
-            app.echo(own.label)
+            saved = Results(name, results, tensor=history.tensor)
+            outcome = write_phases(saved, dataset, changes, history, rows=rows, axis=axis)
+            app.echo(saved.label)
             app.echo_outcome(outcome)
             facts = {"model": name, "tensor": history.tensor, "files": outcome.files}
             answer.facts.append({**facts, **outcome.facts})
     answer.finish()
+
+
+def _part(history: History) -> str:
+    """What a tensor is called in all models: the name of the unembedding differs between them."""
+    return UNEMBEDDING if UNEMBEDDING in history.provenance["roles"] else history.tensor

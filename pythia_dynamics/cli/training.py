@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import click
 
 from pythia_dynamics.cli import app
+from pythia_dynamics.cli.shards import cluster, own_items, with_dask, with_shard
 from pythia_dynamics.training.plan import BLOG_PLAN, TrainingPlan
 
 if TYPE_CHECKING:
+    from pythia_dynamics.shard import Shard
+    from pythia_dynamics.training.suite import Suite
     from pythia_dynamics.training.text import Text
 
 __all__ = ["train", "training_text", "with_corpus", "with_plan"]
@@ -103,6 +106,8 @@ def training_text(corpus: Path | None) -> Text:
 @click.option("--seeds", type=click.IntRange(1), help="Number of suites, with consecutive seeds.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch on a CPU.  [default: 1 up to --d-model 128]")
 @with_plan
+@with_shard
+@with_dask
 @app.with_json
 @app.resumable
 def train(
@@ -112,6 +117,8 @@ def train(
     seed: int,
     seeds: int | None,
     threads: int | None,
+    shard: Shard | None,
+    dask: str | None,
     device: str,
     **changes: Any,
 ) -> None:
@@ -120,18 +127,25 @@ def train(
     The default architecture is --arch gpt-neox, initialised with --init neox; that of --arch nanogpt is --init pytorch.
     After an interruption the same command resumes, and ends with the same weights.
     """
-    from pythia_dynamics.training.loop import train_suite
+    from pythia_dynamics.training.loop import train_suite, train_suites
     from pythia_dynamics.training.plan import DEMO_SIZE, plan_named
     from pythia_dynamics.training.text import python_reference
 
-    numbers = [seed] if seeds is None else list(range(seed, seed + seeds))
-    plans = {number: plan_named(size, seed=number, **changes) for number in numbers}
+    numbers = own_items(shard, [seed] if seeds is None else range(seed, seed + seeds), "seeds")
+    places = {number: out if seeds is None else out.with_name(f"{out.name}-seed{number}") for number in numbers}
+    plans = {places[number]: plan_named(size, seed=number, **changes) for number in numbers}
     text = python_reference() if corpus is None and size.lower() == DEMO_SIZE else training_text(corpus)
     answer = app.Answer("train")
-    for number, plan in plans.items():
-        path = out if seeds is None else out.with_name(f"{out.name}-seed{number}")
-        with app.bar(f"train {path.name}", "step") as progress:
-            suite = train_suite(path, text, plan, device=device, threads=threads, progress=progress)
+    ready: dict[Path, Suite] = {}
+    with cluster(dask, shard) as executor:
+        if executor is not None:
+            with app.bar("train", "suite") as progress:
+                how: dict[str, Any] = {"device": device, "threads": threads, "progress": progress}
+                ready = {suite.path: suite for suite in train_suites(plans, text, executor, **how)}
+    for number, path in places.items():
+        if (suite := ready.get(path)) is None:
+            with app.bar(f"train {path.name}", "step") as progress:
+                suite = train_suite(path, text, plans[path], device=device, threads=threads, progress=progress)
         losses = suite.losses
         app.echo(
             f"{suite.path}: {len(losses)} checkpoints to step {losses[-1].step}; training loss {losses[0].train:.3f} → "
@@ -149,5 +163,6 @@ def train(
                 "losses": suite.path / "losses.csv",
             }
         )
-    app.echo(f"next: pythia-dyn fetch --model {answer.facts[0]['suite']}")
+    if answer.facts:
+        app.echo(f"next: pythia-dyn fetch --model {answer.facts[0]['suite']}")
     answer.finish()

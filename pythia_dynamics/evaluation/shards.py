@@ -13,14 +13,16 @@ import secrets
 import tempfile
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pythia_dynamics.checkpoints.source import Source
+from pythia_dynamics.device import resolve_device
 from pythia_dynamics.errors import PythiaDynError, StoreError, first_line, listed
 from pythia_dynamics.evaluation.processes import Processes
 from pythia_dynamics.evaluation.records import Records
@@ -39,6 +41,9 @@ _POLL_SECONDS = 0.5
 
 _GRACE_SECONDS = 5.0
 """Time for the shares of an interrupted run to write their last rows and end; processes of our own are killed then."""
+
+_gpus: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""For each GPU that this process uses: one share at a time, where an executor gives several to threads of a process."""
 
 Missing = Mapping[Mode, Mapping[int, str]]
 """The reason for each step without a row, by mode."""
@@ -245,7 +250,9 @@ def _run_share(evaluate_share: Callable[[Share], Missing], sent: bytes) -> _Outc
 
 def _outcome_of(evaluate_share: Callable[[Share], Missing], share: Share) -> _Outcome:
     try:
-        return _Outcome(evaluate_share(share))
+        device = resolve_device(share.settings.device)
+        with _gpus[str(device)] if device.type == "cuda" else nullcontext():
+            return _Outcome(evaluate_share(share))
     except PythiaDynError as error:
         has_message_only = type(error).__init__ is PythiaDynError.__init__
         return _Outcome(error=(type(error) if has_message_only else PythiaDynError, str(error)))

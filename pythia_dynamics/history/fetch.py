@@ -127,7 +127,7 @@ def download(
         Called with the number of revisions that are done and of all.
     **options
         Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`, `learning_rate`,
-        `verify_whole`, `refresh`.
+        `verify_whole`, `refresh`, `shard`.
 
     Raises
     ------
@@ -156,8 +156,8 @@ def _download(
         job.keep_suite()
     else:
         job.run(revisions, workers, executor, progress)
-    store = Store.open(request.path)
-    states = [step_states(store, spec.name) for spec in job.specs]
+    store = Store.open(request.path) if job.steps else None
+    states = [step_states(store, spec.name) for spec in job.specs if store]
     stored = set(job.steps).intersection(*(each.stored for each in states))
     return FetchReport(
         model=request.resolved,
@@ -170,7 +170,7 @@ def _download(
         missing={step: why for step, why in sorted(job.failed.items()) if step not in stored},
         superseded={step: why for each in states for step, why in each.superseded.items() if step in job.steps},
         failed={step: why for step, why in sorted(job.failed.items()) if step in stored},
-        checks=weakest_checks(map(store.records, (spec.name for spec in job.specs)), job.steps),
+        checks=weakest_checks((store.records(spec.name) for spec in job.specs if store), job.steps),
         **source.traffic.counts(),
         seconds=time.monotonic() - began,
     )
@@ -214,6 +214,8 @@ class _Job:
         """Fetch what is not in the store. Raises as `download`, after every revision has ended or was cancelled."""
         self._compare(found)
         revisions = self._requested(found)
+        if not self.steps:
+            return
         cache = LayoutCache(rule=self.source.suite.roles)
         self._find_tensors(revisions, cache)
         order = dict.fromkeys((*self.surveyed, *self.steps))  # these first: where their files are, is known
@@ -253,10 +255,12 @@ class _Job:
     def _requested(self, revisions: Mapping[int, Revision]) -> dict[int, Revision]:
         """The requested revisions that the source has."""
         if self.request.wanted is None:
-            self.steps = tuple(revisions)
+            self.steps = self.request.own(revisions)
         chosen = {step: revisions[step] for step in self.steps if step in revisions}
         if self.steps and self.present.issuperset(self.steps):
             return chosen
+        if not self.steps:  # of a shard, where there are fewer steps than shards
+            return {}
         if not chosen and self.request.names_each_step:
             raise UnknownNameError("step", self.steps[0], revisions, where=self.source.location)
         if not chosen:

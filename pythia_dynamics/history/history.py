@@ -116,6 +116,11 @@ class History:
         cells = "".join(f"<tr><th>{escape(key)}</th><td>{escape(text)}</td></tr>" for key, text in rows.items())
         return f"<table><caption>History {escape(self.name)}</caption>{cells}</table>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to another process, whose working directory may be another: absolute paths."""
+        frames = tuple(each.absolute() if isinstance(each, Path) else each for each in self.frames)
+        return {**self.__dict__, "frames": frames}
+
     def __len__(self) -> int:
         """T, the number of steps, present or missing."""
         return len(self.steps)

@@ -15,6 +15,7 @@ from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import model_with_suite, store_path
+from pythia_dynamics.shard import Shard
 
 __all__ = ["WORKERS", "FetchRequest"]
 
@@ -59,6 +60,9 @@ class FetchRequest:
         Whether to fetch again what has been replaced at the source since it was fetched. Otherwise the weights that
         are there stay, and are reported as superseded.
 
+    shard
+        The part of the steps that one job of an array fetches. Default: all.
+
     Raises
     ------
     UnknownNameError
@@ -76,6 +80,7 @@ class FetchRequest:
     learning_rate: RateLike | None = None
     verify_whole: bool = False
     refresh: bool = False
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         tensors = (self.tensors,) if isinstance(self.tensors, str) else tuple(self.tensors)
@@ -138,10 +143,16 @@ class FetchRequest:
 
     @cached_property
     def wanted(self) -> tuple[int, ...] | None:
-        """The requested steps, in increasing order; None for all that the source has."""
+        """The requested steps, in increasing order; None for all that the source has, or a shard of those."""
         if self.steps is None:
-            return PAPER_STEPS if self.resolved.is_pythia else None
-        return parse_steps(self.steps) if isinstance(self.steps, str) else tuple(self.steps)
+            chosen = PAPER_STEPS if self.resolved.is_pythia else None
+        else:
+            chosen = parse_steps(self.steps) if isinstance(self.steps, str) else tuple(self.steps)
+        return chosen if chosen is None else self.own(chosen)
+
+    def own(self, steps: Iterable[int]) -> tuple[int, ...]:
+        """Those of all steps that the shard has."""
+        return tuple(steps) if self.shard is None else tuple(self.shard.take(tuple(steps)))
 
     @property
     def names_each_step(self) -> bool:

@@ -54,7 +54,7 @@ class Stores:
         self._flushed, self._lock = time.monotonic(), threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Stores, collects=False), (self._path,)
+        return partial(Stores, collects=False), (self._path.absolute(),)
 
     def recorder(self, tensor: str, step: int) -> Recorder | None:
         """What takes the record of a chunk that is going to be written; None to write it at once."""

@@ -23,6 +23,7 @@ from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frame_gram import map_gram_matrices
 from pythia_dynamics.sweep.frames import warn_missing
 from pythia_dynamics.sweep.gram import Gram
+from pythia_dynamics.sweep.partial import PartSavedError
 from pythia_dynamics.sweep.sweep import Accumulator, sweep
 
 if TYPE_CHECKING:
@@ -378,11 +379,15 @@ def compute_measures(
     filled: dict[Callable[[], Accumulator], Any] = {}
     if factories:
         empty = [_empty(measure, factory) for factory, measure in factories.items()]
-        sums_of_all = sweep(history, empty, compute.part(0, first_share))
-        filled = {
-            factory: found.filled if isinstance(found, _GuardedSums) else found
-            for factory, found in zip(factories, sums_of_all, strict=True)
-        }
+        try:
+            sums_of_all = sweep(history, empty, compute.part(0, first_share))
+            filled = {
+                factory: found.filled if isinstance(found, _GuardedSums) else found
+                for factory, found in zip(factories, sums_of_all, strict=True)
+            }
+        except PartSavedError:
+            if not functions:  # else the second pass saves its part as well, and ends the job
+                raise
     values: dict[str, list[Any]] = {}
     if functions:
         part = compute.part(1000 - first_share, first_share)

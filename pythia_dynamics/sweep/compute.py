@@ -13,8 +13,9 @@ from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.executors import Pool, as_executor, workers_of
 from pythia_dynamics.history.history import History
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.sweep.partial import PartialSums
 
-__all__ = ["Compute"]
+__all__ = ["Compute", "exact_device"]
 
 Precision = Literal["float32", "float64"]
 
@@ -44,6 +45,8 @@ class Compute:
         vocabulary. Default: all rows.
     progress : Progress
         Called as ``progress(done, total)`` from the calling thread. The unit depends on the function that reports.
+    partial : PartialSums, optional
+        Where the job of an array saves its part of the sums in place of a result, or where those of all jobs are read.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class Compute:
     precision: Precision = "float32"
     rows: int | None = None
     progress: Progress = silent
+    partial: PartialSums | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -83,13 +87,9 @@ class Compute:
         return as_executor(self.executor)
 
     @property
-    def exact_device(self) -> str:
-        """`device` with ``"auto"`` resolved: a device that computes in float64. Errors as in `resolve_exact_device`."""
-        if self.device == "cpu":
-            return self.device
-        from pythia_dynamics.device import resolve_exact_device  # imports torch
-
-        return resolve_exact_device(self.device)
+    def task_device(self) -> str:
+        """`device` as tasks get it: as `exact_device` has it, or as it is if an executor runs them elsewhere."""
+        return self.device if self.executor is not None else exact_device(self.device)
 
     def rows_of(self, history: History) -> int:
         """The number of rows of each frame of a history that are used.
@@ -117,3 +117,18 @@ class Compute:
             self.progress(start + done * length // max(total, 1), 1000)
 
         return replace(self, progress=report)
+
+
+def exact_device(device: str) -> str:
+    """A device that computes in float64: `device`, or what ``"auto"`` is on this machine.
+
+    Parameters
+    ----------
+    device
+        As of `Compute`. Errors as in `pythia_dynamics.device.resolve_exact_device`.
+    """
+    if device == "cpu":
+        return device
+    from pythia_dynamics.device import resolve_exact_device  # imports torch
+
+    return resolve_exact_device(device)

@@ -101,6 +101,9 @@ class Counts(PerSlab):
     table: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, CODES), np.uint32))
     locks: list[threading.Lock] = field(default_factory=list)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "locks": []}
+
     def start(self, frames: Frames, device: str) -> Self:
         """Empty tables for these frames."""
         if frames.size >= 1 << 32:

@@ -21,10 +21,11 @@ from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.history import History
 from pythia_dynamics.progress import Progress
 from pythia_dynamics.sweep import gram_kernels
-from pythia_dynamics.sweep.compute import Compute, Precision
+from pythia_dynamics.sweep.compute import Compute, Precision, exact_device
 from pythia_dynamics.sweep.frames import kernel_array, to_device, warn_nonfinite
 from pythia_dynamics.sweep.intrinsics import workspace
 from pythia_dynamics.sweep.kernels import TILE
+from pythia_dynamics.sweep.partial import PartialSums, described
 from pythia_dynamics.sweep.sweep import run_jobs
 
 __all__ = ["FrameGram", "frame_gram", "map_gram_matrices"]
@@ -135,17 +136,51 @@ def map_gram_matrices(
     ------
     PythiaDynError
         No step has weights, or finite weights have squares that are not finite.
+    PartSavedError
+        With `Compute.partial`: the values of one job are saved.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
     compute = compute or Compute()
-    length, rows, device = len(history.steps), compute.rows_of(history), compute.exact_device
-    results: list[list[Any]] = [[None] * length for _ in functions]
     present = np.flatnonzero(history.present).tolist()
     if not present:
         raise PythiaDynError(f"no step of {history.name} has weights to analyse")
-    count = min(compute.workers, len(present))
-    nonfinite, done = [], 0
+    if compute.partial is None:
+        found = dict(_mapped(history, functions, compute, present))
+    else:
+        found = _in_parts(history, functions, compute, compute.partial, present)
+    results: list[list[Any]] = [[None] * len(history.steps) for _ in functions]
+    for index, outcome in found.items():
+        for row, value in zip(results, outcome or (), strict=False):
+            row[index] = value
+    if warn:
+        warn_nonfinite(history, [int(history.steps[index]) for index in sorted(found) if found[index] is None])
+    return results
+
+
+def _in_parts(
+    history: History,
+    functions: Sequence[Callable[[FrameGram], Any]],
+    compute: Compute,
+    partial: PartialSums,
+    present: Sequence[int],
+) -> dict[int, list[Any] | None]:
+    """The values of the job of an array, which are saved; or of all jobs, from what they have saved."""
+    about = described(history, compute.rows_of(history), functions)
+    if not partial.merges:
+        if not partial.is_saved("gram", about):
+            partial.save("gram", about, dict(_mapped(history, functions, compute, partial.shard.take(present))))
+        raise partial.saved()
+    parts = partial.load("gram", about, functions)
+    return {index: outcome for part in parts for index, outcome in part.items()}
+
+
+def _mapped(
+    history: History, functions: Sequence[Callable[[FrameGram], Any]], compute: Compute, present: Sequence[int]
+) -> Iterator[tuple[int, list[Any] | None]]:
+    """The values of the functions by index of the step, as they are ready; None where weights are not all finite."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    rows, device = compute.rows_of(history), compute.task_device
+    count, done = max(min(compute.workers, len(present)), 1), 0
     compute.progress(0, len(present))
     with ExitStack() as stack:
         pool = compute.pool
@@ -160,17 +195,10 @@ def map_gram_matrices(
                 for at, i in enumerate(group)
             )
             for index, outcome in run_jobs(pool, jobs, ahead=2 * count):
-                if outcome is None:
-                    nonfinite.append(int(history.steps[index]))
-                else:
-                    for row, value in zip(results, outcome, strict=True):
-                        row[index] = value
+                yield index, outcome
                 done += 1
                 if history.remote is None:  # else their arrival has been reported
                     compute.progress(done, len(present))
-    if warn:
-        warn_nonfinite(history, sorted(nonfinite))
-    return results
 
 
 def _groups(history: History, present: Sequence[int], progress: Progress) -> Iterator[tuple[History, Sequence[int]]]:
@@ -198,7 +226,7 @@ def _task(
     """Apply the functions to a history of one step. A module-level function, so that another process can run it."""
     frame = history.frame(0)
     assert frame is not None  # jobs are made for present steps only
-    found = frame_gram(frame[:rows], precision=precision, device=device)
+    found = frame_gram(frame[:rows], precision=precision, device=exact_device(device))
     return None if found is None else [function(found) for function in functions]
 
 

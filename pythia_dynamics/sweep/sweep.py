@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
-from pythia_dynamics.sweep.compute import Compute
+from pythia_dynamics.sweep.compute import Compute, exact_device
 from pythia_dynamics.sweep.frames import Frames, is_finite, slabs, warn_nonfinite
+from pythia_dynamics.sweep.partial import PartialSums, described
 
 __all__ = ["Accumulator", "PerSlab", "SlabSums", "run_jobs", "sweep"]
 
@@ -155,10 +156,16 @@ def sweep(
     ------
     PythiaDynError
         Finite weights have squares that are not finite, or no step has weights.
+    PartSavedError
+        With `Compute.partial`: the sums of one job are saved.
     """
     compute = compute or Compute()
     frames = Frames(history, compute.rows_of(history))
-    filled = _pass(frames, accumulators, compute, slab)
+    ranges = slabs(frames.size, slab)
+    if compute.partial is None:
+        filled = _pass(frames, accumulators, compute, ranges)
+    else:
+        filled = _in_parts(frames, accumulators, compute, compute.partial, ranges)
     flagged = np.zeros(len(frames), dtype=bool)
     for item in filled:
         flagged |= item.nonfinite_frames()
@@ -170,7 +177,7 @@ def sweep(
         )
 
     def reread(templates: dict[int, A]) -> None:
-        for i, item in zip(templates, _pass(frames, list(templates.values()), compute, slab), strict=True):
+        for i, item in zip(templates, _pass(frames, list(templates.values()), compute, ranges), strict=True):
             filled[i] = item
 
     if nonfinite:
@@ -183,17 +190,34 @@ def sweep(
     return filled
 
 
-def _pass(frames: Frames, templates: Sequence[A], compute: Compute, slab: int | None) -> list[A]:
-    """Read all slabs once and return filled copies of the templates; read nothing if there are none."""
+def _in_parts(
+    frames: Frames, templates: Sequence[A], compute: Compute, partial: PartialSums, ranges: Sequence[tuple[int, int]]
+) -> list[A]:
+    """The first pass of the job of an array, whose sums are saved; or of all jobs, from what they have saved."""
+    about = {**described(frames.history, frames.rows, templates), "slabs": len(ranges)}
+    if not partial.merges:
+        if not partial.is_saved("sums", about):
+            partial.save("sums", about, _pass(frames, templates, compute, partial.shard.block(ranges)))
+        raise partial.saved()
+    first, *others = partial.load("sums", about, templates)
+    for other in others:
+        for item, more in zip(first, other, strict=True):
+            item.merge(more)
+    filled: list[A] = first
+    return filled
+
+
+def _pass(frames: Frames, templates: Sequence[A], compute: Compute, ranges: Sequence[tuple[int, int]]) -> list[A]:
+    """Read slabs once and return filled copies of the templates; read nothing if there are none."""
     if not templates:
         return []
-    ranges = slabs(frames.size, slab)
-    count, progress = min(compute.workers, len(ranges)), compute.progress
+    count, progress = max(min(compute.workers, len(ranges)), 1), compute.progress
     is_idle = compute.device == "auto" and not any(template.uses_device for template in templates)
-    device = "cpu" if is_idle else compute.exact_device
-    accumulators = [template.start(frames, device) for template in templates]
+    device = "cpu" if is_idle else compute.task_device
+    is_here = compute.executor is None
+    accumulators = [template.start(frames, device) for template in templates] if is_here else []
     # One copy per thread, used for one slab at a time: the tables of threads are merged, not those of slabs.
-    others = [[item.fork() for item in accumulators] for _ in range(count - 1)] if compute.executor is None else []
+    others = [[item.fork() for item in accumulators] for _ in range(count - 1)] if is_here else []
     progress(0, len(ranges))
     done = 0
 
@@ -209,7 +233,7 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, slab: int | 
     for other in others:
         for item, partial in zip(accumulators, other, strict=True):
             item.merge(partial)
-    return accumulators
+    return accumulators or [template.start(frames, "cpu") for template in templates]  # of no slab at all
 
 
 def _in_threads(frames: Frames, copies: Sequence[list[A]], ranges: Sequence[tuple[int, int]]) -> Iterator[int]:
@@ -234,12 +258,12 @@ def _in_threads(frames: Frames, copies: Sequence[list[A]], ranges: Sequence[tupl
 def _in_executor(
     frames: Frames,
     templates: Sequence[A],
-    accumulators: Sequence[A],
+    accumulators: list[A],
     ranges: Sequence[tuple[int, int]],
     compute: Compute,
     device: str,
 ) -> Iterator[int]:
-    """Add slabs to the accumulators in an executor; yield the numbers of slabs that are done.
+    """Add slabs to the accumulators, which are the first ones that come back; yield the numbers of slabs done.
 
     Four groups per worker balance the load; each group sends back only one set of tables.
     """
@@ -248,14 +272,17 @@ def _in_executor(
     groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
     jobs = ((len(group), (_task, frames, templates, device, group)) for group in groups)
     for size, result in run_jobs(executor, jobs, ahead=2 * compute.workers):
-        for item, other in zip(accumulators, result, strict=True):
-            item.merge(other)
+        if not accumulators:
+            accumulators += result
+        else:
+            for item, other in zip(accumulators, result, strict=True):
+                item.merge(other)
         yield size
 
 
 def _task(frames: Frames, templates: Sequence[A], device: str, ranges: Sequence[tuple[int, int]]) -> list[A]:
     """Sum a group of slabs. A module-level function, so that another process can run it; the tables are made there."""
-    accumulators = [template.start(frames, device) for template in templates]
+    accumulators = [template.start(frames, exact_device(device)) for template in templates]
     for start, stop in ranges:
         for item in accumulators:
             item.update(frames, start, stop)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from pythia_dynamics.checkpoints.registry import branch
 from pythia_dynamics.device import resolve_device
 from pythia_dynamics.errors import NonFiniteError, PythiaDynError, optional_import
 from pythia_dynamics.evaluation.nanogpt import NanoGPTConfig, NanoGPTForCausalLM
+from pythia_dynamics.executors import Pool, as_executor
 from pythia_dynamics.files import disk_full_errors
 from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.sweep.sweep import run_jobs
 from pythia_dynamics.tables import write_json
 from pythia_dynamics.training import suite
 from pythia_dynamics.training.plan import TrainingPlan
@@ -38,7 +41,7 @@ from pythia_dynamics.training.suite import Loss, PreparedText, Suite
 from pythia_dynamics.training.text import Text
 from pythia_dynamics.training.transformers_log import silence_transformers
 
-__all__ = ["new_model", "torch_threads", "train_suite"]
+__all__ = ["new_model", "torch_threads", "train_suite", "train_suites"]
 
 _STATE = "trainer"
 """Folder of the Trainer's own checkpoints while a suite is trained."""
@@ -124,6 +127,51 @@ def train_suite(
     except Timeout:
         raise PythiaDynError(f"another process is training {out}; wait for it or name another directory") from None
     return Suite(out, fresh=True)
+
+
+def train_suites(
+    plans: Mapping[Path, TrainingPlan],
+    text: Text,
+    executor: Pool,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> list[Suite]:
+    """Train several suites at once.
+
+    Parameters
+    ----------
+    plans
+        The plans by the directory of their suite, which the workers of the executor and this process see.
+    text, device, threads
+        As for `train_suite`.
+    executor
+        Trains each suite in another process or on another machine: an `Executor`, a `distributed.Client`, or an
+        executor of submitit.
+    progress
+        Called with the number of suites that are finished, and of all.
+
+    Returns
+    -------
+    list of Suite
+        The suites, in the order of `plans`.
+
+    Raises
+    ------
+    PythiaDynError
+        As `train_suite`. What has been trained is kept, and the same call resumes the others.
+    """
+    pool = as_executor(executor)
+    assert pool is not None
+    train = partial(train_suite, device=device, threads=threads)
+    jobs = ((index, (train, out.absolute(), text, plan)) for index, (out, plan) in enumerate(plans.items()))
+    found: dict[int, Suite] = {}
+    progress(0, len(plans))
+    for index, suite_there in run_jobs(pool, jobs, ahead=len(plans)):
+        found[index] = suite_there
+        progress(len(found), len(plans))
+    return [Suite(out, found[index].fresh) for index, out in enumerate(plans)]
 
 
 def new_model(plan: TrainingPlan, vocab: int) -> PreTrainedModel:
