@@ -22,8 +22,6 @@ _POLL_SECONDS = 0.2
 _CONNECT_SECONDS = 30
 """How long a cluster may take to answer, and to have its first worker."""
 
-_ERROR = logging.ERROR
-
 _RAISED = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*", re.M)
 """The line of a traceback that has the exception."""
 
@@ -101,17 +99,32 @@ def connect(address: str) -> Iterator[Pool]:
     except ImportError:
         raise PythiaDynError("Dask is not installed: pip install 'pythia-dynamics[dask]'") from None
     with ExitStack() as stack:
+        stack.enter_context(_silent())
         given: Any = address
         if address == "local":
             local: Any = LocalCluster
-            given = stack.enter_context(local(threads_per_worker=1, dashboard_address=None, silence_logs=_ERROR))
+            given = stack.enter_context(local(threads_per_worker=1, dashboard_address=None))
         try:
             make: Any = Client
-            client = stack.enter_context(make(given, timeout=_CONNECT_SECONDS))
+            client = stack.enter_context(make(given, timeout=_CONNECT_SECONDS, set_as_default=False))
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
         except (OSError, ValueError, TimeoutError) as error:
             raise PythiaDynError(f"no Dask cluster with workers at {address}: {first_line(error)}") from None
         yield client
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Dask from printing tracebacks beside the one line that says what is wrong."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class _DaskExecutor(Executor):

@@ -9,6 +9,13 @@ import pytest
 from support.hubserver import HubServer
 
 
+@pytest.fixture(autouse=True)
+def no_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests are no job of an array, even where one runs them."""
+    for name in ("ID", "COUNT", "MIN", "STEP"):
+        monkeypatch.delenv(f"SLURM_ARRAY_TASK_{name}", raising=False)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub on the loopback, reached through HF_ENDPOINT by a stranger with an empty Hugging Face cache."""

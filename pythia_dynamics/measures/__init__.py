@@ -36,6 +36,7 @@ COMMANDS = frozenset(
             "figures",
             "gather",
             "ls",
+            "merge",
             "models",
             "perplexity",
             "phases",

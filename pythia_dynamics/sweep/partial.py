@@ -122,14 +122,15 @@ class PartialSums:
         modules = {module for each in sums for module, _ in _named(each)} - {"builtins"}
         parts = []
         for shard, path in paths.items():
-            found, part = _read(path, modules)
+            with path.open("rb") as file, _damage(path):
+                found = _Restricted(file, ()).load()
+                parts.append(_Restricted(file, modules).load() if found == dict(about) else None)
             if found != dict(about):
                 differs = next(key for key in about if found.get(key) != about[key])
                 raise PythiaDynError(
                     f"the part {shard} of {self.name} is of other weights or options ({differs} differs); run it again "
                     f"with --shard {shard}"
                 )
-            parts.append(part)
         return parts
 
     def _path(self, kind: str, shard: Shard) -> Path:
@@ -197,12 +198,6 @@ def _read_about(path: Path) -> Any:
     """What a file is a part of. Raises `OSError` and `FormatError`."""
     with path.open("rb") as file, _damage(path):
         return _Restricted(file, ()).load()
-
-
-def _read(path: Path, modules: Collection[str]) -> tuple[Any, Any]:
-    """What a file is a part of, and the part. Raises `OSError` and `FormatError`."""
-    with path.open("rb") as file, _damage(path):
-        return _Restricted(file, ()).load(), _Restricted(file, modules).load()
 
 
 @contextmanager
