@@ -191,11 +191,16 @@ def _hand_over(job: Any, future: Future[Any]) -> None:
         result = job.result()
     except PythiaDynError as error:
         future.set_exception(error)
-    except CancelledError:  # a cluster of Dask has lost it
-        future.set_exception(PythiaDynError("the cluster has lost a job: its scheduler ended, or started again"))
-    except Exception as error:  # libraries wrap what a job raises in exceptions of their own, with a traceback in them
-        raised = _RAISED.findall(str(error))
-        told = raised[-1] if raised else next(iter(str(error).splitlines()), "") or type(error).__name__
-        future.set_exception(PythiaDynError(f"a job of the executor failed: {told}"))
+    except Exception as error:
+        future.set_exception(PythiaDynError(_why(error)))
     else:
         future.set_result(result)
+
+
+def _why(error: Exception) -> str:
+    """Why there is no result, in one line. Libraries wrap what a job raises, with a traceback in the message."""
+    if isinstance(error, CancelledError) or type(error).__name__ == "CommClosedError":
+        return "the cluster has lost a job: its scheduler ended, or started again"
+    raised = _RAISED.findall(str(error))
+    told = raised[-1] if raised else next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"a job of the executor failed: {told}"

@@ -38,7 +38,9 @@ AFTER_KEY = "pythia_dynamics.after"
 """Key in `click.Context.meta` of a command that has done the work of another one: the name of that, for `NEXT`."""
 
 SHARD = "shard"
-"""What stands in `NEXT` for a job of an array that has measured its part."""
+"""What `AFTER_KEY` has after a job of an array that has measured its part."""
+
+_AFTER_SHARDS = "pythia-dyn merge, after all jobs"
 
 
 SECTIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -115,7 +117,6 @@ NEXT: Mapping[str, str] = {
     ),
     **dict.fromkeys(("alignment", "phases", "stop", "claims", "figures", "portrait"), "pythia-dyn report{models}"),
     "representation": "pythia-dyn report{models}",
-    SHARD: "pythia-dyn merge, after all jobs",
     "gather": "pythia-dyn claims{models}",
     "compare": "pythia-dyn phases{models}",
 }
@@ -150,7 +151,7 @@ class Group(click.Group):
         models = "".join(f" --model {shlex.quote(name)}" for name in ctx.meta.get(MODELS_KEY, ()))
         required = models or " --model 70m"
         done = ctx.meta.get(AFTER_KEY, ctx.invoked_subcommand or "")
-        following = NEXT.get(done, "").format(models=models, required=required)
+        following = _AFTER_SHARDS if done == SHARD else NEXT.get(done, "").format(models=models, required=required)
         if following and not any(ctx.meta.get(key) for key in SILENT_KEYS):
             click.echo(f"next: {following}")
 

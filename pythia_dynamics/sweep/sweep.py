@@ -215,7 +215,9 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, ranges: Sequ
     is_idle = compute.device == "auto" and not any(template.uses_device for template in templates)
     device = "cpu" if is_idle else compute.task_device
     is_here = compute.executor is None
-    accumulators = [template.start(frames, device) for template in templates] if is_here else []
+    # What an accumulator finds out of the frames before it reads them is sent with them.
+    empty = [template.start(frames, device if is_here else "cpu") for template in templates]
+    accumulators = empty if is_here else []
     # One copy per thread, used for one slab at a time: the tables of threads are merged, not those of slabs.
     others = [[item.fork() for item in accumulators] for _ in range(count - 1)] if is_here else []
     progress(0, len(ranges))
@@ -233,7 +235,7 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, ranges: Sequ
     for other in others:
         for item, partial in zip(accumulators, other, strict=True):
             item.merge(partial)
-    return accumulators or [template.start(frames, "cpu") for template in templates]  # of no slab at all
+    return accumulators or empty  # of no slab at all
 
 
 def _in_threads(frames: Frames, copies: Sequence[list[A]], ranges: Sequence[tuple[int, int]]) -> Iterator[int]:

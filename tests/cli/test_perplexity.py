@@ -122,7 +122,7 @@ def test_every_option_reaches_the_settings(
 ) -> None:
     seen: list[tuple[Any, ...]] = []
 
-    def evaluate(model: Any, modes: Any, settings: EvaluationSettings, *, out: Path, progress: Any) -> Any:
+    def evaluate(model: Any, modes: Any, settings: EvaluationSettings, *, out: Path, **how: Any) -> Any:
         seen.append((model.name, modes, settings, out))
         raise PythiaDynError("seen")
 
