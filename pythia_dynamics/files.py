@@ -125,7 +125,7 @@ def reason_of(error: OSError) -> str:
 
 
 @contextmanager
-def store_errors(path: Path) -> Iterator[None]:
+def store_errors(path: object) -> Iterator[None]:
     """Convert an `OSError` in the ``with`` block into a `StoreError` with a message of one line, and count a write.
 
     Parameters
@@ -147,7 +147,7 @@ def store_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def disk_full_errors(path: Path, hint: str = "; free some space or name another directory") -> Iterator[None]:
+def disk_full_errors(path: object, hint: str = "; free some space or name another directory") -> Iterator[None]:
     """Convert an error that means a full disk, from any library, into a `StoreError`. Other errors are not changed.
 
     Parameters

@@ -7,6 +7,7 @@ transposed matrix, so that a part of it is a range of columns.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,31 @@ class Part:
         outer, inner = whole.shape[: self.axis], int(np.prod(whole.shape[self.axis + 1 :], dtype=np.int64))
         runs = whole.reshape(int(np.prod(outer, dtype=np.int64)) * self.count, section * inner)
         return runs[:, self.start * inner : (self.start + self.length) * inner]
+
+    def ranges(self, whole: Sequence[int], start: int, stop: int) -> list[tuple[int, int]]:
+        """Where elements of the part are in the tensor.
+
+        Parameters
+        ----------
+        whole
+            The shape of the tensor.
+        start, stop
+            The elements of the part, in its row-major order.
+
+        Returns
+        -------
+        list of tuple
+            Ranges (start, stop) of elements of the tensor in its row-major order, which together are these.
+        """
+        section, inner = whole[self.axis] // self.count, math.prod(whole[self.axis + 1 :])
+        run, found = self.length * inner, []
+        while start < stop:
+            number, inside = divmod(start, run)
+            count = min(run - inside, stop - start)
+            first = (number * section + self.start) * inner + inside
+            found.append((first, first + count))
+            start += count
+        return found
 
     def of(self, whole: NDArray[Any]) -> NDArray[Any]:
         """The part of a tensor, C-contiguous: a view where it is one run, else a copy."""

@@ -18,6 +18,7 @@ import click
 from pythia_dynamics import __version__
 from pythia_dynamics.cli.completion import complete_models, complete_tensors
 from pythia_dynamics.cli.group import JSON_KEY, MODELS_KEY, QUIET_KEY, RESUMABLE_KEY, Failure, Group, Interrupted
+from pythia_dynamics.cli.places import with_cache, with_results
 from pythia_dynamics.cli.suite import with_suite
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
 from pythia_dynamics.tables import json_text
@@ -139,17 +140,6 @@ def main(context: click.Context, quiet: bool, verbose: int) -> None:
         handler = _LogOnStderr()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
-
-
-def _with_directory(name: str, content: str) -> Callable[[Command], Command]:
-    """The option for a directory of the user; its default is that of the environment, else its name."""
-    kind, variable = click.Path(file_okay=False, path_type=Path), f"PYTHIA_DYN_{name.upper()}"
-    text = f"Directory of the {content}."
-    return click.option(f"--{name}", type=kind, default=name, envvar=variable, show_default=True, help=text)
-
-
-with_cache = _with_directory("cache", "weight stores")
-with_results = _with_directory("results", "result files")
 
 
 def _remember_models(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

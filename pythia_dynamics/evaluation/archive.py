@@ -17,7 +17,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pythia_dynamics.history.coordinates import NO_STEP, open_node, read_coordinate, write_coordinate
+from pythia_dynamics.history.coordinates import NO_STEP, read_coordinate, write_coordinate
+from pythia_dynamics.history.nodes import open_node
 
 __all__ = ["Archive", "Field"]
 

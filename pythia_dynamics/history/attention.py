@@ -18,7 +18,7 @@ from pythia_dynamics.checkpoints.roles import ALL, ROLES
 from pythia_dynamics.checkpoints.source import Revision, Source
 from pythia_dynamics.checkpoints.tensors import MAX_CONFIG_BYTES
 from pythia_dynamics.errors import PythiaDynError, StoreError
-from pythia_dynamics.history.coordinates import open_node
+from pythia_dynamics.history.nodes import open_node
 from pythia_dynamics.history.store import Store
 
 __all__ = [

@@ -16,6 +16,7 @@ from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.attention import known_attention, select_parts
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.objects import ObjectPath, Place, as_place, is_web
 
 __all__ = [
     "DEMO",
@@ -24,6 +25,7 @@ __all__ = [
     "cached",
     "choose_model",
     "find_model",
+    "local_directory",
     "model_with_suite",
     "open_histories",
     "open_history",
@@ -34,24 +36,38 @@ DEMO = "demo"
 """Name of the suite, the store and the results that ``pythia-dyn demo`` makes."""
 
 
-def cache_directory(cache: Path | str | None = None) -> Path:
-    """The directory of the stores.
+def cache_directory(cache: Place | str | None = None) -> Place:
+    """The place of the stores.
 
     Parameters
     ----------
     cache
-        A directory. Default: the environment's ``PYTHIA_DYN_CACHE``, else ``cache``.
+        A directory, or the URL of objects: ``s3://bucket/cache``, ``gs://…``, ``az://…``; or of a web server, which can
+        only be read: ``https://…``. Default: the environment's ``PYTHIA_DYN_CACHE``, else ``cache``.
     """
-    return Path(cache or os.environ.get("PYTHIA_DYN_CACHE") or "cache")
+    return as_place(cache or os.environ.get("PYTHIA_DYN_CACHE") or "cache")
 
 
-def cached(cache: Path | str | None = None) -> tuple[str, ...]:
+def local_directory(cache: Place | str | None = None) -> Path:
+    """The directory of the stores, for what is written beside them. Raises `PythiaDynError` where it is none."""
+    directory = cache_directory(cache)
+    if isinstance(directory, ObjectPath):
+        raise PythiaDynError(f"{directory} is no directory, which training needs; name one with --cache")
+    return directory
+
+
+def cached(cache: Place | str | None = None) -> tuple[str, ...]:
     """Names of the stores in the cache, sorted. `cache` as for `cache_directory`."""
-    paths = cache_directory(cache).glob("[!.]*.zarr")
+    directory = cache_directory(cache)
+    if isinstance(directory, ObjectPath):
+        names = [] if is_web(directory) else directory.names()
+        paths: list[Place] = [directory / name for name in names if name.endswith(".zarr") and name[0] != "."]
+    else:
+        paths = list(directory.glob("[!.]*.zarr"))
     return tuple(sorted(path.name.removesuffix(".zarr") for path in paths if Store.exists(path)))
 
 
-def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
+def find_model(model: str | Path, cache: Place | str | None = None) -> Model:
     """The model that a name means.
 
     Parameters
@@ -81,7 +97,7 @@ def find_model(model: str | Path, cache: Path | str | None = None) -> Model:
         raise StoreError(f"{DEMO} is not in {cache_directory(cache)}/: `pythia-dyn demo` makes it") from None
 
 
-def _remembered(model: Model, cache: Path | str | None) -> Model:
+def _remembered(model: Model, cache: Place | str | None) -> Model:
     """A model with the suite that its store remembers, if it has one of the same source, stage, generation and seed."""
     path = store_path(model.name, cache)
     try:
@@ -94,7 +110,7 @@ def _remembered(model: Model, cache: Path | str | None) -> Model:
 
 
 def model_with_suite(
-    model: str | Path, cache: Path | str | None = None, suite: Mapping[str, Any] | str | Path | None = None
+    model: str | Path, cache: Place | str | None = None, suite: Mapping[str, Any] | str | Path | None = None
 ) -> Model:
     """The model that a name means, with other values of its suite.
 
@@ -116,7 +132,7 @@ def model_with_suite(
 
 
 def choose_model(
-    model: str | Path, cache: Path | str | None = None, suite: Mapping[str, Any] | str | Path | None = None
+    model: str | Path, cache: Place | str | None = None, suite: Mapping[str, Any] | str | Path | None = None
 ) -> Model:
     """`model_with_suite`, whose suite a store of the model remembers from now on.
 
@@ -137,7 +153,7 @@ def choose_model(
     return found
 
 
-def store_path(name: str, cache: Path | str | None = None) -> Path:
+def store_path(name: str, cache: Place | str | None = None) -> Place:
     """The path of the store of a model, existing or not.
 
     Parameters
@@ -154,7 +170,7 @@ def open_histories(
     model: str | Path,
     tensors: Sequence[str] = (),
     *,
-    cache: Path | str | None = None,
+    cache: Place | str | None = None,
     steps: str | None = None,
     learning_rate: RateLike | None = None,
     heads: int | None = None,
@@ -208,7 +224,7 @@ def open_history(
     model: str | Path,
     tensor: str | None = None,
     *,
-    cache: Path | str | None = None,
+    cache: Place | str | None = None,
     steps: str | None = None,
     learning_rate: RateLike | None = None,
     heads: int | None = None,
@@ -232,12 +248,13 @@ def open_history(
     return history if chosen is None else history.select(chosen)
 
 
-def _open_store(model: str | Path, cache: Path | str | None) -> Store:
+def _open_store(model: str | Path, cache: Place | str | None) -> Store:
     """The store of a model that is in the cache."""
-    path = Path(model)
+    path = as_place(model)
     if path.suffix != ".zarr":
         names = cached(cache)
-        path = store_path(str(model) if str(model) in names else find_model(model, cache).name, cache)
+        known = str(model) in names or (is_web(cache_directory(cache)) and Store.exists(store_path(str(model), cache)))
+        path = store_path(str(model) if known else find_model(model, cache).name, cache)
         if not Store.exists(path):
             stores = f"; there: {', '.join(names)}" if names else ""
             raise StoreError(f"{model} is not in {path.parent}{stores}; run pythia-dyn fetch --model {model}")

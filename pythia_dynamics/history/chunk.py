@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import google_crc32c
@@ -12,6 +11,7 @@ import numpy as np
 
 from pythia_dynamics.errors import IntegrityError
 from pythia_dynamics.history.spec import DTYPES
+from pythia_dynamics.objects import Place
 
 __all__ = ["CHECKSUM_BYTES", "ChunkWriter", "check_chunk", "widening"]
 
@@ -76,7 +76,7 @@ def widening(write: Callable[[bytes], object], source: str, target: str) -> Call
     return widen
 
 
-def check_chunk(path: Path, nbytes: int, *, what: tuple[int, str, Path]) -> None:
+def check_chunk(path: Place, nbytes: int, *, what: tuple[int, str, Place]) -> None:
     """Compare a chunk file with its checksum.
 
     Parameters
@@ -97,7 +97,7 @@ def check_chunk(path: Path, nbytes: int, *, what: tuple[int, str, Path]) -> None
     try:
         content = memoryview(path.read_bytes())
     except OSError as error:
-        raise IntegrityError(f"step {step} of {store} cannot be read: {error.strerror}") from None
+        raise IntegrityError(f"step {step} of {store} cannot be read: {error.strerror or 'it is missing'}") from None
     body, stored = content[:nbytes], int.from_bytes(content[nbytes:], "little")
     if len(content) != nbytes + CHECKSUM_BYTES or google_crc32c.value(bytes(body)) != stored:
         raise IntegrityError(f"step {step} of {tensor} in {store} fails its checksum; fetch it again")

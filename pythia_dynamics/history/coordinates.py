@@ -1,19 +1,18 @@
-"""The coordinates of the steps of a store, and how its arrays and groups are created and opened."""
+"""The coordinates of the steps of a store, and how its arrays are created."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from pythia_dynamics.errors import StoreError
+from pythia_dynamics.history.nodes import bucket, is_node, open_node
 from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.objects import Place
 
 __all__ = [
     "COORDINATES",
@@ -21,7 +20,6 @@ __all__ = [
     "coordinate_source",
     "create_tensor",
     "known_values",
-    "open_node",
     "read_coordinate",
     "update_coordinate",
     "write_coordinate",
@@ -42,7 +40,7 @@ COORDINATES: dict[str, tuple[str, dict[str, Any]]] = {
 exact below 2^53."""
 
 
-def read_coordinate(path: Path, name: str) -> list[Any]:
+def read_coordinate(path: Place, name: str) -> list[Any]:
     """The values of a coordinate, in the order of arrival of the steps; empty where the store does not have it.
 
     Parameters
@@ -57,13 +55,13 @@ def read_coordinate(path: Path, name: str) -> list[Any]:
     StoreError
         The coordinate is damaged.
     """
-    if not (path / name / "zarr.json").is_file():
+    if not is_node(path / name):
         return []
     values: list[Any] = np.asarray(open_node(path / name, zarr.open_array)[:]).tolist()
     return values
 
 
-def known_values(path: Path, name: str, steps: Sequence[int]) -> dict[int, float] | None:
+def known_values(path: Place, name: str, steps: Sequence[int]) -> dict[int, float] | None:
     """The values of a coordinate by step, where they are known; None where the store does not have the coordinate.
 
     Parameters
@@ -84,7 +82,7 @@ def known_values(path: Path, name: str, steps: Sequence[int]) -> dict[int, float
     return {step: value for step, value in values.items() if value == value} if values else None
 
 
-def coordinate_source(path: Path, name: str) -> str:
+def coordinate_source(path: Place, name: str) -> str:
     """Where the values of a coordinate are from, in words; empty where the store does not say.
 
     Parameters
@@ -99,13 +97,13 @@ def coordinate_source(path: Path, name: str) -> str:
     StoreError
         The coordinate is damaged.
     """
-    if not (path / name / "zarr.json").is_file():
+    if not is_node(path / name):
         return ""
     return str(open_node(path / name, zarr.open_array).attrs.get(_SOURCE, ""))
 
 
 def write_coordinate(
-    path: Path, name: str, values: Sequence[float], fill_value: float = math.nan, *, source: str = ""
+    path: Place, name: str, values: Sequence[float], fill_value: float = math.nan, *, source: str = ""
 ) -> None:
     """Write a coordinate of all steps.
 
@@ -128,12 +126,12 @@ def write_coordinate(
         The coordinate that is there is damaged.
     """
     dtype, attributes = COORDINATES[name]
-    if (path / name / "zarr.json").is_file():
+    if is_node(path / name):
         array = open_node(path / name, zarr.open_array, "r+")
         array.resize((len(values),))
     else:
         array = zarr.create_array(
-            path / name,
+            **_new_array(path / name),
             shape=(len(values),),
             chunks=(4096,),  # 32 KB: more steps than any suite has published, in one file
             dtype=dtype,
@@ -148,7 +146,7 @@ def write_coordinate(
 
 
 def update_coordinate(
-    path: Path,
+    path: Place,
     name: str,
     steps: Sequence[int],
     values: Mapping[int, float],
@@ -189,7 +187,7 @@ def update_coordinate(
         write_coordinate(path, name, [known.get(step, math.nan) for step in steps], source=source if new else "")
 
 
-def create_tensor(path: Path, spec: TensorSpec, length: int, *, is_head: bool) -> None:
+def create_tensor(path: Place, spec: TensorSpec, length: int, *, is_head: bool) -> None:
     """Create the array of a tensor, without weights.
 
     Parameters
@@ -204,7 +202,7 @@ def create_tensor(path: Path, spec: TensorSpec, length: int, *, is_head: bool) -
         Whether it may have the axes vocab and d_model, which one tensor has.
     """
     zarr.create_array(
-        path / spec.name,
+        **_new_array(path / spec.name),
         shape=(length, *spec.shape),
         chunks=(1, *spec.shape),
         dtype=spec.numpy_dtype,
@@ -216,25 +214,7 @@ def create_tensor(path: Path, spec: TensorSpec, length: int, *, is_head: bool) -
     )
 
 
-def open_node(path: Path, opener: Any, mode: str = "r") -> Any:
-    """Open an array or a group of a store.
-
-    Parameters
-    ----------
-    path
-        Its folder.
-    opener
-        `zarr.open_array` or `zarr.open_group`.
-    mode
-        ``r``, or ``r+`` to write to it.
-
-    Raises
-    ------
-    StoreError
-        It is damaged.
-    """
-    try:
-        return opener(path, mode=mode, zarr_format=3)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(f"{path} is not a readable Zarr v3 node ({reason}); move it away and fetch again") from None
+def _new_array(place: Place) -> dict[str, Any]:
+    """The arguments of `zarr.create_array` for a place."""
+    found = bucket(place)
+    return {"store": found["store"], "name": found["path"]}

@@ -45,6 +45,7 @@ from pythia_dynamics.history.states import compare_with_source, step_states
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import common_specs, most_common, survey, survey_suite
 from pythia_dynamics.history.transfer import Stores, fetch_revision, run_all
+from pythia_dynamics.objects import ObjectPath
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["download", "fetch"]
@@ -355,6 +356,8 @@ class _Job:
 
     def _require_space(self, revisions: int, specs: tuple[TensorSpec, ...]) -> None:
         """Raise `StoreError` if the disk has too little space for so many revisions, before a store is made."""
+        if isinstance(self.path, ObjectPath):
+            return
         need = revisions * sum(spec.nbytes for spec in specs)
         place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         free = shutil.disk_usage(place).free

@@ -27,11 +27,12 @@ from pythia_dynamics.history.arrays import as_numpy, masked, memory_map
 from pythia_dynamics.history.attention import known_attention, select_parts
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.lazy_weights import Weights
+from pythia_dynamics.history.parted import PartedWeights, StoredWeights
 from pythia_dynamics.history.provenance import check_of
-from pythia_dynamics.history.remote import RemoteWeights
 from pythia_dynamics.history.spec import DTYPES
 from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.objects import ObjectPath, Place
 from pythia_dynamics.progress import Progress, silent
 
 __all__ = ["History"]
@@ -75,7 +76,8 @@ class History:
     file_shape, within
         Of a part of a tensor, the shape of the tensor in the files, and where in it the part is; else None.
     remote
-        Of a tensor that is streamed: what reads ranges of its weights, which are not on this machine. None for others.
+        What reads ranges of weights that are not on this machine: of a tensor that is streamed, or that is in an object
+        store. None for others.
     """
 
     name: str
@@ -84,13 +86,13 @@ class History:
     frame_shape: tuple[int, ...]
     dtype: np.dtype[Any]
     missing: Mapping[int, str]
-    frames: tuple[Path | NDArray[Any] | None, ...] = field(repr=False)
+    frames: tuple[Place | NDArray[Any] | None, ...] = field(repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
     coordinates: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
     attention: Attention | None = None
     file_shape: tuple[int, ...] | None = None
     within: Part | None = None
-    remote: RemoteWeights | None = field(default=None, repr=False)
+    remote: PartedWeights | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         nbytes = math.prod(self.frame_shape) * self.dtype.itemsize * int(self.present.sum())
@@ -212,8 +214,10 @@ class History:
         if source is None or isinstance(source, np.ndarray):
             return source if source is None or self.within else source.reshape(1, -1)
         if self.remote is not None:
-            return self.remote.frame(int(self.steps[index])).reshape(1, -1)
+            frame = self.remote.frame(int(self.steps[index]))
+            return frame.reshape(1, -1) if self.within is None else self.within.segments(frame)
         shape = self.file_shape or self.frame_shape
+        assert isinstance(source, Path)
         expected = math.prod(shape) * self.dtype.itemsize + CHECKSUM_BYTES
         found = source.stat().st_size if source.is_file() else 0
         if found != expected:
@@ -228,12 +232,17 @@ class History:
     def read_ranges(
         self, steps: Sequence[int], ranges: Sequence[tuple[int, int]], progress: Progress = silent
     ) -> Iterator[History]:
-        """Ranges of the weights of some steps, of a tensor that is streamed. Valid inside the ``with`` block.
+        """Ranges of the weights of some steps, where `remote` reads them. Valid inside the ``with`` block.
 
-        Parameters and errors are those of `RemoteWeights.open`. Of each step the weights of all ranges are one vector.
+        Parameters and errors are those of `PartedWeights.open`. Of each step the weights of all ranges are one vector.
         """
         assert self.remote is not None
-        with self.remote.open(steps, ranges, progress) as paths:
+        if self.within is None:
+            read: Sequence[tuple[int, int]] = ranges
+        else:
+            assert self.file_shape is not None
+            read = [each for start, stop in ranges for each in self.within.ranges(self.file_shape, start, stop)]
+        with self.remote.open(steps, read, progress) as paths:
             shape, numbers = (sum(stop - start for start, stop in ranges),), np.array(steps, dtype=np.int64)
             yield History(self.name, self.tensor, numbers, shape, self.dtype, {}, paths)
 
@@ -405,7 +414,11 @@ class History:
             if (known := store.coordinate(name)) is not None
         }
         shape, dtype = spec.shape, spec.numpy_dtype
-        return cls(store.name, tensor, steps, shape, dtype, missing, frames, provenance, coordinates, attention)
+        objects = {
+            step: path for step, path in zip(steps.tolist(), frames, strict=True) if isinstance(path, ObjectPath)
+        }
+        history = cls(store.name, tensor, steps, shape, dtype, missing, frames, provenance, coordinates, attention)
+        return replace(history, remote=StoredWeights(spec, objects)) if objects else history
 
     @classmethod
     def from_array(

@@ -1,24 +1,17 @@
-"""Parts of one tensor at many steps, in files of a scratch folder: for a tensor whose history has no room on the disk.
-
-A part is a range of the weights of each step. It is read by byte range, used, and deleted before the next one.
-"""
+"""A tensor that is read from its source in parts, by byte range: its history has no room on the disk."""
 
 from __future__ import annotations
 
 import math
-import secrets
-import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from pythia_dynamics.checkpoints.formats.slices import TensorSlice
@@ -26,18 +19,16 @@ from pythia_dynamics.checkpoints.layout import LayoutCache
 from pythia_dynamics.checkpoints.reader import RevisionReader
 from pythia_dynamics.checkpoints.source import AccessError, Revision, Source
 from pythia_dynamics.checkpoints.tensors import TensorRequest
-from pythia_dynamics.errors import FormatError, IntegrityError, PythiaDynError, StoreError, size
+from pythia_dynamics.errors import FormatError, IntegrityError, PythiaDynError, StoreError
 from pythia_dynamics.files import store_errors
-from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter, widening
+from pythia_dynamics.history.chunk import ChunkWriter, widening
+from pythia_dynamics.history.parted import PartedWeights, Ranges
 from pythia_dynamics.history.spec import DTYPES, TensorSpec
 from pythia_dynamics.history.transfer import Outcome, run_all
 from pythia_dynamics.history.whole import repeat_if_damaged
-from pythia_dynamics.progress import Progress, silent
+from pythia_dynamics.progress import Progress
 
 __all__ = ["Located", "LostStepsError", "RemoteWeights", "locate"]
-
-Ranges = Sequence[tuple[int, int]]
-"""Ranges (start, stop) of the weights of a frame, in row-major order."""
 
 _ATTEMPTS = 3
 """How often a tensor is read whose parts together fail its checksum, as `repeat_if_damaged` does with a whole one."""
@@ -114,8 +105,8 @@ def locate(
         reader.close()
 
 
-class RemoteWeights:
-    """Reads parts of one tensor. Not for several threads; it reads several steps at once itself.
+class RemoteWeights(PartedWeights):
+    """Reads parts of one tensor from its source.
 
     Parameters
     ----------
@@ -125,12 +116,8 @@ class RemoteWeights:
         The tensor.
     located
         Where it lies, by step.
-    folder
-        The scratch folder.
-    scratch
-        Bytes that the files in it may have.
-    workers
-        Steps that are read at once.
+    folder, scratch, workers
+        As for `PartedWeights`.
     """
 
     def __init__(
@@ -142,89 +129,10 @@ class RemoteWeights:
         scratch: int,
         workers: int,
     ) -> None:
-        self.source, self.spec, self.located = source, spec, located
-        self.folder, self.scratch, self.workers = folder, scratch, workers
+        super().__init__(spec, folder, scratch, workers)
+        self.source, self.located = source, located
         self._sums: dict[int, tuple[int, int]] = {}  # by step the weights that have passed, and their CRC-32
         self._damaged: Counter[int] = Counter()
-
-    @property
-    def frame_size(self) -> int:
-        """N, the number of weights of a step."""
-        return math.prod(self.spec.shape)
-
-    def windows(self, ranges: Ranges, steps: int) -> Iterator[list[tuple[int, int]]]:
-        """Group consecutive ranges, so that the weights of a group at so many steps have room.
-
-        Raises
-        ------
-        StoreError
-            One range has no room.
-        """
-        room = self.scratch // steps - CHECKSUM_BYTES
-        group: list[tuple[int, int]] = []
-        for start, stop in ranges:
-            if group and (stop - group[0][0]) * self.spec.numpy_dtype.itemsize > room:
-                yield group
-                group = []
-            group.append((start, stop))
-            if (need := (stop - start) * self.spec.numpy_dtype.itemsize) > room:
-                raise self._too_small(steps * (need + CHECKSUM_BYTES), f"{stop - start:,} weights of {steps} steps")
-        yield group
-
-    def groups(self, steps: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Group steps, so that the whole frames of a group have room. Raises `StoreError` if one frame has none."""
-        frame = self.spec.nbytes + CHECKSUM_BYTES
-        count = self.scratch // frame
-        if not count:
-            raise self._too_small(frame, "one step")
-        for first in range(0, len(steps), count):
-            yield steps[first : first + count]
-
-    def _too_small(self, need: int, what: str) -> StoreError:
-        have = f"{what} of {self.spec.name} take {size(need)}, more than the scratch space of {size(self.scratch)}"
-        return StoreError(f"{have}; allow more")
-
-    @contextmanager
-    def open(self, steps: Sequence[int], ranges: Ranges, progress: Progress = silent) -> Iterator[tuple[Path, ...]]:
-        """Read ranges of the weights of some steps. They are deleted at the end of the ``with`` block.
-
-        A CRC-32 that the file states is compared once all of a tensor has passed, from its first to its last weight.
-
-        Parameters
-        ----------
-        steps
-            The steps.
-        ranges
-            What is read of each step.
-        progress
-            Called with the number of steps that are done and of all.
-
-        Yields
-        ------
-        tuple of Path
-            A file for each step with the weights of all ranges, one after the other, and their CRC-32C.
-
-        Raises
-        ------
-        LostStepsError
-            Steps cannot be read, or fail their checksum.
-        AccessError, StoreError
-            Nothing can be read, or the scratch folder cannot be written.
-        """
-        folder = self.folder / f"part-{secrets.token_hex(4)}"
-        try:
-            with store_errors(folder):
-                folder.mkdir(parents=True)
-            paths = [folder / str(step) for step in steps]
-            self._read(dict(zip(steps, paths, strict=True)), ranges, progress)
-            yield tuple(paths)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def frame(self, step: int) -> NDArray[Any]:
-        """All weights of one step, in memory. Errors as in `open`."""
-        with self.open([step], [(0, self.frame_size)]) as (path,):
-            return np.fromfile(path, self.spec.numpy_dtype, self.frame_size).reshape(self.spec.shape)
 
     def _read(self, paths: Mapping[int, Path], ranges: Ranges, progress: Progress) -> None:
         """Read ranges of all steps into their files."""

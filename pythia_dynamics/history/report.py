@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pythia_dynamics.checkpoints.registry import Model
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.provenance import Check
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.objects import Place
 
 __all__ = ["FetchReport"]
 
@@ -57,7 +57,7 @@ class FetchReport:
 
     model: Model
     source: str
-    path: Path
+    path: Place
     tensors: tuple[TensorSpec, ...]
     steps: tuple[int, ...]
     fetched: tuple[int, ...]

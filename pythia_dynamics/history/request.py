@@ -15,6 +15,7 @@ from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.checkpoints.source import Source
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.history.cache import model_with_suite, store_path
+from pythia_dynamics.objects import Place
 from pythia_dynamics.shard import Shard
 
 __all__ = ["WORKERS", "FetchRequest"]
@@ -43,7 +44,8 @@ class FetchRequest:
         ``"hub"``; ``"registry"`` (for `preview` only); a directory of the model's checkpoints; or an open `Source`.
         A model that is a directory is its own source.
     cache
-        Directory of the stores. Default: the environment's ``PYTHIA_DYN_CACHE``, else ``cache``.
+        Directory of the stores, or a URL: ``s3://bucket/cache``, ``gs://…``, ``az://…``. Default: the environment's
+        ``PYTHIA_DYN_CACHE``, else ``cache``.
     suite
         How its checkpoints are named and found, where the registry or the store does not know: values of
         `pythia_dynamics.checkpoints.suite.Suite` by name (``{"pattern": r"^run-(\d+)$", "stage": "2"}``), or a TOML
@@ -75,7 +77,7 @@ class FetchRequest:
     tensors: str | Iterable[str] = (UNEMBEDDING,)
     steps: str | Iterable[int] | None = None
     source: str | Path | Source = HUB
-    cache: str | Path | None = None
+    cache: str | Place | None = None
     suite: Mapping[str, Any] | str | Path | None = None
     learning_rate: RateLike | None = None
     verify_whole: bool = False
@@ -137,7 +139,7 @@ class FetchRequest:
         return tuple(self.tensors)
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         """The store that the weights go to."""
         return store_path(self.resolved.name, self.cache)
 

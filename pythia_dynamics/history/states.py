@@ -54,10 +54,11 @@ def step_states(store: Store, tensor: str, *, verify_whole: bool = False) -> Ste
     attributes = store.entries(tensor)
     records, failed, replaced = (attributes[key] for key in ("provenance", "missing", "superseded"))
     held, superseded, missing = [], {}, {}
+    chunked = store.chunked(tensor, records) if attributes["known"] else set()
     for step in sorted(store.steps) if attributes["known"] else ():
         if step not in records:
             missing[step] = failed.get(step, "not fetched")
-        elif not store.has_chunk(tensor, step):
+        elif step not in chunked:
             missing[step] = "its chunk is damaged; fetch it again"
         elif verify_whole and not is_end_to_end(records[step], possible=True):
             missing[step] = "not compared with a checksum of its publisher"

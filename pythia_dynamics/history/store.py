@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from filelock import FileLock
 
 from pythia_dynamics import __version__
 from pythia_dynamics.checkpoints.formats.slices import select
@@ -30,7 +29,7 @@ from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, LearningRate, L
 from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.checkpoints.suite import GENERIC, Suite
 from pythia_dynamics.errors import StoreError, UnknownNameError
-from pythia_dynamics.files import atomic_file, portable, remove_stale, store_errors
+from pythia_dynamics.files import remove_stale, store_errors
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter, check_chunk
 from pythia_dynamics.history.coordinates import (
     COORDINATES,
@@ -38,13 +37,24 @@ from pythia_dynamics.history.coordinates import (
     coordinate_source,
     create_tensor,
     known_values,
-    open_node,
     read_coordinate,
     update_coordinate,
     write_coordinate,
 )
+from pythia_dynamics.history.nodes import (
+    array_names,
+    bucket,
+    chunk_sizes,
+    is_node,
+    new_chunk,
+    open_node,
+    remove_unfinished,
+    writers_lock,
+)
 from pythia_dynamics.history.provenance import Recorder
+from pythia_dynamics.history.recorded import read_source, recorded_place, recorded_suite
 from pythia_dynamics.history.spec import TensorSpec
+from pythia_dynamics.objects import ObjectPath, Place, as_place, is_web
 
 __all__ = ["Store"]
 
@@ -56,13 +66,6 @@ _ATTRIBUTE = "pythia_dynamics"
 
 _BY_STEP = ("provenance", "missing", "superseded")
 """The attributes of a tensor that have an entry for each step that they concern."""
-
-_POLL_SECONDS = 0.004
-"""Wait between two attempts to take the writers' lock. Writing one record takes about 4 ms, so a shorter wait would
-only use the processor."""
-
-_UNFINISHED = ("zarr.*.partial", "*/zarr.*.partial", *(f"{name}/c/*.partial" for name in COORDINATES))
-"""What zarr names metadata files while it writes them."""
 
 
 class Store:
@@ -80,33 +83,33 @@ class Store:
         Name of the directory without ``.zarr``.
     """
 
-    def __init__(self, path: Path, source: str, suite: Suite = GENERIC) -> None:
+    def __init__(self, path: Place, source: str, suite: Suite = GENERIC) -> None:
         self.path = path
         self.source = source
         self.suite = suite
         self.name = path.name.removesuffix(".zarr")
         self._scratch = path.with_name(f".{path.name}.partial")
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), poll_interval=_POLL_SECONDS)
+        self._lock = writers_lock(path)
         self._indices: dict[int, int] = {}  # the index of a step, and the spec of a tensor, never change
         self._specs: dict[str, TensorSpec] = {}
 
     # -- opening ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: Path | str) -> Store:
+    def open(cls, path: Place | str) -> Store:
         """Open an existing store.
 
         Parameters
         ----------
         path
-            The directory ``<name>.zarr``.
+            The directory ``<name>.zarr``, or its URL: ``s3://bucket/cache/<name>.zarr``.
 
         Raises
         ------
         StoreError
             There is no store, it is damaged, or it was not written by this package or by a later version of it.
         """
-        path = Path(path)
+        path = as_place(path)
         if not cls.exists(path):
             raise StoreError(f"no weight store at {path}; make one with pythia-dyn fetch")
         attributes = open_node(path, zarr.open_group).attrs.get(_ATTRIBUTE)
@@ -114,20 +117,16 @@ class Store:
             raise StoreError(f"{path} is a Zarr group but not a weight store of pythia-dyn; name another --cache")
         if attributes.get("format") != _FORMAT:
             raise StoreError(f"{path} was written by a newer pythia-dyn; update it, or name another --cache")
-        source, suite = str(attributes["source"]), dict(attributes.get("suite", {}))
-        if attributes.get("directory"):  # relative to the store, if it lies in the same project
-            source = str((path.parent / source).resolve())
-        suite |= {key: str((path.parent / suite[key]).resolve()) for key in suite.pop("directories", ())}
-        return cls(path, source, GENERIC.changed(suite))
+        return cls(path, *read_source(path, attributes))
 
     @classmethod
-    def create(cls, path: Path | str, *, source: str, suite: Suite | None = None) -> Store:
+    def create(cls, path: Place | str, *, source: str, suite: Suite | None = None) -> Store:
         """Open a store for writing; make it if there is none.
 
         Parameters
         ----------
         path
-            The directory ``<name>.zarr``.
+            The directory ``<name>.zarr``, or its URL.
         source
             Where the weights are from: a repository id, or a directory of checkpoints, which is recorded relative to
             the store if it lies below the directory of the cache's directory.
@@ -139,13 +138,12 @@ class Store:
         StoreError
             The store has weights of another source, or of another stage, generation or seed; or it cannot be written.
         """
-        store = cls(path := Path(path), source, suite or GENERIC)
-        with store_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        store = cls(path := as_place(path), source, suite or GENERIC)
+        if isinstance(path, Path):
+            with store_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
         with store.writing():
-            for pattern in _UNFINISHED:  # left by a killed process: only the owner of the lock writes metadata
-                for unfinished in path.glob(pattern):
-                    unfinished.unlink(missing_ok=True)
+            remove_unfinished(path)
             if cls.exists(path):
                 found = cls.open(path)
                 parts = (found.suite.part, (suite or found.suite).part)
@@ -157,7 +155,7 @@ class Store:
                 store.suite = suite or found.suite
                 if store.suite != found.suite:
                     group = open_node(path, zarr.open_group, "r+")
-                    group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": store._recorded_suite()}
+                    group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "suite": recorded_suite(path, store.suite)}
                     tokens = {step: store.suite.tokens_at(step) for step in store.steps}
                     is_new = store.suite.learning_rate != found.suite.learning_rate
                     store._write_known(store.steps, tokens, replaces=is_new)
@@ -166,19 +164,21 @@ class Store:
                     "format": _FORMAT,
                     "source": store.recorded_source,
                     "directory": Path(source).is_absolute(),
-                    "suite": store._recorded_suite(),
+                    "suite": recorded_suite(path, store.suite),
                     "version": __version__,
                 }
                 # The second attribute is a convention of CF: xarray makes coordinates of these arrays.
                 known = " ".join(name for name in COORDINATES if name != "step")
-                zarr.create_group(path, attributes={_ATTRIBUTE: attributes, "coordinates": known})
-        if store._scratch.is_dir():
+                zarr.create_group(**bucket(path), attributes={_ATTRIBUTE: attributes, "coordinates": known})
+        if isinstance(store._scratch, Path) and store._scratch.is_dir():
             remove_stale(store._scratch)
         return store
 
     @staticmethod
-    def exists(path: Path) -> bool:
+    def exists(path: Place) -> bool:
         """Whether there is a store, or something else, at `path`. A `create` that failed leaves an empty directory."""
+        if isinstance(path, ObjectPath):
+            return is_node(path)
         return path.is_dir() and any(not entry.name.endswith(".partial") for entry in path.iterdir())
 
     # -- reading ----------------------------------------------------------------------------------------------
@@ -186,22 +186,15 @@ class Store:
     @property
     def recorded_source(self) -> str:
         """`source` as files of the store record it."""
-        return self._portable(self.source)
-
-    def _portable(self, place: str) -> str:
-        return portable(place, self.path.parent, self.path.parent.resolve().parent)
-
-    def _recorded_suite(self) -> dict[str, Any]:
-        """The suite as the store records it, its directories like `recorded_source`."""
-        values = self.suite.as_json
-        directories = [key for key in ("config", "tokenizer") if key in values and Path(values[key]).is_absolute()]
-        values |= {key: self._portable(values[key]) for key in directories}
-        return values | ({"directories": directories} if directories else {})
+        return recorded_place(self.path, self.source)
 
     @property
     def tensors(self) -> dict[str, TensorSpec]:
         """The tensors of the store, by name."""
-        names = (path.parent.name for path in sorted(self.path.glob("*/zarr.json")))
+        if is_web(self.path):
+            names = open_node(self.path, zarr.open_group).attrs[_ATTRIBUTE].get("tensors", ())
+        else:
+            names = array_names(self.path)
         return {name: self._spec(name) for name in names if name not in COORDINATES}
 
     def select(self, patterns: Sequence[str] = ()) -> tuple[str, ...]:
@@ -262,10 +255,12 @@ class Store:
         source = coordinate_source(self.path, "learning_rate") or self.suite.learning_rate_from or "the store"
         return source if self.coordinate("learning_rate") else NOT_KNOWN
 
-    def has_chunk(self, tensor: str, step: int) -> bool:
-        """Whether there is a chunk of the right length for `tensor` at `step`. Raises `UnknownNameError`."""
-        path = self.chunk_path(tensor, step)
-        return path.is_file() and path.stat().st_size == self._spec(tensor).nbytes + CHECKSUM_BYTES
+    def chunked(self, tensor: str, steps: Iterable[int]) -> set[int]:
+        """The steps for which there is a chunk of the right length for `tensor`. Raises `UnknownNameError`."""
+        paths = {step: self.chunk_path(tensor, step) for step in steps}
+        sizes = chunk_sizes(self.path / tensor, paths.values())
+        expected = self._spec(tensor).nbytes + CHECKSUM_BYTES
+        return {step for step, found in zip(paths, sizes, strict=True) if found == expected}
 
     def records(self, tensor: str) -> dict[int, dict[str, Any]]:
         """Where the weights of each stored step are from: repository, branch, commit, file, byte range, dtype, time,
@@ -276,7 +271,7 @@ class Store:
     def entries(self, tensor: str) -> dict[str, Any]:
         """What is recorded of a tensor, by kind: ``known`` (whether the store has it), and by step its ``provenance``,
         and the reasons why others are ``missing`` or these ``superseded``. `step_states` says what that means."""
-        known = (self.path / tensor / "zarr.json").is_file()
+        known = is_node(self.path / tensor)
         attributes = dict(open_node(self.path / tensor, zarr.open_array).attrs) if known else {}
         found = {key: attributes.get(key, {}) for key in _BY_STEP}
         if known and not all(isinstance(found[key], Mapping) and key in (*attributes, "superseded") for key in found):
@@ -297,7 +292,7 @@ class Store:
         """
         check_chunk(self.chunk_path(tensor, step), self._spec(tensor).nbytes, what=(step, tensor, self.path))
 
-    def chunk_path(self, tensor: str, step: int) -> Path:
+    def chunk_path(self, tensor: str, step: int) -> Place:
         """The file of the weights of `tensor` at `step`, written or not. Raises `UnknownNameError`."""
         spec, index = self._spec(tensor), self._index(step)
         return self.path.joinpath(spec.name, "c", str(index), *("0" for _ in spec.shape))
@@ -348,6 +343,7 @@ class Store:
                 elif spec.roles is not None and present[spec.name].roles != spec.roles:
                     open_node(self.path / spec.name, zarr.open_array, "r+").attrs["roles"] = spec.roles
                     self._specs.pop(spec.name, None)
+            self._list_tensors()
             for name in present:
                 array = open_node(self.path / name, zarr.open_array, "r+")
                 if array.shape[0] < len(grown):
@@ -385,7 +381,7 @@ class Store:
             `ensure` was not called for the tensor or the step.
         """
         spec, path = self._spec(tensor), self.chunk_path(tensor, step)
-        with store_errors(self.path), atomic_file(path, scratch=self._scratch) as file:
+        with store_errors(self.path), new_chunk(path, self._scratch) as file:
             writer = ChunkWriter(file, spec.nbytes)
             yield writer
             writer.finish()
@@ -448,12 +444,18 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the writers' lock. An `OSError` inside, of zarr or the lock as well, becomes a `StoreError`."""
-        with store_errors(self.path), self._lock:
+        with store_errors(self.path), self._lock():
             yield
+
+    def _list_tensors(self) -> None:
+        """Record the names of the tensors, for a web server that lists nothing."""
+        group = open_node(self.path, zarr.open_group, "r+")
+        if list(self.tensors) != group.attrs[_ATTRIBUTE].get("tensors"):
+            group.attrs[_ATTRIBUTE] = {**group.attrs[_ATTRIBUTE], "tensors": list(self.tensors)}
 
     def _spec(self, tensor: str) -> TensorSpec:
         if tensor not in self._specs:
-            if not (self.path / tensor / "zarr.json").is_file():
+            if not is_node(self.path / tensor):
                 raise UnknownNameError("tensor", tensor, self.tensors, where=str(self.path))
             array = open_node(self.path / tensor, zarr.open_array)
             roles: Any = array.attrs.get("roles")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -116,7 +117,9 @@ def open_stream(request: FetchRequest, *, scratch: int = SCRATCH, workers: int =
         raise PythiaDynError("whole files are not compared while tensors are streamed; fetch them into the cache")
     if scratch < 1:
         raise PythiaDynError(f"the scratch space must be a number of bytes above 0; got {scratch}")
-    root = cache_directory(request.cache) / f".{request.resolved.name}.stream"
+    cache = cache_directory(request.cache)
+    scratch_root = cache if isinstance(cache, Path) else Path(tempfile.gettempdir()) / "pythia-dyn"
+    root = scratch_root / f".{request.resolved.name}.stream"
     with ExitStack() as stack:
         with store_errors(root):
             root.mkdir(parents=True, exist_ok=True)

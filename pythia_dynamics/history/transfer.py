@@ -11,7 +11,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from zlib_ng.zlib_ng import crc32  # vector instructions: six times the standard library's
@@ -28,6 +27,7 @@ from pythia_dynamics.history.provenance import Recorder, record_of
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.whole import has_whole_checksum, read_whole, repeat_if_damaged
+from pythia_dynamics.objects import Place
 from pythia_dynamics.progress import Progress
 
 __all__ = ["Outcome", "Stores", "fetch_revision", "run_all"]
@@ -48,7 +48,7 @@ class Stores:
     of chunks that replace others are written at once, and so are all in another process.
     """
 
-    def __init__(self, path: Path, *, collects: bool = True) -> None:
+    def __init__(self, path: Place, *, collects: bool = True) -> None:
         self._path, self._local, self._collects = path, threading.local(), collects
         self._waiting: dict[str, dict[int, Mapping[str, Any]]] = {}
         self._flushed, self._lock = time.monotonic(), threading.Lock()

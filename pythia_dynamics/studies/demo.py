@@ -14,7 +14,7 @@ import xarray as xr
 from pythia_dynamics.checkpoints.registry import resolve
 from pythia_dynamics.evaluation.runner import evaluate
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode
-from pythia_dynamics.history.cache import DEMO, cache_directory, open_history, store_path
+from pythia_dynamics.history.cache import DEMO, local_directory, open_history
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.report import FetchReport
 from pythia_dynamics.measures import MEASURES
@@ -94,9 +94,9 @@ def run(
     """
     text, plan = text or python_reference(), plan or TrainingPlan()
     with stage("train", "step") as progress:
-        suite = train_suite(cache_directory(cache) / NAME, text, plan, progress=progress)
+        suite = train_suite(local_directory(cache) / NAME, text, plan, progress=progress)
     if suite.fresh:
-        shutil.rmtree(store_path(NAME, cache), ignore_errors=True)
+        shutil.rmtree(local_directory(cache) / f"{NAME}.zarr", ignore_errors=True)
     model, out = resolve(suite.path.resolve()), Results(NAME, results)
 
     with stage("fetch W_U", "step") as progress:

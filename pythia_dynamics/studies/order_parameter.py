@@ -18,7 +18,7 @@ from pythia_dynamics.errors import PythiaDynError, UnknownNameError
 from pythia_dynamics.figures.blog import blog_figures
 from pythia_dynamics.figures.specs import save_figures
 from pythia_dynamics.files import atomic_file
-from pythia_dynamics.history.cache import cache_directory, open_history
+from pythia_dynamics.history.cache import local_directory, open_history
 from pythia_dynamics.history.fetch import download
 from pythia_dynamics.measures.order import backward_derivative
 from pythia_dynamics.progress import Stage
@@ -137,7 +137,7 @@ def reproduce(
         raise PythiaDynError("name at least one seed")
     kind = ("" if options["arch"] == "nanogpt" else f"-{options['arch']}") + ("-quick" if quick else "")
     folder, label = f"order-parameter{kind}", f"order{kind}"
-    home = Path(out) if out is not None else cache_directory(cache)
+    home = Path(out) if out is not None else local_directory(cache)
     runs: dict[str, tuple[xr.Dataset, ...]] = {}
     files: list[Path] = []
     common = Results(folder, results)

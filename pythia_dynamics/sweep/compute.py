@@ -91,6 +91,10 @@ class Compute:
         """`device` as tasks get it: as `exact_device` has it, or as it is if an executor runs them elsewhere."""
         return self.device if self.executor is not None else exact_device(self.device)
 
+    def sends_ranges(self, history: History) -> bool:
+        """Whether the tasks of an executor read the weights for themselves, and are sent ranges only."""
+        return self.executor is not None and history.remote is not None and history.remote.reads_anywhere
+
     def rows_of(self, history: History) -> int:
         """The number of rows of each frame of a history that are used.
 

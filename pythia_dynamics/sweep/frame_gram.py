@@ -197,22 +197,28 @@ def _mapped(
             for index, outcome in run_jobs(pool, jobs, ahead=2 * count):
                 yield index, outcome
                 done += 1
-                if history.remote is None:  # else their arrival has been reported
+                if not _is_grouped(history):  # else their arrival has been reported
                     compute.progress(done, len(present))
 
 
 def _groups(history: History, present: Sequence[int], progress: Progress) -> Iterator[tuple[History, Sequence[int]]]:
     """Histories with whole frames, and the indices of their steps: one, or of a history that is streamed several."""
     steps = history.steps.tolist()
-    if history.remote is None:
+    if not _is_grouped(history):
         yield history.select([steps[index] for index in present]), present
         return
+    assert history.remote is not None
     before = 0
     for group in history.remote.groups(present):
         arrived = partial(_arrived, progress, before, len(present))
         before += len(group)
         with history.read_ranges([steps[i] for i in group], [(0, history.remote.frame_size)], arrived) as whole:
             yield replace(whole, frame_shape=history.frame_shape), group
+
+
+def _is_grouped(history: History) -> bool:
+    """Whether whole frames are read here for several tasks. Otherwise each task reads its own."""
+    return history.remote is not None and not history.remote.reads_anywhere
 
 
 def _arrived(progress: Progress, before: int, total: int, done: int, _: int) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from pythia_dynamics.errors import PythiaDynError, listed
 from pythia_dynamics.history.history import History
+from pythia_dynamics.shard import Shard
 from pythia_dynamics.sweep.compute import Compute, exact_device
 from pythia_dynamics.sweep.frames import Frames, is_finite, slabs, warn_nonfinite
 from pythia_dynamics.sweep.partial import PartialSums, described
@@ -223,7 +224,7 @@ def _pass(frames: Frames, templates: Sequence[A], compute: Compute, ranges: Sequ
     progress(0, len(ranges))
     done = 0
 
-    for local, part in frames.loaded(ranges, progress):
+    for local, part in [(frames, ranges)] if compute.sends_ranges(frames.history) else frames.loaded(ranges, progress):
         if compute.executor is None:
             results = _in_threads(local, [accumulators, *others], part)
         else:
@@ -271,7 +272,11 @@ def _in_executor(
     """
     executor = compute.pool
     assert executor is not None
-    groups = [ranges[i :: 4 * compute.workers] for i in range(min(4 * compute.workers, len(ranges)))]
+    count = min(4 * compute.workers, len(ranges))
+    if compute.sends_ranges(frames.history):  # adjacent ranges are read together
+        groups = [Shard(number + 1, count).block(ranges) for number in range(count)]
+    else:
+        groups = [list(ranges[number::count]) for number in range(count)]
     jobs = ((len(group), (_task, frames, templates, device, group)) for group in groups)
     for size, result in run_jobs(executor, jobs, ahead=2 * compute.workers):
         if not accumulators:
@@ -285,9 +290,10 @@ def _in_executor(
 def _task(frames: Frames, templates: Sequence[A], device: str, ranges: Sequence[tuple[int, int]]) -> list[A]:
     """Sum a group of slabs. A module-level function, so that another process can run it; the tables are made there."""
     accumulators = [template.start(frames, exact_device(device)) for template in templates]
-    for start, stop in ranges:
-        for item in accumulators:
-            item.update(frames, start, stop)
+    for local, part in frames.loaded(ranges):
+        for start, stop in part:
+            for item in accumulators:
+                item.update(local, start, stop)
     return accumulators
 
 

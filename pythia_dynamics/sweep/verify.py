@@ -5,15 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_content, groups_of_equal
 from pythia_dynamics.errors import IntegrityError, listed
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.objects import ObjectPath, Place
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import NonFiniteWarning
 from pythia_dynamics.sweep.gram import Gram, displacements
@@ -78,20 +79,30 @@ def verify_store(store: Store, tensor: str, compute: Compute | None = None) -> V
 def _equal_chunks(store: Store, tensor: str, steps: Sequence[int]) -> list[Finding]:
     """Steps whose chunks have the same bytes."""
     paths = {step: store.chunk_path(tensor, step) for step in steps}
-    groups = groups_of_equal((step, _stored_checksum(path)) for step, path in paths.items())
+    nbytes = store.tensors[tensor].nbytes
+    groups = groups_of_equal((step, _stored_checksum(path, nbytes)) for step, path in paths.items())
     found: list[Finding] = []
     for group in groups:
         remaining = list(group)
         while len(remaining) > 1:  # different content may have the same checksum
-            first = np.memmap(paths[remaining[0]], np.uint8, "r")
-            same = [step for step in remaining if np.array_equal(first, np.memmap(paths[step], np.uint8, "r"))]
+            first = _content(paths[remaining[0]])
+            same = [step for step in remaining if np.array_equal(first, _content(paths[step]))]
             remaining = [step for step in remaining if step not in same]
             if len(same) > 1:
                 found.append(equal_content(tuple(same), store.source, tensor))
     return found
 
 
-def _stored_checksum(path: Path) -> bytes:
+def _content(path: Place) -> NDArray[np.uint8]:
+    """The bytes of a chunk: mapped, or of an object store read."""
+    if isinstance(path, ObjectPath):
+        return np.frombuffer(path.read_bytes(), np.uint8)
+    return np.memmap(path, np.uint8, "r")
+
+
+def _stored_checksum(path: Place, nbytes: int) -> bytes:
+    if isinstance(path, ObjectPath):
+        return bytes(path.read_ranges([(nbytes, nbytes + CHECKSUM_BYTES)])[0])
     with path.open("rb") as file:
         file.seek(-CHECKSUM_BYTES, 2)
         return file.read()

@@ -21,6 +21,7 @@ from pythia_dynamics.errors import PythiaDynError, StoreError, UnknownNameError
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.objects import ObjectPath, as_place
 from pythia_dynamics.training.online import COLUMNS, OnlineStatistics
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class WeightMonitor:
         source: str | None = None,
         with_gram: bool = True,
     ) -> None:
+        if isinstance(as_place(path), ObjectPath):  # all records are mapped into memory, to compare the next one
+            raise PythiaDynError(f"a training is recorded into a directory, not into {path}; copy the store afterwards")
         path = Path(path)
         self.path = path if path.suffix == ".zarr" else path.with_name(f"{path.name}.zarr")
         self.patterns = (
@@ -230,7 +233,9 @@ class WeightMonitor:
     def _stored(self, name: str, step: int) -> NDArray[Any]:
         """The weights (N,) of a step, mapped from the store."""
         spec, size = self.store.tensors[name], self._statistics[name].size
-        return np.memmap(self.store.chunk_path(name, step), dtype=spec.numpy_dtype, mode="r", shape=(size,))
+        path = self.store.chunk_path(name, step)
+        assert isinstance(path, Path)
+        return np.memmap(path, dtype=spec.numpy_dtype, mode="r", shape=(size,))
 
 
 def find_tensors(model: torch.nn.Module, patterns: Sequence[str] = (UNEMBEDDING,)) -> dict[str, torch.Tensor]:

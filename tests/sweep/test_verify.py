@@ -125,7 +125,7 @@ def test_equal_checksums_are_not_equal_content(tmp_path: Path, monkeypatch: pyte
     frames = walk(6)
     frames[6000] = frames[2000]
     made = store(tmp_path / "a.zarr", frames)
-    monkeypatch.setattr("pythia_dynamics.sweep.verify._stored_checksum", lambda path: b"same")
+    monkeypatch.setattr("pythia_dynamics.sweep.verify._stored_checksum", lambda path, nbytes: b"same")
     assert ("equal", (2000, 6000)) in kinds(verify_store(made, HEAD))
     assert [finding.steps for finding in verify_store(made, HEAD).findings if finding.kind == "equal"] == [(2000, 6000)]
 
