@@ -11,7 +11,7 @@ from typing import IO, Any
 from filelock import FileLock
 
 from pythia_dynamics.errors import StoreError
-from pythia_dynamics.files import atomic_file, store_errors
+from pythia_dynamics.files import atomic_file, remove_stale, store_errors
 from pythia_dynamics.objects import Lease, ObjectPath, Place, is_web
 
 __all__ = [
@@ -37,13 +37,22 @@ _POLL_SECONDS = 0.004
 only use the processor."""
 
 
-def remove_unfinished(store: Place) -> None:
-    """Remove metadata that a killed process has left half written. For the owner of the writers' lock, who alone writes
-    it."""
+def remove_unfinished(store: Place, scratch: Place) -> None:
+    """Remove what killed processes have left half written. For the owner of the writers' lock.
+
+    Parameters
+    ----------
+    store
+        The store, whose metadata only the owner of the lock writes.
+    scratch
+        As for `new_chunk`; the files of processes that run are kept.
+    """
     if isinstance(store, Path):
         for pattern in _UNFINISHED:
             for unfinished in store.glob(pattern):
                 unfinished.unlink(missing_ok=True)
+    if isinstance(scratch, Path) and scratch.is_dir():
+        remove_stale(scratch)
 
 
 def bucket(place: Place) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from pythia_dynamics.checkpoints.learning_rate import NOT_KNOWN, LearningRate, L
 from pythia_dynamics.checkpoints.roles import ROLES, UNEMBEDDING, Role, find_roles
 from pythia_dynamics.checkpoints.suite import GENERIC, Suite
 from pythia_dynamics.errors import StoreError, UnknownNameError
-from pythia_dynamics.files import remove_stale, store_errors
+from pythia_dynamics.files import store_errors
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES, ChunkWriter, check_chunk
 from pythia_dynamics.history.coordinates import (
     COORDINATES,
@@ -143,7 +143,7 @@ class Store:
             with store_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
         with store.writing():
-            remove_unfinished(path)
+            remove_unfinished(path, store._scratch)
             if cls.exists(path):
                 found = cls.open(path)
                 parts = (found.suite.part, (suite or found.suite).part)
@@ -170,8 +170,6 @@ class Store:
                 # The second attribute is a convention of CF: xarray makes coordinates of these arrays.
                 known = " ".join(name for name in COORDINATES if name != "step")
                 zarr.create_group(**bucket(path), attributes={_ATTRIBUTE: attributes, "coordinates": known})
-        if isinstance(store._scratch, Path) and store._scratch.is_dir():
-            remove_stale(store._scratch)
         return store
 
     @staticmethod
