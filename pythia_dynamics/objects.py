@@ -39,6 +39,9 @@ _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=60)}
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist", "ResourceNotFound")
 """What the answers to a request say whose bucket does not exist, which are those for a missing object otherwise."""
 
+_DENIED = ("403 Forbidden", "401 Unauthorized", "169.254.169.254")
+"""What an answer says to wrong credentials; the address is where those of a machine in a cloud are looked for last."""
+
 _LEASE_SECONDS = 30.0
 """A lock whose object has not changed for so long is of a process that was killed. Its holder changes it three times as
 often."""
@@ -122,8 +125,12 @@ class ObjectPath:
             return None
 
     def is_file(self) -> bool:
-        """Whether there is such an object. Raises `StoreError` if it cannot be asked."""
-        return self.size() is not None
+        """Whether there is such an object. Raises `StoreError` if it cannot be asked, and for a missing bucket."""
+        try:
+            self.read_ranges([(0, 1)])  # an answer without content does not say that it is the bucket that is missing
+        except FileNotFoundError:
+            return False
+        return True
 
     exists = is_file
 
@@ -290,9 +297,9 @@ def object_errors(path: ObjectPath, *, missing_is_error: bool = True) -> Iterato
         if isinstance(error, FileNotFoundError) and not missing_is_error:
             raise FileNotFoundError(str(path)) from None
         kind = type(error).__name__
-        if kind in ("PermissionDeniedError", "UnauthenticatedError") or "169.254.169.254" in text:
+        if kind in ("PermissionDeniedError", "UnauthenticatedError") or any(word in text for word in _DENIED):
             raise StoreError(f"{path}: access denied; check the credentials in the environment") from None
-        raise StoreError(f"{path}: {first_line(error)}") from None
+        raise StoreError(f"{path}: {first_line(error).rpartition(' - ')[2]}") from None
 
 
 # -- several writers ------------------------------------------------------------------------------------------
