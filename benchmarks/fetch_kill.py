@@ -24,7 +24,8 @@ REPO = "org/tiny"
 FETCH = f"from pythia_dynamics.history.fetch import download; download({REPO!r}, workers=4)"
 
 
-def chunks(store: Path) -> dict[str, bytes]:
+def chunks(place: Place) -> dict[str, bytes]:
+    store = Path(str(place))
     return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("c/*/*/*"))}
 
 
@@ -40,6 +41,7 @@ def main() -> None:
 
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.store import Store
+from pythia_dynamics.objects import Place
 
     generator = random.Random(options.seed)
     steps = range(1000, 61_000, 1000)

@@ -167,7 +167,7 @@ def store_path(name: str, cache: Place | str | None = None) -> Place:
 
 
 def open_histories(
-    model: str | Path,
+    model: str | Place,
     tensors: Sequence[str] = (),
     *,
     cache: Place | str | None = None,
@@ -221,7 +221,7 @@ def open_histories(
 
 
 def open_history(
-    model: str | Path,
+    model: str | Place,
     tensor: str | None = None,
     *,
     cache: Place | str | None = None,
@@ -248,7 +248,7 @@ def open_history(
     return history if chosen is None else history.select(chosen)
 
 
-def _open_store(model: str | Path, cache: Place | str | None) -> Store:
+def _open_store(model: str | Place, cache: Place | str | None) -> Store:
     """The store of a model that is in the cache."""
     path = as_place(model)
     if path.suffix != ".zarr":
@@ -277,7 +277,7 @@ def as_history(source: Any, steps: Sequence[int] | None = None) -> History:
     PythiaDynError
         As `open_history` and `History.from_array`.
     """
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path, ObjectPath)):
         source = open_history(source)
     if isinstance(source, History):
         return source if steps is None else source.select([int(step) for step in steps])

@@ -26,12 +26,13 @@ from pythia_dynamics.history.history import History
 from pythia_dynamics.history.provenance import check_of, checks_in_words, weakest_checks
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.whole import read_whole
+from pythia_dynamics.objects import Place
 
 REPO = "org/tiny"
 QKV = "gpt_neox.layers.0.attention.query_key_value.weight"
 
 
-def recorded(path: Path, tensor: str = HEAD) -> dict[int, str]:
+def recorded(path: Place, tensor: str = HEAD) -> dict[int, str]:
     return {step: check_of(record) for step, record in sorted(Store.open(path).records(tensor).items())}
 
 

@@ -48,7 +48,8 @@ def impatient() -> HubSource:
     return HubSource(REPO, policy=policy)
 
 
-def chunks(store: Path) -> dict[str, bytes]:
+def chunks(place: Place) -> dict[str, bytes]:
+    store = Path(str(place))
     return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("c/*/*/*"))}
 
 

@@ -26,6 +26,7 @@ from pythia_dynamics import objects
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError
 from pythia_dynamics.history import parted, store
 from pythia_dynamics.history.cache import cached, open_histories, open_history
+from pythia_dynamics.history.coordinates import write_coordinate
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.objects import Lease, ObjectPath, as_place
 from pythia_dynamics.sweep.compute import Compute
@@ -34,7 +35,7 @@ from pythia_dynamics.sweep.verify import verify_store
 
 STEPS = (0, 5, 10, 20, 40)
 HEAD = "embed_out.weight"
-CONFIG = {"num_attention_heads": 2}
+CONFIG: dict[str, Any] = {"num_attention_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -382,7 +383,7 @@ def test_who_has_slept_through_the_takeover_replaces_nothing(
     cache = f"s3://{bucket}/cache"
     pyd.fetch(checkpoints, cache=cache)
     sleeper, other = (Store.open(as_place(f"{cache}/own.zarr")) for _ in range(2))
-    write, lock = store.write_coordinate, ObjectPath(f"s3://{bucket}", "cache/.own.zarr.lock")
+    write, lock = write_coordinate, ObjectPath(f"s3://{bucket}", "cache/.own.zarr.lock")
 
     def meanwhile(*arguments: Any, **options: Any) -> None:
         monkeypatch.setattr(store, "write_coordinate", write)
