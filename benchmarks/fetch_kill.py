@@ -24,9 +24,9 @@ REPO = "org/tiny"
 FETCH = f"from pythia_dynamics.history.fetch import download; download({REPO!r}, workers=4)"
 
 
-def chunks(place: Place) -> dict[str, bytes]:
-    store = Path(str(place))
-    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("c/*/*/*"))}
+def chunks(store: object) -> dict[str, bytes]:
+    folder = Path(str(store))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("c/*/*/*"))}
 
 
 def main() -> None:
@@ -41,7 +41,6 @@ def main() -> None:
 
     from pythia_dynamics.history.fetch import download
     from pythia_dynamics.history.store import Store
-from pythia_dynamics.objects import Place
 
     generator = random.Random(options.seed)
     steps = range(1000, 61_000, 1000)

@@ -38,10 +38,10 @@ def impatient(repo: str = REPO, **options: Any) -> HubSource:
     return HubSource(repo, policy=RetryPolicy(first_wait=0.001, max_wait=0.01), **options)
 
 
-def chunks(place: Place) -> dict[str, bytes]:
+def chunks(store: object) -> dict[str, bytes]:
     """Every chunk file of a store."""
-    store = Path(str(place))
-    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("c/*/*/*"))}
+    folder = Path(str(store))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("c/*/*/*"))}
 
 
 def bytes_at(history: History, step: int) -> bytes:
@@ -437,7 +437,6 @@ def test_too_little_room_is_said_before(hub: HubServer, tmp_path: Path, monkeypa
 
 def test_a_disk_that_fills_is_survived(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pythia_dynamics.history.chunk import ChunkWriter
-from pythia_dynamics.objects import Place
 
     hub.add(REPO, suite(range(12)))
     write, written = ChunkWriter.write, []

@@ -48,9 +48,9 @@ def impatient() -> HubSource:
     return HubSource(REPO, policy=policy)
 
 
-def chunks(place: Place) -> dict[str, bytes]:
-    store = Path(str(place))
-    return {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("c/*/*/*"))}
+def chunks(store: object) -> dict[str, bytes]:
+    folder = Path(str(store))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("c/*/*/*"))}
 
 
 def start(cache: Path) -> subprocess.Popen[bytes]:
