@@ -254,7 +254,7 @@ def _open_store(model: str | Place, cache: Place | str | None) -> Store:
     if path.suffix != ".zarr":
         names = cached(cache)
         known = str(model) in names or (is_web(cache_directory(cache)) and Store.exists(store_path(str(model), cache)))
-        path = store_path(str(model) if known else find_model(model, cache).name, cache)
+        path = store_path(str(model) if known else find_model(str(model), cache).name, cache)
         if not Store.exists(path):
             stores = f"; there: {', '.join(names)}" if names else ""
             raise StoreError(f"{model} is not in {path.parent}{stores}; run pythia-dyn fetch --model {model}")
