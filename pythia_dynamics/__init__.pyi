@@ -36,6 +36,7 @@ from .measures.tails import tails as tails
 from .measures.two_time import two_time as two_time
 from .results.overview import overview as overview
 from .results.populations import gather as gather
+from .shard import Shard as Shard
 from .studies.compare import compare as compare
 from .studies.sections import write_report as write_report
 from .sweep.compute import Compute as Compute
@@ -46,6 +47,7 @@ from .sweep.sweep import SlabSums as SlabSums
 from .training.callback import StationarityStop as StationarityStop
 from .training.callback import WeightDynamicsCallback as WeightDynamicsCallback
 from .training.loop import train_suite as train_suite
+from .training.loop import train_suites as train_suites
 from .training.monitor import WeightMonitor as WeightMonitor
 from .training.stopping import StationarityRule as StationarityRule
 

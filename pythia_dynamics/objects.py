@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pythia_dynamics.errors import PythiaDynError, StoreError, first_line
+from pythia_dynamics.errors import PythiaDynError, StoreError, first_line, optional_import
 from pythia_dynamics.files import store_errors
 
 __all__ = ["Lease", "ObjectPath", "Place", "as_place", "is_web", "object_errors"]
@@ -116,11 +116,9 @@ class ObjectPath:
 
     def size(self) -> int | None:
         """Bytes of the object; None where there is none. Raises `StoreError` if it cannot be asked."""
-        import obstore
-
         try:
             with object_errors(self, missing_is_error=False):
-                return int(obstore.head(self.store, self.key)["size"])
+                return int(_obstore().head(self.store, self.key)["size"])
         except FileNotFoundError:
             return None
 
@@ -136,18 +134,14 @@ class ObjectPath:
 
     def read_bytes(self) -> bytes:
         """The whole object. Raises `FileNotFoundError` and `StoreError`."""
-        import obstore
-
         with object_errors(self, missing_is_error=False):
-            return bytes(obstore.get(self.store, self.key).bytes())
+            return bytes(_obstore().get(self.store, self.key).bytes())
 
     def read_ranges(self, ranges: list[tuple[int, int]]) -> list[memoryview]:
-        """Ranges (start, stop) of the bytes, in few requests. Raises `FileNotFoundError` and `StoreError`."""
-        import obstore
-
+        """Ranges (start, stop) of the bytes. Raises `FileNotFoundError` and `StoreError`."""
         with object_errors(self, missing_is_error=False):
             starts, ends = [start for start, _ in ranges], [stop for _, stop in ranges]
-            found = obstore.get_ranges(self.store, self.key, starts=starts, ends=ends, coalesce=1 << 16)
+            found = _obstore().get_ranges(self.store, self.key, starts=starts, ends=ends)
         views = [memoryview(each) for each in found]
         if any(len(view) != stop - start for view, (start, stop) in zip(views, ranges, strict=True)):
             raise StoreError(f"{self} is shorter than it should be")
@@ -158,23 +152,19 @@ class ObjectPath:
 
         Raises `StoreError`, also for a web server, which lists nothing.
         """
-        import obstore
-
         if is_web(self):
             raise StoreError(f"{self}: a web server lists no files; name a store in it")
         with object_errors(self):
-            entries = obstore.list(self.store, prefix=self.key or None).collect()
+            entries = _obstore().list(self.store, prefix=self.key or None).collect()
         prefix = f"{self.key}/" if self.key else ""
         return {each["path"].removeprefix(prefix): int(each["size"]) for each in entries}
 
     def names(self) -> list[str]:
         """The parts of names that follow this one: what the entries of a directory would be. Raises as `sizes`."""
-        import obstore
-
         if is_web(self):
             raise StoreError(f"{self}: a web server lists no files; name a store in it")
         with object_errors(self):
-            found: Any = obstore.list_with_delimiter(self.store, prefix=self.key or None)
+            found: Any = _obstore().list_with_delimiter(self.store, prefix=self.key or None)
         keys = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return sorted(key.rstrip("/").rpartition("/")[2] for key in keys)
 
@@ -189,14 +179,12 @@ class ObjectPath:
         StoreError
             The object cannot be written, or there is no room for the temporary file.
         """
-        import obstore
-
         folder = Path(tempfile.gettempdir())
         with store_errors(folder), tempfile.NamedTemporaryFile(dir=folder, prefix="pythia-dyn-") as file:
             yield file
             file.flush()
             with object_errors(self):
-                obstore.put(self.store, self.key, Path(file.name))
+                _obstore().put(self.store, self.key, Path(file.name))
 
     def put(self, content: bytes, *, mode: Any = "overwrite") -> str | None:
         """Write an object and return its version.
@@ -215,14 +203,14 @@ class ObjectPath:
         StoreError
             It cannot be written.
         """
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
+        known = _obstore().exceptions
         with object_errors(self):
             try:
-                return obstore.put(self.store, self.key, content, mode=mode, use_multipart=False)["e_tag"]
-            except (AlreadyExistsError, PreconditionError):
+                done = _obstore().put(self.store, self.key, content, mode=mode, use_multipart=False)
+            except (known.AlreadyExistsError, known.PreconditionError):
                 raise FileExistsError(str(self)) from None
+        version: str | None = done["e_tag"]
+        return version
 
     # -- for zarr ---------------------------------------------------------------------------------------------
 
@@ -258,19 +246,22 @@ def is_web(place: Place) -> bool:
     return isinstance(place, ObjectPath) and place.root.startswith(_WEB)
 
 
+def _obstore() -> Any:
+    """The library of the requests, which takes 20 ms to import. Raises `PythiaDynError` where it is not installed."""
+    with optional_import("a place in an object store", "remote"):
+        import obstore
+    return obstore
+
+
 @cache
 def _open(root: str, process: int) -> Any:
     """The obstore of a bucket, one in each process: its connections must not be shared after a fork."""
-    try:
-        from obstore.store import from_url
-    except ImportError:
-        raise PythiaDynError(f"{root} needs obstore: pip install 'pythia-dynamics[remote]'") from None
     scheme = root.partition("://")[0]
     options: dict[str, Any] = {"retry_config": _RETRY, "client_options": {"timeout": timedelta(seconds=120)}}
     if scheme == "http" or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["client_options"]["allow_http"] = True
     with object_errors(ObjectPath(root, "")):
-        return from_url(root, **options)
+        return _obstore().store.from_url(root, **options)
 
 
 @contextmanager
@@ -311,7 +302,6 @@ _versions: ContextVar[dict[str, str | None] | None] = ContextVar("versions", def
 @cache
 def _zarr_class() -> Any:
     """The store of zarr. A function, because zarr takes a third of a second to import."""
-    import obstore
     from obstore.exceptions import AlreadyExistsError, PreconditionError
     from zarr.storage import ObjectStore
 
@@ -331,7 +321,7 @@ def _zarr_class() -> Any:
                     return await super().get(key, prototype, byte_range)
             try:
                 with object_errors(ObjectPath(self.root, key), missing_is_error=False):
-                    found = await obstore.get_async(self.store, key)
+                    found = await _obstore().get_async(self.store, key)
                     content = await found.bytes_async()
             except FileNotFoundError:
                 self.versions[f"{self.root}/{key}"] = None
@@ -346,7 +336,7 @@ def _zarr_class() -> Any:
                 mode = {"e_tag": version} if (version := self.versions[name]) else "create"
             with object_errors(ObjectPath(self.root, key)):
                 try:
-                    done = await obstore.put_async(self.store, key, value.as_buffer_like(), mode=mode)
+                    done = await _obstore().put_async(self.store, key, value.as_buffer_like(), mode=mode)
                 except (AlreadyExistsError, PreconditionError):
                     raise StoreError(f"another process has changed {name}; run the same command again") from None
             if self.versions is not None:
@@ -443,11 +433,9 @@ def _take(path: ObjectPath, owner: str) -> str | None:
 
 def _state(path: ObjectPath) -> tuple[str | None, bool]:
     """The version of a lock, None where there is none, and whether it is free."""
-    import obstore
-
     try:
         with object_errors(path, missing_is_error=False):
-            found = obstore.get(path.store, path.key)
+            found = _obstore().get(path.store, path.key)
             content = bytes(found.bytes())
     except FileNotFoundError:
         return None, True

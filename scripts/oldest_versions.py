@@ -21,6 +21,7 @@ What each bound rests on:
 - zarr 3.1.3 is the first whose metadata appear whole: with 3.1.2 a process that opens a store may read an empty file.
 - xarray 2025.7.1 writes with zarr 3.1; 2025.4 does not.
 - numba 0.62 is the first whose kernels keep to 1e-6: with 0.61 the MSD of bfloat16 weights is wrong by 5e-6.
+- obstore 0.8 is the oldest that was tested.
 - The others are what the tests pass with; their older versions were not tried.
 """
 
@@ -36,7 +37,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("checkpoints", "history", "sweep", "measures", "evaluation", "training", "results", "figures")
-EXTRAS = ("report", "train", "test")
+EXTRAS = ("remote", "report", "train", "test")
 
 
 def oldest(requirement: str) -> str | None:
