@@ -159,14 +159,14 @@ class ObjectPath:
         prefix = f"{self.key}/" if self.key else ""
         return {each["path"].removeprefix(prefix): int(each["size"]) for each in entries}
 
-    def names(self) -> list[str]:
-        """The parts of names that follow this one: what the entries of a directory would be. Raises as `sizes`."""
+    def folders(self) -> list[str]:
+        """What would be the directories in this one: parts of names that follow it and end with a slash. Raises as
+        `sizes`."""
         if is_web(self):
             raise StoreError(f"{self}: a web server lists no files; name a store in it")
         with object_errors(self):
             found: Any = _obstore().list_with_delimiter(self.store, prefix=self.key or None)
-        keys = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
-        return sorted(key.rstrip("/").rpartition("/")[2] for key in keys)
+        return sorted(key.rstrip("/").rpartition("/")[2] for key in found["common_prefixes"])
 
     # -- writing ----------------------------------------------------------------------------------------------
 

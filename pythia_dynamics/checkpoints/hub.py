@@ -191,6 +191,13 @@ class HubSource:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `read_range`."""
         return read_range(self._client_of(revision), self._links, revision, revision.path(file), start, stop)
 
+    def url(self, revision: Revision, file: str) -> str:
+        """The address of a file of a revision; it redirects to the storage."""
+        from huggingface_hub import hf_hub_url
+
+        client = self._client_of(revision)
+        return hf_hub_url(client.repository, revision.path(file), revision=revision.address, endpoint=client.endpoint)
+
     def _client_of(self, revision: Revision) -> HubClient:
         """The client for the repository of a revision."""
         return replace(self._client, repository=revision.repository) if revision.repository else self._client

@@ -161,6 +161,10 @@ class LocalSource:
                 self.read(revision, name).close()
         return files_of(replace(revision, folder=""), files)
 
+    def url(self, revision: Revision, file: str) -> str:
+        """The path of a file of a revision."""
+        return str(self._folder(revision) / require_relative_path(file))
+
     def read(self, revision: Revision, file: str, start: int = 0, stop: int | None = None) -> ByteStream:
         """The bytes ``file[start:stop]`` of a revision; parameters and errors are those of `Source.read`."""
         path = self._folder(revision) / require_relative_path(file)

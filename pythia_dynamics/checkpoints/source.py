@@ -256,6 +256,9 @@ class Source(Protocol):
             When the file cannot be read.
         """
 
+    def url(self, revision: Revision, file: str) -> str:
+        """Where a file of a revision is, for other programs: an address, or a path."""
+
     def snapshot(self, revision: Revision) -> Path:
         """A directory with the whole checkpoint (config, tokenizer, weights), downloaded where necessary."""
 

@@ -54,6 +54,11 @@ with_refresh = click.option(
 @with_streaming
 @with_verify_whole
 @with_refresh
+@click.option(
+    "--virtual",
+    is_flag=True,
+    help="Record only where the weights are (commit, file, offset, length). They are read from there when measured.",
+)
 @app.with_learning_rate
 @app.with_workers
 @with_shard
@@ -70,6 +75,7 @@ def fetch(
     streaming: Streaming,
     verify_whole: bool,
     refresh: bool,
+    virtual: bool,
     learning_rate: Path | None,
     workers: int,
     shard: Shard | None,
@@ -84,6 +90,8 @@ def fetch(
     from pythia_dynamics.history.provenance import checks_in_words
     from pythia_dynamics.history.request import FetchRequest
 
+    if streaming.measures and virtual:
+        raise app.Failure("--measure keeps no weights, and --virtual keeps only their places; give one of them")
     if streaming.measures and dask:
         raise app.Failure("--measure measures on this machine; fetch with --dask, then measure with --dask")
     rates = None if learning_rate is None else read_learning_rate(learning_rate)
@@ -94,7 +102,7 @@ def fetch(
             with answer.collect():
                 of_steps = None if streaming.measures else shard  # a job that measures has all steps of some tensors
                 request = FetchRequest(
-                    name, tensors, steps, source, cache, suite, rates, verify_whole, refresh, of_steps
+                    name, tensors, steps, source, cache, suite, rates, verify_whole, refresh, virtual, of_steps
                 )
                 model = request.resolved
                 app.echo(f"{name} is {model.location}")

@@ -60,7 +60,7 @@ def cached(cache: Place | str | None = None) -> tuple[str, ...]:
     """Names of the stores in the cache, sorted. `cache` as for `cache_directory`."""
     directory = cache_directory(cache)
     if isinstance(directory, ObjectPath):
-        names = [] if is_web(directory) else directory.names()
+        names = [] if is_web(directory) else directory.folders()
         paths: list[Place] = [directory / name for name in names if name.endswith(".zarr") and name[0] != "."]
     else:
         paths = list(directory.glob("[!.]*.zarr"))

@@ -45,6 +45,7 @@ from pythia_dynamics.history.states import compare_with_source, step_states
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import common_specs, most_common, survey, survey_suite
 from pythia_dynamics.history.transfer import Stores, fetch_revision, run_all
+from pythia_dynamics.history.virtual import REFERENCES, refer_revision, write_references
 from pythia_dynamics.objects import ObjectPath
 from pythia_dynamics.progress import Progress, silent
 
@@ -128,7 +129,7 @@ def download(
         Called with the number of revisions that are done and of all.
     **options
         Fields of `FetchRequest`, by name: `tensors`, `steps`, `source`, `cache`, `suite`, `learning_rate`,
-        `verify_whole`, `refresh`, `shard`.
+        `verify_whole`, `refresh`, `virtual`, `shard`.
 
     Raises
     ------
@@ -158,6 +159,8 @@ def _download(
     else:
         job.run(revisions, workers, executor, progress)
     store = Store.open(request.path) if job.steps else None
+    if store is not None and (request.virtual or (store.path / REFERENCES).is_file()):
+        write_references(store)
     states = [step_states(store, spec.name) for spec in job.specs if store]
     stored = set(job.steps).intersection(*(each.stored for each in states))
     return FetchReport(
@@ -233,7 +236,8 @@ class _Job:
         calls = []
         for revision in todo:
             held = frozenset(name for name, steps in self.stored.items() if revision.step in steps)
-            calls.append(partial(fetch_revision, self.source.with_own_traffic(), revision, held, *common))
+            work = refer_revision if self.request.virtual else fetch_revision
+            calls.append(partial(work, self.source.with_own_traffic(), revision, held, *common))
         running = run_all(self.source, calls, workers=workers, executor=executor, stop=stop, progress=progress)
         try:
             with closing(running) as outcomes:
@@ -342,7 +346,8 @@ class _Job:
     def _kept(self, store: Store, tensor: str) -> set[int]:
         """The steps of a tensor that are not fetched again."""
         states = step_states(store, tensor, verify_whole=self.request.verify_whole)
-        return set(states.held if self.request.refresh else states.stored)
+        kept = set(states.held if self.request.refresh else states.stored)
+        return kept if self.request.virtual else kept - states.virtual
 
     def _compare(self, revisions: Mapping[int, Revision]) -> None:
         """Record which steps of the store have been replaced at the source since they were fetched."""
@@ -356,7 +361,7 @@ class _Job:
 
     def _require_space(self, revisions: int, specs: tuple[TensorSpec, ...]) -> None:
         """Raise `StoreError` if the disk has too little space for so many revisions, before a store is made."""
-        if isinstance(self.path, ObjectPath):
+        if isinstance(self.path, ObjectPath) or self.request.virtual:
             return
         need = revisions * sum(spec.nbytes for spec in specs)
         place = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())

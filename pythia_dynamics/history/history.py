@@ -418,6 +418,11 @@ class History:
             step: path for step, path in zip(steps.tolist(), frames, strict=True) if isinstance(path, ObjectPath)
         }
         history = cls(store.name, tensor, steps, shape, dtype, missing, frames, provenance, coordinates, attention)
+        if states.virtual:
+            from pythia_dynamics.history.virtual import virtual_weights  # imports what reads sources
+
+            stored = {step: store.chunk_path(tensor, step) for step in states.stored if step not in states.virtual}
+            return replace(history, remote=virtual_weights(store, spec, records, stored))
         return replace(history, remote=StoredWeights(spec, objects)) if objects else history
 
     @classmethod

@@ -94,9 +94,9 @@ def is_node(place: Place) -> bool:
 
 
 def array_names(place: Place) -> list[str]:
-    """Names of the arrays of a store, sorted."""
+    """Names of the arrays of a store, sorted; of an object store, of all folders in it."""
     if isinstance(place, ObjectPath):
-        return [name for name in place.names() if not name.startswith(".") and name != METADATA]
+        return [name for name in place.folders() if not name.startswith(".")]
     return [path.parent.name for path in sorted(place.glob(f"*/{METADATA}"))]
 
 

@@ -28,7 +28,7 @@ from pythia_dynamics.history.whole import repeat_if_damaged
 from pythia_dynamics.objects import ObjectPath
 from pythia_dynamics.progress import Progress, silent
 
-__all__ = ["PartedWeights", "Ranges", "StoredWeights"]
+__all__ = ["PartedWeights", "Ranges", "StoredWeights", "temporary_room"]
 
 Ranges = Sequence[tuple[int, int]]
 """Ranges (start, stop) of the weights of a frame, in row-major order."""
@@ -147,6 +147,11 @@ class PartedWeights:
         raise NotImplementedError
 
 
+def temporary_room() -> tuple[Path, int, int]:
+    """Where parts are written that no folder is named for: the folder, its bytes, and the steps read at once."""
+    return Path(tempfile.gettempdir()) / "pythia-dyn", _SCRATCH, _WORKERS
+
+
 class StoredWeights(PartedWeights):
     """Reads parts of a tensor from the chunks of a store that is not a directory.
 
@@ -163,7 +168,7 @@ class StoredWeights(PartedWeights):
     reads_anywhere = True
 
     def __init__(self, spec: TensorSpec, chunks: Mapping[int, ObjectPath]) -> None:
-        super().__init__(spec, Path(tempfile.gettempdir()) / "pythia-dyn", _SCRATCH, _WORKERS)
+        super().__init__(spec, *temporary_room())
         self.chunks = dict(chunks)
         self._sums: dict[int, tuple[int, int]] = {}  # by step the weights that have passed, and their CRC-32C
 

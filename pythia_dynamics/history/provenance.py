@@ -13,6 +13,7 @@ from pythia_dynamics.errors import listed
 
 __all__ = [
     "CHECKS",
+    "VIRTUAL",
     "Check",
     "Recorder",
     "check_of",
@@ -22,20 +23,25 @@ __all__ = [
     "weakest_checks",
 ]
 
-Check = Literal["sha256", "crc32", "memory", "transferred"]
+Check = Literal["sha256", "crc32", "memory", "transferred", "virtual"]
 """How the bytes of a step were checked: against the SHA-256 of the whole file, the CRC-32 of the storage in a torch
-file, not at all because they were written from memory, or only in what every answer states of its file and range."""
+file, not at all because they were written from memory, only in what every answer states of its file and range, or not
+yet because the store has only their place."""
 
 CHECKS: Mapping[Check, str] = {
     "sha256": "checked with the SHA-256 of the whole file",
     "crc32": "checked with the CRC-32 in the torch file",
     "memory": "written from memory",
     "transferred": "transferred only, compared with no checksum of their publisher",
+    "virtual": "not stored: read when they are measured, and compared with the CRC-32 of a torch file",
 }
 """The checks in words, the strongest first."""
 
 Recorder = Callable[[str, Mapping[int, Mapping[str, Any]]], None]
 """Takes the records of steps of a tensor, by its name and by step."""
+
+VIRTUAL = "virtual"
+"""Key of the record of a step whose weights are not in the store: what is needed to read them, beside the rest."""
 
 _KEY = "checked"
 """The key of a record that has the check. A record without it, of an earlier version, counts as `transferred`."""

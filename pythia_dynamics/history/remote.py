@@ -28,7 +28,7 @@ from pythia_dynamics.history.transfer import Outcome, run_all
 from pythia_dynamics.history.whole import repeat_if_damaged
 from pythia_dynamics.progress import Progress
 
-__all__ = ["Located", "LostStepsError", "RemoteWeights", "locate"]
+__all__ = ["Located", "LostStepsError", "RemoteWeights", "checksum_fails", "locate"]
 
 _ATTEMPTS = 3
 """How often a tensor is read whose parts together fail its checksum, as `repeat_if_damaged` does with a whole one."""
@@ -170,12 +170,17 @@ class RemoteWeights(PartedWeights):
             if stop == self.frame_size and self._sums.pop(step)[1] != tensor.crc32:
                 failed.append(step)
         if failed:
-            self._damaged.update(failed)
-            lost = [step for step in failed if self._damaged[step] == _ATTEMPTS]
-            raise LostStepsError({step: _checksum_fails(self.located[step]) for step in lost})
+            self._failed(failed)
+
+    def _failed(self, steps: list[int]) -> None:
+        """Have what was measured be measured again, without steps that fail their checksum again and again."""
+        self._damaged.update(steps)
+        lost = [step for step in steps if self._damaged[step] == _ATTEMPTS]
+        raise LostStepsError({step: checksum_fails(self.located[step]) for step in lost})
 
 
-def _checksum_fails(located: Located) -> str:
+def checksum_fails(located: Located) -> str:
+    """What to say of weights that fail the checksum that their file states."""
     tensor = located.tensor
     return f"{tensor.name} of {located.revision.ref} fails the checksum of {tensor.file}"
 
@@ -204,7 +209,7 @@ def _read_part(
                     put(piece)
             writer.finish()
         if is_whole and tensor.crc32 is not None and checksum != tensor.crc32:
-            raise IntegrityError(_checksum_fails(located))
+            raise IntegrityError(checksum_fails(located))
 
     try:
         if stop.is_set():

@@ -62,6 +62,9 @@ class FetchRequest:
         Whether to fetch again what has been replaced at the source since it was fetched. Otherwise the weights that
         are there stay, and are reported as superseded.
 
+    virtual
+        Whether only the places of the weights are recorded: commit, file, offset and length. They are read from the
+        source whenever they are measured.
     shard
         The part of the steps that one job of an array fetches. Default: all.
 
@@ -82,6 +85,7 @@ class FetchRequest:
     learning_rate: RateLike | None = None
     verify_whole: bool = False
     refresh: bool = False
+    virtual: bool = False
     shard: Shard | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +97,8 @@ class FetchRequest:
             raise PythiaDynError(f"a tensor is given by its name or a glob, not as {tensors[0]!r}")
         if not tensors:
             raise PythiaDynError(f"no tensor is named; name at least one, for instance {UNEMBEDDING}")
+        if self.virtual and self.verify_whole:
+            raise PythiaDynError("whole files are compared only when their weights are stored, not with virtual")
         if self.steps == ():
             raise PythiaDynError("no step is named; name at least one, or leave out the steps")
         _ = self.resolved, self.wanted

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pythia_dynamics.checkpoints.source import Revision
 from pythia_dynamics.errors import PythiaDynError
-from pythia_dynamics.history.provenance import is_end_to_end
+from pythia_dynamics.history.provenance import VIRTUAL, is_end_to_end
 from pythia_dynamics.history.store import Store
 
 __all__ = ["StepStates", "compare_with_source", "step_states"]
@@ -27,11 +27,14 @@ class StepStates:
         they were fetched, with what has become of it. Analyses use the weights that are there.
     missing
         The steps without weights, with the reason of each.
+    virtual
+        Those of the first two whose weights are not in the store, but read from their source.
     """
 
     held: tuple[int, ...]
     superseded: Mapping[int, str]
     missing: Mapping[int, str]
+    virtual: frozenset[int] = frozenset()
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -55,10 +58,11 @@ def step_states(store: Store, tensor: str, *, verify_whole: bool = False) -> Ste
     records, failed, replaced = (attributes[key] for key in ("provenance", "missing", "superseded"))
     held, superseded, missing = [], {}, {}
     chunked = store.chunked(tensor, records) if attributes["known"] else set()
+    virtual = frozenset(step for step, record in records.items() if VIRTUAL in record and step not in chunked)
     for step in sorted(store.steps) if attributes["known"] else ():
         if step not in records:
             missing[step] = failed.get(step, "not fetched")
-        elif step not in chunked:
+        elif step not in chunked and step not in virtual:
             missing[step] = "its chunk is damaged; fetch it again"
         elif verify_whole and not is_end_to_end(records[step], possible=True):
             missing[step] = "not compared with a checksum of its publisher"
@@ -66,7 +70,7 @@ def step_states(store: Store, tensor: str, *, verify_whole: bool = False) -> Ste
             superseded[step] = "; ".join((replaced[step], *([failed[step]] if step in failed else [])))
         else:
             held.append(step)
-    return StepStates(tuple(held), superseded, missing)
+    return StepStates(tuple(held), superseded, missing, virtual)
 
 
 def compare_with_source(

@@ -189,11 +189,10 @@ class Store:
     @property
     def tensors(self) -> dict[str, TensorSpec]:
         """The tensors of the store, by name."""
-        if is_web(self.path):
-            names = open_node(self.path, zarr.open_group).attrs[_ATTRIBUTE].get("tensors", ())
-        else:
-            names = array_names(self.path)
-        return {name: self._spec(name) for name in names if name not in COORDINATES}
+        group = open_node(self.path, zarr.open_group).attrs[_ATTRIBUTE] if is_web(self.path) else None
+        names = array_names(self.path) if group is None else group.get("tensors", ())
+        names = [name for name in names if name not in COORDINATES]
+        return {name: self._spec(name) for name in names if name in self._specs or is_node(self.path / name)}
 
     def select(self, patterns: Sequence[str] = ()) -> tuple[str, ...]:
         """The tensors of the store that patterns mean.
@@ -454,7 +453,7 @@ class Store:
     def _spec(self, tensor: str) -> TensorSpec:
         if tensor not in self._specs:
             if not is_node(self.path / tensor):
-                raise UnknownNameError("tensor", tensor, self.tensors, where=str(self.path))
+                raise UnknownNameError("tensor", tensor, array_names(self.path), where=str(self.path))
             array = open_node(self.path / tensor, zarr.open_array)
             roles: Any = array.attrs.get("roles")
             roles = None if roles is None else tuple(roles)

@@ -13,6 +13,7 @@ from pythia_dynamics.checkpoints.findings import Finding, Verification, equal_co
 from pythia_dynamics.errors import IntegrityError, listed
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
 from pythia_dynamics.history.history import History
+from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.objects import ObjectPath, Place
 from pythia_dynamics.sweep.compute import Compute
@@ -54,9 +55,15 @@ def verify_store(store: Store, tensor: str, compute: Compute | None = None) -> V
     steps = sorted(store.records(tensor))
     damaged: list[Finding] = []
 
+    virtual = step_states(store, tensor).virtual
+    history = History.from_store(store, tensor) if virtual else None
+
     def check(step: int) -> IntegrityError | None:
         try:
-            store.check(tensor, step)
+            if history is not None and step in virtual:
+                history.at(step)  # is read from its source, and compared with what that states
+            else:
+                store.check(tensor, step)
         except IntegrityError as error:
             return error
         return None
@@ -69,10 +76,10 @@ def verify_store(store: Store, tensor: str, compute: Compute | None = None) -> V
             compute.progress(500 * done // len(steps), 1000)
     damaged_steps = {step for finding in damaged for step in finding.steps}
     intact = [step for step in steps if step not in damaged_steps]
-    findings = [*damaged, *_equal_chunks(store, tensor, intact)]
+    findings = [*damaged, *_equal_chunks(store, tensor, [step for step in intact if step not in virtual])]
     if intact:
-        history = History.from_store(store, tensor).select(intact)
-        findings += _irregular_steps(history, compute.part(500, 500))
+        whole = History.from_store(store, tensor).select(intact)
+        findings += _irregular_steps(whole, compute.part(500, 500))
     return Verification(store.name, store.source, tensor, tuple(steps), tuple(findings))
 
 
