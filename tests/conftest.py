@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+# The arrays of the tests are small: a second thread of OpenBLAS waits in a loop for work, and takes a core from the
+# other process of pytest-xdist. The processes of pytest-xdist, and those that tests start, read the variable; in this
+# process a plugin of pytest, Zarr's, has loaded NumPy already. PyTorch's threads, which some of its kernels count, stay
+# as they are.
+if "OPENBLAS_NUM_THREADS" not in os.environ:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    threadpool_limits(1, user_api="blas")
+
 from support.hubserver import HubServer
 
 
