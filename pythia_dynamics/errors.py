@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = [
     "CheckpointError",
@@ -29,7 +30,23 @@ __all__ = [
 
 
 class PythiaDynError(Exception):
-    """Base class of all errors of this package. The message gives the reason in one line."""
+    """Base class of all errors of this package. The message gives the reason in one line.
+
+    Names in a message may come from a damaged file: `str` shows characters that do not print, a line feed among them,
+    as their escapes. An error is pickled with its attributes, for the processes of an executor.
+    """
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without `__init__`, whose parameters are not `args` in every class.
+        return _restored, (type(self), self.args), self.__dict__
+
+
+def _restored(kind: type[PythiaDynError], args: tuple[Any, ...]) -> PythiaDynError:
+    """An error of this class with these arguments, made without its `__init__`."""
+    return kind.__new__(kind, *args)
 
 
 class UnknownNameError(PythiaDynError, LookupError):
