@@ -13,8 +13,8 @@ import secrets
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -159,6 +159,19 @@ class ObjectPath:
         prefix = f"{self.key}/" if self.key else ""
         return {each["path"].removeprefix(prefix): int(each["size"]) for each in entries}
 
+    def versions(self, *, deep: bool = True) -> dict[str, str | None]:
+        """The version of each object, named as by `sizes`. Not `deep`: without those with another slash. Raises as
+        `sizes`."""
+        if is_web(self):
+            raise StoreError(f"{self}: a web server lists no files; name a store in it")
+        prefix = f"{self.key}/" if self.key else ""
+        with object_errors(self):
+            if deep:
+                entries: Any = _obstore().list(self.store, prefix=self.key or None).collect()
+            else:
+                entries = _obstore().list_with_delimiter(self.store, prefix=self.key or None)["objects"]
+        return {each["path"].removeprefix(prefix): each["e_tag"] for each in entries}
+
     def folders(self) -> list[str]:
         """What would be the directories in this one: parts of names that follow it and end with a slash. Raises as
         `sizes`."""
@@ -211,6 +224,13 @@ class ObjectPath:
                 raise FileExistsError(str(self)) from None
         version: str | None = done["e_tag"]
         return version
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects, named as by `sizes`. Those that are not there are no matter. Raises `StoreError`."""
+        with object_errors(self):
+            for name in names:
+                with suppress(FileNotFoundError):
+                    _obstore().delete(self.store, self.joinpath(*name.split("/")).key)
 
     # -- for zarr ---------------------------------------------------------------------------------------------
 

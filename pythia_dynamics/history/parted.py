@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError, size
 from pythia_dynamics.files import store_errors
 from pythia_dynamics.history.chunk import CHECKSUM_BYTES
+from pythia_dynamics.history.passage import CRC32C, Passage, Passed
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.whole import repeat_if_damaged
 from pythia_dynamics.objects import ObjectPath
@@ -57,13 +58,21 @@ class PartedWeights:
         Bytes that the files in it may have.
     workers
         Steps that are read at once.
+    polynomial
+        That of the checksum of a tensor.
+
+    Attributes
+    ----------
+    passage : Passage
+        What has been read since a pass began, to compare the checksum of a tensor once all of it has.
     """
 
     reads_anywhere: ClassVar[bool] = False
     """Whether a task of an executor reads for itself, on its machine. If not, it is sent the files of a part."""
 
-    def __init__(self, spec: TensorSpec, folder: Path, scratch: int, workers: int) -> None:
+    def __init__(self, spec: TensorSpec, folder: Path, scratch: int, workers: int, polynomial: int) -> None:
         self.spec, self.folder, self.scratch, self.workers = spec, folder, scratch, workers
+        self.passage = Passage(polynomial)
 
     @property
     def frame_size(self) -> int:
@@ -87,7 +96,8 @@ class PartedWeights:
             group.append((start, stop))
             if (need := (stop - start) * self.spec.numpy_dtype.itemsize) > room:
                 raise self._too_small(steps * (need + CHECKSUM_BYTES), f"{stop - start:,} weights of {steps} steps")
-        yield group
+        if group:  # more jobs than ranges leave some without
+            yield group
 
     def groups(self, steps: Sequence[int]) -> Iterator[Sequence[int]]:
         """Group steps, so that the whole frames of a group have room. Raises `StoreError` if one frame has none."""
@@ -106,7 +116,7 @@ class PartedWeights:
     def open(self, steps: Sequence[int], ranges: Ranges, progress: Progress = silent) -> Iterator[tuple[Path, ...]]:
         """Read ranges of the weights of some steps. They are deleted at the end of the ``with`` block.
 
-        A checksum is compared once all of a tensor has passed, from its first to its last weight.
+        A checksum is compared once all of a tensor has passed, in any order; see `absorb` for several processes.
 
         Parameters
         ----------
@@ -142,6 +152,26 @@ class PartedWeights:
         with self.open([step], [(0, self.frame_size)]) as (path,):
             return np.fromfile(path, self.spec.numpy_dtype, self.frame_size).reshape(self.spec.shape)
 
+    def absorb(self, passed: Passed) -> None:
+        """Add what other processes have read of a pass, and compare the checksums of tensors that have passed.
+
+        Parameters
+        ----------
+        passed
+            What the `passage` of each had.
+
+        Raises
+        ------
+        PythiaDynError
+            Steps fail their checksum.
+        """
+        self.passage.absorb(passed)
+        self._compare(passed)
+
+    def _compare(self, steps: Iterable[int]) -> None:
+        """Compare the checksums of steps of which all has been read."""
+        raise NotImplementedError
+
     def _read(self, paths: Mapping[int, Path], ranges: Ranges, progress: Progress) -> None:
         """Read ranges of all steps into their files."""
         raise NotImplementedError
@@ -155,7 +185,7 @@ def temporary_room() -> tuple[Path, int, int]:
 class StoredWeights(PartedWeights):
     """Reads parts of a tensor from the chunks of a store that is not a directory.
 
-    The CRC-32C that ends each chunk is compared when the chunk has passed as a whole, in one part or in several.
+    The CRC-32C that ends each chunk is compared when all of the chunk has passed.
 
     Parameters
     ----------
@@ -168,9 +198,8 @@ class StoredWeights(PartedWeights):
     reads_anywhere = True
 
     def __init__(self, spec: TensorSpec, chunks: Mapping[int, ObjectPath]) -> None:
-        super().__init__(spec, *temporary_room())
+        super().__init__(spec, *temporary_room(), CRC32C)
         self.chunks = dict(chunks)
-        self._sums: dict[int, tuple[int, int]] = {}  # by step the weights that have passed, and their CRC-32C
 
     def _read(self, paths: Mapping[int, Path], ranges: Ranges, progress: Progress) -> None:
         """Read ranges of all steps into their files."""
@@ -191,33 +220,39 @@ class StoredWeights(PartedWeights):
     def _read_step(self, step: int, path: Path, ranges: Ranges, stop: threading.Event) -> None:
         """Write ranges of the weights of one step to a file, and compare the checksum when all have passed."""
         width = self.spec.numpy_dtype.itemsize
-        start, end = ranges[0][0], ranges[-1][1]
-        position, checksum = (0, 0) if start == 0 else self._sums.pop(step, (-1, 0))
-        in_order = len(ranges) == 1 and position == start
-        whole = in_order and end == self.frame_size
+        is_one = len(ranges) == 1  # several are of a part of a fused tensor, of which the rest is not read
 
-        def write() -> int:
-            passed = checksum
+        def write() -> None:
             with store_errors(path), path.open("wb") as file:
                 for first, last in ranges:
+                    passed = 0
                     for at in range(first * width, last * width, _PIECE):
                         if stop.is_set():
                             raise PythiaDynError("stopped")
                         piece = self._bytes(step, at, min(at + _PIECE, last * width))
-                        passed = google_crc32c.extend(passed, piece) if in_order else 0
+                        passed = google_crc32c.extend(passed, piece) if is_one else 0
                         file.write(piece)
+                    if is_one:
+                        self.passage.add(step, first * width, last * width, passed)
                 file.write(bytes(CHECKSUM_BYTES))  # files of parts have the length of chunks
-            nbytes = self.frame_size * width
-            stored = self._bytes(step, nbytes, nbytes + CHECKSUM_BYTES) if whole else b""
-            if whole and int.from_bytes(stored, "little") != passed:
+            self._compare([step])
+
+        if list(ranges) == [(0, self.frame_size)]:
+            repeat_if_damaged(write)
+        else:  # the other parts may be in sums already
+            write()
+
+    def _compare(self, steps: Iterable[int]) -> None:
+        """Compare the CRC-32C of chunks that have passed as a whole."""
+        nbytes = self.spec.nbytes
+        for step in steps:
+            passed = self.passage.whole(step, nbytes)
+            if passed is not None and int.from_bytes(self._bytes(step, nbytes, nbytes + CHECKSUM_BYTES), "little") != (
+                passed
+            ):
                 raise IntegrityError(
                     f"step {step} of {self.spec.name} ({self.chunks[step]}) fails its checksum; fetch it again"
                 )
-            return passed
-
-        passed = repeat_if_damaged(write) if start == 0 and whole else write()
-        if in_order and not whole:
-            self._sums[step] = end, passed
 
     def _bytes(self, step: int, start: int, stop: int) -> bytes:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from pythia_dynamics.errors import FormatError, IntegrityError, PythiaDynError, 
 from pythia_dynamics.files import store_errors
 from pythia_dynamics.history.chunk import ChunkWriter, widening
 from pythia_dynamics.history.parted import PartedWeights, Ranges
+from pythia_dynamics.history.passage import CRC32
 from pythia_dynamics.history.spec import DTYPES, TensorSpec
 from pythia_dynamics.history.transfer import Outcome, run_all
 from pythia_dynamics.history.whole import repeat_if_damaged
@@ -129,9 +130,8 @@ class RemoteWeights(PartedWeights):
         scratch: int,
         workers: int,
     ) -> None:
-        super().__init__(spec, folder, scratch, workers)
+        super().__init__(spec, folder, scratch, workers, CRC32)
         self.source, self.located = source, located
-        self._sums: dict[int, tuple[int, int]] = {}  # by step the weights that have passed, and their CRC-32
         self._damaged: Counter[int] = Counter()
 
     def _read(self, paths: Mapping[int, Path], ranges: Ranges, progress: Progress) -> None:
@@ -153,21 +153,28 @@ class RemoteWeights(PartedWeights):
         if reasons:
             raise LostStepsError(reasons)
         if not is_whole and len(ranges) == 1:
-            self._compare(paths, *ranges[0])
+            self._note(paths, *ranges[0])
+            self._compare(paths)
 
-    def _compare(self, paths: Mapping[int, Path], start: int, stop: int) -> None:
-        """Add a part to the CRC-32 of each step that has one, and compare that of a tensor that has passed."""
-        failed = []
+    def _note(self, paths: Mapping[int, Path], start: int, stop: int) -> None:
+        """Note the CRC-32 of a part of each step whose file states that of the tensor."""
         for step, path in paths.items():
             tensor = self.located[step].tensor
-            position, checksum = (0, 0) if start == 0 else self._sums.pop(step, (-1, 0))
-            if tensor.crc32 is None or position != start:
+            if tensor.crc32 is None:
                 continue
             values = np.fromfile(path, self.spec.numpy_dtype, stop - start)
             if tensor.dtype != self.spec.dtype:
                 values = values.astype(DTYPES[tensor.dtype])
-            self._sums[step] = (stop, crc32(values.view(np.uint8).data, checksum))
-            if stop == self.frame_size and self._sums.pop(step)[1] != tensor.crc32:
+            width = values.dtype.itemsize
+            self.passage.add(step, start * width, stop * width, crc32(values.view(np.uint8).data))
+
+    def _compare(self, steps: Iterable[int]) -> None:
+        """Compare the CRC-32 of tensors that have passed as a whole."""
+        failed = []
+        for step in steps:
+            tensor = self.located[step].tensor
+            passed = self.passage.whole(step, tensor.stop - tensor.start)
+            if passed is not None and passed != tensor.crc32:
                 failed.append(step)
         if failed:
             self._failed(failed)

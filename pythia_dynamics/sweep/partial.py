@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from pythia_dynamics import __version__
 from pythia_dynamics.errors import FormatError, PythiaDynError
-from pythia_dynamics.files import atomic_file
+from pythia_dynamics.files import atomic_file, store_errors
 from pythia_dynamics.history.history import History
 from pythia_dynamics.shard import Shard
 
@@ -91,6 +91,19 @@ class PartialSums:
             raise PythiaDynError(f"the sums of {self.name} cannot be saved: {error}") from error
         with atomic_file(self._path(kind, self.shard)) as file:
             file.write(content)
+
+    def remove(self, kind: str) -> None:
+        """Remove the parts of a pass, which are of weights that were damaged.
+
+        Parameters
+        ----------
+        kind
+            The pass.
+        """
+        for number in range(self.shard.count):
+            path = self._path(kind, Shard(number + 1, self.shard.count))
+            with store_errors(path):
+                path.unlink(missing_ok=True)
 
     def saved(self) -> PartSavedError:
         """What to raise when all passes of this part are saved."""

@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_dynamics.errors import PythiaDynError, listed
+from pythia_dynamics.errors import IntegrityError, PythiaDynError, listed
 from pythia_dynamics.history.history import History
+from pythia_dynamics.history.passage import Passed
 from pythia_dynamics.shard import Shard
 from pythia_dynamics.sweep.compute import Compute, exact_device
 from pythia_dynamics.sweep.frames import Frames, is_finite, slabs, warn_nonfinite
@@ -198,20 +199,40 @@ def _in_parts(
     about = {**described(frames.history, frames.rows, templates), "slabs": len(ranges)}
     if not partial.merges:
         if not partial.is_saved("sums", about):
-            partial.save("sums", about, _pass(frames, templates, compute, partial.shard.block(ranges)))
+            sums = _pass(frames, templates, compute, partial.shard.block(ranges))
+            partial.save("sums", about, (sums, _passed(frames)))
         raise partial.saved()
-    first, *others = partial.load("sums", about, templates)
-    for other in others:
-        for item, more in zip(first, other, strict=True):
-            item.merge(more)
-    filled: list[A] = first
-    return filled
+    (filled, passed), *others = partial.load("sums", about, templates)
+    try:
+        _absorb(frames, passed)
+        for other, passed in others:
+            _absorb(frames, passed)
+            for item, more in zip(filled, other, strict=True):
+                item.merge(more)
+    except IntegrityError as error:
+        partial.remove("sums")
+        raise IntegrityError(f"{error}; its parts of {partial.name} are removed, run all jobs again") from None
+    result: list[A] = filled
+    return result
+
+
+def _passed(frames: Frames) -> Passed:
+    """What has been read of weights that are not on this machine, for the process that compares their checksums."""
+    remote = frames.history.remote
+    return {} if remote is None else remote.passage.take()
+
+
+def _absorb(frames: Frames, passed: Passed) -> None:
+    """Compare the checksums of weights of which all has been read, now that another process has read this."""
+    if frames.history.remote is not None:
+        frames.history.remote.absorb(passed)
 
 
 def _pass(frames: Frames, templates: Sequence[A], compute: Compute, ranges: Sequence[tuple[int, int]]) -> list[A]:
     """Read slabs once and return filled copies of the templates; read nothing if there are none."""
     if not templates:
         return []
+    _passed(frames)  # of a pass that was not finished
     count, progress = max(min(compute.workers, len(ranges)), 1), compute.progress
     is_idle = compute.device == "auto" and not any(template.uses_device for template in templates)
     device = "cpu" if is_idle else compute.task_device
@@ -278,7 +299,8 @@ def _in_executor(
     else:
         groups = [list(ranges[number::count]) for number in range(count)]
     jobs = ((len(group), (_task, frames, templates, device, group)) for group in groups)
-    for size, result in run_jobs(executor, jobs, ahead=2 * compute.workers):
+    for size, (result, passed) in run_jobs(executor, jobs, ahead=2 * compute.workers):
+        _absorb(frames, passed)
         if not accumulators:
             accumulators += result
         else:
@@ -287,14 +309,16 @@ def _in_executor(
         yield size
 
 
-def _task(frames: Frames, templates: Sequence[A], device: str, ranges: Sequence[tuple[int, int]]) -> list[A]:
+def _task(
+    frames: Frames, templates: Sequence[A], device: str, ranges: Sequence[tuple[int, int]]
+) -> tuple[list[A], Passed]:
     """Sum a group of slabs. A module-level function, so that another process can run it; the tables are made there."""
     accumulators = [template.start(frames, exact_device(device)) for template in templates]
     for local, part in frames.loaded(ranges):
         for start, stop in part:
             for item in accumulators:
                 item.update(local, start, stop)
-    return accumulators
+    return accumulators, _passed(frames)
 
 
 def run_jobs(executor: Executor, jobs: Iterable[tuple[int, tuple[Any, ...]]], ahead: int) -> Iterator[tuple[int, Any]]:

@@ -29,8 +29,10 @@ from pythia_dynamics.history.cache import cached, open_histories, open_history
 from pythia_dynamics.history.coordinates import write_coordinate
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.objects import Lease, ObjectPath, as_place
+from pythia_dynamics.shard import Shard
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import Frames
+from pythia_dynamics.sweep.partial import PartialSums, PartSavedError
 from pythia_dynamics.sweep.verify import verify_store
 
 STEPS = (0, 5, 10, 20, 40)
@@ -184,7 +186,9 @@ def test_xarray_reads_it(bucket: str, checkpoints: Path) -> None:
     np.testing.assert_array_equal(found, history.weights[:])
 
 
-def test_damage_is_found_on_reading(bucket: str, server: S3, checkpoints: Path) -> None:
+def test_damage_is_found_on_reading(
+    bucket: str, server: S3, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = f"s3://{bucket}/cache"
     history = pyd.fetch(checkpoints, cache=cache)
     opened = Store.open(as_place(f"{cache}/own.zarr"))
@@ -198,6 +202,11 @@ def test_damage_is_found_on_reading(bucket: str, server: S3, checkpoints: Path) 
             IntegrityError, match=r"step 10 of embed_out.weight \(s3://.*\) fails its checksum; fetch it"
         ):
             read()
+    monkeypatch.setattr("pythia_dynamics.sweep.frames._SMALLEST_SLAB", 512)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes, ThreadPoolExecutor(2) as threads:
+        for executor in (processes, threads):  # no task reads the whole chunk
+            with pytest.raises(IntegrityError, match=r"step 10 .* fails its checksum"):
+                pyd.msd(history, compute=Compute(executor=executor))
     history.at(5)
     (finding,) = verify_store(opened, HEAD).findings
     assert (finding.kind, finding.steps) == ("damaged", (10,))
@@ -209,6 +218,33 @@ def test_damage_is_found_on_reading(bucket: str, server: S3, checkpoints: Path) 
     with pytest.raises(IntegrityError, match=r"step 10 .* is missing"):
         history.at(10)
     assert pyd.download(checkpoints, cache=cache).fetched == (10,)
+
+
+def test_damage_is_found_when_parts_are_put_together(
+    bucket: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job of an array reads the whole chunk."""
+    cache = f"s3://{bucket}/cache"
+    history = pyd.fetch(checkpoints, cache=cache)
+    monkeypatch.setattr("pythia_dynamics.sweep.frames._SMALLEST_SLAB", 512)
+    chunk = Store.open(as_place(f"{cache}/own.zarr")).chunk_path(HEAD, 10)
+    content = bytearray(chunk.read_bytes())
+    whole = bytes(content)
+
+    def measured() -> xr.Dataset:
+        for number in (1, 2, 3):
+            with pytest.raises(PartSavedError):
+                pyd.msd(history, compute=Compute(partial=PartialSums(tmp_path, "it", Shard(number, 3))))
+        assert len(list(tmp_path.iterdir())) == 3
+        return pyd.msd(history, compute=Compute(partial=PartialSums(tmp_path, "it", Shard(3, 3), merges=True)))
+
+    content[100] ^= 1
+    chunk.put(bytes(content))
+    with pytest.raises(IntegrityError, match=r"step 10 .* fails its checksum; .* its parts of it are removed, run all"):
+        measured()
+    assert list(tmp_path.iterdir()) == []
+    chunk.put(whole)
+    assert measured().identical(pyd.msd(history))
 
 
 def test_a_write_that_fails_leaves_what_was_there(bucket: str, checkpoints: Path) -> None:

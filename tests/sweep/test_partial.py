@@ -168,7 +168,7 @@ def test_the_jobs_divide_the_weights(tmp_path: Path) -> None:
         with pytest.raises(PartSavedError):
             sweep(history, [SlabSums(function=cubes)], Compute(partial=partial), slab=1 << 13)
         content = (tmp_path / f"it.sums.{number}-of-3").read_bytes()
-        sums = pickle.loads(content[content.index(pickle.dumps(0, 5)[:2], 2) :])[0].sums
+        sums = pickle.loads(content[content.index(pickle.dumps(0, 5)[:2], 2) :])[0][0].sums
         seen += [(number, start) for start in sums]
     starts = [start for _, start in sorted(seen)]
     assert starts == sorted(starts) == list(range(0, 1 << 16, 1 << 13))
