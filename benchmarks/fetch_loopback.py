@@ -61,8 +61,8 @@ def build(directory: Path, options: argparse.Namespace) -> int:
 def serve(directory: Path, options: argparse.Namespace) -> Iterator[str]:
     """The Hub in a process of its own."""
     command = [sys.executable, "-m", "support.hubserver", str(directory), "--repo", REPO]
-    for name in ("latency", "hub_latency", "bandwidth", "total"):
-        if getattr(options, name) is not None:
+    for name in ("latency", "hub_latency", "bandwidth", "total", "jitter", "limit", "window"):
+        if getattr(options, name, None) is not None:
             command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     with subprocess.Popen(

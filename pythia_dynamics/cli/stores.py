@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 from pythia_dynamics.checkpoints.roles import UNEMBEDDING
 from pythia_dynamics.cli import app
 from pythia_dynamics.cli.completion import complete_tensors
+from pythia_dynamics.cli.deployments import told_deployments
 from pythia_dynamics.cli.shards import cluster, with_dask, with_shard
 from pythia_dynamics.cli.streaming import Streaming, stream_model, with_streaming
 
@@ -272,6 +274,14 @@ def models() -> None:
 @with_refresh
 @app.with_workers
 @app.with_bandwidth
+@click.option("--shards", type=click.IntRange(1), default=4, show_default=True, help="Jobs of the array.")
+@click.option(
+    "--addresses",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Addresses of array and cluster, each with a rate limit of the Hub and a bandwidth of its own.",
+)
 @app.with_suite
 @app.with_cache
 @app.with_json
@@ -284,16 +294,25 @@ def plan(
     refresh: bool,
     workers: int,
     bandwidth: float,
+    shards: int,
+    addresses: int,
     suite: dict[str, Any],
     cache: Path,
 ) -> None:
-    """Estimate a fetch: requests, bytes, disk, memory, time. Without --model: every size of Pythia."""
+    """Estimate a fetch: requests, bytes, disk, memory, time. Without --model: every size of Pythia.
+
+    The time is that of this machine. Below it is said what the fetch, and MSD and density of what is fetched, would
+    take on this machine, as an array of --shards jobs on such machines, each with --workers, and on a cluster of
+    --workers cores; and how many workers are worth having.
+    """
     from pythia_dynamics.checkpoints.open import HUB, REGISTRY
     from pythia_dynamics.checkpoints.registry import SIZES, aliases
     from pythia_dynamics.history.estimate import preview
     from pythia_dynamics.history.request import FetchRequest
+    from pythia_dynamics.history.workload import Resources, Work
 
-    answer, total = app.Answer("plan"), 0
+    answer, total, work = app.Answer("plan"), 0, Work()
+    machine = Resources(workers=workers, cores=os.cpu_count() or 1, bandwidth=bandwidth * 1e6)
     for name in app.expanded(models, aliases(), answer) if models else tuple(SIZES):
         with answer.collect():
             request = FetchRequest(
@@ -302,7 +321,7 @@ def plan(
             model, found = request.resolved, preview(request)
             seconds = found.seconds(bandwidth * 1e6, workers=workers)
             memory = found.memory_bytes(workers)
-            total += found.bytes
+            total, work = total + found.bytes, work + found.work
             if not answer.facts:
                 app.echo(
                     f"{'model':24} {'revisions':>9} {'requests':>8} {'to move':>9} {'saved':>9} {'disk':>9} "
@@ -323,13 +342,18 @@ def plan(
                     "saved_bytes": found.saved_bytes,
                     "memory_bytes": memory,
                     "seconds": seconds,
+                    "deployments": told_deployments(found.work, machine, shards, addresses)[0],
                 }
             )
             if found.note and source == HUB and not models:  # the Hub cannot be reached; do not wait for it again
                 source = REGISTRY
     if len(answer.facts) > 1:
         app.echo(f"{'all':24} {'':9} {'':8} {app.size(total):>9}")
-    answer.finish(bandwidth=bandwidth * 1e6, workers=workers)
+    facts, lines = told_deployments(work, machine, shards, addresses)
+    if work.revisions:
+        for line in lines:
+            app.echo(line)
+    answer.finish(bandwidth=bandwidth * 1e6, workers=workers, shards=shards, addresses=addresses, deployments=facts)
 
 
 def _plan_notes(found: FetchPlan) -> list[str]:

@@ -17,17 +17,22 @@ from pythia_dynamics.checkpoints.tree import checkpoint_files
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.history.provenance import CHECKS, Check
 from pythia_dynamics.history.request import WORKERS, FetchRequest
+from pythia_dynamics.history.scaling import fetch_seconds
 from pythia_dynamics.history.spec import TensorSpec
 from pythia_dynamics.history.states import step_states
 from pythia_dynamics.history.store import Store
 from pythia_dynamics.history.survey import Survey, common_specs, survey_suite
 from pythia_dynamics.history.whole import has_whole_checksum
+from pythia_dynamics.history.workload import WORKER_BYTES, Resources, Work
 
 __all__ = ["FetchPlan", "preview"]
 
-_WORKER_BYTES = 4 * 2**20
-"""Upper bound of what one worker needs for a published Pythia checkpoint: a piece of at most 1 MiB that is being
-written, and the header or the pickle of the file with what is parsed from it."""
+_RANGES_OF_ZIP = 3
+"""Ranges that are read of a torch zip for a tensor: its end, the local header, the tensor. The Hub counts one request,
+since its redirect serves all of them."""
+
+_BYTES_OF_WEIGHT = 2
+"""Published checkpoints are in 16 bits. A pass takes about as long over weights of 32 bits as over twice as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,8 @@ class FetchPlan:
         How the bytes of each layout that was found will be checked.
     note
         Where the sizes are from, if not from the files themselves.
+    tensors
+        Number of tensors.
     """
 
     steps: int
@@ -75,6 +82,7 @@ class FetchPlan:
     disk_bytes: int
     checks: tuple[Check, ...]
     note: str = ""
+    tensors: int = 1
 
     @property
     def saved_bytes(self) -> int:
@@ -84,10 +92,24 @@ class FetchPlan:
     @staticmethod
     def memory_bytes(workers: int = WORKERS) -> int:
         """Memory of a fetch with so many `workers`, without that of the Python interpreter."""
-        return workers * _WORKER_BYTES
+        return workers * WORKER_BYTES
+
+    @property
+    def work(self) -> Work:
+        """The fetch, and MSD and density of what is fetched, for the model in `pythia_dynamics.history.scaling`."""
+        return Work(
+            revisions=self.revisions,
+            requests=self.requests if self.revisions else 0,
+            storage_requests=(_RANGES_OF_ZIP if "crc32" in self.checks else 1) * self.requests,
+            api_requests=self.api_requests,
+            bytes=self.bytes,
+            disk_bytes=self.disk_bytes,
+            weights=self.tensor_bytes // _BYTES_OF_WEIGHT,
+            frames=self.revisions * self.tensors,
+        )
 
     def seconds(self, bandwidth: float, *, latency: float = 0.1, workers: int = WORKERS) -> float:
-        """Estimated duration: the longer of transferring the bytes and of waiting for the answers.
+        """Estimated duration of the fetch, by the model in `pythia_dynamics.history.scaling`.
 
         Parameters
         ----------
@@ -99,7 +121,8 @@ class FetchPlan:
         workers
             Requests at once.
         """
-        return max(self.bytes / bandwidth, self.requests * 2 * latency / workers)
+        line = Resources(workers=workers, bandwidth=bandwidth, hub_latency=latency, storage_latency=latency)
+        return fetch_seconds(self.work, line)
 
 
 def preview(model: str | Path | Model | FetchRequest, **options: Any) -> FetchPlan:
@@ -222,6 +245,7 @@ def _plan(
         disk_bytes=revisions * nbytes,
         checks=tuple(check for check in CHECKS if check in checks),
         note=note,
+        tensors=len(specs),
     )
 
 

@@ -122,7 +122,8 @@ def at_random(
 class HubServer:
     """The server; a context manager.
 
-    `latency` (seconds, by kind), `bandwidth` (bytes/s per connection) and `total` (bytes/s of all) slow it down. A file
+    `latency` (seconds, by kind), `bandwidth` (bytes/s per connection) and `total` (bytes/s of all) slow it down; a
+    latency is drawn at random, uniform within the share `jitter` of it below and above. A file
     list is sent in pages of `page_size` entries, whole where that is None. `limits` has (requests, seconds) by kind:
     more than so many requests in a window of so many seconds are answered 429. `states_limits` says whether every
     answer to such a request has the headers ``RateLimit`` and ``RateLimit-Policy``, or only a refusal ``Retry-After``.
@@ -132,6 +133,7 @@ class HubServer:
         self,
         *,
         latency: Mapping[str, float] | None = None,
+        jitter: float = 0.0,
         bandwidth: float | None = None,
         total: float | None = None,
         link_uses: int | None = None,
@@ -141,7 +143,7 @@ class HubServer:
         self.limits = dict(limits or {})
         self.states_limits = True
         self._windows: dict[str, tuple[float, int]] = {}
-        self.latency = dict(latency or {})
+        self.latency, self.jitter = dict(latency or {}), jitter
         self.bandwidth, self.total = bandwidth, total
         self._free = 0.0
         self.page_size = page_size
@@ -343,7 +345,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             fault = self.hub.record(self.request_)
             if delay := self.hub.latency.get(kind):
-                time.sleep(delay)
+                time.sleep(delay * random.uniform(1 - self.hub.jitter, 1 + self.hub.jitter))
             refused, self._limits = self.hub.limit(kind)
             if refused:
                 self._error(429, "", "too many requests")
@@ -575,12 +577,17 @@ def main() -> None:
     parser.add_argument("--repo", default="local/model")
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer of the storage")
     parser.add_argument("--hub-latency", type=float, default=None, help="and of the Hub; by default the same")
+    parser.add_argument("--jitter", type=float, default=0.0, help="share of a latency by which it varies at random")
     parser.add_argument("--bandwidth", type=float, default=None, help="bytes per second and connection")
     parser.add_argument("--total", type=float, default=None, help="bytes per second of all connections")
+    parser.add_argument("--limit", type=int, default=None, help="file requests of a window; more are refused")
+    parser.add_argument("--window", type=float, default=300.0, help="seconds of a window")
     options = parser.parse_args()
+    limits = {"resolve": (options.limit, options.window)} if options.limit else None
     hub_latency = options.latency if options.hub_latency is None else options.hub_latency
     latency = {"api": hub_latency, "resolve": hub_latency, "cdn": options.latency}
-    with HubServer(latency=latency, bandwidth=options.bandwidth, total=options.total) as hub:
+    slow: dict[str, Any] = {"latency": latency, "jitter": options.jitter, "bandwidth": options.bandwidth}
+    with HubServer(**slow, total=options.total, limits=limits) as hub:
         hub.add(options.repo, {path.name: path for path in sorted(options.directory.iterdir()) if path.is_dir()})
         for files in hub.repositories[options.repo].commits.values():
             for file in files.values():
