@@ -34,6 +34,7 @@ from .measures.spectrum import spectrum as spectrum
 from .measures.stream import stream as stream
 from .measures.tails import tails as tails
 from .measures.two_time import two_time as two_time
+from .mirror import mirrored as mirrored
 from .results.overview import overview as overview
 from .results.populations import gather as gather
 from .shard import Shard as Shard

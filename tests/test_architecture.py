@@ -17,7 +17,7 @@ import pythia_dynamics
 
 ROOT = Path(pythia_dynamics.__file__).parent
 
-GROUND = ("errors", "files", "tables", "progress", "device", "compiled", "executors", "shard", "objects")
+GROUND = ("errors", "files", "tables", "progress", "device", "compiled", "executors", "shard", "objects", "mirror")
 """Modules of the root that every room may import."""
 
 ROOMS = (

@@ -18,7 +18,7 @@ import click
 from pythia_dynamics import __version__
 from pythia_dynamics.cli.completion import complete_models, complete_tensors
 from pythia_dynamics.cli.group import JSON_KEY, MODELS_KEY, QUIET_KEY, RESUMABLE_KEY, Failure, Group, Interrupted
-from pythia_dynamics.cli.places import with_cache, with_results
+from pythia_dynamics.cli.places import shown, with_cache, with_results
 from pythia_dynamics.cli.suite import with_suite
 from pythia_dynamics.errors import PythiaDynError, UnknownNameError, size
 from pythia_dynamics.tables import json_text
@@ -396,7 +396,7 @@ def echo_warnings() -> Iterator[list[warnings.WarningMessage]]:
 def print_facts(facts: dict[str, Any]) -> None:
     """Print facts as JSON, if ``--json`` is given."""
     if _is_json():
-        click.echo(json_text(facts))
+        click.echo(shown(json_text(facts)))
 
 
 def duration(seconds: float) -> str:
@@ -413,7 +413,7 @@ def echo(text: str) -> None:
         from tqdm import tqdm
 
         with tqdm.external_write_mode():  # a bar that is shown makes room
-            click.echo(text)
+            click.echo(shown(text))
 
 
 def echo_steps(state: str, reasons: Mapping[int, str]) -> None:

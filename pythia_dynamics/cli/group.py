@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pythia_dynamics.cli.places import shown
 from pythia_dynamics.errors import PythiaDynError
 from pythia_dynamics.files import reason_of, write_count
 
@@ -36,6 +37,9 @@ RESUMABLE_KEY = "pythia_dynamics.resumes"
 
 AFTER_KEY = "pythia_dynamics.after"
 """Key in `click.Context.meta` of a command that has done the work of another one: the name of that, for `NEXT`."""
+
+_HOW = ("--shard", "--dask")
+"""Options that say which processes do the work, not what it is."""
 
 SHARD = "shard"
 """What `AFTER_KEY` has after a job of an array that has measured its part."""
@@ -127,7 +131,7 @@ class Failure(click.ClickException):
     """A failure that the message explains: one line on stderr, exit status 1."""
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"pythia-dyn: {' '.join(self.message.split())}", file=file, err=True)
+        click.echo(f"pythia-dyn: {shown(' '.join(self.message.split()))}", file=file, err=True)
 
 
 class Interrupted(Failure):
@@ -228,6 +232,8 @@ def _typed(ctx: click.Context, command: click.Command | None, args: list[str]) -
     for parameter in command.get_params(ctx) if command else ():
         if any(word == flag or word.startswith(f"{flag}=") for word in rest for flag in parameter.opts):
             continue
+        if parameter.opts[0] in _HOW:
+            continue
         lacks_model |= "--model" in parameter.opts
         if isinstance(parameter.envvar, str) and (value := os.environ.get(parameter.envvar)):
             words += [parameter.opts[0], value]
@@ -236,12 +242,12 @@ def _typed(ctx: click.Context, command: click.Command | None, args: list[str]) -
 
 def _without_how(words: list[str]) -> list[str]:
     """Words without the options that say which processes do the work, not what it is."""
-    kept, names = [], ("--shard", "--dask")
+    kept: list[str] = []
     values = iter(words)
     for word in values:
-        if word in names:
+        if word in _HOW:
             next(values, None)
-        elif not word.startswith(tuple(f"{name}=" for name in names)):
+        elif not word.startswith(tuple(f"{name}=" for name in _HOW)):
             kept.append(word)
     return kept
 
@@ -261,7 +267,7 @@ def _warnings_on_stderr() -> Iterator[None]:
 
         def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
             if issubclass(category, UserWarning):
-                click.echo(f"pythia-dyn: note: {' '.join(str(message).split())}", err=True)
+                click.echo(f"pythia-dyn: note: {shown(' '.join(str(message).split()))}", err=True)
             else:
                 show(message, category, *where, **more)
 

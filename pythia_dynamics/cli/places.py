@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["with_cache", "with_results"]
+__all__ = ["shown", "with_cache", "with_results"]
 
-Command = Callable[..., Any]
+_names: dict[str, str] = {}
+"""The URL of each folder that stands for it, by its path. Errors are shown after the folder has been closed."""
 
 
-def _with_directory(name: str, content: str) -> Callable[[Command], Command]:
-    """The option for a directory of the user; its default is that of the environment, else its name."""
-    kind, variable = click.Path(file_okay=False, path_type=Path), f"PYTHIA_DYN_{name.upper()}"
-    text = f"Directory of the {content}."
-    return click.option(f"--{name}", type=kind, default=name, envvar=variable, show_default=True, help=text)
+def shown(text: str) -> str:
+    """Text in which the folders that stand for URLs have their names."""
+    for folder, url in _names.items():
+        text = text.replace(folder, url)
+    return text
 
 
 class _Place(click.ParamType[Any]):
@@ -34,6 +34,17 @@ class _Place(click.ParamType[Any]):
         )
 
 
+def _here(context: click.Context, parameter: click.Parameter, place: Any) -> Any:
+    """A directory of this machine: of objects one that is exchanged with them until the command ends."""
+    if isinstance(place, Path) or context.resilient_parsing:
+        return place
+    from pythia_dynamics.mirror import mirrored
+
+    folder = context.with_resource(mirrored(place))
+    _names[str(folder)] = str(place)
+    return folder
+
+
 with_cache = click.option(
     "--cache",
     type=_Place(),
@@ -42,4 +53,12 @@ with_cache = click.option(
     show_default=True,
     help="Directory of the weight stores, or s3://…, gs://…, az://…; https://… to read.",
 )
-with_results = _with_directory("results", "result files")
+with_results = click.option(
+    "--results",
+    type=_Place(),
+    default="results",
+    envvar="PYTHIA_DYN_RESULTS",
+    show_default=True,
+    callback=_here,
+    help="Directory of the result files, or s3://…, gs://…, az://….",
+)

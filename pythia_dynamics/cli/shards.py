@@ -66,6 +66,7 @@ def with_dask(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--dask",
         metavar="ADDRESS",
+        envvar="PYTHIA_DYN_DASK",
         help="Work on a Dask cluster: the address of its scheduler, or local for a process per core of this machine.",
     )(command)
 
@@ -77,7 +78,7 @@ def cluster(dask: str | None, shard: Shard | None = None) -> Iterator[Pool | Non
     Parameters
     ----------
     dask
-        The value of the option.
+        The value of the option, or of ``PYTHIA_DYN_DASK``.
     shard
         That of ``--shard``, which is for jobs without a cluster.
     """

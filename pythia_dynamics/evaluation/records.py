@@ -24,13 +24,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from pythia_dynamics.errors import PythiaDynError, StoreError
 from pythia_dynamics.evaluation.archive import Archive
 from pythia_dynamics.evaluation.rows import FIELDS, AnyRow, curve_lines, dataset_of, header, line, row_from, stem
 from pythia_dynamics.evaluation.settings import Mode
 from pythia_dynamics.files import atomic_file, store_errors
+from pythia_dynamics.mirror import locked
 from pythia_dynamics.tables import read_json, write_json
 
 if TYPE_CHECKING:
@@ -41,9 +40,6 @@ __all__ = ["Records"]
 _FLUSH_SECONDS = 1.0
 """Least time between two writes. A write replaces the files and waits for the disk, and it takes longer the more rows
 there are; once a second it stays a small part of the run, and a run that is killed loses one second of rows."""
-
-_POLL_SECONDS = 0.02
-"""Wait between two attempts to take the lock, which is held for some 50 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +208,7 @@ class Records:
     def _locked(self, directory: Path) -> Iterator[None]:
         """Hold the lock of the table. An `OSError` inside becomes a `StoreError`."""
         path = directory / self._stem
-        with store_errors(path), FileLock(directory / f".{self._stem}.lock", poll_interval=_POLL_SECONDS):
+        with store_errors(path), locked(directory, self._stem):
             yield
 
     def _archive(self, directory: Path) -> Archive:

@@ -29,6 +29,7 @@ from pythia_dynamics.evaluation.records import Records
 from pythia_dynamics.evaluation.settings import EvaluationSettings, Mode
 from pythia_dynamics.executors import Pool, as_executor, workers_of
 from pythia_dynamics.files import reason_of
+from pythia_dynamics.mirror import local
 from pythia_dynamics.progress import Progress
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def share_devices(
 def results_folder(out: str | Path | None, *, shared: bool) -> Iterator[Path | None]:
     """The folder where rows are written: `out`, or where it is None a temporary one, if shares have to meet there."""
     if out is not None or not shared:
-        yield None if out is None else Path(out)
+        yield None if out is None else local(out)
         return
     with tempfile.TemporaryDirectory(prefix="pythia-dyn-", ignore_cleanup_errors=True) as scratch:
         # As deep as a results folder in a project, so that no source seems to be in the same project.

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from filelock import FileLock
 from zarr.storage import MemoryStore
 
 from pythia_dynamics import __version__
@@ -32,6 +31,7 @@ from pythia_dynamics.files import portable, store_errors
 from pythia_dynamics.measures.catalogue import BUILT_IN, known_measures
 from pythia_dynamics.measures.displacement import PER_LEARNING_RATE
 from pythia_dynamics.measures.measure import Measure, Table
+from pythia_dynamics.mirror import local, locked
 from pythia_dynamics.results.commands import steps_option, typed_command
 from pythia_dynamics.results.reading import VARIABLES, array_from, table_from
 from pythia_dynamics.tables import read_json, write_csv, write_json
@@ -78,7 +78,7 @@ def results_directory(results: Path | str | None = None) -> Path:
     results
         The directory. By default that of the environment variable ``PYTHIA_DYN_RESULTS``, else ``results``.
     """
-    return Path(results or os.environ.get("PYTHIA_DYN_RESULTS") or "results")
+    return local(results or os.environ.get("PYTHIA_DYN_RESULTS") or "results")
 
 
 class Results:
@@ -394,7 +394,7 @@ class Results:
             "machine": platform.machine(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        with FileLock(self.path / ".provenance.lock"):
+        with locked(self.path, "provenance"):
             content = {**self.provenance(), name: made}
             return write_json(self.path / "provenance.json", dict(sorted(content.items())))
 

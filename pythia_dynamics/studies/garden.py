@@ -35,6 +35,7 @@ from pythia_dynamics.history.fetch import download
 from pythia_dynamics.history.history import History
 from pythia_dynamics.history.request import WORKERS
 from pythia_dynamics.history.store import Store
+from pythia_dynamics.history.workload import EFFICIENCY, evaluation_operations
 from pythia_dynamics.measures import MEASURES
 from pythia_dynamics.progress import Stage
 from pythia_dynamics.results.folder import Results, results_directory
@@ -51,10 +52,6 @@ MODELS = ("14m", "31m", "70m", "160m", "410m", "1b")
 
 PAGE = "report.html"
 """Name of the report in the directory of results."""
-
-_EFFICIENCY = 0.5
-"""Share of the rate of matrix products that an evaluation reaches: a forward pass of a 70m 53 %, causal unmasking 67 to
-73 % (``benchmarks/perplexity.py``). Of much smaller models it is a few percent: see `checkpoint_seconds`."""
 
 _MEASURED_SECONDS = 2.0
 """A checkpoint on disk whose evaluation should take less by its operations is evaluated to measure it."""
@@ -160,7 +157,7 @@ def checkpoint_seconds(planned: ModelPlan, settings: EvaluationSettings) -> floa
     if not planned.checkpoints:
         return 0.0
     device = resolve_device(str(settings.device).partition(",")[0])
-    seconds = planned.operations / (_EFFICIENCY * product_rate(planned.width, device))
+    seconds = planned.operations / (EFFICIENCY * product_rate(planned.width, device))
     if planned.model.is_local and seconds < _MEASURED_SECONDS:
         last = replace(settings, steps=[max(open_source(planned.model).revisions())])
         with suppress(PythiaDynError):
@@ -208,8 +205,7 @@ def plan(
     PythiaDynError
         As `preview` and `load_corpus` do.
     """
-    # The forward and the last-word perplexity read each passage once; causal unmasking of t tokens generates t²/2.
-    tokens = sum(2 * t + t * t / 2 for t in ([] if skip_perplexity else _passage_tokens(corpus, limit)))
+    lengths = [] if skip_perplexity else _passage_tokens(corpus, limit)
     plans = []
     for name in dict.fromkeys(models):
         model = choose_model(name, cache, suite)
@@ -222,7 +218,7 @@ def plan(
         else:  # 16-bit weights
             whole = fetch.full_bytes // max(fetch.revisions, 1)
             weights = whole // 2
-        operations = 2.0 * weights * tokens  # a token takes two operations per weight
+        operations = evaluation_operations(weights, lengths)
         width = shape.d_model if shape is not None else round(math.sqrt(weights / 12))
         plans.append(ModelPlan(model, fetch, checkpoints, 0 if model.is_local else whole, operations, width))
     return plans

@@ -298,6 +298,39 @@ def test_plans_come_from_headers_where_the_hub_is(run: Run, hub: HubServer) -> N
     assert "1 of 5 steps are not published" in text
 
 
+def test_plans_say_what_each_deployment_takes(run: Run) -> None:
+    command = ("plan", "--source", "registry", "--model", "70m", "--bandwidth", "100", "--workers", "8")
+    text = succeeds(run(*command, "--shards", "3", "--addresses", "3"))
+    for words in ("one machine, 8 workers", "an array of 3 jobs, 24 workers", "a cluster, 8 workers, 8 cores"):
+        assert words in text
+    assert "143 file requests, 3 to the API (9,000 and 1,500 allowed in 5.0 min); disk 7.4 GB" in text
+    assert "worth having for the fetch on one machine: 2 workers" in text
+    facts = json.loads(succeeds(run(*command, "--shards", "3", "--addresses", "3", "--json")))
+    (plan,) = facts["plan"]
+    assert facts["deployments"] == plan["deployments"]
+    machine, array, cluster = (facts["deployments"][name] for name in ("machine", "array", "cluster"))
+    assert machine["fetch_seconds"] == pytest.approx(plan["seconds"])
+    assert array["fetch_seconds"] < 0.4 * machine["fetch_seconds"]  # three lines
+    assert cluster["fetch_seconds"] < 0.4 * machine["fetch_seconds"]
+    assert [each["limited_by"] for each in (machine, array, cluster)] == ["bytes"] * 3
+    assert (machine["requests"], machine["requests_allowed"], array["api_requests"]) == (143, 3000, 3)
+    assert machine["disk_bytes"] == plan["disk_bytes"]
+    assert sum(machine["shares"].values()) == pytest.approx(1)
+    assert facts["deployments"]["workers_worth_having"]["efficient"] == 2
+    everything = json.loads(succeeds(run("plan", "--source", "registry", "--json")))
+    assert everything["deployments"]["machine"]["requests"] == sum(plan["requests"] for plan in everything["plan"])
+    assert "shards" in everything
+
+
+def test_a_plan_of_nothing_says_nothing_of_deployments(run: Run, hub: HubServer) -> None:
+    hub.add("org/tiny", {f"step{step}": checkpoint(state(step)) for step in STEPS})
+    succeeds(run("fetch", "--model", "org/tiny"))
+    assert "one machine" not in succeeds(run("plan", "--model", "org/tiny"))
+    found = json.loads(succeeds(run("plan", "--model", "org/tiny", "--json")))
+    assert found["deployments"]["machine"]["seconds"] == 0
+    assert found["deployments"]["machine"]["limited_by"] is None
+
+
 def test_json_has_null_for_nan() -> None:
     text = json_text({"nan": float("nan"), "numbers": np.array([1.5, np.inf]), "path": Path("a"), "step": np.int64(3)})
     assert json.loads(text, parse_constant=pytest.fail) == {

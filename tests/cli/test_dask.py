@@ -206,3 +206,27 @@ def test_a_fetch_and_a_sweep_at_once(run: Run, own_dask: DaskProcesses, hub: Hub
     first = facts(seen[0])["order"][0]
     assert facts(run(*measure))["order"][0]["missing"] == {}
     assert first["model"] == "model"
+
+
+def test_a_worker_that_is_killed_during_an_evaluation(run: Run, own_dask: DaskProcesses, tmp_path: Path) -> None:
+    """The other one goes on with its steps."""
+    model = write_suite(tmp_path / "suite", STEPS)
+    corpus = tmp_path / "texts.txt"
+    corpus.write_text("\n".join(TEXTS * 20))
+    asked = ("perplexity", "--model", model, "--corpus", corpus, "--device", "cpu", "--mode", "unmask")
+    command = [sys.executable, "-m", "pythia_dynamics", *map(str, asked), "--dask", own_dask.address]
+    with subprocess.Popen(
+        [*command, "--results", "several"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        table, deadline = Path("several/suite/perplexity-unmask.csv"), time.monotonic() + 120
+        while not table.is_file():
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stderr
+            time.sleep(0.01)
+        rows = len(table.read_text().splitlines()) - 1
+        own_dask.kill(own_dask.workers[0])
+        stdout, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, (stdout, stderr)
+    assert 0 < rows < len(STEPS)
+    assert run(*asked, "--results", "one").exit_code == 0
+    assert tables(Path("several")) == tables(Path("one"))

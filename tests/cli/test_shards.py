@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,19 @@ def test_the_sums_of_one_tensor_in_shards(run: Run, stored: Path, measure: str, 
     merged = facts(run("merge", "--results", parts, "--json"))
     assert merged == facts(run(*asked, "--results", parts, "--json"))
     assert not (parts / ".parts").exists()
+    assert tree(parts) == tree(whole)
+
+
+def test_jobs_of_the_same_number_at_once(run: Run, stored: Path, tmp_path: Path) -> None:
+    asked = ("rank", "--model", "own", "--cache", tmp_path / "cache")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(*asked, "--results", whole).exit_code == 0
+    words = [sys.executable, "-m", "pythia_dynamics", *map(str, asked), "--results", str(parts), "--shard"]
+    jobs = [subprocess.Popen([*words, shard], stderr=subprocess.PIPE) for shard in ("1/2", "1/2", "2/2", "2/2")]
+    for job in jobs:
+        _, stderr = job.communicate(timeout=120)
+        assert job.returncode == 0, stderr
+    assert run("merge", "--results", parts).exit_code == 0
     assert tree(parts) == tree(whole)
 
 
