@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
-from pythia_dynamics.errors import PythiaDynError, first_line
+from pythia_dynamics.errors import PythiaDynError, first_line, optional_import
 
 __all__ = ["Pool", "as_executor", "connect", "workers_of"]
 
@@ -94,10 +94,8 @@ def connect(address: str) -> Iterator[Pool]:
     PythiaDynError
         Dask is not installed, or there is no scheduler, or it has no workers.
     """
-    try:
+    with optional_import("a Dask cluster", "dask"):
         from distributed import Client, LocalCluster
-    except ImportError:
-        raise PythiaDynError("Dask is not installed: pip install 'pythia-dynamics[dask]'") from None
     with ExitStack() as stack:
         stack.enter_context(_silent())
         given: Any = address

@@ -40,7 +40,7 @@ def test_the_extra_all_is_what_the_commands_need(project: dict[str, Any]) -> Non
     extras = project["optional-dependencies"]
     (line,) = extras["all"]
     named = set(line.partition("[")[2].rstrip("]").split(","))
-    assert named == set(extras) - {"all", "dask", "trackers", "test", "docs", "dev", "mutation"}
+    assert named == set(extras) - {"all", "trackers", "test", "docs", "dev", "mutation"}
     source = "".join(path.read_text() for path in (ROOT / "pythia_dynamics").rglob("*.py"))
     assert set(re.findall(r'optional_import\("[^"]+", "(\w+)"\)', source)) == named
 
@@ -67,6 +67,13 @@ def test_training_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(PythiaDynError, match=r"^training a suite needs accelerate: .*\[train\]'$"):
         train_suite(tmp_path / "suite", text, plan, device="cpu")
+
+
+def test_a_cluster_without_dask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    result = CliRunner().invoke(main, ["rank", "--model", "walk", "--cache", str(tmp_path), "--dask", "local"])
+    assert result.exit_code == 1
+    assert result.stderr == "pythia-dyn: a Dask cluster needs distributed: pip install 'pythia-dynamics[dask]'\n"
 
 
 def test_the_version_and_the_works_to_cite_are_the_same_everywhere() -> None:
