@@ -1,6 +1,6 @@
 """The same commands in one process, as an array of four jobs and on a Dask cluster, with weights here and in S3.
 
-    OMP_NUM_THREADS=1 python benchmarks/several_workers.py [--out FILE] [--width 1024] [--steps 12]
+    OMP_NUM_THREADS=1 python benchmarks/several_workers.py [--out FILE] [--width 2048] [--steps 24]
 
 A suite of `steps` checkpoints with W_U of (8192, width), as safetensors in a directory, is fetched and measured: `msd`,
 which is limited by reading, and `rank`, which is limited by arithmetic. The tables must be the same to the byte. S3 is
@@ -65,8 +65,8 @@ def tables(folder: Path) -> dict[str, bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=24)
     options = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="several-workers-"))
     rows = []
