@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from pythia_dynamics.errors import PythiaDynError, StoreError
 from pythia_dynamics.files import atomic_file, store_errors
-from pythia_dynamics.objects import Lease, ObjectPath, as_place, is_web
+from pythia_dynamics.objects import Lease, ObjectPath, as_place, is_web, tag
 
 __all__ = ["local", "locked", "mirrored"]
 
@@ -36,7 +36,7 @@ _AT_ONCE = 16
 _POLL_SECONDS = 0.02
 """Wait between two attempts to take a lock on this machine."""
 
-_Known = dict[str, list[Any]]  # by file: the version of the object, and what changes with the file
+_Known = dict[str, list[Any]]  # by file: the tag of the object, and what changes with the file
 
 
 @contextmanager
@@ -149,8 +149,8 @@ def _exchange(folder: Path, inside: str, name: str, *, is_sent: bool) -> None:
 
 
 def _get(folder: Path, place: ObjectPath, known: _Known, inside: str, start: str) -> None:
-    found = {path: version for path, version in _listed(place, inside, start) if _is_exchanged(path)}
-    new = [path for path, version in found.items() if path not in known or known[path][0] != version]
+    found = {path: e_tag for path, e_tag in _listed(place, inside, start) if _is_exchanged(path)}
+    new = [path for path, e_tag in found.items() if path not in known or known[path][0] != e_tag]
 
     def get(path: str) -> None:
         try:
@@ -175,7 +175,7 @@ def _send(folder: Path, place: ObjectPath, known: _Known, inside: str, name: str
 
     def send(path: str) -> None:
         signature = _signature(here[path])
-        known[path] = [place.joinpath(*path.split("/")).put(here[path].read_bytes()), signature]
+        known[path] = [tag(place.joinpath(*path.split("/")).put(here[path].read_bytes())), signature]
 
     # Arrays before the files that refer to them, and these before the tables.
     for is_next in (lambda path: ".zarr/" in path, lambda path: path.endswith(".json"), lambda _: True):
@@ -188,19 +188,19 @@ def _send(folder: Path, place: ObjectPath, known: _Known, inside: str, name: str
 
 
 def _listed(place: ObjectPath, inside: str, start: str) -> Iterable[tuple[str, str | None]]:
-    """Names and versions of the objects whose names begin with `start`, all of which are inside of a directory."""
+    """Names and entity tags of the objects whose names begin with `start`, all of which are inside of a directory."""
     if not start:
-        yield from place.versions().items()
+        yield from place.tags().items()
         return
     directory = place.joinpath(*inside.split("/")) if inside else place
     before = f"{inside}/" if inside else ""
-    for name, version in directory.versions(deep=False).items():
+    for name, e_tag in directory.tags(deep=False).items():
         if f"{before}{name}".startswith(start):
-            yield f"{before}{name}", version
+            yield f"{before}{name}", e_tag
     for name in directory.folders():
         if f"{before}{name}".startswith(start):
-            for rest, version in (directory / name).versions().items():
-                yield f"{before}{name}/{rest}", version
+            for rest, e_tag in (directory / name).tags().items():
+                yield f"{before}{name}/{rest}", e_tag
 
 
 def _is_exchanged(path: str) -> bool:

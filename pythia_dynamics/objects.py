@@ -20,18 +20,26 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from pythia_dynamics.errors import PythiaDynError, StoreError, first_line, optional_import
 from pythia_dynamics.files import store_errors
 
-__all__ = ["Lease", "ObjectPath", "Place", "as_place", "is_web", "object_errors"]
+__all__ = ["Lease", "ObjectPath", "Place", "as_place", "is_web", "object_errors", "tag"]
 
-T = TypeVar("T")
+Version = dict[str, str]
+"""What a write on a condition names: the entity tag for S3 and Azure, the generation (``version``) for Google Cloud."""
 
 _SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
 
 _WEB = ("http://", "https://")
+
+_ENDPOINTS = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3"),
+    *("GOOGLE_BASE_URL", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    *("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+)
+"""Variables of the environment that may name a server without TLS."""
 
 _RETRY: Any = {"max_retries": 8, "retry_timeout": timedelta(seconds=60)}
 """A request that fails is repeated for a minute at most, longer than what a loaded store asks to wait for."""
@@ -159,8 +167,8 @@ class ObjectPath:
         prefix = f"{self.key}/" if self.key else ""
         return {each["path"].removeprefix(prefix): int(each["size"]) for each in entries}
 
-    def versions(self, *, deep: bool = True) -> dict[str, str | None]:
-        """The version of each object, named as by `sizes`. Not `deep`: without those with another slash. Raises as
+    def tags(self, *, deep: bool = True) -> dict[str, str | None]:
+        """The entity tag of each object, named as by `sizes`. Not `deep`: without those with another slash. Raises as
         `sizes`."""
         if is_web(self):
             raise StoreError(f"{self}: a web server lists no files; name a store in it")
@@ -170,7 +178,7 @@ class ObjectPath:
                 entries: Any = _obstore().list(self.store, prefix=self.key or None).collect()
             else:
                 entries = _obstore().list_with_delimiter(self.store, prefix=self.key or None)["objects"]
-        return {each["path"].removeprefix(prefix): each["e_tag"] for each in entries}
+        return {each["path"].removeprefix(prefix): tag(each) for each in entries}
 
     def folders(self) -> list[str]:
         """What would be the directories in this one: parts of names that follow it and end with a slash. Raises as
@@ -199,7 +207,7 @@ class ObjectPath:
             with object_errors(self):
                 _obstore().put(self.store, self.key, Path(file.name))
 
-    def put(self, content: bytes, *, mode: Any = "overwrite") -> str | None:
+    def put(self, content: bytes, *, mode: Any = "overwrite") -> Version:
         """Write an object and return its version.
 
         Parameters
@@ -207,7 +215,7 @@ class ObjectPath:
         content
             The bytes.
         mode
-            ``"overwrite"``; ``"create"`` if there must be none; or ``{"e_tag": version}`` if it must be that one.
+            ``"overwrite"``; ``"create"`` if there must be none; or a version, if it must be that one.
 
         Raises
         ------
@@ -222,8 +230,7 @@ class ObjectPath:
                 done = _obstore().put(self.store, self.key, content, mode=mode, use_multipart=False)
             except (known.AlreadyExistsError, known.PreconditionError):
                 raise FileExistsError(str(self)) from None
-        version: str | None = done["e_tag"]
-        return version
+        return _version(done)
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove objects, named as by `sizes`. Those that are not there are no matter. Raises `StoreError`."""
@@ -242,6 +249,16 @@ class ObjectPath:
     def zarr_store(self) -> Any:
         """The bucket as a store of zarr; `key` is then a path in it."""
         return _zarr_class()(self.root, read_only=is_web(self), versions=_versions.get())
+
+
+def tag(version: Any) -> str | None:
+    """The entity tag of a version, or of an entry of a list: Azure has it in quotes in one and without in the other."""
+    e_tag = version["e_tag"]
+    return None if e_tag is None else str(e_tag).strip('"')
+
+
+def _version(found: Any) -> Version:
+    return {name: found[name] for name in ("e_tag", "version") if found[name] is not None}
 
 
 Place = Path | ObjectPath
@@ -278,7 +295,7 @@ def _open(root: str, process: int) -> Any:
     """The obstore of a bucket, one in each process: its connections must not be shared after a fork."""
     scheme = root.partition("://")[0]
     options: dict[str, Any] = {"retry_config": _RETRY, "client_options": {"timeout": timedelta(seconds=120)}}
-    if scheme == "http" or os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+    if scheme == "http" or any("http://" in os.environ.get(name, "") for name in _ENDPOINTS):
         options["client_options"]["allow_http"] = True
     with object_errors(ObjectPath(root, "")):
         return _obstore().store.from_url(root, **options)
@@ -315,7 +332,7 @@ def object_errors(path: ObjectPath, *, missing_is_error: bool = True) -> Iterato
 
 # -- several writers ------------------------------------------------------------------------------------------
 
-_versions: ContextVar[dict[str, str | None] | None] = ContextVar("versions", default=None)
+_versions: ContextVar[dict[str, Version | None] | None] = ContextVar("versions", default=None)
 """Inside `Lease.held`: the version of each object that was read, None for those that were not there."""
 
 
@@ -328,7 +345,7 @@ def _zarr_class() -> Any:
     class GuardedStore(ObjectStore[Any]):
         """Objects below a prefix. While a lock is held, one that was read is only replaced if it is still the same."""
 
-        def __init__(self, root: str, *, read_only: bool, versions: dict[str, str | None] | None) -> None:
+        def __init__(self, root: str, *, read_only: bool, versions: dict[str, Version | None] | None) -> None:
             super().__init__(ObjectPath(root, "").store, read_only=read_only)
             self.root, self.versions = root, versions
 
@@ -346,21 +363,21 @@ def _zarr_class() -> Any:
             except FileNotFoundError:
                 self.versions[f"{self.root}/{key}"] = None
                 return None
-            self.versions[f"{self.root}/{key}"] = found.meta["e_tag"]
+            self.versions[f"{self.root}/{key}"] = _version(found.meta)
             return prototype.buffer.from_bytes(content)
 
         async def set(self, key: str, value: Any) -> None:
             mode: Any = "overwrite"
             name = f"{self.root}/{key}"
             if self.versions is not None and name in self.versions:
-                mode = {"e_tag": version} if (version := self.versions[name]) else "create"
+                mode = self.versions[name] or "create"
             with object_errors(ObjectPath(self.root, key)):
                 try:
                     done = await _obstore().put_async(self.store, key, value.as_buffer_like(), mode=mode)
                 except (AlreadyExistsError, PreconditionError):
                     raise StoreError(f"another process has changed {name}; run the same command again") from None
             if self.versions is not None:
-                self.versions[name] = done["e_tag"]
+                self.versions[name] = _version(done)
 
     return GuardedStore
 
@@ -414,14 +431,14 @@ class Lease:
                 ended.set()
                 renewing.join()
 
-    def _renew(self, owner: str, version: list[str | None], ended: threading.Event) -> None:
+    def _renew(self, owner: str, version: list[Version], ended: threading.Event) -> None:
         """Write the lock anew while it is held, and free it at the end, unless another process has taken it."""
         count = 0
         try:
             while not ended.wait(_LEASE_SECONDS / 3):
                 count += 1
-                version[0] = self.path.put(_lock(owner, count), mode={"e_tag": version[0]})
-            self.path.put(_lock("", 0), mode={"e_tag": version[0]})
+                version[0] = self.path.put(_lock(owner, count), mode=version[0])
+            self.path.put(_lock("", 0), mode=version[0])
         except (FileExistsError, StoreError):  # taken, or not to be reached: after its time it is free
             return
 
@@ -431,9 +448,9 @@ def _lock(owner: str, count: int) -> bytes:
     return json.dumps({"owner": owner, "count": count, "nonce": secrets.token_hex(8)}).encode()
 
 
-def _take(path: ObjectPath, owner: str) -> str | None:
+def _take(path: ObjectPath, owner: str) -> Version:
     """Take a lock as soon as it is free, or has not changed for its time; return its version."""
-    seen: tuple[str | None, float] = ("", 0.0)
+    seen: tuple[Version, float] = ({}, 0.0)
     while True:
         try:
             return path.put(_lock(owner, 0), mode="create")
@@ -445,13 +462,13 @@ def _take(path: ObjectPath, owner: str) -> str | None:
             seen = version, time.monotonic()
         if is_free or time.monotonic() - seen[1] > _LEASE_SECONDS:
             try:
-                return path.put(_lock(owner, 0), mode={"e_tag": version})
+                return path.put(_lock(owner, 0), mode=version)
             except FileExistsError:  # another process was faster
                 continue
         time.sleep(_POLL_SECONDS)
 
 
-def _state(path: ObjectPath) -> tuple[str | None, bool]:
+def _state(path: ObjectPath) -> tuple[Version | None, bool]:
     """The version of a lock, None where there is none, and whether it is free."""
     try:
         with object_errors(path, missing_is_error=False):
@@ -463,4 +480,4 @@ def _state(path: ObjectPath) -> tuple[str | None, bool]:
         is_free = not json.loads(content).get("owner")
     except (ValueError, AttributeError):
         is_free = False
-    return found.meta["e_tag"], is_free
+    return _version(found.meta), is_free
