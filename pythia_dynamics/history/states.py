@@ -111,7 +111,7 @@ def compare_with_source(
     files: dict[int, Mapping[str, tuple[int, str | None]]] = {}
     for tensor in tensors:
         records, compared = store.records(tensor), {}
-        for step in step_states(store, tensor).stored:
+        for step in sorted(records.keys() & step_states(store, tensor).stored):  # others may have written since
             record, revision = records[step], revisions.get(step)
             commit, now = record.get("commit"), revision.commit if revision else None
             if commit is None or (steps is not None and step not in steps):  # None: written while training

@@ -20,11 +20,12 @@ from support.hubserver import Fault, HubServer
 from pythia_dynamics.checkpoints.hub import HubSource
 from pythia_dynamics.checkpoints.registry import PAPER_STEPS
 from pythia_dynamics.checkpoints.retry import RetryPolicy
-from pythia_dynamics.checkpoints.source import AccessError
+from pythia_dynamics.checkpoints.source import AccessError, Revision
 from pythia_dynamics.errors import CheckpointError, FormatError, HubError, PythiaDynError, StoreError, UnknownNameError
+from pythia_dynamics.history import states
 from pythia_dynamics.history.fetch import download, fetch
 from pythia_dynamics.history.history import History
-from pythia_dynamics.history.states import step_states
+from pythia_dynamics.history.states import StepStates, step_states
 from pythia_dynamics.history.store import Store
 
 REPO = "org/tiny"
@@ -552,6 +553,26 @@ def test_what_another_process_has_fetched_meanwhile_is_left_alone(hub: HubServer
     states = step_states(store, HEAD)
     assert (states.held, dict(states.superseded)) == ((1,), {2: "replaced"})
     assert store.records(HEAD)[1] == new
+
+
+def test_a_step_that_another_process_fetches_during_the_comparison(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the reading of the records and that of the chunks."""
+    hub.add(REPO, suite([1, 2]))
+    store = Store.open(download(REPO, cache=tmp_path).path)
+    record, weights = store.records(HEAD)[2], np.asarray(History.from_store(store, HEAD).at(2))
+    store.remove_record(HEAD, 2)
+    commits = {step: Revision(step, f"step{step}", "f" * 40) for step in (1, 2)}
+
+    def read(store: Store, tensor: str) -> StepStates:
+        store.write(HEAD, 2, weights, record)
+        return step_states(store, tensor)
+
+    monkeypatch.setattr(states, "step_states", read)
+    found = states.compare_with_source(store, REPO, commits, lambda revision: {}, tensors=[HEAD])
+    assert list(found) == [1]
+    assert dict(step_states(store, HEAD).superseded) == found
 
 
 def test_steps_recorded_while_training_are_not_superseded(tmp_path: Path) -> None:
