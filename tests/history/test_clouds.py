@@ -1,7 +1,7 @@
-"""Stores and results in Google Cloud and Azure: what differs from S3 is in how writes on a condition are made.
+"""Stores, locks and results in S3, Google Cloud and Azure, which differ in how writes on a condition are made.
 
-Google Cloud is a server of these tests with Google's XML API; Azure is Microsoft's emulator, where ``azurite-blob`` and
-``azure-storage-blob`` are installed (CONTRIBUTING.md).
+S3 is moto's server, Google Cloud one of these tests with Google's XML API; Azure is Microsoft's emulator, where
+``azurite-blob`` and ``azure-storage-blob`` are installed (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from support.checkpoints import suite
-from support.clouds import Cloud, GoogleCloud, azurite, google_cloud
+from support.clouds import Cloud, GoogleCloud, amazon, azurite, google_cloud
 
 import pythia_dynamics as pyd
 from pythia_dynamics import objects
@@ -33,8 +33,12 @@ from pythia_dynamics.sweep.verify import verify_store
 STEPS = tuple(range(0, 24, 3))
 
 
-@pytest.fixture(scope="module", params=["google", "azure"])
+@pytest.fixture(scope="module", params=["amazon", "google", "azure"])
 def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    if request.param == "amazon":
+        with amazon(tmp_path_factory.mktemp("s3")) as server:
+            yield server
+        return
     if request.param == "google":
         with google_cloud() as found:
             yield found
@@ -112,7 +116,7 @@ def test_a_large_object_is_sent_in_parts(bucket: str) -> None:
     ]
 
 
-def test_one_at_a_time_has_the_lock(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_at_a_time_has_the_lock(bucket: str) -> None:
     """And it is free at once after each: none waits for a lock that was not freed."""
     place, inside, most, began = ObjectPath(bucket, "a.lock"), [0], [0], time.monotonic()
 
@@ -127,6 +131,11 @@ def test_one_at_a_time_has_the_lock(bucket: str, monkeypatch: pytest.MonkeyPatch
         list(pool.map(enter, range(8)))
     assert most == [1]
     assert time.monotonic() - began < objects._LEASE_SECONDS
+    lease = Lease(place)
+    with lease.held(), lease.held():  # of one holder as often as it likes
+        pass
+    with Lease(place).held():
+        pass
 
 
 def test_a_lock_that_is_held_for_long_is_not_taken_over(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +162,9 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over(bucket: str, monkey
     began = time.monotonic()
     with Lease(place).held():
         assert time.monotonic() - began >= 1.0
+    place.put(b"no json")
+    with Lease(place).held():
+        pass
 
 
 def test_who_has_slept_through_the_takeover_replaces_nothing(
@@ -174,6 +186,7 @@ def test_who_has_slept_through_the_takeover_replaces_nothing(
     monkeypatch.setattr(store, "write_coordinate", meanwhile)
     with pytest.raises(StoreError, match=r"another process has changed .*; run the same command again"):
         sleeper.ensure(sleeper.tensors.values(), [200])
+    assert Store.open(as_place(f"{cache}/own.zarr")).steps == (*STEPS, 100)
     sleeper.ensure(sleeper.tensors.values(), [200])
     assert Store.open(as_place(f"{cache}/own.zarr")).steps == (*STEPS, 100, 200)
 
@@ -211,6 +224,7 @@ def test_a_bucket_that_is_not_there(cloud: Cloud, bucket: str, checkpoints: Path
         pyd.msd(history)
 
 
+@pytest.mark.parametrize("servers", ["google", "azure"], indirect=True)  # S3: test_objects.py
 def test_wrong_credentials(cloud: Cloud, bucket: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(cloud, GoogleCloud):
         monkeypatch.setattr(cloud, "is_denied", True)

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -24,11 +22,10 @@ from support.objectstore import S3, s3_server, web_server
 import pythia_dynamics as pyd
 from pythia_dynamics import objects
 from pythia_dynamics.errors import IntegrityError, PythiaDynError, StoreError
-from pythia_dynamics.history import parted, store
+from pythia_dynamics.history import parted
 from pythia_dynamics.history.cache import cached, open_histories, open_history
-from pythia_dynamics.history.coordinates import write_coordinate
 from pythia_dynamics.history.store import Store
-from pythia_dynamics.objects import Lease, ObjectPath, as_place
+from pythia_dynamics.objects import ObjectPath, as_place
 from pythia_dynamics.shard import Shard
 from pythia_dynamics.sweep.compute import Compute
 from pythia_dynamics.sweep.frames import Frames
@@ -358,80 +355,3 @@ def test_a_web_server_is_read(checkpoints: Path, tmp_path: Path) -> None:
             pyd.download(checkpoints, cache=f"{url}/cache", steps="40", refresh=True, learning_rate={0: 1.0, 40: 0.5})
         with pytest.raises(PythiaDynError, match="nothing"):
             open_history("nothing", cache=f"{url}/cache")
-
-
-# -- the lock -------------------------------------------------------------------------------------------------
-
-
-def test_one_at_a_time_has_the_lock(bucket: str) -> None:
-    place, inside, most = ObjectPath(f"s3://{bucket}", "a.lock"), [0], [0]
-
-    def enter(number: int) -> None:
-        with Lease(place).held():
-            inside[0] += 1
-            most[0] = max(most[0], inside[0])
-            time.sleep(0.02)
-            inside[0] -= 1
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(enter, range(12)))
-    assert most == [1]
-    lease = Lease(place)
-    with lease.held(), lease.held():  # of one holder as often as it likes
-        pass
-    with Lease(place).held():
-        pass
-
-
-def test_the_lock_of_a_process_that_was_killed_is_taken_over(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = ObjectPath(f"s3://{bucket}", "a.lock")
-    place.put(b'{"owner": "killed", "count": 0}')
-    monkeypatch.setattr(objects, "_LEASE_SECONDS", 1.0)
-    began = time.monotonic()
-    with Lease(place).held():
-        assert time.monotonic() - began >= 1.0
-    place.put(b"no json")
-    with Lease(place).held():
-        pass
-
-
-def test_a_lock_that_is_held_for_long_is_not_taken_over(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "_LEASE_SECONDS", 0.9)
-    place, seen = ObjectPath(f"s3://{bucket}", "a.lock"), []
-
-    def wait_for_it() -> None:
-        with Lease(place).held():
-            seen.append(time.monotonic())
-
-    with Lease(place).held():
-        waiting = threading.Thread(target=wait_for_it)
-        waiting.start()
-        time.sleep(3)
-        ended = time.monotonic()
-    waiting.join()
-    assert seen[0] >= ended
-
-
-def test_who_has_slept_through_the_takeover_replaces_nothing(
-    bucket: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between what it reads and what it writes, another process takes its lock and adds a step."""
-    cache = f"s3://{bucket}/cache"
-    pyd.fetch(checkpoints, cache=cache)
-    sleeper, other = (Store.open(as_place(f"{cache}/own.zarr")) for _ in range(2))
-    write, lock = write_coordinate, ObjectPath(f"s3://{bucket}", "cache/.own.zarr.lock")
-
-    def meanwhile(*arguments: Any, **options: Any) -> None:
-        monkeypatch.setattr(store, "write_coordinate", write)
-        lock.put(b'{"owner": ""}')
-        taking = threading.Thread(target=other.ensure, args=(list(other.tensors.values()), [100]))
-        taking.start()
-        taking.join()
-        write(*arguments, **options)
-
-    monkeypatch.setattr(store, "write_coordinate", meanwhile)
-    with pytest.raises(StoreError, match=r"another process has changed .*; run the same command again"):
-        sleeper.ensure(sleeper.tensors.values(), [200])
-    assert Store.open(as_place(f"{cache}/own.zarr")).steps == (*STEPS, 100)
-    sleeper.ensure(sleeper.tensors.values(), [200])
-    assert Store.open(as_place(f"{cache}/own.zarr")).steps == (*STEPS, 100, 200)

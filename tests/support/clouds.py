@@ -1,4 +1,4 @@
-"""Google Cloud Storage and Azure on the loopback: a server with Google's XML API, and Azurite where it is installed."""
+"""Object stores on the loopback: moto's S3, a server with Google's XML API, and Azurite where it is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-__all__ = ["Cloud", "GoogleCloud", "azurite", "google_cloud"]
+from support.objectstore import S3, s3_server
+
+__all__ = ["Cloud", "GoogleCloud", "amazon", "azurite", "google_cloud"]
 
 
 @dataclass
@@ -45,6 +47,35 @@ class Cloud:
     def remove(self, bucket: str) -> None:
         """Remove a bucket with all that is in it."""
         raise NotImplementedError
+
+
+# -- S3 -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Amazon(Cloud):
+    """Buckets of moto's server."""
+
+    server: S3
+
+    def make(self, bucket: str) -> str:
+        return f"s3://{self.server.make(bucket)}"
+
+    def remove(self, bucket: str) -> None:
+        self.server.remove(bucket)
+
+
+@contextmanager
+def amazon(folder: Path) -> Iterator[Amazon]:
+    """Start moto's server in a process of its own.
+
+    Parameters
+    ----------
+    folder
+        For its log.
+    """
+    with s3_server(folder) as server:
+        yield Amazon("s3", server.environment(), server)
 
 
 # -- Google Cloud Storage: https://cloud.google.com/storage/docs/xml-api/overview ------------------------------
