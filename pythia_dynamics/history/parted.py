@@ -10,6 +10,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ _PIECE = 8 << 20
 """Bytes of one request. Larger ones are not faster, and this many are in memory for each worker."""
 
 
-class PartedWeights:
+class PartedWeights(ABC):
     """Reads parts of one tensor. Not for several threads; it reads several steps at once itself.
 
     Parameters
@@ -168,13 +169,13 @@ class PartedWeights:
         self.passage.absorb(passed)
         self._compare(passed)
 
+    @abstractmethod
     def _compare(self, steps: Iterable[int]) -> None:
         """Compare the checksums of steps of which all has been read."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _read(self, paths: Mapping[int, Path], ranges: Ranges, progress: Progress) -> None:
         """Read ranges of all steps into their files."""
-        raise NotImplementedError
 
 
 def temporary_room() -> tuple[Path, int, int]:

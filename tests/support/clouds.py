@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ __all__ = ["Cloud", "GoogleCloud", "amazon", "azurite", "google_cloud"]
 
 
 @dataclass
-class Cloud:
+class Cloud(ABC):
     """A store: the scheme of its URLs, what obstore reads from the environment, and its buckets."""
 
     scheme: str
@@ -40,13 +41,13 @@ class Cloud:
             monkeypatch.setenv(name, value)
         objects._open.cache_clear()
 
+    @abstractmethod
     def make(self, bucket: str) -> str:
         """Make a bucket, and return its URL."""
-        raise NotImplementedError
 
+    @abstractmethod
     def remove(self, bucket: str) -> None:
         """Remove a bucket with all that is in it."""
-        raise NotImplementedError
 
 
 # -- S3 -------------------------------------------------------------------------------------------------------
