@@ -28,6 +28,21 @@ def no_array(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyTorch has one thread here and in the processes that start meanwhile, as in a worker of Dask.
+
+    On a CPU the number of threads changes the last bits of an evaluation.
+    """
+    import torch
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub on the loopback, reached through HF_ENDPOINT by a stranger with an empty Hugging Face cache."""
     from huggingface_hub import close_session, constants

@@ -29,6 +29,7 @@ density --model suite
 perplexity --model suite --corpus texts.txt --device cpu
 """
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 JOBS = 4
 STEPS = tuple(range(0, 60, 10))
 
