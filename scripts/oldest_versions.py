@@ -22,6 +22,7 @@ What each bound rests on:
 - xarray 2025.7.1 writes with zarr 3.1; 2025.4 does not.
 - numba 0.62 is the first whose kernels keep to 1e-6: with 0.61 the MSD of bfloat16 weights is wrong by 5e-6.
 - obstore 0.8 is the oldest that was tested.
+- trackio 0.43 is the first that allows huggingface_hub 2; wandb 0.20 goes with its protobuf, 0.19 does not.
 - The others are what the tests pass with; their older versions were not tried.
 """
 
@@ -37,7 +38,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("checkpoints", "history", "sweep", "measures", "evaluation", "training", "results", "figures")
-EXTRAS = ("remote", "report", "train", "test")
+EXTRAS = ("remote", "report", "train", "trackers", "test")
 
 
 def oldest(requirement: str) -> str | None:

@@ -1,7 +1,7 @@
 """Stores, locks and results in S3, Google Cloud and Azure, which differ in how writes on a condition are made.
 
 S3 is moto's server, Google Cloud one of these tests with Google's XML API; Azure is Microsoft's emulator, where
-``azurite-blob`` and ``azure-storage-blob`` are installed (CONTRIBUTING.md).
+``azurite-blob`` is installed (CONTRIBUTING.md).
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         with google_cloud() as found:
             yield found
         return
-    pytest.importorskip("azure.storage.blob")
     if shutil.which("azurite-blob") is None:
         pytest.skip("azurite-blob is not installed")
     with azurite(tmp_path_factory.mktemp("azure")) as emulator:
