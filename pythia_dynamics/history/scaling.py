@@ -177,7 +177,8 @@ def _fetch(work: Work, resources: Resources) -> dict[Cause, float]:
     working = max(
         first + (work.revisions - workers) / rate,
         ceil(work.revisions / workers) * alone,  # what each worker takes that never waits
-        *(alone + (work.revisions - 1) * each.alone / each.servers for each in stations),  # always busy after the first
+        # The whole speed of a station, always, but before its first revision comes and after its last one has gone.
+        *(alone - each.alone + work.revisions * each.alone / each.servers for each in stations),
     )
     spent: dict[Cause, float] = dict.fromkeys(CAUSES, 0.0)
     causes: list[Cause] = ["latency", *(each.cause for each in stations)]

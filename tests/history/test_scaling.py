@@ -34,10 +34,6 @@ ROOT = Path(__file__).parents[2]
 SIMULATION = ROOT / "benchmarks" / "scaling_simulation.py"
 in_the_tree = pytest.mark.skipif(not SIMULATION.is_file(), reason="the benchmarks are not in a source distribution")
 
-BOUND = 0.2
-"""Largest relative difference of model and simulation that is allowed where there are four revisions a worker, and as
-many workers at each address. Near the edge of a window, one address may need one window more."""
-
 
 def fetching(revisions: int, size: int, requests: int = 1) -> Work:
     count = revisions * requests
@@ -85,6 +81,17 @@ def test_one_worker_takes_the_sum() -> None:
     assert fetch_seconds(fetching(1, 10**6), line) == pytest.approx(0.3 + 0.5 + each)
     assert fetch_seconds(fetching(50, 10**6), line) == pytest.approx(0.3 + 3 * 0.5 + 50 * each)
     assert fetch_seconds(fetching(50, 10**6, requests=2), line) == pytest.approx(0.3 + 3 * 0.5 + 50 * (each + 0.5))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16, 256])
+def test_workers_that_share_nothing_take_their_own_time(workers: int) -> None:
+    """Each has an address, a core and a disk: k revisions each take k times one."""
+    line = Resources(
+        workers=workers, addresses=workers, machines=workers, bandwidth=1e7, hub_latency=0.0, storage_latency=0.0
+    )
+    alone = fetch_seconds(fetching(1, 10**7), line)
+    for count in (1, 4, 10):
+        assert fetch_seconds(fetching(count * workers, 10**7), line) == pytest.approx(count * alone)
 
 
 def test_the_line_bounds_a_fetch_by_many() -> None:
@@ -279,18 +286,21 @@ def test_the_simulation_loses_nothing(work: Work, line: Resources, seed: int) ->
 
 
 @in_the_tree
-@settings(max_examples=40, deadline=None)
-@given(works, lines)
-def test_model_and_simulation_agree(work: Work, line: Resources) -> None:
-    addresses = max(1, min(line.addresses, work.revisions // 4))
-    each = max(1, min(line.workers, work.revisions // 4) // addresses)
-    line = replace(line, workers=each * addresses, addresses=addresses, machines=each * addresses)
-    simulated = simulation().simulate([work], line).seconds
-    one_more = line.limits.seconds if work.requests > 0.8 * line.limits.requests * addresses else 0.0
-    # The first latencies are few, so their mean is that of the draw.
-    assert fetch_seconds(work, line) == pytest.approx(
-        simulated, rel=BOUND, abs=one_more + 0.05 + 2 * (line.hub_latency + line.storage_latency)
-    )
+def test_model_and_simulation_agree() -> None:
+    """But for one draw in a thousand: workers that begin together and stay in step are slower than queues say."""
+    outside = simulation().disagreements(2000, seed=1)
+    assert len(outside) <= 2
+    assert all(-0.5 < each < 0.5 for each in outside)
+
+
+@in_the_tree
+@pytest.mark.parametrize("name", ["14m", "1b", "12b"])
+@pytest.mark.parametrize("line", ["plain", "good", "many"])
+def test_rows_of_the_page_agree_with_the_simulation(name: str, line: str) -> None:
+    script = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "scaling_page.py")))
+    for work in (script.unembedding(name), script.whole(name)):
+        found = simulation().simulate([work], script.LINES[line])
+        assert cost(work, script.LINES[line]).seconds == pytest.approx(found.seconds, rel=0.1)
 
 
 @in_the_tree
