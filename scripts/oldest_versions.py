@@ -10,18 +10,20 @@ What each bound rests on:
 
 - torch: 2.13.0 is the oldest that was tested. transformers 5.18 allows 2.6; nothing here is known to need more.
   ``--torch 2.6.0`` tests another version, where it can be installed.
-- transformers 5.18 is the first that allows huggingface_hub 2; it needs safetensors 0.8.
+- transformers 5.21 is the first with the slice of logits that the model of nanoGPT calls; 5.18, the first that allows
+  huggingface_hub 2, needs safetensors 0.8.
 - huggingface_hub 2.0 is the first on httpx2, whose exceptions checkpoints/http.py catches; 2.2 the first whose
   snapshots of the tests' Hub are complete.
 - google-crc32c 1.7 is the first with a compiled wheel for each of Python 3.11, 3.12 and 3.13: 1.5 has none for 3.12,
   1.6 none for 3.13. From source it is pure Python where there is no C library, a thousand times slower.
 - pandas 3.1 is the first that reads a CSV number back to the last bit without an option (which 3.1 deprecates).
-- filelock 3.24 is the first whose lock takes a poll interval; accelerate 1.3 the first with what transformers 5.18
+- filelock 3.24 is the first whose lock takes a poll interval; accelerate 1.3 the first with what transformers
   calls of it; tokenizers 0.23.3 and click 8.4.2 the first that go with huggingface_hub 2.
-- zarr 3.1.3 is the first whose metadata appear whole: with 3.1.2 a process that opens a store may read an empty file.
+- zarr 3.1.4 is the first with a generic ObjectStore, as objects.py names it; with 3.1.2 a process that opens a store
+  may read an empty metadata file.
 - xarray 2025.7.1 writes with zarr 3.1; 2025.4 does not.
 - numba 0.62 is the first whose kernels keep to 1e-6: with 0.61 the MSD of bfloat16 weights is wrong by 5e-6.
-- obstore 0.8 is the oldest that was tested.
+- obstore 0.8 is the oldest that was tested; tensorstore 0.1.73 is the first that lets a process fork.
 - trackio 0.43 is the first that allows huggingface_hub 2; wandb 0.20 goes with its protobuf, 0.19 does not.
 - The others are what the tests pass with; their older versions were not tried.
 """
@@ -38,7 +40,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("checkpoints", "history", "sweep", "measures", "evaluation", "training", "results", "figures")
-EXTRAS = ("remote", "report", "train", "trackers", "test")
+EXTRAS = ("dask", "remote", "report", "train", "trackers", "test")
 
 
 def oldest(requirement: str) -> str | None:

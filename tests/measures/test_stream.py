@@ -347,10 +347,13 @@ def test_a_kill_leaves_what_the_next_stream_uses(hub: HubServer, tmp_path: Path)
 def test_two_streams_of_one_model_have_folders_of_their_own(hub: HubServer, tmp_path: Path) -> None:
     hub.add(REPO, branches(walk()))
     expected = from_store(tmp_path / "a", (HEAD,))
-    (tmp_path / ".tiny.stream").mkdir()
+    of_another = tmp_path / ".tiny.stream" / "0" / "of another"
+    of_another.mkdir(parents=True)
     with FileLock(tmp_path / ".tiny.stream" / "0.lock"):
         require_identical(streamed(tmp_path, (HEAD,), room(7, 1, 2)), expected)
-        assert (tmp_path / ".tiny.stream" / "1.lock").exists()
+    assert of_another.exists()
+    streamed(tmp_path, (HEAD,), room(7, 1, 2))
+    assert not of_another.exists()
     found: list[Any] = []
     threads = [
         threading.Thread(target=lambda: found.append(streamed(tmp_path, (HEAD,), room(7, 1, 2)))) for _ in range(2)
