@@ -217,7 +217,7 @@ def values_of(codes: NDArray[np.uint16], low: float, high: float, *, log: bool) 
     log
         Whether the scale is logarithmic.
     """
-    place = (codes.astype(np.float64) - 1) / _LARGEST
+    place = np.minimum((codes.astype(np.float64) - 1) / _LARGEST, 1)  # `MISSING` would be above, and may overflow
     ends = (np.log(low), np.log(high)) if log else (low, high)
     values = ends[0] * (1 - place) + ends[1] * place
     values = np.exp(values) if log else values

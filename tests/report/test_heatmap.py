@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.saved_populations import BIAS, GONE, MLP, NORM, STEPS, TENSORS, save_runs
@@ -44,6 +44,8 @@ def shown(map_: HeatMap | None, table: int = 0, column: int = 0) -> np.ndarray:
     return decode_column(chosen["columns"][column], shape)
 
 
+@example(np.array([[[1.79769e308, np.inf]]]))
+@example(np.array([[[1.79769e308, 1.0, np.inf]]]))
 @settings(max_examples=200, deadline=None)
 @given(
     arrays(
